@@ -1,1 +1,17 @@
-//! Skeleton.
+//! The contracts between the processes of Domus: versioned messages, ids and limits.
+//!
+//! Types only. Nothing here opens, reads, maps or waits; the code that moves these messages is the
+//! crate `domus-startup`, and every process checks what it receives by the types of this crate.
+//!
+//! | module | between |
+//! |---|---|
+//! | [`control`] | `dom0` and each of its children, over a `SOCK_SEQPACKET` socket |
+//! | [`console`] | `domus-console` and whoever is attached to a console, over a stream socket |
+//! | [`ids`], [`limits`] | all of them |
+
+pub mod console;
+pub mod control;
+pub mod ids;
+pub mod limits;
+
+pub use ids::{DeviceId, DomId, DomainName, MacAddress, Role};

@@ -1,1 +1,26 @@
-//! Skeleton.
+//! How every Domus process starts, as code: one control socket, one start message, then the sandbox.
+//!
+//! ```text
+//! Control::listen ─▶ accept_start ─▶ (map what is needed) ─▶ sandbox::enter ─▶ (start threads)
+//!      ─▶ sandbox::seal ─▶ reply(Ready) ─▶ serve, for controller after controller
+//! ```
+//!
+//! It must not matter who started the process: no state travels by inheritance, only the path of
+//! the control socket on the command line. A controller that goes away is no reason to stop: the
+//! process goes on serving and accepts the next one.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`link`] | one typed JSON message with descriptors in one `SOCK_SEQPACKET` datagram, both directions |
+//! | [`control`] | the child's side: listen, accept one controller at a time, answer |
+//! | [`fds`] | the descriptors of one message, each taken exactly once |
+//! | [`sandbox`] | own uid, no capabilities, own namespaces, an empty root, a seccomp allow-list |
+
+pub mod control;
+pub mod fds;
+pub mod link;
+pub mod sandbox;
+
+pub use control::{Control, Events};
+pub use fds::Fds;
+pub use link::{Link, LinkError};

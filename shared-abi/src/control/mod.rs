@@ -1,0 +1,70 @@
+//! What dom0 and a child say to each other: one JSON value in each `SOCK_SEQPACKET` datagram.
+//!
+//! ```text
+//! dom0                                child
+//!   │── Request{start} + fds ──────────▶│  the first request is always `start`
+//!   │◀───────────── Reply{ready} ───────│  sealed, serving
+//!   │── Request{…} ────────────────────▶│
+//!   │◀──────── Reply{…} | Failed{…} ────│  one answer to each request, in order
+//!   │◀───────────── Event{…} ───────────│  at any time
+//! ```
+//!
+//! A message has at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) bytes. An unknown field, a
+//! version other than [`VERSION`] or a descriptor that is missing, named twice or not named at all
+//! makes the whole message an error.
+
+mod backends;
+mod runner;
+
+pub use backends::{
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, ConsoleRequest, ConsoleStart, NetNic, NetRequest,
+    NetStart,
+};
+pub use runner::{Device, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{DomId, DomainName};
+
+/// The version of these messages. A peer with another one is refused by name.
+pub const VERSION: u32 = 1;
+
+/// A position in the message's `SCM_RIGHTS` array. Each descriptor sent is named exactly once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FdIndex(pub u8);
+
+/// A request from dom0, of the kinds `R` that the child's role knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request<R> {
+    /// Must be [`VERSION`].
+    pub version: u32,
+    /// What to do.
+    pub request: R,
+}
+
+/// What a child sends: replies `A` in the order of the requests, and events `E` in between.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromChild<A, E> {
+    /// The request was done.
+    Reply(A),
+    /// The request was refused or failed; the text is one line for the operator.
+    Failed(String),
+    /// Something happened that nobody asked for.
+    Event(E),
+}
+
+/// The domain that a child serves, and whom it becomes before it touches anything a guest can reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The domain's name, for messages and logs.
+    pub domain: DomainName,
+    /// The domain's number.
+    pub domid: DomId,
+    /// The user id and group id of all the domain's processes. 0 is refused by the sandbox; a dom0 that does
+    /// not run as root sends its own.
+    pub uid: u32,
+}

@@ -1,0 +1,115 @@
+//! The messages of `domu-runner`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{FdIndex, Identity};
+use crate::ids::DeviceId;
+
+/// What dom0 asks of a runner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RunnerRequest {
+    /// Build the machine, seal, load the kernel, answer [`RunnerReply::Ready`]. Its vCPUs are paused.
+    Start(Box<RunnerStart>),
+    /// Let the vCPUs run. No error if they do.
+    Resume,
+    /// Stop the vCPUs; answered when each has left `KVM_RUN`. Devices go on: what they complete is delivered later.
+    Pause,
+    /// Press the ACPI power button: the guest is asked to shut down.
+    PowerButton,
+    /// Report [`RunnerStatus`].
+    Status,
+}
+
+/// A machine to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunnerStart {
+    /// Whose machine it is.
+    pub identity: Identity,
+    /// `/dev/kvm`, opened read-write.
+    pub kvm: FdIndex,
+    /// 1 to [`MAX_VCPUS`](crate::limits::MAX_VCPUS).
+    pub vcpus: u8,
+    /// RAM in bytes, a multiple of [`MEMORY_UNIT`](crate::limits::MEMORY_UNIT).
+    pub memory: u64,
+    /// The kernel: an ELF `vmlinux` with a PVH note or an x86 bzImage. A regular file, opened read-only.
+    pub kernel: FdIndex,
+    /// The initial RAM disk, as the kernel wants it.
+    pub initrd: Option<FdIndex>,
+    /// The kernel's command line, at most [`MAX_CMDLINE`](crate::limits::MAX_CMDLINE) bytes, without NUL.
+    pub cmdline: String,
+    /// A connected `SOCK_STREAM` socket for COM1: what the guest sends, and what it receives.
+    pub serial: Option<FdIndex>,
+    /// Virtio devices, in the order of their PCI slots (the first is 00:01.0).
+    pub devices: Vec<Device>,
+}
+
+/// A virtio device that a vhost-user backend serves. The runner knows no more of it than this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its id, for messages.
+    pub id: DeviceId,
+    /// The virtio device type (virtio 1.3 §5: 1 net, 2 block, 3 console, …).
+    pub virtio_type: u16,
+    /// The PCI class code the guest sees, 24 bits: base class, subclass, interface (block: 0x018000).
+    pub pci_class: u32,
+    /// Number of virtqueues, 1 to [`MAX_QUEUES`](crate::limits::MAX_QUEUES).
+    pub queues: u16,
+    /// Ring size offered for each queue: a power of two up to [`MAX_QUEUE_SIZE`](crate::limits::MAX_QUEUE_SIZE).
+    pub queue_size: u16,
+    /// The device-specific configuration space, if dom0 decides it. Otherwise the backend is asked
+    /// (vhost-user `GET_CONFIG`), which then must offer `VHOST_USER_PROTOCOL_F_CONFIG`.
+    pub config: Option<Vec<u8>>,
+    /// A connected stream socket to the vhost-user backend.
+    pub socket: FdIndex,
+}
+
+/// A runner's answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RunnerReply {
+    /// The machine is built and sealed, its kernel is loaded, its vCPUs are paused.
+    Ready,
+    /// Done.
+    Done,
+    /// To [`RunnerRequest::Status`].
+    Status(RunnerStatus),
+}
+
+/// What a runner knows of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunnerStatus {
+    /// True while the vCPUs are paused.
+    pub paused: bool,
+    /// `CLOCK_MONOTONIC` in nanoseconds just before the first `KVM_RUN`; none before it.
+    pub first_run_ns: Option<u64>,
+    /// Why the machine stopped, if it has.
+    pub stopped: Option<StopReason>,
+}
+
+/// What a runner reports unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RunnerEvent {
+    /// The machine has stopped for good; the runner exits after this.
+    Stopped(StopReason),
+    /// A device's backend has closed its socket or broken the protocol; the device stands still.
+    DeviceLost(DeviceId),
+}
+
+/// Why a machine stopped. They are told apart, since each has its own policy in the domain's config.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum StopReason {
+    /// The guest switched itself off through ACPI (`on_poweroff`).
+    PowerOff,
+    /// The guest reset itself through the FADT reset register or port 0x64 (`on_reboot`).
+    Reboot,
+    /// A vCPU triple-faulted (`KVM_EXIT_SHUTDOWN`; `on_crash`).
+    TripleFault,
+    /// KVM could not go on with a vCPU (`KVM_EXIT_FAIL_ENTRY`, `KVM_EXIT_INTERNAL_ERROR`; `on_crash`).
+    VcpuFailed(String),
+}

@@ -1,0 +1,34 @@
+//! Bounds that hold everywhere. A value outside them is refused where it enters.
+
+/// Longest control message, in bytes. One message is one datagram.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Most file descriptors in one control message (the kernel's own limit is 253, `SCM_MAX_FD`).
+pub const MAX_FDS: usize = 128;
+
+/// Most vCPUs of a domain.
+pub const MAX_VCPUS: u8 = 32;
+
+/// Least memory of a domain, in bytes: below this no Linux starts, and the mini guest needs less.
+pub const MIN_MEMORY: u64 = 16 << 20;
+
+/// Guest memory comes in multiples of this many bytes.
+pub const MEMORY_UNIT: u64 = 1 << 20;
+
+/// Most virtio devices of a domain: slots 1 to 31 of PCI bus 0.
+pub const MAX_DEVICES: usize = 31;
+
+/// Most virtqueues of one device. A queue has one MSI-X vector, and one more is for the configuration.
+pub const MAX_QUEUES: u16 = 64;
+
+/// Largest ring, in descriptors. Virtio 1.3 §2.7 allows 32768; no driver asks for that.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Longest kernel command line in bytes, without the terminating NUL (x86 Linux: `COMMAND_LINE_SIZE` 2048).
+pub const MAX_CMDLINE: usize = 2047;
+
+/// Longest device-specific configuration space in bytes (vhost-user: `VHOST_USER_MAX_CONFIG_SIZE` 256).
+pub const MAX_DEVICE_CONFIG: usize = 256;
+
+/// Longest payload of one frame on a console socket, in bytes.
+pub const MAX_CONSOLE_FRAME: usize = 4096;

@@ -1,0 +1,250 @@
+//! The child's side of the control socket: one controller at a time, and the next when it goes.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen, socket,
+};
+use nix::unistd::{Uid, geteuid};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shared_abi::control::FromChild;
+
+use crate::fds::Fds;
+use crate::link::{Link, LinkError};
+
+/// Why a child could not take up its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The control socket could not be made.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No controller could be accepted.
+    #[error("cannot accept a controller")]
+    Accept(#[source] io::Error),
+    /// The first message was not a proper start message.
+    #[error("the first control message is refused")]
+    Start(#[source] LinkError),
+}
+
+/// The listening control socket of a child, and its controller of the moment.
+#[derive(Debug)]
+pub struct Control {
+    listener: OwnedFd,
+    /// Controllers must have this uid: the one that started the process, before the sandbox changed it.
+    controller: Uid,
+    current: Arc<Mutex<Option<Arc<Link>>>>,
+}
+
+/// Sends events to whichever controller is there. Cheap to clone, usable from every thread.
+#[derive(Debug, Clone)]
+pub struct Events(Arc<Mutex<Option<Arc<Link>>>>);
+
+impl Events {
+    /// Sends an event and never waits: without a controller, or with one that does not read, it is dropped.
+    /// A controller that comes later asks for the state it missed.
+    pub fn send<E: Serialize>(&self, event: &E) {
+        let link = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(link) = link {
+            let _ = link.try_send(&FromChild::<(), &E>::Event(event));
+        }
+    }
+}
+
+impl Control {
+    /// Binds the control socket at `path` and listens. A socket that a dead process left there is replaced.
+    ///
+    /// # Errors
+    /// [`ControlError::Listen`].
+    pub fn listen(path: &Path) -> Result<Self, ControlError> {
+        let open = || -> nix::Result<OwnedFd> {
+            let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+            match nix::unistd::unlink(path) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+            bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+            listen(&listener, Backlog::new(1)?)?;
+            Ok(listener)
+        };
+        let listener = open().map_err(|errno| ControlError::Listen { path: path.into(), source: errno.into() })?;
+        Ok(Self { listener, controller: geteuid(), current: Arc::default() })
+    }
+
+    /// Waits for a controller of the right uid; others are hung up on.
+    fn accept(&self) -> Result<Arc<Link>, ControlError> {
+        loop {
+            let fd = match accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Ok(fd) => own(fd),
+                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+                Err(errno) => return Err(ControlError::Accept(errno.into())),
+            };
+            let peer = getsockopt(&fd, PeerCredentials).map_err(|errno| ControlError::Accept(errno.into()))?;
+            if peer.uid() == self.controller.as_raw() {
+                let link = Arc::new(Link::from(fd));
+                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.clone());
+                return Ok(link);
+            }
+        }
+    }
+
+    /// Accepts the first controller and receives the first request, which must be the start message.
+    ///
+    /// # Errors
+    /// [`ControlError::Start`] if it is none; the controller has been told.
+    pub fn accept_start<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
+        let link = self.accept()?;
+        link.receive_request().map_err(|error| {
+            let _ = link.try_send(&FromChild::<(), ()>::Failed(chain(&error)));
+            ControlError::Start(error)
+        })
+    }
+
+    /// Answers the start message.
+    pub fn reply<A: Serialize>(&self, reply: &A) {
+        self.answer(Ok(reply));
+    }
+
+    /// Answers the start message with a failure: one line, with its causes.
+    pub fn fail(&self, error: &(dyn std::error::Error + 'static)) {
+        self.answer::<()>(Err(chain(error)));
+    }
+
+    fn answer<A: Serialize>(&self, answer: Result<&A, String>) {
+        let link = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(link) = link {
+            // A controller that has gone needs no answer.
+            let _ = match answer {
+                Ok(reply) => link.send(&FromChild::<&A, ()>::Reply(reply), &[]),
+                Err(text) => link.send(&FromChild::<(), ()>::Failed(text), &[]),
+            };
+        }
+    }
+
+    /// A sender of events for other threads.
+    pub fn events(&self) -> Events {
+        Events(self.current.clone())
+    }
+
+    /// Serves requests for ever: of the controller that sent the start message, then of each next one.
+    ///
+    /// A request that is malformed is answered with a failure and does not end anything.
+    ///
+    /// # Errors
+    /// [`ControlError::Accept`]: the listening socket itself has failed.
+    pub fn serve<R, A>(&self, mut handle: impl FnMut(R, Fds) -> Result<A, String>) -> Result<(), ControlError>
+    where
+        R: DeserializeOwned,
+        A: Serialize,
+    {
+        loop {
+            let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let link = match current {
+                Some(link) => link,
+                None => self.accept()?,
+            };
+            loop {
+                let answer = match link.receive_request::<R>() {
+                    Ok((request, fds)) => handle(request, fds),
+                    Err(LinkError::Closed | LinkError::Io(_)) => break,
+                    Err(refused) => Err(chain(&refused)),
+                };
+                let sent = match answer {
+                    Ok(reply) => link.send(&FromChild::<A, ()>::Reply(reply), &[]),
+                    Err(text) => link.send(&FromChild::<A, ()>::Failed(text), &[]),
+                };
+                if sent.is_err() {
+                    break;
+                }
+            }
+            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[expect(unsafe_code, reason = "takes ownership of a descriptor that accept4 has just returned")]
+fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: accept4 has just returned this descriptor to us; nobody else knows its number.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::connect;
+    use shared_abi::control::{BackendReply, BlockRequest, RunnerReply, RunnerRequest};
+
+    use super::*;
+
+    fn dial(path: &Path) -> Link {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        fd.into()
+    }
+
+    #[test]
+    fn the_next_controller_is_served_when_the_first_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runner.sock");
+        let control = Control::listen(&path).unwrap();
+        let child = std::thread::spawn(move || {
+            let (first, _) = control.accept_start::<RunnerRequest>().unwrap();
+            assert_eq!(first, RunnerRequest::Resume);
+            control.reply(&RunnerReply::Ready);
+            let mut served = 0;
+            let _ = control.serve(|request: RunnerRequest, _| {
+                served += 1;
+                assert!(served < 4);
+                if request == RunnerRequest::Pause { Ok(RunnerReply::Done) } else { Err("not now".into()) }
+            });
+        });
+        let first = dial(&path);
+        first.send_request(&RunnerRequest::Resume, &[]).unwrap();
+        type Answer = FromChild<RunnerReply, ()>;
+        assert_eq!(first.receive::<Answer>().unwrap().0, Answer::Reply(RunnerReply::Ready));
+        drop(first);
+        let second = dial(&path);
+        second.send_request(&RunnerRequest::Pause, &[]).unwrap();
+        assert_eq!(second.receive::<Answer>().unwrap().0, Answer::Reply(RunnerReply::Done));
+        second.send(&"nonsense", &[]).unwrap();
+        assert!(matches!(second.receive::<Answer>().unwrap().0, Answer::Failed(_)));
+        second.send_request(&RunnerRequest::Status, &[]).unwrap();
+        assert_eq!(second.receive::<Answer>().unwrap().0, Answer::Failed("not now".into()));
+        drop(second);
+        assert!(!child.is_finished());
+    }
+
+    #[test]
+    fn a_wrong_start_message_is_answered_with_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("block.sock");
+        let control = Control::listen(&path).unwrap();
+        let link = dial(&path);
+        link.send(&serde_json::json!({"version": 1, "request": {"start": {"disk": []}}}), &[]).unwrap();
+        assert!(control.accept_start::<BlockRequest>().is_err());
+        match link.receive::<FromChild<BackendReply, ()>>().unwrap().0 {
+            FromChild::Failed(text) => assert!(text.contains("disk"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
