@@ -123,13 +123,16 @@ impl TryFrom<String> for MacAddress {
     fn try_from(text: String) -> Result<Self, IdError> {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
-        let parsed = bytes.iter_mut().all(|byte| {
-            parts.next().filter(|part| part.len() == 2).and_then(|part| u8::from_str_radix(part, 16).ok()).is_some_and(
-                |value| {
-                    *byte = value;
-                    true
-                },
-            )
+        let pair = |part: &str| {
+            let digits = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            if digits { u8::from_str_radix(part, 16).ok() } else { None }
+        };
+        let parsed = bytes.iter_mut().all(|byte| match parts.next().and_then(pair) {
+            Some(value) => {
+                *byte = value;
+                true
+            }
+            None => false,
         });
         if parsed && parts.next().is_none() { Self::new(bytes) } else { Err(IdError::MacAddress(text)) }
     }
@@ -219,7 +222,14 @@ mod tests {
     #[test]
     fn mac_addresses_are_six_hex_pairs_of_a_unicast_address() {
         assert_eq!("52:54:00:12:34:Ff".parse::<MacAddress>().unwrap().to_string(), "52:54:00:12:34:ff");
-        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "53:54:00:12:34:56", "52:54:00:12:34:+6", "525400123456"] {
+        for bad in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "53:54:00:12:34:56",
+            "52:54:00:12:34:+6",
+            "525400123456",
+        ] {
             assert!(bad.parse::<MacAddress>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -17,8 +17,8 @@ mod backends;
 mod runner;
 
 pub use backends::{
-    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, ConsoleRequest, ConsoleStart, NetNic, NetRequest,
-    NetStart,
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, ConsoleRequest, ConsoleStart, NetNic,
+    NetRequest, NetStart,
 };
 pub use runner::{Device, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason};
 

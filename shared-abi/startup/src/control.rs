@@ -77,7 +77,8 @@ impl Control {
             listen(&listener, Backlog::new(1)?)?;
             Ok(listener)
         };
-        let listener = open().map_err(|errno| ControlError::Listen { path: path.into(), source: errno.into() })?;
+        let listener =
+            open().map_err(|errno| ControlError::Listen { path: path.into(), source: errno.into() })?;
         Ok(Self { listener, controller: geteuid(), current: Arc::default() })
     }
 
@@ -89,7 +90,8 @@ impl Control {
                 Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
                 Err(errno) => return Err(ControlError::Accept(errno.into())),
             };
-            let peer = getsockopt(&fd, PeerCredentials).map_err(|errno| ControlError::Accept(errno.into()))?;
+            let peer =
+                getsockopt(&fd, PeerCredentials).map_err(|errno| ControlError::Accept(errno.into()))?;
             if peer.uid() == self.controller.as_raw() {
                 let link = Arc::new(Link::from(fd));
                 *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.clone());

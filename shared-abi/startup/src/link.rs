@@ -68,7 +68,12 @@ impl Link {
         self.send_flags(message, &[], MsgFlags::MSG_DONTWAIT)
     }
 
-    fn send_flags<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>], flags: MsgFlags) -> Result<(), LinkError> {
+    fn send_flags<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+        flags: MsgFlags,
+    ) -> Result<(), LinkError> {
         let bytes = serde_json::to_vec(message).map_err(LinkError::Malformed)?;
         if bytes.len() > MAX_MESSAGE {
             return Err(LinkError::TooLong(bytes.len()));
@@ -198,7 +203,8 @@ mod tests {
     use super::*;
 
     fn pair() -> (Link, Link) {
-        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (a, b) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         (a.into(), b.into())
     }
 

@@ -1,0 +1,83 @@
+//! Starts this test program again as a child that enters the sandbox, and looks at it from outside and inside.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use domus_startup::sandbox::{Allow, COMMON, enter, seal};
+
+/// Set in the child: what it should do once it is in the sandbox.
+const ACT: &str = "DOMUS_SANDBOX_ACT";
+
+fn child(act: &str) -> std::process::Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "inside", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(ACT, act)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Not a test of its own: what the child of the tests below runs.
+#[test]
+#[ignore = "run by the other tests of this file, as their child"]
+fn inside() {
+    let act = std::env::var(ACT).expect("started by another test of this file");
+    // The test harness runs us on a second thread; a user namespace needs a process with one. So fork.
+    match fork() {
+        0 => {
+            let uid = if nix::unistd::geteuid().is_root() {
+                1_900_000_001
+            } else {
+                nix::unistd::geteuid().as_raw()
+            };
+            let status = std::fs::File::open("/proc/self/status").unwrap();
+            enter(uid).unwrap();
+            seal(&[COMMON, &[Allow::Call(libc::SYS_lseek), Allow::Call(libc::SYS_statx)]].concat()).unwrap();
+            match act.as_str() {
+                "status" => print!("{}", std::io::read_to_string(status).unwrap()),
+                "open" => drop(std::fs::File::open("/")),
+                "exec" => drop(Command::new("/bin/true").status()),
+                other => panic!("{other}"),
+            }
+            std::process::exit(0);
+        }
+        pid => {
+            let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).unwrap();
+            if let nix::sys::wait::WaitStatus::Signaled(_, signal, _) = status {
+                nix::sys::signal::raise(signal).unwrap();
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "the test forks to have a process with one thread")]
+fn fork() -> i32 {
+    // SAFETY: the child uses only this thread, and the allocator, which glibc keeps usable across fork.
+    unsafe { libc::fork() }
+}
+
+#[test]
+fn a_sealed_process_has_no_privilege_left() {
+    let output = child("status");
+    let status = String::from_utf8(output.stdout).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        line.unwrap_or_else(|| panic!("no {name} in {status}{}", String::from_utf8_lossy(&output.stderr)))
+            .to_owned()
+    };
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field("Seccomp"), "2");
+    assert!(!field("Uid").starts_with("0\t"), "{}", field("Uid"));
+    assert_eq!(field("Groups").trim(), if nix::unistd::geteuid().is_root() { "" } else { "65534" });
+}
+
+#[test]
+fn opening_a_path_or_starting_a_program_kills_a_sealed_process() {
+    for act in ["open", "exec"] {
+        let status = child(act).status;
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{act}: {status:?}");
+    }
+}
