@@ -1,0 +1,122 @@
+//! What PVH hands over: `hvm_start_info` version 1 (Xen public/arch-x86/hvm/start_info.h) and the command line in it.
+
+use super::sys;
+
+const MAGIC: u32 = 0x336e_c578;
+const TEXT: usize = 1024;
+
+/// The kernel command line, as words of `key=value`.
+pub struct CommandLine {
+    text: [u8; TEXT],
+    len: usize,
+}
+
+impl CommandLine {
+    /// Takes at most 1 KiB of a command line; bytes that are not ASCII become `?`.
+    pub fn new(bytes: impl Iterator<Item = u8>) -> Self {
+        let mut line = Self { text: [0; TEXT], len: 0 };
+        for byte in bytes.take(TEXT) {
+            line.text[line.len] = if byte.is_ascii() { byte } else { b'?' };
+            line.len += 1;
+        }
+        line
+    }
+
+    /// The whole line.
+    pub fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.text[..self.len]).unwrap_or("")
+    }
+
+    /// The value of the last `key=value`.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.as_str()
+            .split_ascii_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .filter(|(name, _)| *name == key)
+            .next_back()
+            .map(|(_, value)| value)
+    }
+
+    /// A number, decimal or `0x` hexadecimal.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        let text = self.value(key)?;
+        match text.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    }
+}
+
+/// One range of the memory map. Types are E820's: 1 is RAM.
+#[derive(Clone, Copy)]
+pub struct Range {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// E820 type.
+    pub kind: u32,
+}
+
+/// What the loader said.
+pub struct Start {
+    /// Kernel command line.
+    pub line: CommandLine,
+    /// Physical address of ACPI's RSDP.
+    pub rsdp: u64,
+    map: [Range; 32],
+    ranges: usize,
+}
+
+impl Start {
+    /// Reads `hvm_start_info` at `addr`, or says that nothing like it is there.
+    pub fn read(addr: u64) -> Result<Self, &'static str> {
+        if sys::read32(addr) != MAGIC {
+            return Err("EBX does not point to an hvm_start_info");
+        }
+        if sys::read32(addr + 4) < 1 {
+            return Err("hvm_start_info is version 0: no memory map");
+        }
+        let text = sys::read64(addr + 24);
+        let bytes = (0..).map(|i| sys::read8(text + i)).take_while(|&byte| byte != 0);
+        let line = CommandLine::new(bytes.take(if text == 0 { 0 } else { TEXT }));
+        let table = sys::read64(addr + 40);
+        let count = sys::read32(addr + 48) as usize;
+        let mut map = [Range { start: 0, len: 0, kind: 0 }; 32];
+        let ranges = count.min(map.len());
+        for (entry, i) in map.iter_mut().zip(0..ranges as u64) {
+            let at = table + i * 24;
+            *entry = Range { start: sys::read64(at), len: sys::read64(at + 8), kind: sys::read32(at + 16) };
+        }
+        Ok(Self { line, rsdp: sys::read64(addr + 32), map, ranges })
+    }
+
+    /// The memory map.
+    pub fn map(&self) -> &[Range] {
+        &self.map[..self.ranges]
+    }
+
+    /// Whether all of this is RAM, by one entry of the map.
+    pub fn is_ram(&self, start: u64, len: u64) -> bool {
+        self.map().iter().any(|r| r.kind == 1 && r.start <= start && start + len <= r.start + r.len)
+    }
+
+    /// Bytes of RAM.
+    pub fn ram(&self) -> u64 {
+        self.map().iter().filter(|r| r.kind == 1).map(|r| r.len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_of_repeated_keys_wins_and_numbers_come_in_two_bases() {
+        let line = CommandLine::new("mini.test=a mini.seed=0x10 mini.test=b,c".bytes());
+        assert_eq!(line.value("mini.test"), Some("b,c"));
+        assert_eq!(line.number("mini.seed"), Some(16));
+        assert_eq!(line.number("mini.test"), None);
+        assert_eq!(line.value("mini"), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! The other processors: brought up by INIT/SIPI, then asleep in [`serve`] until they are given a function.
+
+use super::{boot, clock, irq, sys};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+const MOST: usize = 32;
+type Work = fn(u32);
+
+static IDS: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
+static UP: AtomicU32 = AtomicU32::new(1);
+static GIVEN: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
+static DONE: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
+static TASKS: [Work; 2] = [nothing, count_up];
+/// What [`count_up`] adds to.
+pub static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+fn nothing(_cpu: u32) {}
+
+fn count_up(_cpu: u32) {
+    for _ in 0..100_000 {
+        COUNTER.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How many CPUs run, this one included.
+pub fn running() -> u32 {
+    UP.load(Ordering::SeqCst)
+}
+
+/// What an application processor does for the rest of its life.
+pub fn serve(cpu: u32) -> ! {
+    let index = cpu as usize % MOST;
+    irq::enable_lapic();
+    IDS[index].store(u32::from(irq::apic_id()), Ordering::SeqCst);
+    UP.fetch_add(1, Ordering::SeqCst);
+    let vector = irq::WAKE + index as u8;
+    loop {
+        let seen = irq::count(vector);
+        let task = GIVEN[index].swap(0, Ordering::SeqCst);
+        if task == 0 {
+            sys::sleep_unless_moved(&irq::COUNTS[usize::from(vector)], seen);
+        } else {
+            TASKS[task % TASKS.len()](cpu);
+            DONE[index].fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Starts the CPUs with these APIC ids, all but the caller's own; returns how many came up in time.
+///
+/// `trampoline` runs in real mode at a page of its own below 640 KiB.
+pub fn start(start: &boot::Start, trampoline: &[u8], ids: &[u8]) -> Result<u32, &'static str> {
+    let page = (0x1000..0x9f000)
+        .step_by(0x1000)
+        .find(|&page| start.is_ram(page, 4096) && (0..512).all(|i| sys::read64(page + i * 8) == 0));
+    let page = page.ok_or("no free page below 640 KiB for the AP trampoline")?;
+    sys::put(page, trampoline);
+    let own = irq::apic_id();
+    for &id in ids.iter().filter(|&&id| id != own) {
+        let before = running();
+        irq::ipi(id, 0x4500);
+        clock::spin(10_000);
+        for _ in 0..2 {
+            irq::ipi(id, 0x4600 | (page >> 12) as u32);
+            let deadline = clock::deadline(500);
+            while running() == before && sys::tsc() < deadline {
+                core::hint::spin_loop();
+            }
+            if running() != before {
+                break;
+            }
+        }
+    }
+    sys::fill(page, 4096, 0);
+    Ok(running())
+}
+
+/// Lets every other CPU count up natively at once; returns how many finished within 5 s.
+pub fn count_together() -> u32 {
+    let before: [u32; MOST] = core::array::from_fn(|cpu| DONE[cpu].load(Ordering::SeqCst));
+    COUNTER.store(0, Ordering::SeqCst);
+    for cpu in 1..running() as usize {
+        GIVEN[cpu].store(1, Ordering::SeqCst);
+        irq::ipi(IDS[cpu].load(Ordering::SeqCst) as u8, 0x4000 | (u32::from(irq::WAKE) + cpu as u32));
+    }
+    let deadline = clock::deadline(5000);
+    let finished = |cpu: &usize| DONE[*cpu].load(Ordering::SeqCst) != before[*cpu];
+    while sys::tsc() < deadline && !(1..running() as usize).all(|cpu| finished(&cpu)) {
+        core::hint::spin_loop();
+    }
+    (1..running() as usize).filter(finished).count() as u32
+}
