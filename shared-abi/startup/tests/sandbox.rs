@@ -1,5 +1,7 @@
 //! Starts this test program again as a child that enters the sandbox, and looks at it from outside and inside.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
