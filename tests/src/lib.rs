@@ -1,1 +1,9 @@
-//! Skeleton.
+//! Launches the real processes on real ground: the nested lab's outer machine, its guests, and what is asked of them.
+//!
+//! The binary `domus-lab` runs the scenarios; the tools (`cargo xtask`) make the images, start the outer machine and count.
+
+pub mod child;
+pub mod ground;
+pub mod guest;
+pub mod images;
+pub mod outer;

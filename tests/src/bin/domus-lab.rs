@@ -1,0 +1,2 @@
+//! Runs the scenarios of the lab. Skeleton of the commands.
+fn main() {}

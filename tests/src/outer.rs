@@ -1,0 +1,289 @@
+//! The nested lab's outer machine: a Debian under QEMU's TCG, whose emulated SVM gives it a real /dev/kvm.
+//!
+//! QEMU before 10.2 can lose an interrupt at an SVM exit, and before 8.1 can translate half-patched code with two CPUs; so the machine has one
+//! CPU, `nested=0`, and a heartbeat: a byte every 100 ms on a second UART, which wakes it and which it echoes. No echo for
+//! [`SILENCE`] is the ground's failure, told apart from the tests'. Every run has a hard limit, and an error names the step that was under way.
+//!
+//! Folder `lab` of the run is `/lab` in the machine (virtiofs); `lab/step.sh` is what it does, `lab/status` its exit status.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::child::{Running, poll_until, tied};
+use crate::images::{Images, KernelId};
+
+/// So long without an echo, and the machine counts as hung.
+pub const SILENCE: Duration = Duration::from_secs(60);
+
+const HEARTBEAT: Duration = Duration::from_millis(100);
+
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+
+/// A line of the machine that begins so names the step that is under way.
+pub const STEP: &str = "STEP ";
+
+/// Where the machine's console goes.
+pub enum Serial<'a> {
+    /// Each line to this function.
+    Lines(&'a mut dyn FnMut(&str)),
+    /// This process' terminal, both ways.
+    Terminal,
+}
+
+/// What a run needs.
+#[derive(Clone, Debug)]
+pub struct Outer<'a> {
+    /// Kernel and root file system.
+    pub images: &'a Images,
+    /// An empty folder of this run's own.
+    pub folder: PathBuf,
+    /// RAM, MiB; only what is touched is used.
+    pub memory_mib: u32,
+    /// A second copy of the Debian image as `/dev/nvme1n1`, writes dropped at the end.
+    pub second_disk: bool,
+    /// After this long everything is killed.
+    pub limit: Duration,
+}
+
+/// Why a run gave no answer.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The outer machine itself stood still or did not come up: says nothing about what ran in it.
+    Ground(String),
+    /// What ran in it did not end in time.
+    Limit(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ground(what) => write!(f, "the lab's own machine failed: {what}"),
+            Self::Limit(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Outer<'_> {
+    /// The folder that is `/lab` inside.
+    pub fn share(&self) -> PathBuf {
+        self.folder.join("lab")
+    }
+
+    /// Makes an empty run folder.
+    pub fn prepare(&self) -> Result<()> {
+        if self.folder.exists() {
+            fs::remove_dir_all(&self.folder)
+                .with_context(|| format!("cannot empty {}", self.folder.display()))?;
+        }
+        fs::create_dir_all(self.share()).with_context(|| format!("cannot make {}", self.share().display()))
+    }
+
+    /// Puts `file` into the share under `name`: a hard link where that is possible, so nothing is copied.
+    pub fn place(&self, file: &Path, name: &str) -> Result<()> {
+        let target = self.share().join(name);
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        if fs::hard_link(file, &target).is_err() {
+            fs::copy(file, &target)
+                .with_context(|| format!("cannot copy {} into the lab", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Boots the machine, lets it run `step` (a shell script, from `/lab`), and returns that script's exit status.
+    pub fn run(&self, step: &str, serial: Serial<'_>) -> Result<i32> {
+        fs::write(self.share().join("step.sh"), step)?;
+        let sockets = SocketFolder::new()?;
+        let virtiofs = sockets.0.join("virtiofs");
+        let heartbeat = sockets.0.join("heartbeat");
+
+        let mut virtiofsd = tied(VIRTIOFSD);
+        virtiofsd.arg(format!("--socket-path={}", virtiofs.display()));
+        virtiofsd.args(["-o", &format!("source={}", self.share().display()), "-o", "cache=auto"]);
+        let log = fs::File::create(self.folder.join("virtiofsd.log"))?;
+        virtiofsd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut virtiofsd = Running::start("virtiofsd", &mut virtiofsd).context("cannot start virtiofsd")?;
+        if !poll_until(Duration::from_secs(10), || virtiofs.exists()) {
+            bail!("virtiofsd made no socket; see {}", self.folder.join("virtiofsd.log").display());
+        }
+
+        let terminal = matches!(serial, Serial::Terminal);
+        let mut qemu = self.qemu(&virtiofs, &heartbeat, terminal)?;
+        let log = fs::File::create(self.folder.join("qemu.log"))?;
+        if terminal {
+            qemu.stderr(log);
+        } else {
+            qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        }
+        let mut qemu = Running::start("QEMU", &mut qemu).context("cannot start qemu-system-x86_64")?;
+        if !poll_until(Duration::from_secs(10), || heartbeat.exists()) {
+            bail!("QEMU did not start; see {}", self.folder.join("qemu.log").display());
+        }
+        let pulse = Pulse::start(&heartbeat)?;
+        let watched = self.watch(&mut qemu, &pulse, serial);
+        drop(qemu);
+        let _ = virtiofsd.wait(Duration::from_secs(2));
+        watched?;
+        let status = fs::read_to_string(self.share().join("status")).unwrap_or_default();
+        match status.trim().parse() {
+            Ok(status) => Ok(status),
+            Err(_) => Err(Failure::Ground("it ended without a status".into()).into()),
+        }
+    }
+
+    fn qemu(&self, virtiofs: &Path, heartbeat: &Path, terminal: bool) -> Result<std::process::Command> {
+        let kernel = self.images.kernel(KernelId::OUTER)?;
+        let memory = self.memory_mib;
+        let root = self.images.debian.display();
+        let mut qemu = tied("qemu-system-x86_64");
+        qemu.args(["-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-M", "q35,memory-backend=ram", "-smp", "1"]);
+        qemu.args([
+            "-m",
+            &memory.to_string(),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        qemu.args(["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share=on")]);
+        qemu.args(["-drive", &format!("file={root},format=raw,if=none,id=root,snapshot=on")]);
+        qemu.args(["-device", "nvme,drive=root,serial=root"]);
+        if self.second_disk {
+            qemu.args(["-drive", &format!("file={root},format=raw,if=none,id=second,snapshot=on")]);
+            qemu.args(["-device", "nvme,drive=second,serial=second"]);
+        }
+        qemu.args(["-chardev", &format!("socket,id=fs,path={}", virtiofs.display())]);
+        qemu.args(["-device", "vhost-user-fs-pci,chardev=fs,tag=lab"]);
+        // signal=off: Ctrl-C belongs to the guest when the terminal is wired through.
+        qemu.args(["-chardev", if terminal { "stdio,id=console,signal=off" } else { "stdio,id=console" }]);
+        qemu.args(["-serial", "chardev:console"]);
+        qemu.args([
+            "-chardev",
+            &format!("socket,id=heartbeat,path={},server=on,wait=off", heartbeat.display()),
+        ]);
+        qemu.args(["-serial", "chardev:heartbeat"]);
+        qemu.arg("-kernel").arg(&kernel.vmlinuz);
+        qemu.args([
+            "-append",
+            "root=/dev/nvme0n1 init=/usr/lib/domus-lab/outer-init console=ttyS0 quiet 8250.nr_uarts=2 mitigations=off \
+             nokaslr tsc=reliable no_timer_check audit=0 panic=-1",
+        ]);
+        Ok(qemu)
+    }
+
+    /// Until QEMU ends, the limit is over, or the heart stops.
+    fn watch(&self, qemu: &mut Running, pulse: &Pulse, mut serial: Serial<'_>) -> Result<()> {
+        let start = Instant::now();
+        let mut step = "booting the lab's machine".to_owned();
+        let (sender, lines) = mpsc::channel();
+        if let Some(stdout) = qemu.child().stdout.take() {
+            let mut transcript = fs::File::create(self.folder.join("console.log"))?;
+            std::thread::spawn(move || {
+                for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                    let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                    let _ = writeln!(transcript, "{line}");
+                    if sender.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+        } else {
+            // The terminal is QEMU's: there are no lines to read.
+            std::mem::forget(sender);
+        }
+        loop {
+            match lines.recv_timeout(Duration::from_millis(200)) {
+                Ok(line) => {
+                    if let Some(name) = line.strip_prefix(STEP) {
+                        step = name.to_owned();
+                    }
+                    if let Serial::Lines(take) = &mut serial {
+                        take(&line);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    qemu.wait(Duration::from_secs(10))?;
+                    return Ok(());
+                }
+            }
+            if matches!(serial, Serial::Terminal) && qemu.ended()?.is_some() {
+                return Ok(());
+            }
+            if start.elapsed() > self.limit {
+                let limit = self.limit.as_secs();
+                return Err(Failure::Limit(format!("not done after {limit} s; under way: {step}")).into());
+            }
+            if pulse.silence() > SILENCE {
+                let seconds = SILENCE.as_secs();
+                return Err(
+                    Failure::Ground(format!("no heartbeat for {seconds} s; under way: {step}")).into()
+                );
+            }
+        }
+    }
+}
+
+/// Sockets have short paths, and the run's folder may have a long one.
+struct SocketFolder(PathBuf);
+
+impl SocketFolder {
+    fn new() -> Result<Self> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("domus-lab-{}-{count}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for SocketFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Writes the heartbeat and remembers when it was last echoed.
+struct Pulse {
+    last: Arc<Mutex<Instant>>,
+}
+
+impl Pulse {
+    fn start(socket: &Path) -> Result<Self> {
+        let mut writer = UnixStream::connect(socket).context("cannot connect to the heartbeat's UART")?;
+        let mut reader = writer.try_clone()?;
+        let last = Arc::new(Mutex::new(Instant::now()));
+        let heard = Arc::clone(&last);
+        // Both threads end when QEMU closes its end.
+        std::thread::spawn(move || {
+            // A machine that does not read yet must not block this thread for ever: the socket buffers hours of beats.
+            while writer.write_all(b".").is_ok() {
+                std::thread::sleep(HEARTBEAT);
+            }
+        });
+        std::thread::spawn(move || {
+            let mut bytes = [0; 64];
+            while reader.read(&mut bytes).is_ok_and(|count| count > 0) {
+                *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            }
+        });
+        Ok(Self { last })
+    }
+
+    fn silence(&self) -> Duration {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}

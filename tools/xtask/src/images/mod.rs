@@ -1,0 +1,142 @@
+//! The lab's images: made from Debian's packages when they are missing, kept by the hash of their recipes.
+//!
+//! An image is made under a temporary name and renamed when it is whole, so a build that was cut off leaves nothing that looks done.
+//! One process at a time makes images; others wait for it.
+
+mod cpio;
+mod debian;
+mod guest_root;
+mod initrd;
+mod kernels;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use domus_tests::images::{Images, KernelFiles, KernelId};
+
+use crate::command::{command, run_quiet};
+use crate::workspace;
+
+/// Makes whatever is missing and returns where everything is.
+pub fn images(ids: &[KernelId]) -> Result<Images> {
+    let cache = Cache::open(workspace::images())?;
+    let mut kernels = BTreeMap::new();
+    let mut outer = None;
+    for id in ids {
+        let kernel = kernels::kernel(&cache, *id)?;
+        let recipe =
+            [b"v1".as_slice(), initrd::SCRIPT.as_bytes(), kernel.vmlinuz.as_os_str().as_encoded_bytes()];
+        let initrd = cache.entry(&format!("initrd-{}", id.name()), ".img", &recipe, |path| {
+            Ok(fs::write(path, initrd::initrd(&kernel, path)?)?)
+        })?;
+        kernels.insert(*id, KernelFiles { vmlinuz: kernel.vmlinuz.clone(), initrd });
+        if *id == KernelId::OUTER {
+            outer = Some(kernel);
+        }
+    }
+    let outer = outer.context("the outer machine's kernel must be among the kernels")?;
+    let guest_recipe = [b"v1".as_slice(), guest_root::GUEST_INIT.as_bytes()];
+    let guest = cache.entry("guest", ".ext4", &guest_recipe, |path| {
+        let tree = Tree::new(path)?;
+        guest_root::build(&tree.0, path)
+    })?;
+    let mut recipe = debian::recipe();
+    recipe.push(outer.modules.as_os_str().as_encoded_bytes());
+    let debian = cache.entry("debian", ".ext4", &recipe, |path| {
+        let tree = Tree::new(path)?;
+        debian::build(&tree.0, path, &outer)
+    })?;
+    Ok(Images { kernels, guest, debian })
+}
+
+/// The folder of finished images.
+#[derive(Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    /// Held for as long as images are made.
+    _lock: File,
+}
+
+impl Cache {
+    fn open(folder: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let lock = File::create(folder.join(".lock"))?;
+        lock.lock().context("cannot lock the folder of images")?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// The file or folder `name-HASH suffix`, made by `make` when it is not there; older ones of that name are removed.
+    pub fn entry(
+        &self,
+        name: &str,
+        suffix: &str,
+        recipe: &[&[u8]],
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let mut hasher = DefaultHasher::new();
+        for part in recipe {
+            hasher.write(part);
+            hasher.write_u8(0xff);
+        }
+        let path = self.folder.join(format!("{name}-{:016x}{suffix}", hasher.finish()));
+        if path.exists() {
+            return Ok(path);
+        }
+        self.remove_others(name, suffix)?;
+        let partial = self.folder.join(format!("partial-{name}{suffix}"));
+        remove(&partial)?;
+        make(&partial).with_context(|| format!("cannot make the image {}", path.display()))?;
+        fs::rename(&partial, &path)?;
+        Ok(path)
+    }
+
+    fn remove_others(&self, name: &str, suffix: &str) -> Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let middle = file.strip_prefix(&format!("{name}-")).and_then(|rest| rest.strip_suffix(suffix));
+            if middle
+                .is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A folder beside an image under construction, removed when the image is made.
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(image: &Path) -> Result<Self> {
+        let path = image.with_extension("tree");
+        remove(&path)?;
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        fs::remove_dir_all(path)?;
+    } else if path.exists() {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Makes an ext4 image of `size` (mke2fs' notation) that holds `tree`, without mounting anything.
+fn ext4(tree: &Path, image: &Path, size: &str) -> Result<()> {
+    let mut mke2fs = command("/sbin/mke2fs", ["-q", "-t", "ext4", "-F", "-E", "root_owner=0:0", "-d"]);
+    run_quiet(mke2fs.arg(tree).arg(image).arg(size))
+}
