@@ -20,7 +20,9 @@ pub use backends::{
     BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, ConsoleRequest, ConsoleStart, NetNic,
     NetRequest, NetStart,
 };
-pub use runner::{Device, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason};
+pub use runner::{
+    Device, DeviceConfig, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason,
+};
 
 use serde::{Deserialize, Serialize};
 

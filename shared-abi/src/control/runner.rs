@@ -59,11 +59,22 @@ pub struct Device {
     pub queues: u16,
     /// Ring size offered for each queue: a power of two up to [`MAX_QUEUE_SIZE`](crate::limits::MAX_QUEUE_SIZE).
     pub queue_size: u16,
-    /// The device-specific configuration space, if dom0 decides it. Otherwise the backend is asked
-    /// (vhost-user `GET_CONFIG`), which then must offer `VHOST_USER_PROTOCOL_F_CONFIG`.
-    pub config: Option<Vec<u8>>,
+    /// The device-specific configuration space.
+    pub config: DeviceConfig,
     /// A connected stream socket to the vhost-user backend.
     pub socket: FdIndex,
+}
+
+/// Where the device-specific configuration space of a device comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DeviceConfig {
+    /// dom0 decides it: at most [`MAX_DEVICE_CONFIG`](crate::limits::MAX_DEVICE_CONFIG) bytes, read-only.
+    Given(Vec<u8>),
+    /// The backend is asked (vhost-user `GET_CONFIG`, so it must offer `VHOST_USER_PROTOCOL_F_CONFIG`) for this
+    /// many bytes, at most [`MAX_DEVICE_CONFIG`](crate::limits::MAX_DEVICE_CONFIG). No more than the device type
+    /// has (block: 60): a backend may fail a longer request, and vhost-user has no way to ask for the length.
+    FromBackend(u16),
 }
 
 /// A runner's answers.
