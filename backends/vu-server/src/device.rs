@@ -1,0 +1,29 @@
+//! What a device class must say of itself: nothing of sockets, nothing of rings.
+
+/// A device class: its features and its configuration space. Its work is done by workers ([`crate::worker`]).
+///
+/// Every argument is chosen by an untrusted frontend.
+pub trait Device: Send + 'static {
+    /// The device-specific feature bits offered (virtio 1.3 §2.2: 0 to 23 and 50 to 127). The ring features
+    /// that the server has are added by it.
+    fn features(&self) -> u64;
+
+    /// The device-specific configuration space as it is now, little-endian, at most 256 bytes. What a frontend
+    /// reads behind its end is 0.
+    fn config(&self) -> Vec<u8>;
+
+    /// The driver writes `bytes` at `offset` of the configuration space. Returns false if it may not: then the
+    /// frontend is told so.
+    fn write_config(&mut self, offset: usize, bytes: &[u8]) -> bool {
+        let _ = (offset, bytes);
+        false
+    }
+
+    /// A driver has settled on these features (`SET_FEATURES`), a subset of those offered.
+    fn set_features(&mut self, features: u64) {
+        let _ = features;
+    }
+
+    /// The device is reset, or its frontend has gone: forget what the driver has set. No ring runs.
+    fn reset(&mut self) {}
+}

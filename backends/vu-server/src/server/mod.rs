@@ -1,0 +1,106 @@
+//! The connection to a frontend: one thread that turns its messages into orders for the workers.
+//!
+//! ```text
+//!   serve(stream): request ▶ request ▶ … ▶ hang-up or a request refused ▶ stop all rings ▶ forget everything
+//! ```
+//!
+//! A request that is refused ends the connection: without `REPLY_ACK` the frontend has no other way to know.
+
+mod requests;
+mod vring;
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+
+use crate::device::Device;
+use crate::say;
+use crate::worker::Port;
+use requests::State;
+pub use vring::VringError;
+
+/// Why a connection ended, other than by the frontend closing it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// A message was malformed, out of place, or the socket failed.
+    #[error("vhost-user connection ended: {0}")]
+    Protocol(String),
+    /// A request could not be granted.
+    #[error("vhost-user request refused")]
+    Refused(#[source] io::Error),
+}
+
+/// One device, served to one frontend after the other.
+#[derive(Debug)]
+pub struct Server<D: Device> {
+    state: Arc<Mutex<State<D>>>,
+    workers: Vec<Port>,
+}
+
+impl<D: Device> Server<D> {
+    /// A device named `name` in messages, of which queue *i* is served by the worker behind `queues[i]`. One
+    /// worker may serve several queues.
+    ///
+    /// # Panics
+    /// Without queues, or with more than 256: vhost-user numbers them in a byte.
+    pub fn new(name: &str, device: D, queues: Vec<Port>) -> Self {
+        assert!((1..=256).contains(&queues.len()), "a device has 1 to 256 queues");
+        let workers = queues.clone();
+        Self { state: Arc::new(Mutex::new(State::new(name.into(), device, queues))), workers }
+    }
+
+    /// Serves one frontend until it hangs up. Afterwards no ring runs, no memory is mapped, and the device is reset.
+    ///
+    /// # Errors
+    /// [`ConnectionError`]: the frontend was hung up on.
+    pub fn serve(&self, stream: UnixStream) -> Result<(), ConnectionError> {
+        let mut requests = BackendReqHandler::from_stream(stream, self.state.clone());
+        let end = loop {
+            match requests.handle_request() {
+                Ok(()) => {}
+                Err(VhostError::Disconnected) => break Ok(()),
+                Err(VhostError::SocketRetry(_)) => {}
+                Err(VhostError::ReqHandlerError(error)) => break Err(ConnectionError::Refused(error)),
+                Err(VhostError::SocketBroken(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    break Ok(());
+                }
+                Err(error) => break Err(ConnectionError::Protocol(error.to_string())),
+            }
+        };
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).forget_frontend();
+        end
+    }
+
+    /// Serves frontends for ever, one at a time; what ends a connection is said.
+    ///
+    /// # Errors
+    /// The listening socket has failed.
+    pub fn serve_all(&self, listener: &UnixListener) -> io::Result<()> {
+        loop {
+            let (stream, _) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if let Err(error) = self.serve(stream) {
+                say::limited(format_args!("{}", domain_line(&error)));
+            }
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn domain_line(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+impl<D: Device> Drop for Server<D> {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            worker.quit();
+        }
+    }
+}

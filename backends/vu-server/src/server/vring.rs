@@ -1,0 +1,131 @@
+//! What a frontend has set of one ring, and whether it runs.
+//!
+//! ```text
+//!   Stopped ──(size, addresses, kick, enabled)──▶ Running ──(GET_VRING_BASE, disabled, reset, hang-up)──▶ Stopped
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use crate::memory::MemoryTable;
+use crate::queue::{Queue, QueueSetup, RingAddresses};
+use crate::worker::{Port, WorkerGone};
+
+/// Why a ring could not be started or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum VringError {
+    /// Its areas cannot be used.
+    #[error("ring {index} of {size} descriptors is not in the shared memory, or not aligned")]
+    Addresses {
+        /// The ring's number.
+        index: u16,
+        /// Its size.
+        size: u16,
+    },
+    /// An eventfd could not be cloned.
+    #[error("ring {index}: cannot clone an eventfd")]
+    EventFd {
+        /// The ring's number.
+        index: u16,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The worker has ended.
+    #[error(transparent)]
+    Worker(#[from] WorkerGone),
+}
+
+/// One ring as the frontend sees it.
+#[derive(Debug)]
+pub struct Vring {
+    index: u16,
+    worker: Port,
+    pub size: u16,
+    pub addresses: Option<RingAddresses>,
+    pub base: u16,
+    pub kick: Option<File>,
+    call: Option<File>,
+    pub error: Option<File>,
+    pub enabled: bool,
+    running: bool,
+}
+
+impl Vring {
+    pub fn new(index: u16, worker: Port) -> Self {
+        Self {
+            index,
+            worker,
+            size: 0,
+            addresses: None,
+            base: 0,
+            kick: None,
+            call: None,
+            error: None,
+            enabled: false,
+            running: false,
+        }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Starts the ring if all it needs is there and it does not run yet.
+    pub fn start(
+        &mut self,
+        device: &Arc<str>,
+        features: u64,
+        memory: &Arc<MemoryTable>,
+    ) -> Result<(), VringError> {
+        let (Some(addresses), Some(kick), true, false) =
+            (self.addresses, &self.kick, self.enabled, self.running)
+        else {
+            return Ok(());
+        };
+        let clone =
+            |fd: &File| fd.try_clone().map_err(|source| VringError::EventFd { index: self.index, source });
+        let queue = Queue::new(QueueSetup {
+            device: device.clone(),
+            index: self.index,
+            size: self.size,
+            features,
+            memory: memory.clone(),
+            addresses,
+            next_available: self.base,
+            kick: clone(kick)?,
+            call: self.call.as_ref().map(clone).transpose()?,
+            error: self.error.as_ref().map(clone).transpose()?,
+        })
+        .ok_or(VringError::Addresses { index: self.index, size: self.size })?;
+        self.worker.start(Box::new(queue))?;
+        self.running = true;
+        Ok(())
+    }
+
+    /// Stops the ring if it runs: what is in flight is finished, and `base` is where it will go on.
+    pub fn stop(&mut self) -> Result<(), VringError> {
+        if self.running {
+            self.running = false;
+            self.base = self.worker.stop(self.index)?.next_available();
+        }
+        Ok(())
+    }
+
+    /// Changes the call eventfd, while the ring runs or not.
+    pub fn set_call(&mut self, call: Option<File>) -> Result<(), VringError> {
+        if self.running {
+            let clone = call.as_ref().map(File::try_clone).transpose();
+            let clone = clone.map_err(|source| VringError::EventFd { index: self.index, source })?;
+            self.worker.set_call(self.index, clone)?;
+        }
+        self.call = call;
+        Ok(())
+    }
+
+    /// Forgets all the frontend has set. The ring does not run.
+    pub fn forget(&mut self) {
+        debug_assert!(!self.running);
+        *self = Self::new(self.index, self.worker.clone());
+    }
+}

@@ -1,0 +1,136 @@
+//! What a worker thread is told: a channel with an eventfd beside it, so that it can wait for orders and kicks at once.
+//!
+//! ```text
+//!   Start(queue) ─▶ serve it ─▶ Stop{index} ─▶ finish what is in flight ─▶ reply.done(queue)
+//! ```
+//!
+//! A worker pops what is available as soon as it is given a queue, without waiting for a kick: after a backend was
+//! replaced, the kick may have come before it was there.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::queue::Queue;
+
+/// What a worker is to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Serve this queue from now on.
+    Start(Box<Queue>),
+    /// Pop no more of this queue, finish what is in flight, then give it back. Always a queue that was started.
+    Stop {
+        /// The queue's number.
+        queue: u16,
+        /// Where it goes.
+        reply: Reply,
+    },
+    /// Give this queue another eventfd to call the driver by ([`Queue::set_call`]).
+    Call {
+        /// The queue's number.
+        queue: u16,
+        /// Its new eventfd.
+        call: Option<File>,
+    },
+    /// End the thread. No queue is running.
+    Quit,
+}
+
+/// Where a stopped queue goes.
+#[derive(Debug)]
+pub struct Reply(SyncSender<Box<Queue>>);
+
+impl Reply {
+    /// Gives the queue back: nothing of it is in flight, and everything pushed is published.
+    pub fn done(self, queue: Box<Queue>) {
+        // The control thread waits for it; if it is gone, so is the connection.
+        let _ = self.0.send(queue);
+    }
+}
+
+/// A worker has ended although it should not have.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("a worker thread has ended")]
+pub struct WorkerGone;
+
+/// The control thread's end. Clones lead to the same worker.
+#[derive(Debug, Clone)]
+pub struct Port {
+    orders: Sender<Order>,
+    wake: Arc<EventFd>,
+}
+
+impl Port {
+    fn send(&self, order: Order) -> Result<(), WorkerGone> {
+        self.orders.send(order).map_err(|_| WorkerGone)?;
+        self.wake.write(1).map(drop).map_err(|_| WorkerGone)
+    }
+
+    /// Hands a queue over.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn start(&self, queue: Box<Queue>) -> Result<(), WorkerGone> {
+        self.send(Order::Start(queue))
+    }
+
+    /// Waits until the worker has finished with a queue, and takes it back.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn stop(&self, queue: u16) -> Result<Box<Queue>, WorkerGone> {
+        let (reply, done) = sync_channel(1);
+        self.send(Order::Stop { queue, reply: Reply(reply) })?;
+        done.recv().map_err(|_| WorkerGone)
+    }
+
+    /// Changes the call eventfd of a running queue.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn set_call(&self, queue: u16, call: Option<File>) -> Result<(), WorkerGone> {
+        self.send(Order::Call { queue, call })
+    }
+
+    /// Lets the worker end.
+    pub fn quit(&self) {
+        let _ = self.send(Order::Quit);
+    }
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct Orders {
+    orders: Receiver<Order>,
+    wake: Arc<EventFd>,
+}
+
+impl Orders {
+    /// The next order, without waiting. Take orders until there is none.
+    pub fn take(&self) -> Option<Order> {
+        // The counter first: an order sent after the channel was found empty makes it readable again.
+        let _ = self.wake.read();
+        self.orders.try_recv().ok()
+    }
+}
+
+impl AsFd for Orders {
+    /// Readable when there may be orders.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+/// Both ends of a worker's orders.
+///
+/// # Errors
+/// No eventfd could be made.
+pub fn orders() -> io::Result<(Port, Orders)> {
+    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+    let (sender, receiver) = channel();
+    Ok((Port { orders: sender, wake: wake.clone() }, Orders { orders: receiver, wake }))
+}
