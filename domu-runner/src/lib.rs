@@ -9,8 +9,10 @@
 //! | [`memory`] | guest RAM: one sealed memfd |
 //! | [`bus`] | port and memory accesses to devices |
 //! | [`irq`] | GSI routes, irqfds |
+//! | [`pci`] | bus 0: configuration space, BARs, MSI-X |
 
 pub mod bus;
 pub mod irq;
 pub mod layout;
 pub mod memory;
+pub mod pci;

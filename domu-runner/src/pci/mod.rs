@@ -1,0 +1,270 @@
+//! PCI bus 0: a host bridge at 00:00.0 and up to 31 functions, one a slot.
+//!
+//! Configuration is reached through ports 0xCF8–0xCFF and through the ECAM; the functions' BARs lie in one
+//! window of memory. There are no bridges, no I/O BARs, no INTx: interrupts are MSI-X ([`msix`]).
+//!
+//! A guest may move BARs wherever it wants. A BAR that is not in the window as a whole decodes nowhere; where
+//! two overlap, the lower slot answers. Either harms only the guest's own access to its devices.
+
+pub mod config;
+pub mod msix;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::bus::BusDevice;
+use crate::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
+use config::{Config, Identity};
+
+/// The window for BARs.
+const WINDOW: Range<u64> = PCI_WINDOW..PCI_WINDOW + PCI_WINDOW_SIZE;
+
+/// Slots of a bus.
+const SLOTS: usize = 32;
+
+/// The host bridge: nothing but an identity, Intel's 82G33 (q35), which no driver binds to.
+const HOST_BRIDGE: Identity = Identity {
+    vendor: 0x8086,
+    device: 0x29c0,
+    revision: 0,
+    class: 0x06_0000,
+    subsystem_vendor: 0x1af4,
+    subsystem: 0x1100,
+};
+
+/// The registers behind a function's BAR and capabilities.
+///
+/// Called on vCPU threads, on several at once, with offsets, widths and values that an untrusted guest chose.
+/// Never panic; a read that makes no sense leaves `data` as it is.
+pub trait Function: Send + Sync {
+    /// Reads at `offset` in the BAR.
+    fn read(&self, offset: u64, data: &mut [u8]);
+    /// Writes at `offset` in the BAR.
+    fn write(&self, offset: u64, data: &[u8]);
+    /// The BAR decodes at `base` from now on, or nowhere. Calls are in order, and none is repeated.
+    fn moved(&self, base: Option<u64>);
+    /// The MSI-X message control register was written (PCI 3.0 §6.8.2.3).
+    fn msix_control(&self, control: u16);
+}
+
+/// What [`Root::add`] needs to know of a function.
+pub struct Description {
+    /// Identity and capabilities; no BAR yet.
+    pub config: Config,
+    /// Bytes of its memory BAR, a power of two from 4096.
+    pub bar_size: u32,
+    /// Offset of its MSI-X capability.
+    pub msix: usize,
+    /// Offset of its virtio configuration access capability (virtio 1.3 §4.1.4.9): a window of
+    /// 4 bytes at +16 through which the BAR is accessed, selected by the fields before.
+    pub access_window: usize,
+}
+
+/// The bus is full.
+#[derive(Debug, thiserror::Error)]
+#[error("a machine has at most {} PCI devices: give the domain fewer", SLOTS - 1)]
+pub struct BusFull;
+
+/// Bus 0.
+pub struct Root {
+    slots: Vec<Slot>,
+    next_bar: u64,
+    /// What the guest wrote to port 0xCF8.
+    address: AtomicU32,
+}
+
+struct Slot {
+    config: Mutex<Config>,
+    /// Where the BAR decodes, 0 for nowhere. Outside the lock, so that no device waits for another.
+    base: AtomicU64,
+    device: Option<Device>,
+}
+
+struct Device {
+    function: Arc<dyn Function>,
+    bar_size: u32,
+    msix: usize,
+    access_window: usize,
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        let bridge =
+            Slot { config: Mutex::new(Config::new(HOST_BRIDGE)), base: AtomicU64::new(0), device: None };
+        Self { slots: vec![bridge], next_bar: WINDOW.start, address: AtomicU32::new(0) }
+    }
+}
+
+impl Root {
+    /// Puts a function into the next slot, the first being 00:01.0, and gives its BAR an address.
+    /// The guest must enable memory decoding itself.
+    ///
+    /// # Errors
+    /// [`BusFull`].
+    pub fn add(&mut self, description: Description, function: Arc<dyn Function>) -> Result<(), BusFull> {
+        let Description { mut config, bar_size, msix, access_window } = description;
+        let base = self.next_bar.next_multiple_of(u64::from(bar_size));
+        if self.slots.len() == SLOTS || base + u64::from(bar_size) > WINDOW.end {
+            return Err(BusFull);
+        }
+        self.next_bar = base + u64::from(bar_size);
+        config.set_bar(base as u32, bar_size);
+        let device = Device { function, bar_size, msix, access_window };
+        self.slots.push(Slot { config: Mutex::new(config), base: AtomicU64::new(0), device: Some(device) });
+        Ok(())
+    }
+
+    fn config_read(&self, devfn: u8, offset: usize, data: &mut [u8]) {
+        if let Some(slot) = self.slot(devfn) {
+            slot.config_read(offset, data);
+        }
+    }
+
+    fn config_write(&self, devfn: u8, offset: usize, data: &[u8]) {
+        if let Some(slot) = self.slot(devfn) {
+            slot.config_write(offset, data);
+        }
+    }
+
+    /// The slot of a device number and function 0; no function has others.
+    fn slot(&self, devfn: u8) -> Option<&Slot> {
+        if devfn & 7 == 0 { self.slots.get(usize::from(devfn >> 3)) } else { None }
+    }
+
+    /// The function whose BAR holds all of `length` bytes at `address`, and the offset there.
+    fn decode(&self, address: u64, length: usize) -> Option<(&dyn Function, u64)> {
+        self.slots.iter().find_map(|slot| {
+            let device = slot.device.as_ref()?;
+            let base = slot.base.load(Ordering::Acquire);
+            let offset = address.checked_sub(base).filter(|_| base != 0)?;
+            let fits = offset.checked_add(length as u64)? <= u64::from(device.bar_size);
+            fits.then(|| (device.function.as_ref(), offset))
+        })
+    }
+}
+
+impl Slot {
+    fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config_read(&self, offset: usize, data: &mut [u8]) {
+        let window = self.device.as_ref().filter(|device| offset == device.access_window + 16);
+        if let (Some(device), Some((at, length))) = (window, self.selected()) {
+            // Without the lock: the access may take as long as any to the BAR.
+            let mut value = [0; 4];
+            device.function.read(at, &mut value[..length]);
+            self.config().write(offset, &value);
+        }
+        self.config().read(offset, data);
+    }
+
+    fn config_write(&self, offset: usize, data: &[u8]) {
+        let mut config = self.config();
+        config.write(offset, data);
+        let Some(device) = &self.device else { return };
+        let end = offset.saturating_add(data.len());
+        if offset < device.msix + 4 && end > device.msix + 2 {
+            device.function.msix_control(u16::from_le_bytes(config.word(device.msix + 2)));
+        }
+        // Under the lock, so that a function hears of its moves in order.
+        let base = config.decoded(&WINDOW);
+        if self.base.swap(base.unwrap_or(0), Ordering::AcqRel) != base.unwrap_or(0) {
+            device.function.moved(base);
+        }
+        drop(config);
+        if offset == device.access_window + 16
+            && let Some((at, length)) = self.selected()
+        {
+            let value: [u8; 4] = self.config().word(offset);
+            device.function.write(at, &value[..length]);
+        }
+    }
+
+    /// The access that the guest has selected in the access window: 1, 2 or 4 bytes, aligned, in BAR 0.
+    fn selected(&self) -> Option<(u64, usize)> {
+        let device = self.device.as_ref()?;
+        let config = self.config();
+        let [bar] = config.word(device.access_window + 4);
+        let at = u32::from_le_bytes(config.word(device.access_window + 8));
+        let length = u32::from_le_bytes(config.word(device.access_window + 12));
+        let sound =
+            bar == 0 && matches!(length, 1 | 2 | 4) && at.is_multiple_of(length) && at < device.bar_size;
+        sound.then_some((u64::from(at), length as usize))
+    }
+}
+
+/// Ports 0xCF8–0xCFF: configuration mechanism #1 (PCI 3.0 §3.2.2.3.2).
+pub struct ConfigPorts(pub Arc<Root>);
+
+impl ConfigPorts {
+    /// Device and function, and offset, of an access to port 0xCFC + `byte`.
+    fn target(&self, byte: u64) -> Option<(u8, usize)> {
+        let address = self.0.address.load(Ordering::Relaxed);
+        // Bit 31 enables; bus 0 is the only one.
+        (address & 0x80ff_0000 == 0x8000_0000)
+            .then(|| ((address >> 8) as u8, (address & 0xfc) as usize + byte as usize))
+    }
+}
+
+impl BusDevice for ConfigPorts {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match offset {
+            0 if data.len() == 4 => {
+                data.copy_from_slice(&self.0.address.load(Ordering::Relaxed).to_le_bytes())
+            }
+            4.. => {
+                if let Some((devfn, register)) = self.target(offset - 4) {
+                    self.0.config_read(devfn, register, data);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match (offset, <[u8; 4]>::try_from(data)) {
+            (0, Ok(address)) => self.0.address.store(u32::from_le_bytes(address), Ordering::Relaxed),
+            (4.., _) => {
+                if let Some((devfn, register)) = self.target(offset - 4) {
+                    self.0.config_write(devfn, register, data);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The ECAM: 4 KiB of configuration space for each function (PCI Express 3.0 §7.2.2).
+pub struct Ecam(pub Arc<Root>);
+
+impl BusDevice for Ecam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.config_read((offset >> 12) as u8, (offset & 0xfff) as usize, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.config_write((offset >> 12) as u8, (offset & 0xfff) as usize, data);
+    }
+}
+
+/// The memory window with the BARs: [`PCI_WINDOW`].
+pub struct Window(pub Arc<Root>);
+
+impl BusDevice for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some((function, at)) = self.0.decode(WINDOW.start + offset, data.len()) {
+            function.read(at, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((function, at)) = self.0.decode(WINDOW.start + offset, data.len()) {
+            function.write(at, data);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
