@@ -2,8 +2,14 @@
 //!
 //! The binary `domus-lab` runs the scenarios; the tools (`cargo xtask`) make the images, start the outer machine and count.
 
+pub mod checks;
 pub mod child;
 pub mod ground;
 pub mod guest;
 pub mod images;
+pub mod lab;
+pub mod link;
 pub mod outer;
+pub mod report;
+pub mod smoke;
+pub mod strangers;

@@ -1,2 +1,74 @@
-//! Runs the scenarios of the lab. Skeleton of the commands.
-fn main() {}
+//! Runs the lab's scenarios where ordinary guests can run, and QEMU as a stranger anywhere: one line each, then the count.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use domus_tests::images::Images;
+use domus_tests::{lab, smoke, strangers};
+
+/// Runs Domus' scenarios with real guests.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the names of the lab's scenarios.
+    List,
+    /// Run scenarios with a dom0 of their own; needs root and a /dev/kvm that runs ordinary guests.
+    Scenarios {
+        #[command(flatten)]
+        place: Place,
+        /// Which ones; all when none is named.
+        names: Vec<String>,
+    },
+    /// Run the demo without a terminal and check its guest from inside.
+    Smoke {
+        /// The folder with Domus' binaries.
+        #[arg(long)]
+        bin: PathBuf,
+        /// The demo's config.
+        config: PathBuf,
+    },
+    /// Boot guests in QEMU with Domus' backends; needs root and a network namespace of its own.
+    Strangers {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// The list of images.
+    #[arg(long)]
+    images: PathBuf,
+    /// The folder with Domus' binaries.
+    #[arg(long)]
+    bin: PathBuf,
+    /// A folder to fill, on a file system that holds disk images.
+    #[arg(long)]
+    folder: PathBuf,
+}
+
+fn main() -> Result<ExitCode> {
+    let tally = match Args::parse().command {
+        Command::List => {
+            for scenario in lab::scenarios() {
+                println!("{}", scenario.name);
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Scenarios { place, names } => {
+            lab::run(&place.bin, &Images::load(&place.images)?, &place.folder, &names)
+        }
+        Command::Smoke { bin, config } => smoke::run(&bin, &config),
+        Command::Strangers { place } => {
+            strangers::run(&place.bin, &Images::load(&place.images)?, &place.folder)
+        }
+    };
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

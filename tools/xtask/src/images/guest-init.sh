@@ -8,6 +8,10 @@ exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty -echo -icrnl
 echo 1 >/proc/sys/kernel/printk
 ip link set lo up
+# Whoever presses a button means the power button: a guest has no other that anybody presses.
+for event in /dev/input/event*; do
+    (head -c 24 "$event" >/dev/null && echo "domus-guest: power button" && sync && poweroff -f) &
+done
 echo "domus-guest: ready kernel=$(uname -r) cpus=$(nproc) memory=$(awk '/MemTotal/ {print $2}' /proc/meminfo)"
 while read -r id line; do
     # A stray byte on the line must not be taken for a command.

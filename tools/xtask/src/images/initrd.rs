@@ -12,8 +12,9 @@ use super::cpio::Archive;
 use super::kernels::Kernel;
 use crate::command::{command, run_quiet};
 
-/// What a guest needs before its root file system is there, and to have a network without modprobe.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "ext4", "crc32c_generic"];
+/// What a guest needs before its root file system is there, and what the test guests, which have no modprobe, need afterwards.
+const MODULES: &[&str] =
+    &["virtio_pci", "virtio_blk", "virtio_net", "ext4", "crc32c_generic", "button", "evdev"];
 
 /// Runs as the guest's first process.
 pub const SCRIPT: &str = include_str!("initrd.sh");

@@ -1,0 +1,122 @@
+//! Puts binaries and images where the scenarios run: into the nested lab's machine, or beside each other on this host.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use domus_tests::images::{Images, KernelFiles};
+use domus_tests::outer::{Failure, Outer, STEP, Serial};
+use domus_tests::report::Tally;
+
+use crate::command::{command, read};
+use crate::workspace;
+
+/// Enough for two guests and for one of 5 GiB, of which little is touched.
+const MEMORY_MIB: u32 = 8192;
+
+/// A run of the lab's machine with Domus' binaries in `/lab/bin` and the images in `/lab/images`.
+pub fn outer<'a>(
+    images: &'a Images,
+    bin: &Path,
+    name: &str,
+    second_disk: bool,
+    limit: Duration,
+) -> Result<Outer<'a>> {
+    let folder = workspace::target().join("lab/runs").join(name);
+    let outer = Outer { images, folder, memory_mib: MEMORY_MIB, second_disk, limit };
+    outer.prepare()?;
+    for binary in workspace::BINARIES {
+        outer.place(&bin.join(binary), &format!("bin/{binary}"))?;
+    }
+    let mut inside = images.clone();
+    for (id, files) in &images.kernels {
+        let (vmlinuz, initrd) = (format!("vmlinuz-{}", id.name()), format!("initrd-{}", id.name()));
+        outer.place(&files.vmlinuz, &format!("images/{vmlinuz}"))?;
+        outer.place(&files.initrd, &format!("images/{initrd}"))?;
+        inside.kernels.insert(*id, KernelFiles { vmlinuz: vmlinuz.into(), initrd: initrd.into() });
+    }
+    outer.place(&images.guest, "images/guest.ext4")?;
+    inside.guest = "guest.ext4".into();
+    inside.debian = "/dev/nvme1n1".into();
+    inside.save(&outer.share().join("images/images.json"))?;
+    Ok(outer)
+}
+
+/// What every step script begins with: local copies, since the share is slow to execute from.
+pub const STEP_HEAD: &str = "set -e\ncp -r /lab/bin /run/bin\n";
+
+/// Runs the scenarios `names` in a nested lab and prints their lines; a failure of the lab's own machine is tried once more.
+pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Result<Tally> {
+    let step = format!(
+        "{STEP_HEAD}exec /run/bin/domus-lab scenarios --images /lab/images/images.json --bin /run/bin \
+         --folder /var/tmp/domus-lab {}\n",
+        names.join(" ")
+    );
+    for attempt in 1..=2 {
+        let outer = outer(images, bin, name, false, Duration::from_secs(20 * 60))?;
+        let mut tally = Tally::default();
+        let result = outer.run(
+            &step,
+            Serial::Lines(&mut |line| {
+                tally.count(line);
+                if !line.starts_with(STEP) {
+                    println!("[{name}] {line}");
+                }
+            }),
+        );
+        match result {
+            Ok(status) => {
+                if (status == 0) != (tally.failed == 0 && tally.passed > 0) {
+                    bail!("{name}: status {status} after {tally}; see {}", outer.folder.display());
+                }
+                return Ok(tally);
+            }
+            Err(error) if attempt == 1 && matches!(error.downcast_ref(), Some(Failure::Ground(_))) => {
+                println!("[{name}] {error:#}: starting it once more");
+            }
+            Err(error) => return Err(error.context(format!("{name}; see {}", outer.folder.display()))),
+        }
+    }
+    bail!("{name}: the lab's machine failed twice")
+}
+
+/// The names of all scenarios.
+pub fn scenario_names(bin: &Path) -> Result<Vec<String>> {
+    Ok(read(&mut command(&bin.join("domus-lab").display().to_string(), ["list"]))?
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Runs `domus-lab` here, under `wrapper` (a namespace, sudo), and prints and counts its lines.
+pub fn here(wrapper: &[&str], bin: &Path, images: &Images, action: &str, names: &[String]) -> Result<Tally> {
+    let folder = workspace::target().join("lab/runs").join(action);
+    std::fs::create_dir_all(&folder)?;
+    let list = folder.join("images.json");
+    images.save(&list)?;
+    let program = bin.join("domus-lab");
+    let mut words: Vec<String> = wrapper.iter().map(|word| (*word).to_owned()).collect();
+    let path = |path: &PathBuf| path.display().to_string();
+    words.extend([path(&program), action.to_owned(), "--images".into(), path(&list), "--bin".into()]);
+    words.extend([bin.display().to_string(), "--folder".into(), path(&folder)]);
+    words.extend(names.iter().cloned());
+    let (first, rest) = words.split_first().context("no program")?;
+    let mut child = command(first, rest)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .context("cannot start domus-lab")?;
+    let mut tally = Tally::default();
+    let output = child.stdout.take().context("no pipe")?;
+    for line in std::io::BufRead::lines(std::io::BufReader::new(output)) {
+        let line = line?;
+        tally.count(&line);
+        if !line.starts_with(STEP) {
+            println!("[{action}] {line}");
+        }
+    }
+    let status = child.wait()?;
+    if status.success() != (tally.failed == 0 && tally.passed > 0) {
+        bail!("domus-lab {action} ended with {status} after {tally}");
+    }
+    Ok(tally)
+}

@@ -1,0 +1,178 @@
+//! `cargo xtask test`: everything CI runs, in the order in which it fails fastest.
+//!
+//! A step that fails does not keep the others from running. What this machine cannot run is named with its reason; if it can run no real guest
+//! at all, that is a failure and no skip.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use domus_tests::ground::Ground;
+use domus_tests::images::{Images, KernelId};
+use domus_tests::report::Tally;
+
+use crate::command::{command, run};
+use crate::images::images;
+use crate::packages::{Consent, install_cargo_tools, install_packages, is_root};
+use crate::{demo, fuzz, lab, workspace};
+
+/// Kernels that the tests boot.
+const KERNELS: &[KernelId] = &[KernelId::V6_1Cloud, KernelId::V6_12Cloud];
+
+/// Runs everything.
+pub fn test(consent: Consent) -> Result<()> {
+    let ground = Ground::detect();
+    println!("This machine: {ground}");
+    let start = Instant::now();
+    install_packages(consent)?;
+    install_cargo_tools(consent)?;
+
+    let mut steps = Steps::default();
+    steps.run("fmt", || cargo(&["fmt", "--all", "--check"]));
+    steps.run("clippy", || {
+        cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
+    });
+    steps.run("doc", || {
+        let mut doc = command(
+            "cargo",
+            ["doc", "--workspace", "--no-deps", "--document-private-items", "--locked", "--quiet"],
+        );
+        run(doc.current_dir(workspace::root()).env("RUSTDOCFLAGS", "-D warnings"))
+    });
+    steps.run("nextest", || nextest(ground));
+    steps.run("fuzz", fuzz::short_runs);
+
+    let mut tally = Tally::default();
+    let built = steps.run("binaries and images", || Ok((workspace::build_binaries()?, images(KERNELS)?)));
+    if let Some((bin, images)) = built {
+        steps.run("strangers", || {
+            let counted = strangers(&bin, &images)?;
+            add(&mut tally, counted)
+        });
+        steps.run("lab", || {
+            let counted = guests(ground, &bin, &images)?;
+            add(&mut tally, counted)
+        });
+        steps.run("demo --smoke", || demo::demo(consent, true));
+    }
+    steps.print(start.elapsed());
+    println!("{tally}");
+    if steps.failed() || tally.passed == 0 {
+        bail!("cargo xtask test failed: {}", steps.failures().join(", "));
+    }
+    Ok(())
+}
+
+/// Runs the lab's part alone: the scenarios that `names` lists, or all.
+pub fn lab_only(consent: Consent, names: &[String]) -> Result<()> {
+    install_packages(consent)?;
+    let bin = workspace::build_binaries()?;
+    let images = images(KERNELS)?;
+    let tally = match Ground::detect() {
+        Ground::Hardware => direct(&bin, &images, names)?,
+        _ if names.is_empty() => side_by_side(&bin, &images)?,
+        _ => lab::nested(&images, &bin, "lab", names)?,
+    };
+    println!("{tally}");
+    if tally.failed > 0 || tally.passed == 0 {
+        bail!("the lab failed");
+    }
+    Ok(())
+}
+
+/// Runs QEMU as a stranger to our backends, alone.
+pub fn strangers_only(consent: Consent) -> Result<()> {
+    install_packages(consent)?;
+    let bin = workspace::build_binaries()?;
+    let tally = strangers(&bin, &images(KERNELS)?)?;
+    println!("{tally}");
+    if tally.failed > 0 {
+        bail!("the strangers failed");
+    }
+    Ok(())
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    run(command("cargo", args).current_dir(workspace::root()))
+}
+
+fn nextest(ground: Ground) -> Result<()> {
+    let mut args = vec!["nextest", "run", "--workspace", "--locked", "--no-fail-fast"];
+    if ground == Ground::None {
+        println!("Cannot run here: the mini guest's tests (package mini-guest), there is no /dev/kvm");
+        args.extend(["--exclude", "mini-guest"]);
+    }
+    cargo(&args)
+}
+
+/// Domus' backends under QEMU, in a network namespace of their own.
+fn strangers(bin: &Path, images: &Images) -> Result<Tally> {
+    let wrapper: &[&str] = if is_root() { &["unshare", "--net"] } else { &["sudo", "unshare", "--net"] };
+    lab::here(wrapper, bin, images, "strangers", &[])
+}
+
+fn guests(ground: Ground, bin: &Path, images: &Images) -> Result<Tally> {
+    match ground {
+        Ground::Hardware => direct(bin, images, &[]),
+        Ground::Paravirtual | Ground::None => side_by_side(bin, images),
+    }
+}
+
+fn direct(bin: &Path, images: &Images, names: &[String]) -> Result<Tally> {
+    let wrapper: &[&str] = if is_root() { &[] } else { &["sudo"] };
+    lab::here(wrapper, bin, images, "scenarios", names)
+}
+
+/// Two nested labs, each with half of the scenarios: each has one CPU.
+fn side_by_side(bin: &Path, images: &Images) -> Result<Tally> {
+    let names = lab::scenario_names(bin)?;
+    let part = |odd: usize| -> Vec<String> { names.iter().skip(odd).step_by(2).cloned().collect() };
+    let (left, right) = (part(0), part(1));
+    let (left, right) = std::thread::scope(|scope| {
+        let second = scope.spawn(|| lab::nested(images, bin, "lab-2", &right));
+        let first = lab::nested(images, bin, "lab-1", &left);
+        (first, second.join())
+    });
+    let mut tally = left?;
+    tally.add(right.map_err(|_| anyhow::anyhow!("a lab's thread panicked"))??);
+    Ok(tally)
+}
+
+fn add(tally: &mut Tally, counted: Tally) -> Result<()> {
+    tally.add(counted);
+    if counted.failed > 0 { Err(anyhow::anyhow!("{counted}")) } else { Ok(()) }
+}
+
+/// The steps that have run, and how each went.
+#[derive(Default)]
+struct Steps(Vec<(&'static str, Duration, Option<String>)>);
+
+impl Steps {
+    fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Option<T> {
+        println!("── {name}");
+        let start = Instant::now();
+        let result = step().with_context(|| name);
+        let error = result.as_ref().err().map(|error| format!("{error:#}"));
+        if let Some(error) = &error {
+            println!("{error}");
+        }
+        self.0.push((name, start.elapsed(), error));
+        result.ok()
+    }
+
+    fn failures(&self) -> Vec<&'static str> {
+        self.0.iter().filter(|(_, _, error)| error.is_some()).map(|(name, ..)| *name).collect()
+    }
+
+    fn failed(&self) -> bool {
+        !self.failures().is_empty()
+    }
+
+    fn print(&self, total: Duration) {
+        println!("── done in {} s", total.as_secs());
+        for (name, time, error) in &self.0 {
+            let verdict = if error.is_none() { "ok  " } else { "FAIL" };
+            println!("{verdict} {name:<20} {:>5} s", time.as_secs());
+        }
+    }
+}
