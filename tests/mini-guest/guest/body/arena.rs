@@ -37,3 +37,13 @@ pub fn alloc(len: u64, align: u64) -> u64 {
     sys::fill(at, len, 0);
     at
 }
+
+/// Where the next allocation would begin; [`rewind`] goes back to it.
+pub fn mark() -> u64 {
+    NEXT.load(Ordering::Relaxed)
+}
+
+/// Forgets what was allocated since [`mark`]. Whoever calls it has reset the devices that knew of it.
+pub fn rewind(mark: u64) {
+    NEXT.store(mark.clamp(BASE, end()), Ordering::Relaxed);
+}

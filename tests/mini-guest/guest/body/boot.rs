@@ -32,8 +32,7 @@ impl CommandLine {
         self.as_str()
             .split_ascii_whitespace()
             .filter_map(|word| word.split_once('='))
-            .filter(|(name, _)| *name == key)
-            .next_back()
+            .rfind(|(name, _)| *name == key)
             .map(|(_, value)| value)
     }
 

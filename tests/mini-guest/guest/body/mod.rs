@@ -9,21 +9,21 @@
 
 pub mod acpi;
 pub mod arena;
-//pub mod blk;
+pub mod blk;
 pub mod boot;
 pub mod checks;
 pub mod clock;
 pub mod end;
-//pub mod hostile;
+pub mod hostile;
 pub mod irq;
-//pub mod net;
-//pub mod pci;
+pub mod net;
+pub mod pci;
 pub mod print;
-//pub mod ring;
-//pub mod rng;
+pub mod ring;
+pub mod rng;
 pub mod smp;
 pub mod sys;
-//pub mod virtio;
+pub mod virtio;
 
 pub(crate) use print::{ensure, say};
 
@@ -74,6 +74,7 @@ pub fn run(start_info: u64, trampoline: &'static [u8]) -> ! {
     let clock = clock::init();
     irq::enable_lapic();
     let acpi = acpi::Acpi::read(start.rsdp);
+    pci::init(acpi.ecam, start.line.number("mini.window"));
     say!(
         "hello ram={} cpus={} clock={clock} tsc_hz={} cmdline={}",
         start.ram(),

@@ -1,6 +1,6 @@
 //! The machine without its devices: memory map, ACPI tables, clocks, processors.
 
-use crate::body::{Machine, Outcome, acpi::Acpi, arena, clock, ensure, irq, say, smp, sys};
+use crate::body::{Machine, Outcome, acpi::Acpi, arena, clock, ensure, irq, print, say, smp, sys};
 
 /// Prints the memory map; always holds.
 pub fn info(machine: &Machine) -> Outcome {
@@ -137,5 +137,23 @@ pub fn timer() -> Outcome {
     say!("value timer ticks=20 ns={ns}");
     ensure!(held, "the timer stopped");
     ensure!(ns > 10_000_000, "20 ticks of 1 ms took {ns} ns");
+    Ok(())
+}
+
+/// COM1 raises IRQ 4: its transmitter-empty interrupt arrives through the IOAPIC.
+pub fn uart() -> Outcome {
+    irq::route(4, Some((irq::UART, irq::apic_id())));
+    let before = irq::count(irq::UART);
+    sys::outb(print::COM1 + 4, 0x08);
+    sys::outb(print::COM1 + 1, 0x02);
+    let deadline = clock::deadline(1000);
+    while irq::count(irq::UART) == before && sys::tsc() < deadline {
+        core::hint::spin_loop();
+    }
+    let came = irq::count(irq::UART) - before;
+    sys::outb(print::COM1 + 1, 0);
+    irq::route(4, None);
+    say!("value uart interrupts={came}");
+    ensure!(came > 0, "COM1 raised no interrupt within 1 s");
     Ok(())
 }

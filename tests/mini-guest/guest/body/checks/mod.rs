@@ -1,8 +1,12 @@
-//! The checks by name. Those that end in `hostile-…` are in [`super::hostile`].
+//! The checks by name. Those whose name begins with `hostile-` are in [`super::hostile`].
 
+mod blk;
 mod machine;
+mod net;
+mod pci;
+mod rate;
 
-use super::{Failed, Machine, Outcome, say};
+use super::{Failed, Machine, Outcome, hostile, say};
 
 /// Runs one check.
 pub fn run(machine: &Machine, name: &str) -> Outcome {
@@ -13,9 +17,24 @@ pub fn run(machine: &Machine, name: &str) -> Outcome {
         "memory" => machine::memory(machine),
         "smp" => machine::smp(machine),
         "timer" => machine::timer(),
-        _ => {
-            say!("reason no check has this name");
-            Err(Failed)
-        }
+        "uart" => machine::uart(),
+        "pci" => pci::discovery(),
+        "blk-id" => blk::id(),
+        "blk-pattern" => blk::pattern(machine),
+        "blk-verify" => blk::verify(machine),
+        "blk-bounds" => blk::bounds(),
+        "blk-readonly" => blk::read_only(),
+        "blk-irq" => blk::interrupts(machine),
+        "blk-mask" => blk::masked(),
+        "blk-iops" => rate::iops(machine),
+        "blk-latency" => rate::latency(machine),
+        "net-ping" => net::ping(machine),
+        _ => match name.strip_prefix("hostile-") {
+            Some(kind) => hostile::run(machine, kind),
+            None => {
+                say!("reason no check is called {name}");
+                Err(Failed)
+            }
+        },
     }
 }

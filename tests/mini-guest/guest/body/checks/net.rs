@@ -1,0 +1,144 @@
+//! The network: ARP and ICMP echo with whoever has the address `mini.peer`, as `mini.ip`.
+
+use crate::body::net::Net;
+use crate::body::{Failed, Machine, Outcome, clock, ensure, say, sys};
+
+const ETHERNET: usize = 14;
+const IP: usize = 20;
+const ICMP: usize = 8;
+
+/// Finds the peer by ARP, then has `mini.rounds` echoes of growing size answered, byte for byte.
+pub fn ping(machine: &Machine) -> Outcome {
+    let line = &machine.start.line;
+    let addresses = (line.value("mini.ip").and_then(address), line.value("mini.peer").and_then(address));
+    let (Some(own), Some(peer)) = addresses else {
+        say!("reason mini.ip and mini.peer are not two IPv4 addresses");
+        return Err(Failed);
+    };
+    let mut net = Net::open()?;
+    let peer_mac = resolve(&mut net, own, peer)?;
+    let rounds = machine.rounds(50);
+    let (begin, mut lost, mut worst) = (sys::tsc(), 0, 0);
+    for round in 0..rounds {
+        let len = (round as usize * 37 % 1400) + 8;
+        let mut frame = [0; ETHERNET + IP + ICMP + 1408];
+        let total = echo(&mut frame, (net.mac, own), (peer_mac, peer), round as u16, len);
+        let sent = sys::tsc();
+        let mut answered = false;
+        for _ in 0..3 {
+            net.send(&frame[..total])?;
+            if wait_echo(&mut net, &frame[..total], 2000)? {
+                answered = true;
+                break;
+            }
+            lost += 1;
+        }
+        ensure!(answered, "echo {round} of {len} bytes was not answered");
+        worst = clock::ns(sys::tsc() - sent).max(worst);
+    }
+    let ns = clock::ns(sys::tsc() - begin) / rounds.max(1);
+    say!("value net-ping rounds={rounds} lost={lost} mean_ns={ns} worst_ns={worst}");
+    net.close()
+}
+
+fn address(text: &str) -> Option<[u8; 4]> {
+    let mut parts = text.split('.').map(|part| part.parse().ok());
+    let found = [parts.next()??, parts.next()??, parts.next()??, parts.next()??];
+    parts.next().is_none().then_some(found)
+}
+
+fn resolve(net: &mut Net, own: [u8; 4], peer: [u8; 4]) -> Result<[u8; 6], Failed> {
+    let mut request = [0; 60];
+    request[..6].fill(0xff);
+    request[6..12].copy_from_slice(&net.mac);
+    request[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request[22..28].copy_from_slice(&net.mac);
+    request[28..32].copy_from_slice(&own);
+    request[38..42].copy_from_slice(&peer);
+    for _ in 0..20 {
+        net.send(&request)?;
+        let deadline = clock::deadline(500);
+        while sys::tsc() < deadline {
+            let mut frame = [0; 128];
+            if let Some(len) = net.receive(&mut frame)? {
+                let reply =
+                    len >= 42 && frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[28..32] == peer;
+                if reply {
+                    let mut mac = [0; 6];
+                    mac.copy_from_slice(&frame[22..28]);
+                    return Ok(mac);
+                }
+            }
+        }
+    }
+    say!("reason nobody answers ARP for mini.peer");
+    Err(Failed)
+}
+
+type End = ([u8; 6], [u8; 4]);
+
+/// Writes an echo request with `len` bytes of data; returns the frame's length.
+fn echo(frame: &mut [u8], from: End, to: End, sequence: u16, len: usize) -> usize {
+    let total = ETHERNET + IP + ICMP + len;
+    frame[..6].copy_from_slice(&to.0);
+    frame[6..12].copy_from_slice(&from.0);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    let ip = &mut frame[ETHERNET..];
+    ip[..12].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 1, 0, 0]);
+    ip[2..4].copy_from_slice(&((IP + ICMP + len) as u16).to_be_bytes());
+    ip[12..16].copy_from_slice(&from.1);
+    ip[16..20].copy_from_slice(&to.1);
+    let sum = checksum(&ip[..IP]);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let icmp = &mut frame[ETHERNET + IP..total];
+    icmp[..ICMP].copy_from_slice(&[8, 0, 0, 0, 0x4d, 0x47, 0, 0]);
+    icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
+    for (i, byte) in icmp[ICMP..].iter_mut().enumerate() {
+        *byte = (i as u8) ^ sequence as u8;
+    }
+    let sum = checksum(icmp);
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    total
+}
+
+fn wait_echo(net: &mut Net, request: &[u8], ms: u64) -> Result<bool, Failed> {
+    let deadline = clock::deadline(ms);
+    while sys::tsc() < deadline {
+        let mut frame = [0; 1514];
+        let Some(len) = net.receive(&mut frame)? else { continue };
+        let at = ETHERNET + IP;
+        let reply =
+            len >= request.len() && frame[12..14] == [8, 0] && frame[ETHERNET + 9] == 1 && frame[at] == 0;
+        if reply && frame[at + 4..request.len()] == request[at + 4..] {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksum_of_the_rfc_1071_example() {
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+    }
+
+    #[test]
+    fn addresses_have_four_numbers() {
+        assert_eq!(address("10.0.2.15"), Some([10, 0, 2, 15]));
+        assert_eq!(address("10.0.2"), None);
+        assert_eq!(address("10.0.2.256"), None);
+        assert_eq!(address("10.0.2.1.1"), None);
+    }
+}
