@@ -1,0 +1,67 @@
+//! The log file: everything the guest prints, up to a limit, since a guest must not fill the host's disk.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+/// Longest log, in bytes. What comes later is not logged, and the log's last line says so.
+pub const MAX_LOG: u64 = 64 << 20;
+
+const FULL: &[u8] = b"\n[domus-console: the log is full, later output is not kept here]\n";
+
+/// An append-only file. Promises: never longer than its limit and one line; no failure stops the console.
+#[derive(Debug)]
+pub struct Log {
+    file: File,
+    room: u64,
+    failing: bool,
+}
+
+impl Log {
+    /// Appends to `file`, which must have been opened to append.
+    ///
+    /// # Errors
+    /// The file's length cannot be read.
+    pub fn new(file: File) -> io::Result<Self> {
+        let room = MAX_LOG.saturating_sub(file.metadata()?.len());
+        Ok(Self { file, room, failing: false })
+    }
+
+    /// Appends `bytes`. A failure is printed to standard error once, until a later write succeeds.
+    pub fn append(&mut self, bytes: &[u8]) {
+        if self.room == 0 {
+            return;
+        }
+        let kept = &bytes[..bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX))];
+        self.room -= kept.len() as u64;
+        let mut result = self.file.write_all(kept);
+        if self.room == 0 {
+            result = result.and_then(|()| self.file.write_all(FULL));
+        }
+        match result {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    eprintln!("domus-console: cannot append to the console log: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_log_ends_with_a_line_that_says_so() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(MAX_LOG - 3).unwrap();
+        let append = std::fs::OpenOptions::new().append(true).open(file.path()).unwrap();
+        let mut log = Log::new(append).unwrap();
+        log.append(b"abcdef");
+        log.append(b"ghi");
+        assert_eq!(file.as_file().metadata().unwrap().len(), MAX_LOG + FULL.len() as u64);
+        io::Seek::seek(&mut file, io::SeekFrom::Start(MAX_LOG - 3)).unwrap();
+        assert_eq!(io::read_to_string(&mut file).unwrap().as_bytes(), [b"abc", FULL].concat());
+    }
+}

@@ -1,0 +1,113 @@
+//! One console for dom0: the start message, the sandbox, the loop.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use domus_startup::control::ControlError;
+use domus_startup::fds::FdError;
+use domus_startup::sandbox::{self, COMMON, SandboxError};
+use domus_startup::{Control, Fds};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use shared_abi::control::{BackendReply, ConsoleRequest, ConsoleStart};
+
+use crate::console::Console;
+use crate::log::Log;
+use crate::server::Server;
+
+/// Least and most bytes of history.
+pub const HISTORY: std::ops::RangeInclusive<u32> = 4 << 10..=16 << 20;
+
+/// Why a console could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The descriptors of the start message.
+    #[error("console start message")]
+    Fds(#[from] FdError),
+    /// The history's size.
+    #[error("console history of {0} bytes: 4096 (4 KiB) to 16777216 (16 MiB) are possible")]
+    History(u32),
+    /// A descriptor is not what it should be.
+    #[error("cannot use the {what} given")]
+    Prepare {
+        /// Which.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The thread that serves.
+    #[error("cannot start the console's thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Serves one console for the controller of the socket at `control`. Returns only with an error.
+///
+/// # Errors
+/// [`StartError`]; before the console was ready, the controller has been told.
+pub fn run(control: &Path) -> Result<(), StartError> {
+    let control = Control::listen(control)?;
+    let (ConsoleRequest::Start(start), fds) = control.accept_start()?;
+    if let Err(error) = serve(start, fds) {
+        control.fail(&error);
+        return Err(error);
+    }
+    control.reply(&BackendReply::Ready);
+    control.serve(|ConsoleRequest::Start(_), _| {
+        Err::<BackendReply, _>("the console is started already".into())
+    })?;
+    Ok(())
+}
+
+fn serve(start: ConsoleStart, mut fds: Fds) -> Result<(), StartError> {
+    let history = size(start.history)?;
+    let serial = fds.take(start.serial)?;
+    let listener = listening(fds.take(start.listener)?)?;
+    let log = start.log.map(|index| fds.take(index)).transpose()?.map(File::from);
+    fds.finish()?;
+    let log =
+        log.map(Log::new).transpose().map_err(|source| StartError::Prepare { what: "log file", source })?;
+    let server = Server::new(Console::new(history), serial, listener, log);
+    sandbox::enter(start.identity.uid)?;
+    spawn(server)?;
+    // poll, accept4, recvfrom, sendmsg and write are all in COMMON: a console needs nothing of its own.
+    sandbox::seal(COMMON)?;
+    Ok(())
+}
+
+/// The history's size, checked.
+pub(crate) fn size(history: u32) -> Result<usize, StartError> {
+    if HISTORY.contains(&history) { Ok(history as usize) } else { Err(StartError::History(history)) }
+}
+
+/// Makes a listening socket non-blocking: a client that goes between `poll` and `accept` must stop nobody.
+pub(crate) fn listening(listener: OwnedFd) -> Result<OwnedFd, StartError> {
+    let prepare =
+        |errno: nix::errno::Errno| StartError::Prepare { what: "listening socket", source: errno.into() };
+    let flags = fcntl(&listener, FcntlArg::F_GETFL).map_err(prepare)?;
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+    fcntl(&listener, FcntlArg::F_SETFL(flags)).map_err(prepare)?;
+    Ok(listener)
+}
+
+/// Starts the console's thread and waits until it runs: the calls by which a thread sets itself up are not on
+/// the list of a sealed process. If its loop fails, the process ends: dom0 then knows.
+pub(crate) fn spawn(server: Server) -> Result<(), StartError> {
+    let (running, runs) = std::sync::mpsc::sync_channel(1);
+    let run = move || {
+        let _ = running.send(());
+        let Err(error) = server.run();
+        eprintln!("domus-console: cannot wait for the console's sockets: {error}");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("console".into()).spawn(run).map_err(StartError::Thread)?;
+    // An error would mean that the thread is gone, and then so is the process.
+    let _ = runs.recv();
+    Ok(())
+}
