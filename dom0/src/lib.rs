@@ -1,1 +1,3 @@
-//! Skeleton.
+//! The control domain.
+
+pub mod config;

@@ -1,0 +1,202 @@
+//! dom0's end of a child's control socket.
+
+use std::collections::VecDeque;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use domus_startup::{Link, LinkError};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shared_abi::Role;
+use shared_abi::control::FromChild;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::supervisor::Process;
+
+/// Within this time a started process listens, and answers a request. Far above what any needs on a busy host.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a child does not do what it should. The text follows the child's name: "runner exited …".
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// It refused or failed, in its own words.
+    #[error("{role}: {why}")]
+    Failed {
+        /// Which child.
+        role: Role,
+        /// One line of its own.
+        why: String,
+    },
+    /// It is gone.
+    #[error("{} {how} before it {before}", role.program())]
+    Ended {
+        /// Which child.
+        role: Role,
+        /// How it ended.
+        how: String,
+        /// What it had to do.
+        before: &'static str,
+    },
+    /// It does not answer.
+    #[error("{} has not {done} within {} s", role.program(), PATIENCE.as_secs())]
+    Silent {
+        /// Which child.
+        role: Role,
+        /// What it had to do.
+        done: &'static str,
+    },
+    /// The control socket fails.
+    #[error("cannot talk to {}", role.program())]
+    Link {
+        /// Which child.
+        role: Role,
+        /// Why.
+        source: LinkError,
+    },
+}
+
+/// A connected child that answers with `A` and reports `E`.
+#[derive(Debug)]
+pub struct ChildLink<A, E> {
+    role: Role,
+    link: AsyncFd<Link>,
+    /// Events that came while an answer was awaited.
+    early: VecDeque<E>,
+    answers: PhantomData<A>,
+}
+
+fn dial(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(fd)
+}
+
+impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
+    /// Connects to the control socket at `path` as soon as the process listens.
+    ///
+    /// # Errors
+    /// [`ChildError::Ended`] if the process ends first, [`ChildError::Silent`] if it takes too long.
+    pub async fn connect(role: Role, path: &Path, process: &Process) -> Result<Self, ChildError> {
+        let deadline = Instant::now() + PATIENCE;
+        let fail = |source| ChildError::Link { role, source };
+        let fd = loop {
+            match dial(path) {
+                Ok(fd) => break fd,
+                // Not bound yet, bound and not listening yet.
+                Err(Errno::ENOENT | Errno::ECONNREFUSED | Errno::EAGAIN) => {}
+                Err(errno) => return Err(fail(LinkError::Io(errno.into()))),
+            }
+            if Instant::now() >= deadline {
+                return Err(ChildError::Silent { role, done: "made its control socket" });
+            }
+            tokio::select! {
+                () = sleep(Duration::from_micros(500)) => {}
+                how = process.ended() => return Err(ChildError::Ended { role, how, before: "made its control socket" }),
+            }
+        };
+        let link = AsyncFd::with_interest(Link::from(fd), Interest::READABLE | Interest::WRITABLE)
+            .map_err(|error| fail(LinkError::Io(error)))?;
+        Ok(Self { role, link, early: VecDeque::new(), answers: PhantomData })
+    }
+
+    /// Sends a request with its descriptors.
+    ///
+    /// # Errors
+    /// [`ChildError::Link`].
+    pub async fn send<R: Serialize>(&self, request: &R, fds: &[OwnedFd]) -> Result<(), ChildError> {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        loop {
+            let mut guard = self.link.writable().await.map_err(|error| self.broken(LinkError::Io(error)))?;
+            match self.link.get_ref().send_request(request, &fds) {
+                Err(LinkError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                other => return other.map_err(|error| self.broken(error)),
+            }
+        }
+    }
+
+    fn broken(&self, source: LinkError) -> ChildError {
+        ChildError::Link { role: self.role, source }
+    }
+
+    async fn receive(&self) -> Result<FromChild<A, E>, LinkError> {
+        loop {
+            let mut guard = self.link.readable().await.map_err(LinkError::Io)?;
+            match self.link.get_ref().receive() {
+                Err(LinkError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                // No child sends descriptors; those of one that does are closed here.
+                other => return other.map(|(message, _fds)| message),
+            }
+        }
+    }
+
+    /// The next event. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ChildError::Link`], with [`LinkError::Closed`] when the child has closed its end.
+    pub async fn event(&mut self) -> Result<E, ChildError> {
+        if let Some(event) = self.early.pop_front() {
+            return Ok(event);
+        }
+        loop {
+            match self.receive().await {
+                Ok(FromChild::Event(event)) => return Ok(event),
+                // An answer that comes after its deadline is nobody's any more.
+                Ok(FromChild::Reply(_) | FromChild::Failed(_)) => {}
+                Err(error) => return Err(self.broken(error)),
+            }
+        }
+    }
+
+    /// Waits for the answer to the request sent last. Events are kept for [`Self::event`].
+    ///
+    /// # Errors
+    /// What the child said, that it ended, or that it takes longer than [`PATIENCE`].
+    pub async fn answer(&mut self, process: &Process, done: &'static str) -> Result<A, ChildError> {
+        let role = self.role;
+        let deadline = Instant::now() + PATIENCE;
+        let mut ended = None;
+        loop {
+            let received = tokio::select! {
+                // What a dying child has said comes before the fact that it is dead.
+                biased;
+                received = timeout_at(deadline, self.receive()) => {
+                    received.map_err(|_| ChildError::Silent { role, done })?
+                }
+                how = process.ended(), if ended.is_none() => {
+                    ended = Some(how);
+                    continue;
+                }
+            };
+            match received {
+                Ok(FromChild::Reply(answer)) => return Ok(answer),
+                Ok(FromChild::Failed(why)) => return Err(ChildError::Failed { role, why: one_line(&why) }),
+                // A child has no reason to send more than a few; one that floods is not listened to.
+                Ok(FromChild::Event(event)) if self.early.len() < 256 => self.early.push_back(event),
+                Ok(FromChild::Event(_)) => {}
+                Err(LinkError::Closed) => {
+                    let how = match ended {
+                        Some(how) => how,
+                        None => timeout_at(deadline, process.ended())
+                            .await
+                            .map_err(|_| ChildError::Silent { role, done })?,
+                    };
+                    return Err(ChildError::Ended { role, how, before: done });
+                }
+                Err(error) => return Err(self.broken(error)),
+            }
+        }
+    }
+}
+
+/// A child's text as one printable line of bounded length: a child may have been taken over by its guest.
+pub fn one_line(text: &str) -> String {
+    text.chars().take(512).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,256 @@
+//! From the file's types to a [`DomainConfig`]: ranges, names, and what excludes what.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use shared_abi::limits::{
+    MAX_CMDLINE, MAX_DEVICES, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY,
+};
+use shared_abi::{DeviceId, DomainName, MacAddress};
+
+use super::file::{DeviceFile, DiskFile, DomainFile, NetFile};
+use super::{ConfigError, Disk, DiskSource, DomainConfig, Foreign, MemorySize, Net, NetLink, Policy};
+
+/// What every check needs: for messages, and to make paths absolute.
+struct Context<'a> {
+    file: &'a Path,
+    directory: &'a Path,
+}
+
+impl Context<'_> {
+    fn refuse(&self, at: impl Display, problem: impl Display) -> ConfigError {
+        ConfigError::new(self.file, at, problem)
+    }
+
+    fn path(&self, at: &str, text: &str) -> Result<PathBuf, ConfigError> {
+        if text.is_empty() || text.contains('\0') {
+            return Err(self.refuse(at, format!("{text:?} is no path: name a file")));
+        }
+        Ok(self.directory.join(text))
+    }
+
+    fn range(&self, at: &str, value: u64, least: u64, most: u64) -> Result<u16, ConfigError> {
+        match u16::try_from(value) {
+            Ok(small) if (least..=most).contains(&value) => Ok(small),
+            _ => Err(self.refuse(at, format!("{value} is out of range: {least} to {most} would do"))),
+        }
+    }
+
+    fn interface(&self, at: &str, text: String) -> Result<String, ConfigError> {
+        // The kernel's rule (dev_valid_name): IFNAMSIZ with its NUL, no slash, colon or white space, no dots.
+        let fits = (1..=15).contains(&text.len())
+            && text != "."
+            && text != ".."
+            && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%');
+        if fits {
+            Ok(text)
+        } else {
+            Err(self.refuse(
+                at,
+                format!("{text:?} is no interface name: 1 to 15 printable characters without / : %"),
+            ))
+        }
+    }
+}
+
+pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<DomainConfig, ConfigError> {
+    let context = Context { file, directory };
+    let name: DomainName = text.name.parse().map_err(|error| context.refuse("name", error))?;
+    let vcpus = context.range("vcpus", text.vcpus, 1, MAX_VCPUS.into())? as u8;
+    let memory = memory(&context, text.memory)?;
+    let kernel = context.path("boot.kernel", &text.boot.kernel)?;
+    let initrd = text.boot.initrd.map(|path| context.path("boot.initrd", &path)).transpose()?;
+    let cmdline = text.boot.cmdline;
+    if cmdline.len() > MAX_CMDLINE || cmdline.chars().any(char::is_control) {
+        let length = cmdline.len();
+        let problem = format!("of {length} bytes: at most {MAX_CMDLINE} without control characters would do");
+        return Err(context.refuse("boot.cmdline", problem));
+    }
+
+    let mut ids = BTreeMap::new();
+    let mut unique = |at: String, text: &str| -> Result<DeviceId, ConfigError> {
+        let id: DeviceId = text.parse().map_err(|error| context.refuse(&at, error))?;
+        match ids.insert(id.clone(), at.clone()) {
+            None => Ok(id),
+            Some(first) => {
+                Err(context.refuse(at, format!("\"{id}\" is taken by {first}: each device needs its own id")))
+            }
+        }
+    };
+    let mut disks = Vec::new();
+    for (n, disk) in text.disks.into_iter().enumerate() {
+        let id = unique(format!("disks[{n}].id"), &disk.id)?;
+        disks.push(self::disk(&context, n, id, disk, vcpus)?);
+    }
+    let mut nets = Vec::new();
+    for (n, net) in text.nets.into_iter().enumerate() {
+        let id = unique(format!("nets[{n}].id"), &net.id)?;
+        nets.push(self::net(&context, n, &name, id, net)?);
+    }
+    let mut devices = Vec::new();
+    for (n, device) in text.devices.into_iter().enumerate() {
+        let id = unique(format!("devices[{n}].id"), &device.id)?;
+        devices.push(foreign(&context, n, id, device)?);
+    }
+    let count = disks.len() + nets.len() + devices.len();
+    if count > MAX_DEVICES {
+        let problem = format!("{count} disks, nets and devices: at most {MAX_DEVICES} fit on the PCI bus");
+        return Err(context.refuse("", problem));
+    }
+    let policy = Policy { on_poweroff: text.on_poweroff, on_reboot: text.on_reboot, on_crash: text.on_crash };
+    Ok(DomainConfig {
+        file: file.into(),
+        name,
+        vcpus,
+        memory,
+        kernel,
+        initrd,
+        cmdline,
+        disks,
+        nets,
+        devices,
+        policy,
+    })
+}
+
+fn memory(context: &Context<'_>, size: MemorySize) -> Result<u64, ConfigError> {
+    let bytes = size.mib.checked_mul(MEMORY_UNIT).filter(|bytes| *bytes <= i64::MAX as u64);
+    match bytes {
+        Some(bytes) if bytes >= MIN_MEMORY => Ok(bytes),
+        Some(_) => {
+            let least = MIN_MEMORY / MEMORY_UNIT;
+            Err(context.refuse("memory", format!("{size} is too little: at least {least}MiB would do")))
+        }
+        None => Err(context.refuse("memory", format!("{size} is more than any machine has"))),
+    }
+}
+
+fn disk(
+    context: &Context<'_>,
+    n: usize,
+    id: DeviceId,
+    disk: DiskFile,
+    vcpus: u8,
+) -> Result<Disk, ConfigError> {
+    let at = |key: &str| format!("disks[{n}].{key}");
+    let queues = match disk.queues {
+        Some(queues) => context.range(&at("queues"), queues, 1, MAX_QUEUES.into())?,
+        None => u16::from(vcpus.min(4)),
+    };
+    let source = match (disk.path, disk.vhost_user_socket) {
+        (Some(path), None) => {
+            let serial = disk.serial.unwrap_or_else(|| id.to_string());
+            if serial.len() > 20 || !serial.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+                let problem =
+                    format!("{serial:?} is no serial number: at most 20 printable ASCII characters");
+                return Err(context.refuse(at("serial"), problem));
+            }
+            let path = context.path(&at("path"), &path)?;
+            DiskSource::Image { path, read_only: disk.read_only.unwrap_or(false), serial }
+        }
+        (None, Some(socket)) => {
+            let given = [
+                ("format", disk.format.is_some()),
+                ("read_only", disk.read_only.is_some()),
+                ("serial", disk.serial.is_some()),
+            ];
+            if let Some((key, _)) = given.into_iter().find(|(_, given)| *given) {
+                let problem = "is the backend's to decide when vhost_user_socket is given: leave it out";
+                return Err(context.refuse(at(key), problem));
+            }
+            DiskSource::VhostUser(context.path(&at("vhost_user_socket"), &socket)?)
+        }
+        (Some(_), Some(_)) => {
+            let problem = "excludes path: give the image's path, or the socket of a backend that serves it";
+            return Err(context.refuse(at("vhost_user_socket"), problem));
+        }
+        (None, None) => {
+            let problem =
+                "is missing: give the image's path, or vhost_user_socket of a backend that serves it";
+            return Err(context.refuse(at("path"), problem));
+        }
+    };
+    Ok(Disk { id, source, queues })
+}
+
+fn net(
+    context: &Context<'_>,
+    n: usize,
+    domain: &DomainName,
+    id: DeviceId,
+    net: NetFile,
+) -> Result<Net, ConfigError> {
+    let at = |key: &str| format!("nets[{n}].{key}");
+    let link = match (net.bridge, net.tap) {
+        (Some(bridge), None) => NetLink::Bridge(context.interface(&at("bridge"), bridge)?),
+        (None, Some(tap)) => NetLink::Tap(context.interface(&at("tap"), tap)?),
+        (Some(_), Some(_)) => {
+            return Err(context.refuse(at("tap"), "excludes bridge: give one of them"));
+        }
+        (None, None) => {
+            return Err(context.refuse(at("bridge"), "is missing: name a bridge, or an existing tap as tap"));
+        }
+    };
+    let mac = match net.mac {
+        Some(text) => text.parse().map_err(|error| context.refuse(at("mac"), error))?,
+        None => stable_mac(domain, &id).map_err(|error| context.refuse(at("mac"), error))?,
+    };
+    let mtu = context.range(&at("mtu"), net.mtu.unwrap_or(1500), 68, 65535)?;
+    Ok(Net { id, link, mac, mtu })
+}
+
+/// A MAC address that is the same at each start: 46 bits of FNV-1a over both names, locally administered, unicast.
+fn stable_mac(domain: &DomainName, id: &DeviceId) -> Result<MacAddress, shared_abi::ids::IdError> {
+    let text = domain.as_str().bytes().chain([0]).chain(id.as_str().bytes());
+    let hash = text.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let [a, b, c, d, e, g, h, i] = hash.to_be_bytes();
+    // FNV's high bits mix least for short texts: fold the last two bytes into the first.
+    MacAddress::new([((a ^ h) & 0xfc) | 0x02, b ^ i, c, d, e, g])
+}
+
+fn foreign(
+    context: &Context<'_>,
+    n: usize,
+    id: DeviceId,
+    device: DeviceFile,
+) -> Result<Foreign, ConfigError> {
+    let at = |key: &str| format!("devices[{n}].{key}");
+    // Modern virtio-pci has device ids 0x1040 to 0x107f (virtio 1.3 §4.1.2).
+    let virtio_type = context.range(&at("virtio_type"), device.virtio_type, 1, 63)?;
+    let queues = context.range(&at("queues"), device.queues, 1, MAX_QUEUES.into())?;
+    let queue_size = context.range(&at("queue_size"), device.queue_size, 2, MAX_QUEUE_SIZE.into())?;
+    if !queue_size.is_power_of_two() {
+        let problem = format!("{queue_size} is no power of two: 128 or 256 would do");
+        return Err(context.refuse(at("queue_size"), problem));
+    }
+    let pci_class = match device.pci_class {
+        None => usual_class(virtio_type),
+        Some(class) => match u32::try_from(class) {
+            Ok(class) if class <= 0x00ff_ffff => class,
+            _ => {
+                return Err(
+                    context.refuse(at("pci_class"), format!("{class} is out of range: 24 bits would do"))
+                );
+            }
+        },
+    };
+    let socket = context.path(&at("vhost_user_socket"), &device.vhost_user_socket)?;
+    Ok(Foreign { id, virtio_type, pci_class, queues, queue_size, socket })
+}
+
+/// The PCI class code a virtio device type usually has (PCI Code and ID Assignment, 1.16).
+fn usual_class(virtio_type: u16) -> u32 {
+    match virtio_type {
+        1 => 0x02_0000,           // network: Ethernet
+        2 | 8 | 26 => 0x01_8000,  // block, SCSI, file system: other mass storage
+        3 | 11 | 19 => 0x07_8000, // console, serial, vsock: other communication
+        16 => 0x03_8000,          // GPU: other display
+        18 => 0x09_8000,          // input: other input
+        20 => 0x10_8000,          // crypto: other encryption
+        25 => 0x04_0100,          // sound: audio
+        _ => 0xff_0000,           // unassigned
+    }
+}

@@ -1,0 +1,178 @@
+//! The config file as it is written. The JSON Schema in `dom0/schema/` is made from these types.
+//!
+//! Nothing is checked here but syntax, types and unknown keys; [`super::check`] does the rest.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::size::MemorySize;
+
+/// A domain: one guest with its devices. Relative paths start at the directory of this file.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Domus domain")]
+pub struct DomainFile {
+    /// Where the schema is, for editors. Domus does not read it.
+    #[serde(rename = "$schema", default)]
+    pub schema: Option<String>,
+    /// 1 to 48 of a-z A-Z 0-9 . _ -, the first a letter or digit.
+    pub name: String,
+    /// Number of vCPUs, 1 to 32.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 32))]
+    pub vcpus: u64,
+    /// RAM, at least 16MiB.
+    #[serde(default = "default_memory")]
+    #[schemars(extend("default" = "512MiB"))]
+    pub memory: MemorySize,
+    /// What is started.
+    pub boot: BootFile,
+    /// Disks, in the order the guest sees them.
+    #[serde(default)]
+    pub disks: Vec<DiskFile>,
+    /// NICs, in the order the guest sees them.
+    #[serde(default)]
+    pub nets: Vec<NetFile>,
+    /// Devices served by vhost-user backends that Domus does not start.
+    #[serde(default)]
+    pub devices: Vec<DeviceFile>,
+    /// What to do when the guest switches itself off.
+    #[serde(default = "destroy")]
+    pub on_poweroff: OnStop,
+    /// What to do when the guest resets itself.
+    #[serde(default = "restart")]
+    pub on_reboot: OnStop,
+    /// What to do when the guest triple-faults, KVM cannot go on with it, or its runner dies.
+    #[serde(default = "destroy")]
+    pub on_crash: OnStop,
+}
+
+/// What a domain starts.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BootFile {
+    /// An ELF vmlinux with a PVH note or an x86 bzImage.
+    pub kernel: String,
+    /// The initial RAM disk.
+    #[serde(default)]
+    pub initrd: Option<String>,
+    /// The kernel's command line, at most 2047 bytes.
+    #[serde(default = "default_cmdline")]
+    pub cmdline: String,
+}
+
+/// A disk: an image that Domus serves (`path`), or a vhost-user-blk backend's socket (`vhost_user_socket`).
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskFile {
+    /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
+    pub id: String,
+    /// The image: a regular file or a block device.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// The image's format.
+    #[serde(default)]
+    pub format: Option<DiskFormat>,
+    /// The guest cannot write to it.
+    #[serde(default)]
+    pub read_only: Option<bool>,
+    /// Serial number the guest reads: at most 20 printable ASCII characters.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// Number of virtqueues, 1 to 64.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 64))]
+    pub queues: Option<u64>,
+    /// The listening socket of a vhost-user-blk backend that serves this disk.
+    #[serde(default)]
+    pub vhost_user_socket: Option<String>,
+}
+
+/// The format of a disk image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The disk's bytes as they are.
+    Raw,
+}
+
+/// A NIC on a bridge (a tap is made for it) or on a tap that exists.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetFile {
+    /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
+    pub id: String,
+    /// The bridge it is on.
+    #[serde(default)]
+    pub bridge: Option<String>,
+    /// A persistent tap to use as it is.
+    #[serde(default)]
+    pub tap: Option<String>,
+    /// The guest's MAC address.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// The MTU in bytes, 68 to 65535.
+    #[serde(default)]
+    #[schemars(range(min = 68, max = 65535))]
+    pub mtu: Option<u64>,
+}
+
+/// A virtio device of any type, served by a vhost-user backend that Domus does not start.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceFile {
+    /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
+    pub id: String,
+    /// The virtio device type (virtio 1.3 §5): 4 entropy, 19 vsock, 26 file system, and so on.
+    #[schemars(range(min = 1, max = 63))]
+    pub virtio_type: u64,
+    /// The PCI class code the guest sees, 24 bits.
+    #[serde(default)]
+    #[schemars(range(max = 16777215))]
+    pub pci_class: Option<u64>,
+    /// Number of virtqueues, 1 to 64.
+    #[schemars(range(min = 1, max = 64))]
+    pub queues: u64,
+    /// Ring size: a power of two up to 1024.
+    #[serde(default = "default_queue_size")]
+    #[schemars(range(min = 2, max = 1024))]
+    pub queue_size: u64,
+    /// The socket the backend listens on.
+    pub vhost_user_socket: String,
+}
+
+/// What to do when a domain's machine has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    /// Remove everything of it.
+    Destroy,
+    /// Start it again, with the same name and config and a new number.
+    Restart,
+    /// Keep it in the list, with its console's history, until it is destroyed.
+    Preserve,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn default_memory() -> MemorySize {
+    MemorySize { mib: 512 }
+}
+
+fn default_cmdline() -> String {
+    "console=ttyS0".into()
+}
+
+fn default_queue_size() -> u64 {
+    256
+}
+
+fn destroy() -> OnStop {
+    OnStop::Destroy
+}
+
+fn restart() -> OnStop {
+    OnStop::Restart
+}

@@ -1,0 +1,223 @@
+//! A domain's config: text, then types that refuse what they do not know, then a value that can be acted on.
+//!
+//! ```text
+//! JSON text ──serde──▶ file::DomainFile ──check──▶ DomainConfig ──resources::open──▶ descriptors
+//!            syntax, types,             ranges, names,          what only the host
+//!            unknown keys               what excludes what      can tell
+//! ```
+//!
+//! Every refusal is one line with the file, the JSON path, the value and what would be accepted. Nothing here
+//! touches the host but [`load`], which reads the file itself.
+//!
+//! | left out | means |
+//! |---|---|
+//! | `vcpus` | 1 |
+//! | `memory` | `"512MiB"` |
+//! | `boot.initrd` | none |
+//! | `boot.cmdline` | `"console=ttyS0"` |
+//! | `disks`, `nets`, `devices` | none |
+//! | `disks[].format` | `"raw"` |
+//! | `disks[].read_only` | `false` |
+//! | `disks[].serial` | the disk's `id` |
+//! | `disks[].queues` | one for each vCPU, at most 4 |
+//! | `nets[].mac` | made from the domain's name and the NIC's id, locally administered, always the same |
+//! | `nets[].mtu` | 1500 |
+//! | `devices[].pci_class` | the usual one of the virtio type |
+//! | `on_poweroff`, `on_crash` | `"destroy"` |
+//! | `on_reboot` | `"restart"` |
+//!
+//! Relative paths start at the config file's directory.
+
+mod check;
+mod file;
+mod size;
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use shared_abi::{DeviceId, DomainName, MacAddress};
+
+pub use file::{DomainFile, OnStop};
+pub use size::MemorySize;
+
+/// Longest config text, in bytes: far above any real one.
+pub const MAX_CONFIG: usize = 256 * 1024;
+
+/// Why a config is refused: one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {at}{}{problem}", file.display(), if at.is_empty() { "" } else { ": " })]
+pub struct ConfigError {
+    /// The config file, as the user named it.
+    pub file: PathBuf,
+    /// The JSON path of the value, such as `disks[0].path`; empty for the file as a whole.
+    pub at: String,
+    /// The value, what is wrong with it, and what would be accepted.
+    pub problem: String,
+}
+
+impl ConfigError {
+    /// A refusal of the value at the JSON path `at` of `file`.
+    pub fn new(file: &Path, at: impl Display, problem: impl Display) -> Self {
+        // A path or a value can hold line breaks and escapes; an error stays one printable line.
+        let clean = |text: String| -> String {
+            text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+        };
+        Self { file: file.into(), at: clean(at.to_string()), problem: clean(problem.to_string()) }
+    }
+}
+
+/// A domain that can be built: every value is in range, every path absolute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// The file it came from, for messages.
+    pub file: PathBuf,
+    /// The domain's name.
+    pub name: DomainName,
+    /// 1 to [`MAX_VCPUS`](shared_abi::limits::MAX_VCPUS).
+    pub vcpus: u8,
+    /// RAM in bytes, a multiple of [`MEMORY_UNIT`](shared_abi::limits::MEMORY_UNIT).
+    pub memory: u64,
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Disks, in the order of their PCI slots.
+    pub disks: Vec<Disk>,
+    /// NICs, after the disks.
+    pub nets: Vec<Net>,
+    /// Devices of backends that Domus does not start, last.
+    pub devices: Vec<Foreign>,
+    /// What to do when the machine stops.
+    pub policy: Policy,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Its id.
+    pub id: DeviceId,
+    /// Who serves it.
+    pub source: DiskSource,
+    /// Number of virtqueues.
+    pub queues: u16,
+}
+
+/// Who serves a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// `domus-block`, from a raw image or a block device.
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// The guest cannot write.
+        read_only: bool,
+        /// What the guest reads as the serial number, at most 20 bytes.
+        serial: String,
+    },
+    /// A vhost-user-blk backend that listens on this socket.
+    VhostUser(PathBuf),
+}
+
+/// A NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Net {
+    /// Its id.
+    pub id: DeviceId,
+    /// Where its packets go.
+    pub link: NetLink,
+    /// The guest's address.
+    pub mac: MacAddress,
+    /// 68 to 65535 bytes.
+    pub mtu: u16,
+}
+
+/// Where a NIC's packets go. The names are at most 15 bytes, without `/` and white space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetLink {
+    /// A tap `vif<domid>.<n>` is made and put on this bridge.
+    Bridge(String),
+    /// This persistent tap is used as it is.
+    Tap(String),
+}
+
+/// A device of any virtio type, served by a vhost-user backend that Domus did not start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its id.
+    pub id: DeviceId,
+    /// The virtio device type (virtio 1.3 §5).
+    pub virtio_type: u16,
+    /// The PCI class code, 24 bits.
+    pub pci_class: u32,
+    /// Number of virtqueues.
+    pub queues: u16,
+    /// Ring size.
+    pub queue_size: u16,
+    /// The socket the backend listens on.
+    pub socket: PathBuf,
+}
+
+/// What is done when a machine stops by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// The guest switched itself off.
+    pub on_poweroff: OnStop,
+    /// The guest reset itself.
+    pub on_reboot: OnStop,
+    /// A triple fault, a vCPU that KVM cannot run, or a runner that died.
+    pub on_crash: OnStop,
+}
+
+/// Reads and checks the config in `file`.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load(file: &Path) -> Result<DomainConfig, ConfigError> {
+    let (text, directory) = read(file)?;
+    parse(file, &directory, &text)
+}
+
+/// Reads the text of `file`; the second value is the absolute directory its relative paths start at.
+///
+/// # Errors
+/// [`ConfigError`] if it cannot be read, is longer than [`MAX_CONFIG`] or is not UTF-8.
+pub fn read(file: &Path) -> Result<(String, PathBuf), ConfigError> {
+    let refuse = |problem: String| ConfigError::new(file, "", problem);
+    let absolute = std::path::absolute(file).map_err(|e| refuse(format!("cannot be found: {e}")))?;
+    let directory = absolute.parent().unwrap_or(Path::new("/")).to_owned();
+    let open = File::open(file)
+        .map_err(|e| refuse(format!("cannot be read: {e}; name a domain's config, a JSON file")))?;
+    let mut text = String::new();
+    // One byte more than allowed shows that there is more; a pipe or a device may have no end.
+    open.take(MAX_CONFIG as u64 + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| refuse(format!("cannot be read: {e}; name a domain's config, a JSON file")))?;
+    if text.len() > MAX_CONFIG {
+        return Err(refuse(format!(
+            "is longer than {MAX_CONFIG} bytes; name a domain's config, a JSON file"
+        )));
+    }
+    Ok((text, directory))
+}
+
+/// Checks a config's text. `file` is for messages; relative paths start at `directory`.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn parse(file: &Path, directory: &Path, text: &str) -> Result<DomainConfig, ConfigError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let parsed: DomainFile = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let at = error.path().to_string();
+        let inner = error.into_inner();
+        ConfigError::new(file, if at == "." { "" } else { &at }, inner)
+    })?;
+    json.end().map_err(|error| ConfigError::new(file, "", error))?;
+    check::check(file, directory, parsed)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,366 @@
+//! The life of a domain, decided in pure code: (state, event) → (state, actions).
+//!
+//! ```text
+//!            Create                Built              Pause / Unpause
+//!   (none) ────────▶ Building ───────────▶ Running ◀────────────────▶ Paused
+//!                     ▲  │ BuildFailed       │ │ Shutdown, Reboot        │
+//!                     │  │ Destroy           │ ▼                         │
+//!                     │  │                   │ Stopping                  │ Destroy, or the machine stops
+//!                     │  │                   │ │ the machine stops,      │
+//!                     │  │                   │ │ Destroy                 │
+//!                     │  ▼                   ▼ ▼                         │
+//!              Gone,  │ Dying ◀──────────────┴─┴─────────────────────────┤
+//!              restart└──┤                                               │ policy "preserve"
+//!                        │ Gone                          Destroy         ▼
+//!                        ▼                        Dying ◀──────────── Preserved
+//!                      Dead
+//! ```
+//!
+//! Promises, tested with random events: `Dead` is final; a new incarnation is built only after everything of the
+//! old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs only between `Resume` and the
+//! next `Pause` or `TearDown`.
+
+use std::fmt;
+
+use shared_abi::control::StopReason;
+
+use crate::config::{OnStop, Policy};
+
+/// Where a domain is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Its processes are being started.
+    Building,
+    /// Its vCPUs run.
+    Running,
+    /// An operator has paused it.
+    Paused,
+    /// The guest was asked to switch itself off, and still runs.
+    Stopping(AfterOff),
+    /// Its machine has stopped; what is left is its console's history.
+    Preserved {
+        /// It did not stop of its own will.
+        crashed: bool,
+    },
+    /// Everything of it is being removed.
+    Dying(Next),
+    /// Nothing of it is left.
+    Dead,
+}
+
+/// What follows when a guest that was asked to switch off has done so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterOff {
+    /// What `on_poweroff` says.
+    Policy,
+    /// It is started again, whatever `on_poweroff` says.
+    Restart,
+    /// It is gone, whatever `on_poweroff` says: dom0 itself is going.
+    Destroy,
+}
+
+/// What follows when everything of an incarnation is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    Dead,
+    /// The next incarnation.
+    Restart,
+}
+
+/// What happens to a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// All its processes are ready.
+    Built,
+    /// One could not be started; the operator has been told why.
+    BuildFailed,
+    /// An operator asks to stop its vCPUs.
+    Pause,
+    /// An operator asks to let them run again.
+    Unpause,
+    /// An operator asks the guest to switch itself off.
+    Shutdown,
+    /// An operator asks the guest to switch itself off, and to be started again.
+    Reboot,
+    /// dom0 is going: the guest is to switch itself off and to stay off.
+    Retire,
+    /// An operator wants everything of it removed, now.
+    Destroy,
+    /// The machine has stopped by itself.
+    Stopped(StopReason),
+    /// The runner is gone without a word.
+    RunnerDied,
+    /// Another of its processes is gone.
+    BackendDied,
+    /// Everything of the incarnation is removed.
+    Gone,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Start an incarnation, with a new number.
+    Build,
+    /// Let the vCPUs run.
+    Resume,
+    /// Stop the vCPUs.
+    Pause,
+    /// Press the ACPI power button.
+    PressPowerButton,
+    /// End the runner and the backends, keep the console.
+    StopMachine,
+    /// End every process and remove everything.
+    TearDown,
+    /// Take the name off the list.
+    Forget,
+}
+
+/// An operator's wish that the state does not allow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {act}: the domain {state}{cure}")]
+pub struct Refused {
+    act: &'static str,
+    state: State,
+    cure: &'static str,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Building => "is being built",
+            State::Running => "is running",
+            State::Paused => "is paused",
+            State::Stopping(_) => "is shutting down",
+            State::Preserved { crashed: true } => "has crashed and is preserved",
+            State::Preserved { crashed: false } => "has stopped and is preserved",
+            State::Dying(_) => "is being removed",
+            State::Dead => "is gone",
+        })
+    }
+}
+
+impl State {
+    /// True while a machine exists whose vCPUs can run.
+    pub fn has_machine(self) -> bool {
+        matches!(self, State::Running | State::Paused | State::Stopping(_))
+    }
+}
+
+/// One step. An event that means nothing in a state, or comes too late, changes nothing.
+///
+/// # Errors
+/// [`Refused`] for an operator's wish that the state does not allow; nothing changes.
+pub fn step(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<Action>), Refused> {
+    use Action as A;
+    use State as S;
+    let refuse = |act, cure| Err(Refused { act, state, cure });
+    let stay = Ok((state, vec![]));
+    match (event, state) {
+        (Event::Destroy, S::Building | S::Running | S::Paused | S::Stopping(_) | S::Preserved { .. }) => {
+            Ok((S::Dying(Next::Dead), vec![A::TearDown]))
+        }
+        (Event::Destroy | Event::Retire, S::Dying(_)) => Ok((S::Dying(Next::Dead), vec![])),
+        (Event::Destroy | Event::Retire, S::Dead) => stay,
+
+        (Event::Built, S::Building) => Ok((S::Running, vec![A::Resume])),
+        (Event::BuildFailed, S::Building) => Ok((S::Dying(Next::Dead), vec![A::TearDown])),
+        (Event::Built | Event::BuildFailed, _) => stay,
+
+        (Event::Pause, S::Running) => Ok((S::Paused, vec![A::Pause])),
+        (Event::Pause, S::Paused) | (Event::Unpause, S::Running) => stay,
+        (Event::Unpause, S::Paused) => Ok((S::Running, vec![A::Resume])),
+        (Event::Pause, _) => refuse("pause", ""),
+        (Event::Unpause, _) => refuse("unpause", ""),
+
+        (Event::Shutdown, S::Running | S::Stopping(_)) => {
+            Ok((S::Stopping(AfterOff::Policy), vec![A::PressPowerButton]))
+        }
+        (Event::Reboot, S::Running | S::Stopping(_)) => {
+            Ok((S::Stopping(AfterOff::Restart), vec![A::PressPowerButton]))
+        }
+        (Event::Shutdown, S::Paused) => refuse("shut down", ": unpause it first, or destroy it"),
+        (Event::Reboot, S::Paused) => refuse("reboot", ": unpause it first"),
+        (Event::Shutdown, _) => refuse("shut down", ""),
+        (Event::Reboot, _) => refuse("reboot", ""),
+
+        (Event::Retire, S::Running | S::Stopping(_)) => {
+            Ok((S::Stopping(AfterOff::Destroy), vec![A::PressPowerButton]))
+        }
+        // A paused guest must run to switch itself off.
+        (Event::Retire, S::Paused) => {
+            Ok((S::Stopping(AfterOff::Destroy), vec![A::Resume, A::PressPowerButton]))
+        }
+        (Event::Retire, S::Building | S::Preserved { .. }) => Ok((S::Dying(Next::Dead), vec![A::TearDown])),
+
+        (Event::Stopped(reason), S::Running | S::Paused | S::Stopping(_)) => Ok(ended(state, reason, policy)),
+        (Event::RunnerDied, S::Running | S::Paused | S::Stopping(_)) => {
+            let killed = StopReason::VcpuFailed(String::new());
+            Ok(ended(state, &killed, policy))
+        }
+        (Event::Stopped(_) | Event::RunnerDied | Event::BackendDied, _) => stay,
+
+        (Event::Gone, S::Dying(Next::Restart)) => Ok((S::Building, vec![A::Build])),
+        (Event::Gone, S::Dying(Next::Dead)) => Ok((S::Dead, vec![A::Forget])),
+        (Event::Gone, _) => stay,
+    }
+}
+
+/// The machine has stopped: what now?
+fn ended(state: State, reason: &StopReason, policy: Policy) -> (State, Vec<Action>) {
+    let crashed = matches!(reason, StopReason::TripleFault | StopReason::VcpuFailed(_));
+    let wish = match reason {
+        StopReason::PowerOff => policy.on_poweroff,
+        StopReason::Reboot => policy.on_reboot,
+        StopReason::TripleFault | StopReason::VcpuFailed(_) => policy.on_crash,
+    };
+    let wish = match state {
+        State::Stopping(AfterOff::Destroy) => OnStop::Destroy,
+        State::Stopping(AfterOff::Restart) if !crashed => OnStop::Restart,
+        _ => wish,
+    };
+    match wish {
+        OnStop::Destroy => (State::Dying(Next::Dead), vec![Action::TearDown]),
+        OnStop::Restart => (State::Dying(Next::Restart), vec![Action::TearDown]),
+        OnStop::Preserve => (State::Preserved { crashed }, vec![Action::StopMachine]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn wishes() -> impl Strategy<Value = OnStop> {
+        prop_oneof![Just(OnStop::Destroy), Just(OnStop::Restart), Just(OnStop::Preserve)]
+    }
+
+    fn policies() -> impl Strategy<Value = Policy> {
+        (wishes(), wishes(), wishes())
+            .prop_map(|(on_poweroff, on_reboot, on_crash)| Policy { on_poweroff, on_reboot, on_crash })
+    }
+
+    fn events() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => Just(Event::Built),
+            1 => Just(Event::BuildFailed),
+            2 => Just(Event::Pause),
+            2 => Just(Event::Unpause),
+            2 => Just(Event::Shutdown),
+            2 => Just(Event::Reboot),
+            1 => Just(Event::Retire),
+            1 => Just(Event::Destroy),
+            2 => Just(Event::Stopped(StopReason::PowerOff)),
+            2 => Just(Event::Stopped(StopReason::Reboot)),
+            1 => Just(Event::Stopped(StopReason::TripleFault)),
+            1 => Just(Event::RunnerDied),
+            1 => Just(Event::BackendDied),
+            4 => Just(Event::Gone),
+        ]
+    }
+
+    /// What the actions have made of the world.
+    #[derive(Default)]
+    struct World {
+        processes: bool,
+        machine_runs: bool,
+        forgotten: u32,
+    }
+
+    impl World {
+        fn act(&mut self, action: Action) {
+            match action {
+                Action::Build => {
+                    assert!(!self.processes, "built on top of an incarnation that is not gone");
+                    self.processes = true;
+                }
+                Action::Resume => {
+                    assert!(self.processes && !self.machine_runs);
+                    self.machine_runs = true;
+                }
+                Action::Pause => {
+                    assert!(self.machine_runs);
+                    self.machine_runs = false;
+                }
+                Action::PressPowerButton => assert!(self.machine_runs),
+                Action::StopMachine => {
+                    assert!(self.processes);
+                    self.machine_runs = false;
+                }
+                Action::TearDown => {
+                    assert!(self.processes, "torn down twice");
+                    self.machine_runs = false;
+                }
+                Action::Forget => self.forgotten += 1,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_the_promises_hold(policy in policies(), events in prop::collection::vec(events(), 0..60)) {
+            let mut world = World::default();
+            world.act(Action::Build);
+            let mut state = State::Building;
+            for event in &events {
+                // The edge reports `Gone` once, when the teardown it was told to do is done.
+                if *event == Event::Gone {
+                    if !matches!(state, State::Dying(_)) {
+                        continue;
+                    }
+                    world.processes = false;
+                }
+                let Ok((next, actions)) = step(state, event, policy) else { continue };
+                if state == State::Dead {
+                    prop_assert_eq!(next, State::Dead);
+                    prop_assert!(actions.is_empty());
+                }
+                for action in actions {
+                    world.act(action);
+                }
+                state = next;
+                prop_assert_eq!(world.machine_runs, matches!(state, State::Running | State::Stopping(_)));
+                prop_assert_eq!(world.forgotten, u32::from(state == State::Dead));
+            }
+            // Destroy is never refused and always ends in Dead.
+            let (next, actions) = step(state, &Event::Destroy, policy).unwrap();
+            actions.into_iter().for_each(|action| world.act(action));
+            let (next, _) = step(next, &Event::Gone, policy).unwrap();
+            prop_assert_eq!(next, State::Dead);
+        }
+    }
+
+    const POLICY: Policy =
+        Policy { on_poweroff: OnStop::Destroy, on_reboot: OnStop::Restart, on_crash: OnStop::Preserve };
+
+    fn run(events: &[Event]) -> State {
+        events.iter().fold(State::Building, |state, event| step(state, event, POLICY).unwrap().0)
+    }
+
+    #[test]
+    fn an_operators_reboot_starts_a_guest_again_that_switched_itself_off() {
+        let off = Event::Stopped(StopReason::PowerOff);
+        assert_eq!(run(&[Event::Built, Event::Reboot, off.clone()]), State::Dying(Next::Restart));
+        assert_eq!(run(&[Event::Built, Event::Shutdown, off]), State::Dying(Next::Dead));
+    }
+
+    #[test]
+    fn each_way_a_machine_stops_has_its_own_policy() {
+        assert_eq!(run(&[Event::Built, Event::Stopped(StopReason::Reboot)]), State::Dying(Next::Restart));
+        assert_eq!(run(&[Event::Built, Event::RunnerDied]), State::Preserved { crashed: true });
+        assert_eq!(run(&[Event::Built, Event::Pause, Event::RunnerDied, Event::Destroy, Event::Gone]), State::Dead);
+    }
+
+    #[test]
+    fn a_restart_under_way_can_be_destroyed() {
+        let reset = Event::Stopped(StopReason::Reboot);
+        assert_eq!(run(&[Event::Built, reset, Event::Destroy, Event::Gone]), State::Dead);
+    }
+
+    #[test]
+    fn a_refusal_says_what_state_the_domain_is_in() {
+        let error = step(State::Paused, &Event::Shutdown, POLICY).unwrap_err().to_string();
+        assert_eq!(error, "cannot shut down: the domain is paused: unpause it first, or destroy it");
+    }
+}

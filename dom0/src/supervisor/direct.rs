@@ -1,0 +1,84 @@
+//! dom0 starts the processes itself.
+
+use std::cell::RefCell;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use nix::unistd::{AccessFlags, access};
+use shared_abi::{DomainName, Role};
+
+use super::cgroup::Cgroups;
+use super::spawn::{Surroundings, spawn};
+use super::{Job, Process, Starting, Supervisor, SupervisorError};
+
+/// Starts processes as children of dom0.
+#[derive(Debug)]
+pub struct Direct {
+    places: Vec<PathBuf>,
+    programs: RefCell<[Option<PathBuf>; 4]>,
+    cgroups: Option<Cgroups>,
+    dies_with_parent: bool,
+}
+
+impl Direct {
+    /// Looks for programs in `libexec` if given, otherwise beside the running executable and in
+    /// `/usr/libexec/domus`. With `dies_with_parent`, no process outlives the one that calls this by much.
+    pub fn new(libexec: Option<PathBuf>, dies_with_parent: bool) -> Self {
+        let places = match libexec {
+            Some(place) => vec![place],
+            None => {
+                let own = std::env::current_exe().ok();
+                let own = own.as_deref().and_then(std::path::Path::parent).map(PathBuf::from);
+                own.into_iter().chain([PathBuf::from("/usr/libexec/domus")]).collect()
+            }
+        };
+        let cgroups = match Cgroups::find() {
+            Ok(cgroups) => Some(cgroups),
+            Err(why) => {
+                eprintln!("domains run without CPU, memory and process limits: {why}");
+                None
+            }
+        };
+        Self { places, programs: RefCell::default(), cgroups, dies_with_parent }
+    }
+
+    fn program(&self, role: Role) -> Result<PathBuf, SupervisorError> {
+        let mut programs = self.programs.borrow_mut();
+        let slot = &mut programs[role as usize];
+        if let Some(path) = slot {
+            return Ok(path.clone());
+        }
+        let mut candidates = self.places.iter().map(|place| place.join(role.program()));
+        let found = candidates.find(|path| access(path, AccessFlags::X_OK).is_ok());
+        let path = found.ok_or_else(|| SupervisorError::NoProgram {
+            program: role.program(),
+            places: self.places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
+        })?;
+        *slot = Some(path.clone());
+        Ok(path)
+    }
+
+    fn start_now(&self, job: Job<'_>) -> Result<Process, SupervisorError> {
+        let program = self.program(job.role)?;
+        let group = self.cgroups.as_ref().and_then(|cgroups| cgroups.group(job.domain, job.memory, job.vcpus));
+        let around = Surroundings {
+            cgroup: group.as_ref().map(std::os::fd::AsFd::as_fd),
+            dies_with_parent: self.dies_with_parent,
+        };
+        spawn(&program, &[b"--control", job.control.as_os_str().as_bytes()], around)
+            .and_then(|(pid, pidfd)| Process::new(pid, pidfd))
+            .map_err(|source| SupervisorError::Spawn { program, source })
+    }
+}
+
+impl Supervisor for Direct {
+    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
+        Box::pin(std::future::ready(self.start_now(job)))
+    }
+
+    fn release(&self, domain: &DomainName) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove(domain);
+        }
+    }
+}
