@@ -9,6 +9,7 @@ pub mod guest;
 pub mod images;
 pub mod lab;
 pub mod link;
+pub mod mini;
 pub mod outer;
 pub mod report;
 pub mod smoke;

@@ -11,3 +11,6 @@ pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mini-guest.el
 #[path = "../guest/body/mod.rs"]
 #[allow(dead_code, reason = "what only the image's root calls")]
 mod body;
+
+/// What the guest's checks write to a disk: word `word` (0 to 63) of sector `sector`, by seed.
+pub use body::blk::pattern;

@@ -1,0 +1,121 @@
+//! One of Domus' processes, started by its contract: `--control PATH`, one controller, a start message, `Ready`.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use domus_startup::Link;
+use domus_startup::fds::Outgoing;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shared_abi::Role;
+use shared_abi::control::FromChild;
+
+use crate::child::{Running, tied};
+
+/// How long a process may take to listen, and to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process with its control socket. Killed on drop.
+#[derive(Debug)]
+pub struct Child<A, E> {
+    process: Running,
+    link: Link,
+    events: VecDeque<E>,
+    answers: VecDeque<Result<A, String>>,
+}
+
+impl<A: DeserializeOwned, E: DeserializeOwned> Child<A, E> {
+    /// Starts the program of `role` from the folder `programs`, with its control socket in `folder`, and sends `start`.
+    /// The result is what it answers.
+    pub fn start<R: Serialize>(
+        programs: &Path,
+        role: Role,
+        folder: &Path,
+        start: &R,
+        fds: Outgoing,
+    ) -> Result<(Self, A)> {
+        let path = folder.join(format!("{role}.sock"));
+        let mut command = tied(programs.join(role.program()));
+        let mut process = Running::start(role.program(), command.arg("--control").arg(&path))
+            .with_context(|| format!("cannot start {}", role.program()))?;
+        let begin = Instant::now();
+        let socket = loop {
+            if let Ok(socket) = dial(&path) {
+                break socket;
+            }
+            if let Some(status) = process.ended()? {
+                bail!("{} ended with {status} before it listened", role.program());
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("{} does not listen on {}", role.program(), path.display());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let mut child =
+            Self { process, link: socket.into(), events: VecDeque::new(), answers: VecDeque::new() };
+        let answer = child.ask(start, fds)?;
+        Ok((child, answer))
+    }
+
+    /// Sends a request and waits for its answer.
+    pub fn ask<R: Serialize>(&mut self, request: &R, fds: Outgoing) -> Result<A> {
+        let fds: Vec<OwnedFd> = fds.into_vec();
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        self.link.send_request(request, &borrowed)?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(answer) = self.answers.pop_front() {
+                return answer.map_err(|why| anyhow::anyhow!("{}: {why}", self.process.name()));
+            }
+            if !self.receive(end)? {
+                bail!("{} does not answer", self.process.name());
+            }
+        }
+    }
+
+    /// The next event, waited for up to `limit`.
+    pub fn event(&mut self, limit: Duration) -> Result<Option<E>> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(event));
+            }
+            if !self.receive(end)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes one message in, if one comes until `end`.
+    fn receive(&mut self, end: Instant) -> Result<bool> {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut ready = [PollFd::new(self.link.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ready, timeout)? == 0 {
+            return Ok(false);
+        }
+        let received = self.link.receive::<FromChild<A, E>>();
+        match received.with_context(|| format!("after {} had said its last", self.process.name()))?.0 {
+            FromChild::Reply(answer) => self.answers.push_back(Ok(answer)),
+            FromChild::Failed(why) => self.answers.push_back(Err(why)),
+            FromChild::Event(event) => self.events.push_back(event),
+        }
+        Ok(true)
+    }
+
+    /// The process itself.
+    pub fn process(&mut self) -> &mut Running {
+        &mut self.process
+    }
+}
+
+fn dial(path: &Path) -> nix::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}

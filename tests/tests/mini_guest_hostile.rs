@@ -1,0 +1,105 @@
+//! The mini guest as an enemy: it harms nobody but itself.
+//!
+//! Each attack has a neighbour, another domain that works all the while. Afterwards the attacker's own devices still
+//! work (the guest checks that itself), every process of both domains is alive, and the neighbour has lost nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use domus_tests::ground::Ground;
+use domus_tests::mini::machine::{Machine, Plan};
+use domus_tests::mini::programs;
+use domus_tests::mini::report::Line;
+use shared_abi::control::StopReason;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn attack(name: &str) -> Result<()> {
+    let ground = Ground::detect();
+    println!("ground: {ground}");
+    ensure!(ground != Ground::None, "not run: the mini guest needs a /dev/kvm");
+    let folder = tempfile::tempdir()?;
+    let image = |name: &str| -> Result<std::path::PathBuf> {
+        let path = Path::join(folder.path(), name);
+        std::fs::File::create(&path)?.set_len(16 << 20)?;
+        Ok(path)
+    };
+
+    let mut plan = Plan::new("mini.test=shell mini.seed=11").disk(&image("neighbour.img")?, 1);
+    plan.domain = ("neighbour", 2);
+    let mut neighbour = Machine::start(&programs(), plan)?;
+    neighbour.type_line("blk-pattern")?;
+    neighbour.until(MINUTE, |line| *line == Line::Ok("blk-pattern".into()))?;
+
+    for seed in [1, 2] {
+        let plan = Plan::new(format!("mini.seed={seed} mini.test=hostile-{name},blk-pattern mini.end=halt"))
+            .disk(&image("first.img")?, 2)
+            .disk(&image("second.img")?, 1);
+        let mut machine = Machine::start(&programs(), plan)?;
+        machine.done(MINUTE * 3).with_context(|| format!("attack {name}, seed {seed}"))?;
+        machine.all_alive()?;
+    }
+
+    neighbour.type_line("blk-verify,blk-irq")?;
+    neighbour.until(MINUTE, |line| *line == Line::Ok("blk-irq".into()))?;
+    neighbour.all_alive()?;
+    neighbour.type_line("quit")?;
+    assert_eq!(neighbour.stopped(MINUTE)?, StopReason::PowerOff);
+    Ok(())
+}
+
+#[test]
+fn nonsense_in_the_common_configuration_harms_nobody() -> Result<()> {
+    attack("common")
+}
+
+#[test]
+fn nonsense_in_the_device_configuration_harms_nobody() -> Result<()> {
+    attack("device")
+}
+
+#[test]
+fn notifications_out_of_turn_harm_nobody() -> Result<()> {
+    attack("notify")
+}
+
+#[test]
+fn nonsense_in_pci_configuration_space_harms_nobody() -> Result<()> {
+    attack("config")
+}
+
+#[test]
+fn bars_moved_over_everything_harm_nobody() -> Result<()> {
+    attack("bars")
+}
+
+#[test]
+fn nonsense_in_msi_x_tables_harms_nobody() -> Result<()> {
+    attack("msix")
+}
+
+#[test]
+fn impossible_queues_harm_nobody() -> Result<()> {
+    attack("queues")
+}
+
+#[test]
+fn rings_that_lie_harm_nobody() -> Result<()> {
+    attack("rings")
+}
+
+#[test]
+fn reset_storms_harm_nobody_and_end_all_dma() -> Result<()> {
+    attack("resets")
+}
+
+#[test]
+fn nonsense_to_io_ports_harms_nobody() -> Result<()> {
+    attack("ports")
+}
+
+#[test]
+fn nonsense_in_the_mmio_hole_harms_nobody() -> Result<()> {
+    attack("mmio")
+}
