@@ -108,7 +108,7 @@ pub struct Interrupts {
 }
 
 struct Source {
-    event: EventFd,
+    event: Arc<EventFd>,
     vector: u16,
     /// The GSI whose irqfd the event is now.
     connected: Option<Gsi>,
@@ -134,18 +134,15 @@ impl Interrupts {
         let gsis = (0..vectors).map(|_| router.allocate_msi()).collect::<Result<_, _>>()?;
         let source = |_| {
             let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MsixError::EventFd)?;
-            Ok(Source { event, vector: NO_VECTOR, connected: None })
+            Ok(Source { event: Arc::new(event), vector: NO_VECTOR, connected: None })
         };
         let sources = (0..sources).map(source).collect::<Result<_, MsixError>>()?;
         Ok(Self { router, table: Table::new(vectors), gsis, sources })
     }
 
-    /// A copy of the eventfd of a source: writing it raises the interrupt.
-    ///
-    /// # Errors
-    /// If it cannot be duplicated.
-    pub fn event(&self, source: usize) -> std::io::Result<EventFd> {
-        self.sources[source].event.try_clone()
+    /// The eventfds of the sources: writing one raises its interrupt.
+    pub fn events(&self) -> Vec<Arc<EventFd>> {
+        self.sources.iter().map(|source| source.event.clone()).collect()
     }
 
     /// Binds each source to the vector in `vectors`, [`NO_VECTOR`] for none.
@@ -294,7 +291,7 @@ mod tests {
         let mut interrupts = interrupts(3, 2);
         // Both sources share vector 2.
         interrupts.bind([2, 2].into_iter());
-        let event = interrupts.event(1).unwrap();
+        let event = interrupts.events().swap_remove(1);
         event.write(1).unwrap();
         assert_eq!(pending(&interrupts), 4);
         assert_eq!(pending(&interrupts), 4, "reading it does not clear it");
@@ -322,7 +319,7 @@ mod tests {
         interrupts.write_table(0, &UNMASKED);
         interrupts.write_table(16, &[0xff; 12]);
         interrupts.write_table(28, &[0; 4]);
-        let event = interrupts.event(0).unwrap();
+        let event = interrupts.events().swap_remove(0);
         event.write(1).unwrap();
         assert!(event.read().is_err(), "vector 0 is delivered");
     }

@@ -1,0 +1,259 @@
+//! The vhost-user frontend: one connection to the backend that serves a device.
+//!
+//! A [`Session`] is everything a backend must be told to run the device; [`Backend::start`] says it from the
+//! beginning, so it can be said again to a backend that takes another's place. Every exchange is bounded by
+//! [`Watched::call`]. After an error the connection is of no more use: drop the [`Backend`].
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use shared_abi::DeviceId;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::{
+    self, Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::common::{Rings, VERSION_1};
+use super::watch::{Watched, Watcher};
+use crate::memory::GuestRam;
+
+/// `VHOST_USER_F_PROTOCOL_FEATURES`: negotiated between the two ends, never shown to the guest.
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// Why a backend cannot serve its device.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The socket could not be put to use.
+    #[error("cannot watch the backend's socket")]
+    Socket(#[source] std::io::Error),
+    /// An exchange failed.
+    #[error("the vhost-user backend fails {request}")]
+    Exchange {
+        /// The message's name in the vhost-user specification.
+        request: &'static str,
+        /// What happened.
+        source: vhost::Error,
+    },
+    /// Not a modern device.
+    #[error("the vhost-user backend does not offer VIRTIO_F_VERSION_1: it is too old for this machine")]
+    Legacy,
+    /// Too few queues.
+    #[error(
+        "the vhost-user backend has {has} queues, {wanted} are wanted: give the device fewer, or the backend more"
+    )]
+    TooFewQueues {
+        /// What the backend has.
+        has: u64,
+        /// What the machine was told to give the guest.
+        wanted: u16,
+    },
+    /// It has no configuration space to give.
+    #[error(
+        "the vhost-user backend does not offer VHOST_USER_PROTOCOL_F_CONFIG, and dom0 gave no configuration space"
+    )]
+    NoConfig,
+}
+
+/// What the backend must know to run a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// The features that guest and device agreed on.
+    pub features: u64,
+    /// The enabled queues.
+    pub vrings: Vec<Vring>,
+}
+
+/// One enabled queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vring {
+    /// Its number.
+    pub index: usize,
+    /// Its size.
+    pub size: u16,
+    /// Where it is in this process.
+    pub rings: Rings,
+}
+
+/// A connection that works.
+pub struct Backend {
+    frontend: Frontend,
+    watched: Arc<Watched>,
+    features: u64,
+    protocol: VhostUserProtocolFeatures,
+    knows_memory: bool,
+}
+
+/// Names the request that failed.
+fn exchange<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, BackendError> {
+    result.map_err(|source| BackendError::Exchange { request, source })
+}
+
+impl Backend {
+    /// Takes up the connection and settles the protocol features.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn connect(
+        device: &DeviceId,
+        socket: OwnedFd,
+        queues: u16,
+        watcher: &Arc<Watcher>,
+    ) -> Result<Self, BackendError> {
+        let socket = UnixStream::from(socket);
+        let watched = watcher.watch(device.clone(), &socket).map_err(BackendError::Socket)?;
+        let frontend = Frontend::from_stream(socket, queues.into());
+        let protocol = VhostUserProtocolFeatures::empty();
+        let mut backend =
+            Self { frontend, watched: watched.clone(), features: 0, protocol, knows_memory: false };
+        let _call = watched.call();
+        backend.negotiate(queues)?;
+        Ok(backend)
+    }
+
+    fn negotiate(&mut self, queues: u16) -> Result<(), BackendError> {
+        let frontend = &mut self.frontend;
+        self.features = exchange("GET_FEATURES", frontend.get_features())?;
+        if self.features & VERSION_1 == 0 {
+            return Err(BackendError::Legacy);
+        }
+        if self.features & PROTOCOL_FEATURES != 0 {
+            let offered = exchange("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
+            let known = VhostUserProtocolFeatures::MQ
+                | VhostUserProtocolFeatures::REPLY_ACK
+                | VhostUserProtocolFeatures::CONFIG;
+            self.protocol = offered & known;
+            exchange("SET_PROTOCOL_FEATURES", frontend.set_protocol_features(self.protocol))?;
+        }
+        if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        exchange("SET_OWNER", frontend.set_owner())?;
+        if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
+            let has = exchange("GET_QUEUE_NUM", frontend.get_queue_num())?;
+            if has < queues.into() {
+                return Err(BackendError::TooFewQueues { has, wanted: queues });
+            }
+        }
+        Ok(())
+    }
+
+    /// The virtio features that the backend offers.
+    pub fn features(&self) -> u64 {
+        self.features & !PROTOCOL_FEATURES
+    }
+
+    /// The first `size` bytes of the configuration space.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn read_config(&mut self, size: u16) -> Result<Vec<u8>, BackendError> {
+        if size == 0 {
+            return Ok(Vec::new());
+        }
+        if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            return Err(BackendError::NoConfig);
+        }
+        let _call = self.watched.call();
+        let room = vec![0; size.into()];
+        let reply = self.frontend.get_config(0, size.into(), VhostUserConfigFlags::empty(), &room);
+        exchange("GET_CONFIG", reply).map(|(_, config)| config)
+    }
+
+    /// Writes to the configuration space. A backend that refuses the write is no error.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), BackendError> {
+        let _call = self.watched.call();
+        match self.frontend.set_config(offset, VhostUserConfigFlags::empty(), data) {
+            Err(vhost::Error::VhostUserProtocol(vhost_user::Error::BackendInternalError)) => Ok(()),
+            result => exchange("SET_CONFIG", result),
+        }
+    }
+
+    /// Lets the backend run the device: `kicks` and `calls` are indexed by queue number.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn start(
+        &mut self,
+        session: &Session,
+        ram: &GuestRam,
+        kicks: &[EventFd],
+        calls: &[Arc<EventFd>],
+    ) -> Result<(), BackendError> {
+        let watched = self.watched.clone();
+        let _call = watched.call();
+        let frontend = &mut self.frontend;
+        exchange(
+            "SET_FEATURES",
+            frontend.set_features(session.features | self.features & PROTOCOL_FEATURES),
+        )?;
+        if !self.knows_memory {
+            exchange("SET_MEM_TABLE", frontend.set_mem_table(&memory_table(ram)))?;
+            self.knows_memory = true;
+        }
+        for &Vring { index, size, rings } in &session.vrings {
+            let addresses = VringConfigData {
+                queue_max_size: size,
+                queue_size: size,
+                flags: 0,
+                desc_table_addr: rings.desc,
+                used_ring_addr: rings.used,
+                avail_ring_addr: rings.avail,
+                log_addr: None,
+            };
+            exchange("SET_VRING_NUM", frontend.set_vring_num(index, size))?;
+            // A driver starts both indices at 0 (virtio 1.3 §2.7).
+            exchange("SET_VRING_BASE", frontend.set_vring_base(index, 0))?;
+            exchange("SET_VRING_ADDR", frontend.set_vring_addr(index, &addresses))?;
+            exchange("SET_VRING_CALL", frontend.set_vring_call(index, &calls[index]))?;
+            // Starts the ring.
+            exchange("SET_VRING_KICK", frontend.set_vring_kick(index, &kicks[index]))?;
+        }
+        self.enable(session, true)
+    }
+
+    /// Stops the rings. When it returns the backend touches no ring and no buffer of the guest.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn stop(&mut self, session: &Session) -> Result<(), BackendError> {
+        let watched = self.watched.clone();
+        let _call = watched.call();
+        self.enable(session, false)?;
+        for vring in &session.vrings {
+            exchange("GET_VRING_BASE", self.frontend.get_vring_base(vring.index))?;
+        }
+        Ok(())
+    }
+
+    /// Without protocol features rings are always enabled.
+    fn enable(&mut self, session: &Session, on: bool) -> Result<(), BackendError> {
+        for vring in session.vrings.iter().filter(|_| self.features & PROTOCOL_FEATURES != 0) {
+            exchange("SET_VRING_ENABLE", self.frontend.set_vring_enable(vring.index, on))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Backend {
+    /// A backend that has broken the protocol must not go on with a ring the guest believes stopped.
+    fn drop(&mut self) {
+        self.watched.hang_up();
+    }
+}
+
+fn memory_table(ram: &GuestRam) -> Vec<VhostUserMemoryRegionInfo> {
+    let region = |region: crate::memory::RamRegion| VhostUserMemoryRegionInfo {
+        guest_phys_addr: region.gpa,
+        memory_size: region.size,
+        userspace_addr: region.host,
+        mmap_offset: region.offset,
+        mmap_handle: ram.fd().as_raw_fd(),
+    };
+    ram.regions().into_iter().map(region).collect()
+}

@@ -1,0 +1,29 @@
+//! Virtio over PCI (virtio 1.3 §4.1, modern only), for any device type: the queues' transport, no device.
+//!
+//! A device is what dom0's message and its vhost-user backend say it is. The guest's registers are in one BAR;
+//! a queue's doorbell there is an ioeventfd that the backend reads, and its interrupt an irqfd that the
+//! backend writes, so that after DRIVER_OK no I/O passes through this process.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`common`] | the registers and the device status: pure |
+//! | [`backend`] | the vhost-user connection |
+//! | [`watch`] | hang-ups, and calls that take too long |
+//! | [`transport`] | the PCI function that ties them together |
+//!
+//! When a backend is lost its device stands still: registers answer, kicks are kept, nothing completes. The guest
+//! is not told, since another backend may take over.
+
+pub mod backend;
+pub mod common;
+pub mod transport;
+pub mod watch;
+
+use domus_startup::sandbox::Allow;
+
+pub use transport::{Transport, TransportError};
+pub use watch::{PATIENCE, Watcher};
+
+/// System calls that PCI and virtio make while the guest runs, beyond `sandbox::COMMON` and the ioctls
+/// `KVM_SET_GSI_ROUTING`, `KVM_IRQFD` and `KVM_IOEVENTFD`: `shutdown` ends a backend's connection.
+pub const ALLOW: &[Allow] = &[Allow::Call(libc::SYS_shutdown)];

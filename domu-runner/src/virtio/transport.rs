@@ -1,0 +1,371 @@
+//! One virtio device as a PCI function: its BAR, and what its registers do to the backend, KVM and the interrupts.
+//!
+//! ```text
+//! BAR 0   0x0000 common configuration   0x1000 ISR status   0x2000 device configuration
+//!         0x3000 doorbells, 4 bytes for each queue           0x4000 MSI-X table   0x5000 pending bits
+//! ```
+//!
+//! The queues' doorbells are ioeventfds wherever the BAR decodes; a write that reaches this process all the same (by
+//! way of the access window, or while the BAR moves) writes the eventfd. There is no INTx, so the ISR status reads 0.
+//!
+//! Locks: vhost-user exchanges happen under `state`, by the vCPU that wrote the register, and are bounded;
+//! doorbells need no lock, MSI-X only that of the interrupts. Order: PCI slot, `state`, `interrupts`.
+
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use shared_abi::DeviceId;
+use shared_abi::control::{Device, DeviceConfig};
+use shared_abi::limits::{MAX_DEVICE_CONFIG, MAX_QUEUE_SIZE, MAX_QUEUES};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::backend::{Backend, BackendError, Session, Vring};
+use super::common::{self, Action, CARRIED, Common};
+use super::watch::Watcher;
+use crate::irq::IrqRouter;
+use crate::memory::{GuestRam, RamRegion};
+use crate::pci::config::{Config, Identity};
+use crate::pci::msix::{self, Interrupts, MsixError, NO_VECTOR};
+use crate::pci::{Description, Function};
+
+/// Bytes of the BAR.
+const BAR_SIZE: u32 = 0x8000;
+/// Where the structures are in the BAR.
+const COMMON: u32 = 0x0000;
+const ISR: u32 = 0x1000;
+const DEVICE: u32 = 0x2000;
+const NOTIFY: u32 = 0x3000;
+const TABLE: u32 = 0x4000;
+const PENDING: u32 = 0x5000;
+/// Each structure has this much room.
+const ROOM: u64 = 0x1000;
+/// `notify_off_multiplier`.
+const DOORBELL: u32 = 4;
+
+/// Red Hat's vendor id, as virtio 1.3 §4.1.2 wants it; the device id is 0x1040 plus the type.
+const VENDOR: u16 = 0x1af4;
+/// Id of a vendor-specific capability, which virtio's are (§4.1.4).
+const VENDOR_CAPABILITY: u8 = 0x09;
+
+/// Why a device cannot be given to the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// A value of dom0's description is out of range.
+    #[error("device {device}: {field} is {value}, which is not {accepted}")]
+    Description {
+        /// The device.
+        device: DeviceId,
+        /// The field's name.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// What would be accepted.
+        accepted: &'static str,
+    },
+    /// Its backend cannot serve it.
+    #[error("device {device}: no use of its backend")]
+    Backend {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        source: BackendError,
+    },
+    /// Its interrupts cannot be made.
+    #[error("device {device}: no interrupts")]
+    Interrupts {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        source: MsixError,
+    },
+    /// Its doorbells cannot be made.
+    #[error("device {device}: cannot make an eventfd for a queue")]
+    EventFd {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A virtio device of any type, served by a vhost-user backend.
+pub struct Transport {
+    device: DeviceId,
+    vm: Arc<VmFd>,
+    ram: GuestRam,
+    regions: Vec<RamRegion>,
+    /// One for each queue: written by the guest, read by the backend.
+    kicks: Vec<EventFd>,
+    /// One for each queue: written by the backend. The sources of `interrupts`.
+    calls: Vec<Arc<EventFd>>,
+    /// Where the doorbells are ioeventfds.
+    doorbells: Mutex<Option<u64>>,
+    interrupts: Mutex<Interrupts>,
+    state: Mutex<State>,
+}
+
+struct State {
+    common: Common,
+    config: Vec<u8>,
+    /// The backend has the configuration space, so the guest may write it.
+    config_writable: bool,
+    /// None once it is lost.
+    backend: Option<Backend>,
+    /// What the backend runs, or would if it were there. From DRIVER_OK to the reset.
+    session: Option<Session>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Transport {
+    /// Takes up the connection to the backend and makes the PCI function that is to be given to
+    /// [`Root::add`](crate::pci::Root::add). Makes eventfds, so before the sandbox is sealed.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn new(
+        device: &Device,
+        socket: OwnedFd,
+        ram: &GuestRam,
+        vm: Arc<VmFd>,
+        router: Arc<IrqRouter>,
+        watcher: &Arc<Watcher>,
+    ) -> Result<(Description, Arc<Self>), TransportError> {
+        check(device)?;
+        let id = &device.id;
+        let failed = |source| TransportError::Backend { device: id.clone(), source };
+        let mut backend = Backend::connect(id, socket, device.queues, watcher).map_err(failed)?;
+        let config = match &device.config {
+            DeviceConfig::Given(config) => config.clone(),
+            DeviceConfig::FromBackend(size) => backend.read_config(*size).map_err(failed)?,
+        };
+        let vectors = device.queues + 1;
+        let interrupts = Interrupts::new(router, vectors, device.queues)
+            .map_err(|source| TransportError::Interrupts { device: id.clone(), source })?;
+        let kicks = (0..device.queues)
+            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
+            .collect::<Result<_, _>>()
+            .map_err(|source| TransportError::EventFd { device: id.clone(), source })?;
+        let features = backend.features() & CARRIED;
+        let description = describe(device, config.len() as u32);
+        let state = State {
+            common: Common::new(features, device.queues, device.queue_size, vectors),
+            config,
+            config_writable: matches!(device.config, DeviceConfig::FromBackend(_)),
+            backend: Some(backend),
+            session: None,
+        };
+        let transport = Self {
+            device: id.clone(),
+            vm,
+            regions: ram.regions(),
+            ram: ram.clone(),
+            kicks,
+            calls: interrupts.events(),
+            doorbells: Mutex::new(None),
+            interrupts: Mutex::new(interrupts),
+            state: Mutex::new(state),
+        };
+        Ok((description, Arc::new(transport)))
+    }
+
+    fn write_common(&self, offset: usize, data: &[u8]) {
+        let mut state = lock(&self.state);
+        match state.common.write(offset, data, &self.regions) {
+            Action::None => {}
+            Action::Vectors => {
+                lock(&self.interrupts).bind(state.common.queues().iter().map(|queue| queue.vector))
+            }
+            Action::Start => self.start(&mut state),
+            Action::Reset => self.reset(&mut state),
+        }
+    }
+
+    fn start(&self, state: &mut State) {
+        let queues = state.common.queues().iter().enumerate().filter(|(_, queue)| queue.enabled);
+        // They were checked when they were enabled, so none is left out.
+        let vring = |(index, queue): (usize, &common::Queue)| {
+            queue.rings(&self.regions).map(|rings| Vring { index, size: queue.size, rings })
+        };
+        let session =
+            Session { features: state.common.features(), vrings: queues.filter_map(vring).collect() };
+        self.ask(state, |backend| backend.start(&session, &self.ram, &self.kicks, &self.calls));
+        state.session = Some(session);
+    }
+
+    fn reset(&self, state: &mut State) {
+        if let Some(session) = state.session.take() {
+            self.ask(state, |backend| backend.stop(&session));
+        }
+        let mut interrupts = lock(&self.interrupts);
+        interrupts.bind(self.kicks.iter().map(|_| NO_VECTOR));
+        // What was meant for the driver before is nothing to the next.
+        interrupts.drain();
+        for kick in &self.kicks {
+            let _ = kick.read();
+        }
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let mut state = lock(&self.state);
+        let within = offset.checked_add(data.len()).is_some_and(|end| end <= state.config.len());
+        if !state.config_writable || !within {
+            return;
+        }
+        let size = state.config.len() as u16;
+        let config = self.ask(&mut state, |backend| {
+            backend.write_config(offset as u32, data)?;
+            backend.read_config(size)
+        });
+        if let Some(config) = config {
+            state.config = config;
+        }
+    }
+
+    /// Asks the backend, if it is still there. One that fails is given up; the watcher reports it.
+    fn ask<T>(
+        &self,
+        state: &mut State,
+        request: impl FnOnce(&mut Backend) -> Result<T, BackendError>,
+    ) -> Option<T> {
+        match request(state.backend.as_mut()?) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                // Once for a connection, so no guest can flood the log with it.
+                let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+                eprintln!("domu-runner: device {} stands still: {error}{source}", self.device);
+                state.backend = None;
+                None
+            }
+        }
+    }
+
+    fn kick(&self, offset: u64) {
+        let queue = (offset / u64::from(DOORBELL)) as usize;
+        if let (true, Some(kick)) = (offset.is_multiple_of(DOORBELL.into()), self.kicks.get(queue)) {
+            // It fails only when the counter is full, and then the backend has enough to read.
+            let _ = kick.write(1);
+        }
+    }
+
+    /// Address of each queue's doorbell with the BAR at `base`.
+    fn doorbells(&self, base: u64) -> impl Iterator<Item = (&EventFd, IoEventAddress)> {
+        let address = move |queue| base + u64::from(NOTIFY) + u64::from(DOORBELL) * queue;
+        self.kicks.iter().zip(0u64..).map(move |(kick, queue)| (kick, IoEventAddress::Mmio(address(queue))))
+    }
+}
+
+impl Function for Transport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let within = (offset % ROOM) as usize;
+        match (offset - offset % ROOM) as u32 {
+            COMMON => lock(&self.state).common.read(within, data),
+            DEVICE => {
+                let state = lock(&self.state);
+                for (byte, &value) in data.iter_mut().zip(state.config.iter().skip(within)) {
+                    *byte = value;
+                }
+            }
+            TABLE => lock(&self.interrupts).read_table(within, data),
+            PENDING => lock(&self.interrupts).read_pending(within, data),
+            _ => {}
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let within = (offset % ROOM) as usize;
+        match (offset - offset % ROOM) as u32 {
+            COMMON => self.write_common(within, data),
+            DEVICE => self.write_config(within, data),
+            NOTIFY => self.kick(within as u64),
+            TABLE => lock(&self.interrupts).write_table(within, data),
+            _ => {}
+        }
+    }
+
+    fn moved(&self, base: Option<u64>) {
+        let mut doorbells = lock(&self.doorbells);
+        // KVM refuses a doorbell that another device has at this address, or one too many: those
+        // queues' kicks come as exits. So it refuses to remove what it has not.
+        if let Some(old) = doorbells.take() {
+            for (kick, address) in self.doorbells(old) {
+                let _ = self.vm.unregister_ioevent(kick, &address, NoDatamatch);
+            }
+        }
+        if let Some(new) = base {
+            for (kick, address) in self.doorbells(new) {
+                let _ = self.vm.register_ioevent(kick, &address, NoDatamatch);
+            }
+        }
+        *doorbells = base;
+    }
+
+    fn msix_control(&self, control: u16) {
+        lock(&self.interrupts).set_control(control);
+    }
+}
+
+fn check(device: &Device) -> Result<(), TransportError> {
+    let config = match &device.config {
+        DeviceConfig::Given(config) => config.len() as u64,
+        DeviceConfig::FromBackend(size) => (*size).into(),
+    };
+    let size = device.queue_size;
+    let checks = [
+        ("virtio_type", device.virtio_type.into(), (1..64).contains(&device.virtio_type), "1 to 63"),
+        ("pci_class", device.pci_class.into(), device.pci_class < 1 << 24, "24 bits"),
+        ("queues", device.queues.into(), (1..=MAX_QUEUES).contains(&device.queues), "1 to 64"),
+        (
+            "queue_size",
+            size.into(),
+            size.is_power_of_two() && size <= MAX_QUEUE_SIZE,
+            "a power of two up to 1024",
+        ),
+        ("the length of config", config, config <= MAX_DEVICE_CONFIG as u64, "at most 256"),
+    ];
+    match checks.into_iter().find(|(_, _, good, _)| !good) {
+        None => Ok(()),
+        Some((field, value, _, accepted)) => {
+            Err(TransportError::Description { device: device.id.clone(), field, value, accepted })
+        }
+    }
+}
+
+/// The function's identity and capabilities (virtio 1.3 §4.1.4).
+fn describe(device: &Device, config_length: u32) -> Description {
+    let mut config = Config::new(Identity {
+        vendor: VENDOR,
+        device: 0x1040 + device.virtio_type,
+        revision: 1,
+        class: device.pci_class,
+        subsystem_vendor: VENDOR,
+        subsystem: 0x1100,
+    });
+    let (body, mask) = msix::capability(device.queues + 1, TABLE, PENDING);
+    let msix = config.add_capability(msix::CAPABILITY, &body, &mask);
+    let mut structure = |kind: u8, offset: u32, length: u32, more: &[u8], mask: &[u8]| {
+        // The body starts after id and next pointer: cap_len, cfg_type, bar, id, two of padding, offset, length.
+        let mut body = vec![16 + more.len() as u8, kind, 0, 0, 0, 0];
+        body.extend(offset.to_le_bytes());
+        body.extend(length.to_le_bytes());
+        body.extend(more);
+        config.add_capability(VENDOR_CAPABILITY, &body, mask)
+    };
+    structure(1, COMMON, common::LENGTH as u32, &[], &[]);
+    structure(2, NOTIFY, DOORBELL * u32::from(device.queues), &DOORBELL.to_le_bytes(), &[]);
+    structure(3, ISR, 1, &[], &[]);
+    if config_length > 0 {
+        structure(4, DEVICE, config_length, &[], &[]);
+    }
+    // bar, offset, length and pci_cfg_data are the driver's to write.
+    let mut mask = [0xff; 18];
+    mask[..2].fill(0);
+    mask[3..6].fill(0);
+    let access_window = structure(5, 0, 0, &[0; 4], &mask);
+    Description { config, bar_size: BAR_SIZE, msix, access_window }
+}
