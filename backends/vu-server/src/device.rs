@@ -12,8 +12,8 @@ pub trait Device: Send + 'static {
     /// reads behind its end is 0.
     fn config(&self) -> Vec<u8>;
 
-    /// The driver writes `bytes` at `offset` of the configuration space. Returns false if it may not: then the
-    /// frontend is told so.
+    /// The driver writes `bytes` at `offset` of the configuration space. Returns false if it may not: then they are
+    /// ignored.
     fn write_config(&mut self, offset: usize, bytes: &[u8]) -> bool {
         let _ = (offset, bytes);
         false

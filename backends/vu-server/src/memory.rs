@@ -5,7 +5,7 @@
 //! ends this process by `SIGBUS`, which harms that owner's domain alone.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
 use libc::{c_void, iovec};
@@ -43,8 +43,8 @@ pub enum RegionError {
     #[error("cannot map a memory region")]
     Map(#[source] vm_memory::mmap::MmapRegionError),
     /// The file cannot be looked at.
-    #[error("cannot stat the file of a memory region")]
-    Stat(#[source] std::io::Error),
+    #[error("cannot seek to the end of a memory region's file")]
+    Measure(#[source] std::io::Error),
     /// No region has exactly these bounds.
     #[error("no memory region of {size:#x} bytes at {guest:#x}")]
     NotThere {
@@ -112,7 +112,8 @@ impl MemoryTable {
         if self.regions.iter().any(overlaps) {
             return Err(RegionError::Overlap(guest));
         }
-        let has = file.metadata().map_err(RegionError::Stat)?.size();
+        // Not `metadata`: its system call takes paths too, which a sealed process may not use.
+        let has = (&file).seek(SeekFrom::End(0)).map_err(RegionError::Measure)?;
         if needed > has {
             return Err(RegionError::BeyondFile { needed, has });
         }

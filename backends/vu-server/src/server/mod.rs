@@ -15,11 +15,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
+use domus_startup::control::chain;
+use domus_startup::sandbox::Allow;
+
 use crate::device::Device;
 use crate::say;
 use crate::worker::Port;
 use requests::State;
 pub use vring::VringError;
+
+/// The system calls of a control thread and of its queues beyond `sandbox::COMMON`: to find the size of a region's
+/// file, and to clone an eventfd.
+pub const CALLS: &[Allow] =
+    &[Allow::Call(libc::SYS_lseek), Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32)];
 
 /// Why a connection ended, other than by the frontend closing it.
 #[derive(Debug, thiserror::Error)]
@@ -86,15 +94,10 @@ impl<D: Device> Server<D> {
                 Err(error) => return Err(error),
             };
             if let Err(error) = self.serve(stream) {
-                say::limited(format_args!("{}", domain_line(&error)));
+                say::limited(format_args!("{}", chain(&error)));
             }
         }
     }
-}
-
-/// An error and its causes in one line.
-fn domain_line(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl<D: Device> Drop for Server<D> {

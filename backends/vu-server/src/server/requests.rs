@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use domus_startup::control::chain;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -186,7 +187,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
         for (region, file) in regions.iter().zip(files) {
             memory
                 .add(region.guest_phys_addr, region.user_addr, region.memory_size, file, region.mmap_offset)
-                .map_err(|error| refuse(super::domain_line(&error)))?;
+                .map_err(|error| refuse(chain(&error)))?;
         }
         self.replace_memory(memory)?;
         Ok(None)
@@ -207,7 +208,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
         let mut memory = MemoryTable::clone(&self.memory);
         memory
             .add(region.guest_phys_addr, region.user_addr, region.memory_size, file, region.mmap_offset)
-            .map_err(|error| refuse(super::domain_line(&error)))?;
+            .map_err(|error| refuse(chain(&error)))?;
         self.replace_memory(memory)?;
         Ok(None)
     }
@@ -284,11 +285,15 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     }
 
     fn set_config(&mut self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        if self.device.write_config(offset as usize, bytes) {
-            Ok(())
-        } else {
-            Err(refuse(format!("{} bytes at {offset} of the configuration are read-only", bytes.len())))
+        // What a guest writes to a read-only field is no reason to lose its connection (virtio 1.3 §2.5.2).
+        if !self.device.write_config(offset as usize, bytes) {
+            say::limited(format_args!(
+                "{}: {} bytes written to read-only configuration at {offset} are ignored",
+                self.name,
+                bytes.len()
+            ));
         }
+        Ok(())
     }
 
     // Never offered, so the connection refuses them before they come here.

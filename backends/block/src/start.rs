@@ -1,0 +1,146 @@
+//! The start-up contract: one start message with all disks of a domain, then the sandbox, then serving for ever.
+//!
+//! ```text
+//! listen ─▶ start message ─▶ disks, rings ─▶ sandbox::enter ─▶ threads ─▶ sandbox::seal ─▶ Ready ─▶ serve
+//! ```
+//!
+//! A guest's bytes are looked at after the seal only: the vhost-user sockets are not read before.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use domus_startup::control::ControlError;
+use domus_startup::fds::FdError;
+use domus_startup::sandbox::{self, SandboxError};
+use domus_startup::{Control, Events, Fds, control};
+use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, BlockStart};
+use shared_abi::ids::DeviceId;
+use shared_abi::limits::{MAX_DEVICES, MAX_QUEUES};
+use vu_server::Server;
+
+use crate::device::BlockDevice;
+use crate::disk::{Disk, DiskError};
+use crate::threads::{Prepared, STACK, ThreadsError, calls};
+
+/// Why the disks cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control socket failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// None, or more than a domain can have.
+    #[error("{0} disks: 1 to {MAX_DEVICES} can be served")]
+    Count(usize),
+    /// A number of queues that cannot be.
+    #[error("disk {id}: {queues} queues, it can have 1 to {MAX_QUEUES}")]
+    Queues {
+        /// The disk.
+        id: DeviceId,
+        /// The number.
+        queues: u16,
+    },
+    /// The message's descriptors do not fit it.
+    #[error("start message")]
+    Fds(#[from] FdError),
+    /// An image cannot be used.
+    #[error("disk {id}")]
+    Disk {
+        /// The disk.
+        id: DeviceId,
+        /// Why.
+        source: DiskError,
+    },
+    /// A disk's rings or threads cannot be made.
+    #[error("disk {id}")]
+    Threads {
+        /// The disk.
+        id: DeviceId,
+        /// Why.
+        source: ThreadsError,
+    },
+    /// The sandbox did not close.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Serves the disks of one domain, as dom0 says on the control socket at `path`. Returns only if that is over.
+///
+/// # Errors
+/// [`StartError`]; dom0 has been told, if it was there.
+pub fn run(path: &Path) -> Result<(), StartError> {
+    let control = Control::listen(path)?;
+    let (BlockRequest::Start(start), fds) = control.accept_start()?;
+    if let Err(error) = bring_up(&control, start, fds) {
+        control.fail(&error);
+        return Err(error);
+    }
+    control.reply(&BackendReply::Ready);
+    control.serve(|request: BlockRequest, _| match request {
+        BlockRequest::Start(_) => {
+            Err::<BackendReply, _>("the disks of this process are being served already".into())
+        }
+    })?;
+    Ok(())
+}
+
+/// One disk on the way: prepared, then with threads, then served.
+struct Device<T> {
+    id: DeviceId,
+    socket: UnixStream,
+    what: T,
+}
+
+fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), StartError> {
+    if !(1..=MAX_DEVICES).contains(&start.disks.len()) {
+        return Err(StartError::Count(start.disks.len()));
+    }
+    let mut prepared = Vec::new();
+    for disk in start.disks {
+        let id = disk.id;
+        if !(1..=MAX_QUEUES).contains(&disk.queues) {
+            return Err(StartError::Queues { id, queues: disk.queues });
+        }
+        let image: OwnedFd = fds.take(disk.image)?;
+        let socket = UnixStream::from(fds.take(disk.socket)?);
+        let image = Disk::new(image.into(), &disk.serial, disk.read_only)
+            .map_err(|source| StartError::Disk { id: id.clone(), source })?;
+        let what = Prepared::new(id.as_str(), image, disk.queues)
+            .map_err(|source| StartError::Threads { id: id.clone(), source })?;
+        prepared.push(Device { id, socket, what });
+    }
+    fds.finish()?;
+    sandbox::enter(start.identity.uid)?;
+
+    // The sockets' threads are made before the seal and wait at the gate until after it.
+    let gate = Arc::new(Barrier::new(prepared.len() + 1));
+    for Device { id, socket, what } in prepared {
+        let threads = |source| StartError::Threads { id: id.clone(), source };
+        let device = Device { id: id.clone(), socket, what: what.start().map_err(threads)? };
+        let (gate, events) = (gate.clone(), control.events());
+        let work = move || {
+            gate.wait();
+            serve(device, &events);
+        };
+        let name = format!("{}.ctl", id.as_str().chars().take(11).collect::<String>());
+        thread::Builder::new()
+            .name(name)
+            .stack_size(STACK)
+            .spawn(work)
+            .map_err(|error| threads(ThreadsError::Spawn(error)))?;
+    }
+    sandbox::seal(&calls())?;
+    gate.wait();
+    Ok(())
+}
+
+/// Serves one disk's frontend until it hangs up, which a runner that ends does.
+fn serve(Device { id, socket, what }: Device<Server<BlockDevice>>, events: &Events) {
+    if let Err(error) = what.serve(socket) {
+        let why = control::chain(&error);
+        eprintln!("{id}: {why}");
+        events.send(&BackendEvent::DeviceFailed { device: id, why });
+    }
+}

@@ -1,0 +1,236 @@
+//! The io_uring of one queue thread: made before the sandbox is closed, restricted to what a disk needs.
+//!
+//! A system-call filter does not see what an io_uring is asked to do, so the ring itself refuses everything but reading,
+//! writing, syncing, polling and cancelling: it can open and connect nothing.
+#![expect(
+    unsafe_code,
+    reason = "the kernel works with the addresses in submitted entries until it completes them"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::register::Restriction;
+use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types};
+use libc::iovec;
+
+/// Entries of the submission queue: a batch larger than this is submitted in parts.
+const SUBMISSIONS: u32 = 128;
+/// Entries of the completion queue: more than [`Uring`]'s user ever has in flight, so that none is ever held back.
+const COMPLETIONS: u32 = 512;
+
+/// Why no ring could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum UringError {
+    /// `io_uring_setup` failed.
+    #[error(
+        "cannot make an io_uring: Linux 5.13 or later is needed, and /proc/sys/kernel/io_uring_disabled must be 0 \
+         (or 1, for root)"
+    )]
+    Setup(#[source] io::Error),
+    /// The ring could not be restricted, or its restrictions not be put in force.
+    #[error("cannot restrict an io_uring")]
+    Restrict(#[source] io::Error),
+}
+
+/// A ring that is not in use yet.
+pub struct NewUring(IoUring);
+
+/// What has been completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// The number that it was submitted with.
+    pub tag: u64,
+    /// Bytes, or a negative errno.
+    pub result: i32,
+    /// True if the same submission will complete again (a poll that goes on).
+    pub more: bool,
+}
+
+/// The ring of one thread, which alone may use it.
+pub struct Uring(IoUring);
+
+impl NewUring {
+    /// Makes a ring with the best flags that this kernel knows: single issuer and deferred task work need Linux 6.1.
+    ///
+    /// # Errors
+    /// [`UringError`].
+    pub fn new() -> Result<Self, UringError> {
+        let attempts: [fn(&mut Builder) -> &mut Builder; 3] = [
+            |ring| ring.setup_single_issuer().setup_coop_taskrun().setup_defer_taskrun(),
+            |ring| ring.setup_coop_taskrun(),
+            |ring| ring,
+        ];
+        let mut last = None;
+        for flags in attempts {
+            let mut builder = IoUring::builder();
+            builder.dontfork().setup_r_disabled().setup_cqsize(COMPLETIONS);
+            match flags(&mut builder).build(SUBMISSIONS) {
+                Ok(ring) => {
+                    restrict(&ring).map_err(UringError::Restrict)?;
+                    return Ok(Self(ring));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
+                Err(error) => return Err(UringError::Setup(error)),
+            }
+        }
+        Err(UringError::Setup(last.unwrap_or_else(|| io::ErrorKind::Unsupported.into())))
+    }
+
+    /// Puts the ring in use by the calling thread, and its restrictions in force. Needs `io_uring_register`, so it comes
+    /// before the seal.
+    ///
+    /// # Errors
+    /// [`UringError::Restrict`].
+    pub fn enable(self) -> Result<Uring, UringError> {
+        self.0.submitter().register_enable_rings().map_err(UringError::Restrict)?;
+        Ok(Uring(self.0))
+    }
+}
+
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let mut allowed = [
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::PollAdd::CODE,
+        opcode::AsyncCancel::CODE,
+    ]
+    .map(Restriction::sqe_op);
+    ring.submitter().register_restrictions(&mut allowed)
+}
+
+impl Uring {
+    /// Queues filling `buffers` from `offset` of `file`.
+    ///
+    /// # Safety
+    /// The buffers must stay mapped until this completes, the array itself until the next [`wait`](Self::wait) or
+    /// [`room`](Self::room) has returned.
+    pub unsafe fn read(&mut self, file: &File, buffers: &[iovec], offset: u64, tag: u64) {
+        let fd = types::Fd(file.as_raw_fd());
+        let entry = opcode::Readv::new(fd, buffers.as_ptr(), buffers.len() as u32).offset(offset).build();
+        // SAFETY: the caller's promise is exactly what the kernel needs for this entry.
+        unsafe { self.push(entry, tag) }
+    }
+
+    /// Queues storing `buffers` at `offset` of `file`; `durable` makes it survive a power cut when it completes.
+    ///
+    /// # Safety
+    /// As for [`read`](Self::read).
+    pub unsafe fn write(&mut self, file: &File, buffers: &[iovec], offset: u64, durable: bool, tag: u64) {
+        let fd = types::Fd(file.as_raw_fd());
+        let flags = if durable { libc::RWF_DSYNC } else { 0 };
+        let entry = opcode::Writev::new(fd, buffers.as_ptr(), buffers.len() as u32)
+            .offset(offset)
+            .rw_flags(flags)
+            .build();
+        // SAFETY: the caller's promise is exactly what the kernel needs for this entry.
+        unsafe { self.push(entry, tag) }
+    }
+
+    /// Queues `fdatasync` of `file`.
+    pub fn flush(&mut self, file: &File, tag: u64) {
+        let entry =
+            opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry has no address; the kernel takes its own reference to the file when it is submitted.
+        unsafe { self.push(entry, tag) }
+    }
+
+    /// Queues a poll that completes each time `fd` is written to, until it is cancelled or completes with `more` unset.
+    pub fn poll(&mut self, fd: BorrowedFd<'_>, tag: u64) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
+        // SAFETY: the entry has no address; the kernel takes its own reference to the file when it is submitted.
+        unsafe { self.push(entry, tag) }
+    }
+
+    /// Queues the cancelling of what was submitted with `victim`, which then completes with `ECANCELED`.
+    pub fn cancel(&mut self, victim: u64, tag: u64) {
+        let entry = opcode::AsyncCancel::new(victim).build();
+        // SAFETY: the entry has no address.
+        unsafe { self.push(entry, tag) }
+    }
+
+    /// # Safety
+    /// Every address in the entry must be valid as long as its operation needs it.
+    unsafe fn push(&mut self, entry: squeue::Entry, tag: u64) {
+        let entry = entry.user_data(tag);
+        self.room();
+        // SAFETY: the caller's promise.
+        let pushed = unsafe { self.0.submission().push(&entry) };
+        // Cannot be: `room` has just made some, or ended the process.
+        debug_assert!(pushed.is_ok());
+    }
+
+    /// Hands the kernel what is queued if the submission queue is full.
+    pub fn room(&mut self) {
+        while self.0.submission().is_full() {
+            self.enter(0);
+        }
+    }
+
+    /// Hands the kernel what is queued, and waits for a completion if `wait`.
+    pub fn wait(&mut self, wait: bool) {
+        self.enter(usize::from(wait));
+    }
+
+    fn enter(&mut self, want: usize) {
+        match self.0.submit_and_wait(want).map_err(|error| error.raw_os_error()) {
+            Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+            Err(errno) => {
+                // The kernel holds addresses of guest memory that this thread could then neither wait for nor take back.
+                eprintln!("io_uring_enter failed with errno {errno:?}: nothing can be served any more");
+                std::process::abort();
+            }
+        }
+    }
+
+    /// The next completion, if there is one.
+    pub fn completion(&mut self) -> Option<Completion> {
+        let entry = self.0.completion().next()?;
+        Some(Completion { tag: entry.user_data(), result: entry.result(), more: cqueue::more(entry.flags()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::eventfd::EventFd;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_poll_completes_with_every_kick_until_it_is_cancelled() {
+        let mut ring = NewUring::new().unwrap().enable().unwrap();
+        let kick = EventFd::new().unwrap();
+        ring.poll(kick.as_fd(), 1);
+        for _ in 0..3 {
+            ring.wait(false);
+            assert_eq!(ring.completion(), None);
+            kick.write(1).unwrap();
+            ring.wait(true);
+            assert_eq!(
+                ring.completion(),
+                Some(Completion { tag: 1, result: libc::POLLIN.into(), more: true })
+            );
+        }
+        ring.cancel(1, 2);
+        let mut ended = Vec::new();
+        while ended.len() < 2 {
+            ring.wait(true);
+            ended.extend(ring.completion());
+        }
+        assert!(ended.contains(&Completion { tag: 1, result: -libc::ECANCELED, more: false }));
+    }
+
+    #[test]
+    fn the_ring_opens_nothing() {
+        let mut ring = NewUring::new().unwrap().enable().unwrap();
+        let path = c"/etc/passwd";
+        let entry = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
+        // SAFETY: the path is a constant.
+        unsafe { ring.push(entry, 7) };
+        ring.wait(true);
+        assert_eq!(ring.completion(), Some(Completion { tag: 7, result: -libc::EACCES, more: false }));
+    }
+}
