@@ -16,6 +16,10 @@ use shared_abi::control::StopReason;
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn attack(name: &str) -> Result<()> {
+    attack_with(name, 1)
+}
+
+fn attack_with(name: &str, vcpus: u8) -> Result<()> {
     let ground = Ground::detect();
     println!("ground: {ground}");
     ensure!(ground != Ground::None, "not run: the mini guest needs a /dev/kvm");
@@ -33,9 +37,11 @@ fn attack(name: &str) -> Result<()> {
     neighbour.until(MINUTE, |line| *line == Line::Ok("blk-pattern".into()))?;
 
     for seed in [1, 2] {
-        let plan = Plan::new(format!("mini.seed={seed} mini.test=hostile-{name},blk-pattern mini.end=halt"))
-            .disk(&image("first.img")?, 2)
-            .disk(&image("second.img")?, 1);
+        let mut plan =
+            Plan::new(format!("mini.seed={seed} mini.test=hostile-{name},blk-pattern mini.end=halt"))
+                .disk(&image("first.img")?, 2)
+                .disk(&image("second.img")?, 1);
+        plan.vcpus = vcpus;
         let mut machine = Machine::start(&programs(), plan)?;
         machine.done(MINUTE * 3).with_context(|| format!("attack {name}, seed {seed}"))?;
         machine.all_alive()?;
@@ -102,4 +108,10 @@ fn nonsense_to_io_ports_harms_nobody() -> Result<()> {
 #[test]
 fn nonsense_in_the_mmio_hole_harms_nobody() -> Result<()> {
     attack("mmio")
+}
+
+#[test]
+fn processors_that_undo_each_others_work_harm_nobody() -> Result<()> {
+    attack_with("storm", 2)?;
+    attack_with("storm", 4)
 }

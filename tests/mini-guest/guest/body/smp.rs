@@ -10,7 +10,12 @@ static IDS: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
 static UP: AtomicU32 = AtomicU32::new(1);
 static GIVEN: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
 static DONE: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
-static TASKS: [Work; 2] = [nothing, count_up];
+static TASKS: [Work; 3] = [nothing, count_up, super::hostile::rage];
+/// The task that counts up.
+const COUNT: usize = 1;
+/// The task of [`super::hostile`].
+pub const RAGE: usize = 2;
+static BEFORE: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
 /// What [`count_up`] adds to.
 pub static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -75,18 +80,37 @@ pub fn start(start: &boot::Start, trampoline: &[u8], ids: &[u8]) -> Result<u32, 
     Ok(running())
 }
 
-/// Lets every other CPU count up natively at once; returns how many finished within 5 s.
-pub fn count_together() -> u32 {
-    let before: [u32; MOST] = core::array::from_fn(|cpu| DONE[cpu].load(Ordering::SeqCst));
-    COUNTER.store(0, Ordering::SeqCst);
+/// Gives every other CPU a task of the table.
+pub fn give(task: usize) {
     for cpu in 1..running() as usize {
-        GIVEN[cpu].store(1, Ordering::SeqCst);
-        irq::ipi(IDS[cpu].load(Ordering::SeqCst) as u8, 0x4000 | (u32::from(irq::WAKE) + cpu as u32));
+        BEFORE[cpu].store(DONE[cpu].load(Ordering::SeqCst), Ordering::SeqCst);
+        GIVEN[cpu].store(task, Ordering::SeqCst);
+        let wake = u32::from(irq::WAKE) + cpu as u32;
+        irq::ipi(IDS[cpu].load(Ordering::SeqCst) as u8, 0x4000 | wake);
     }
-    let deadline = clock::deadline(5000);
-    let finished = |cpu: &usize| DONE[*cpu].load(Ordering::SeqCst) != before[*cpu];
-    while sys::tsc() < deadline && !(1..running() as usize).all(|cpu| finished(&cpu)) {
+}
+
+fn has_finished(cpu: usize) -> bool {
+    DONE[cpu].load(Ordering::SeqCst) != BEFORE[cpu].load(Ordering::SeqCst)
+}
+
+/// Waits until `deadline` (TSC) for all of them to finish what was given last.
+pub fn finished(deadline: u64) -> bool {
+    loop {
+        if (1..running() as usize).all(has_finished) {
+            return true;
+        }
+        if sys::tsc() > deadline {
+            return false;
+        }
         core::hint::spin_loop();
     }
-    (1..running() as usize).filter(finished).count() as u32
+}
+
+/// Lets every other CPU count up natively at once; returns how many finished within 5 s.
+pub fn count_together() -> u32 {
+    COUNTER.store(0, Ordering::SeqCst);
+    give(COUNT);
+    finished(clock::deadline(5000));
+    (1..running() as usize).filter(|&cpu| has_finished(cpu)).count() as u32
 }

@@ -10,18 +10,19 @@ const MOST: usize = 8;
 
 /// A function's 256 bytes of configuration.
 #[derive(Clone, Copy)]
-struct Saved {
+pub struct Saved {
     device: Device,
     words: [u32; 64],
 }
 
 impl Saved {
-    fn of(device: Device) -> Self {
+    /// Reads it.
+    pub fn of(device: Device) -> Self {
         Self { device, words: core::array::from_fn(|i| device.read32(i as u8 * 4)) }
     }
 
     /// Writes everything back, decoding last, and checks that what is read-only never changed.
-    fn restore(&self) -> Outcome {
+    pub fn restore(&self) -> Outcome {
         let device = self.device;
         device.write16(COMMAND, 0);
         for (i, &word) in self.words.iter().enumerate().filter(|(i, _)| *i != 1) {

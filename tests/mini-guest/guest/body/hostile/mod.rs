@@ -10,6 +10,7 @@ mod msix;
 mod queues;
 mod registers;
 mod rings;
+mod storm;
 
 use super::net::Net;
 use super::ring::Queue;
@@ -17,9 +18,11 @@ use super::rng::Rng;
 use super::virtio::{self, Virtio};
 use super::{Failed, Machine, Outcome, arena, blk, clock, ensure, say, sys};
 
+pub use storm::rage;
+
 /// All attacks, by name, gentlest first.
-const ALL: [&str; 10] =
-    ["common", "device", "notify", "config", "bars", "msix", "queues", "rings", "resets", "ports"];
+const ALL: [&str; 11] =
+    ["common", "device", "notify", "config", "bars", "msix", "queues", "rings", "resets", "ports", "storm"];
 
 /// Runs one attack, or with `all` each in turn.
 pub fn run(machine: &Machine, kind: &str) -> Outcome {
@@ -39,6 +42,7 @@ pub fn run(machine: &Machine, kind: &str) -> Outcome {
         "rings" => rings::all(&mut rng, machine.rounds(60))?,
         "resets" => queues::resets(&mut rng, machine.rounds(60))?,
         "ports" => machine::ports(machine, &mut rng, machine.rounds(3000))?,
+        "storm" => storm::storm(machine)?,
         "mmio" => machine::mmio(machine, &mut rng, machine.rounds(1000))?,
         _ => {
             say!("reason no attack is called {kind}");
