@@ -14,10 +14,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared_abi::Role;
 use shared_abi::control::FromChild;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::resources::watch;
 use crate::supervisor::Process;
 
 /// Within this time a started process listens, and answers a request. Far above what any needs on a busy host.
@@ -102,8 +102,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 how = process.ended() => return Err(ChildError::Ended { role, how, before: "made its control socket" }),
             }
         };
-        let link = AsyncFd::with_interest(Link::from(fd), Interest::READABLE | Interest::WRITABLE)
-            .map_err(|error| fail(LinkError::Io(error)))?;
+        let link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
         Ok(Self { role, link, early: VecDeque::new(), answers: PhantomData })
     }
 

@@ -1,3 +1,21 @@
-//! The control domain.
+//! The control domain: owns every host resource, starts and supervises each domain's processes.
+//!
+//! dom0 opens what a domain needs (images, taps, kernels, `/dev/kvm`) and hands the descriptors out; it has no access
+//! to guest memory and parses nothing that a guest can write. The same code runs as a service (the binary `dom0`)
+//! and embedded in a command (`domus run`).
+//!
+//! | module | does |
+//! |---|---|
+//! | [`config`] | a domain's JSON file, checked |
+//! | [`domain`] | one domain: its state machine, what it is built of, its task |
+//! | [`registry`] | all domains of one dom0 |
+//! | [`resources`] | files, taps, sockets, the run directory |
+//! | [`supervisor`] | processes |
+//! | [`child`] | dom0's end of a child's control socket |
 
+pub mod child;
 pub mod config;
+pub mod domain;
+pub mod registry;
+pub mod resources;
+pub mod supervisor;

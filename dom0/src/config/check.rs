@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use shared_abi::control::DeviceConfig;
 use shared_abi::limits::{
-    MAX_CMDLINE, MAX_DEVICES, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY,
+    MAX_CMDLINE, MAX_DEVICE_CONFIG, MAX_DEVICES, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VCPUS, MEMORY_UNIT,
+    MIN_MEMORY,
 };
 use shared_abi::{DeviceId, DomainName, MacAddress};
 
@@ -237,8 +239,52 @@ fn foreign(
             }
         },
     };
+    let config = match (device.config, device.config_size) {
+        (Some(_), Some(_)) => {
+            return Err(context.refuse(at("config_size"), "excludes config: give one of them"));
+        }
+        (Some(hex), None) => match from_hex(&hex) {
+            Some(bytes) => DeviceConfig::Given(bytes),
+            None => {
+                let length = hex.len();
+                let problem = format!(
+                    "of {length} characters: up to {MAX_DEVICE_CONFIG} pairs of hexadecimal digits would do"
+                );
+                return Err(context.refuse(at("config"), problem));
+            }
+        },
+        (None, size) => {
+            let size = size.unwrap_or(usual_config(virtio_type));
+            match context.range(&at("config_size"), size, 0, MAX_DEVICE_CONFIG as u64)? {
+                0 => DeviceConfig::Given(Vec::new()),
+                size => DeviceConfig::FromBackend(size),
+            }
+        }
+    };
     let socket = context.path(&at("vhost_user_socket"), &device.vhost_user_socket)?;
-    Ok(Foreign { id, virtio_type, pci_class, queues, queue_size, socket })
+    Ok(Foreign { id, virtio_type, pci_class, queues, queue_size, config, socket })
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let fits = text.len().is_multiple_of(2) && text.len() <= 2 * MAX_DEVICE_CONFIG;
+    if !fits || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|n| u8::from_str_radix(&text[n..n + 2], 16).ok()).collect()
+}
+
+/// Bytes of configuration space that the common virtio device types have (virtio 1.3 §5).
+fn usual_config(virtio_type: u16) -> u64 {
+    match virtio_type {
+        1 => 12,
+        2 => 60,
+        3 => 12,
+        8 => 36,
+        16 => 16,
+        19 => 8,
+        26 => 40,
+        _ => 0,
+    }
 }
 
 /// The PCI class code a virtio device type usually has (PCI Code and ID Assignment, 1.16).

@@ -137,6 +137,13 @@ pub struct DeviceFile {
     #[serde(default = "default_queue_size")]
     #[schemars(range(min = 2, max = 1024))]
     pub queue_size: u64,
+    /// Bytes of its configuration space to ask the backend for, up to 256.
+    #[serde(default)]
+    #[schemars(range(max = 256))]
+    pub config_size: Option<u64>,
+    /// Its configuration space in hexadecimal, where the backend does not know it.
+    #[serde(default)]
+    pub config: Option<String>,
     /// The socket the backend listens on.
     pub vhost_user_socket: String,
 }

@@ -22,7 +22,9 @@
 //! | `disks[].queues` | one for each vCPU, at most 4 |
 //! | `nets[].mac` | made from the domain's name and the NIC's id, locally administered, always the same |
 //! | `nets[].mtu` | 1500 |
+//! | `devices[].queue_size` | 256 |
 //! | `devices[].pci_class` | the usual one of the virtio type |
+//! | `devices[].config_size` | what the virtio type has, if it is a common one, otherwise 0 |
 //! | `on_poweroff`, `on_crash` | `"destroy"` |
 //! | `on_reboot` | `"restart"` |
 //!
@@ -37,6 +39,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use shared_abi::control::DeviceConfig;
 use shared_abi::{DeviceId, DomainName, MacAddress};
 
 pub use file::{DomainFile, OnStop};
@@ -157,6 +160,8 @@ pub struct Foreign {
     pub queues: u16,
     /// Ring size.
     pub queue_size: u16,
+    /// Where its configuration space comes from.
+    pub config: DeviceConfig,
     /// The socket the backend listens on.
     pub socket: PathBuf,
 }

@@ -237,8 +237,11 @@ mod tests {
     }
 
     fn policies() -> impl Strategy<Value = Policy> {
-        (wishes(), wishes(), wishes())
-            .prop_map(|(on_poweroff, on_reboot, on_crash)| Policy { on_poweroff, on_reboot, on_crash })
+        (wishes(), wishes(), wishes()).prop_map(|(on_poweroff, on_reboot, on_crash)| Policy {
+            on_poweroff,
+            on_reboot,
+            on_crash,
+        })
     }
 
     fn events() -> impl Strategy<Value = Event> {
@@ -349,7 +352,10 @@ mod tests {
     fn each_way_a_machine_stops_has_its_own_policy() {
         assert_eq!(run(&[Event::Built, Event::Stopped(StopReason::Reboot)]), State::Dying(Next::Restart));
         assert_eq!(run(&[Event::Built, Event::RunnerDied]), State::Preserved { crashed: true });
-        assert_eq!(run(&[Event::Built, Event::Pause, Event::RunnerDied, Event::Destroy, Event::Gone]), State::Dead);
+        assert_eq!(
+            run(&[Event::Built, Event::Pause, Event::RunnerDied, Event::Destroy, Event::Gone]),
+            State::Dead
+        );
     }
 
     #[test]

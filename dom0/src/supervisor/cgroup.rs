@@ -31,12 +31,16 @@ impl Cgroups {
         });
         let mount = mount.ok_or("no cgroup v2 hierarchy is mounted")?;
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| format!("no cgroup: {e}"))?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("dom0 is in no cgroup of v2")?;
+        let own =
+            own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("dom0 is in no cgroup of v2")?;
         let own = PathBuf::from(mount).join(own.trim_start_matches('/'));
         let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
         for needed in ["cpu", "memory", "pids"] {
             if !controllers.split_whitespace().any(|there| there == needed) {
-                return Err(format!("the cgroup v2 controller {needed} is not delegated to {}", own.display()));
+                return Err(format!(
+                    "the cgroup v2 controller {needed} is not delegated to {}",
+                    own.display()
+                ));
             }
         }
         // A cgroup with processes in it can give its children no controllers, so dom0 moves into a leaf.

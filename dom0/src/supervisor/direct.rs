@@ -60,7 +60,8 @@ impl Direct {
 
     fn start_now(&self, job: Job<'_>) -> Result<Process, SupervisorError> {
         let program = self.program(job.role)?;
-        let group = self.cgroups.as_ref().and_then(|cgroups| cgroups.group(job.domain, job.memory, job.vcpus));
+        let group =
+            self.cgroups.as_ref().and_then(|cgroups| cgroups.group(job.domain, job.memory, job.vcpus));
         let around = Surroundings {
             cgroup: group.as_ref().map(std::os::fd::AsFd::as_fd),
             dies_with_parent: self.dies_with_parent,

@@ -9,7 +9,7 @@ mod spawn;
 
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
@@ -17,16 +17,18 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use shared_abi::{DomainName, Role};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::resources::watch;
 pub use direct::Direct;
 
 /// Why a process could not be started. One line.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
     /// The program is in none of the places.
-    #[error("{program} is not installed: looked in {places}; build it, or name its directory by --libexec-dir")]
+    #[error(
+        "{program} is not installed: looked in {places}; build it, or name its directory by --libexec-dir"
+    )]
     NoProgram {
         /// The file name.
         program: &'static str,
@@ -74,23 +76,13 @@ pub trait Supervisor {
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
-    pidfd: AsyncFd<Pidfd>,
+    pidfd: AsyncFd<OwnedFd>,
     reaped: bool,
-}
-
-#[derive(Debug)]
-struct Pidfd(OwnedFd);
-
-impl AsRawFd for Pidfd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
 }
 
 impl Process {
     fn new(pid: Pid, pidfd: OwnedFd) -> io::Result<Self> {
-        let pidfd = AsyncFd::with_interest(Pidfd(pidfd), Interest::READABLE)?;
-        Ok(Self { pid, pidfd, reaped: false })
+        Ok(Self { pid, pidfd: watch::readable(pidfd)?, reaped: false })
     }
 
     /// Its process id.
@@ -100,7 +92,7 @@ impl Process {
 
     /// Kills it. No error if it has ended already.
     pub fn kill(&self) {
-        spawn::signal(self.pidfd.get_ref().0.as_fd(), Signal::SIGKILL);
+        spawn::signal(self.pidfd.get_ref().as_fd(), Signal::SIGKILL);
     }
 
     /// Waits until it has ended; the text says how, for people.
@@ -108,7 +100,7 @@ impl Process {
         // A pidfd becomes readable when its process ends, and stays so.
         let _ = self.pidfd.readable().await;
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        match waitid(Id::PIDFd(self.pidfd.get_ref().0.as_fd()), peek) {
+        match waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), peek) {
             Ok(WaitStatus::Exited(_, 127)) => "could not be executed".into(),
             Ok(WaitStatus::Exited(_, status)) => format!("exited with status {status}"),
             Ok(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => {
@@ -126,7 +118,7 @@ impl Process {
     }
 
     fn collect(&mut self, how: WaitPidFlag) {
-        let _ = waitid(Id::PIDFd(self.pidfd.get_ref().0.as_fd()), WaitPidFlag::WEXITED | how);
+        let _ = waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED | how);
         self.reaped = true;
     }
 }

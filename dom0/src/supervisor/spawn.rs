@@ -60,11 +60,17 @@ struct Child<'a> {
     parent: libc::pid_t,
 }
 
-fn clone(child: &Child<'_>, namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(Pid, OwnedFd)> {
+fn clone(
+    child: &Child<'_>,
+    namespaces: libc::c_int,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<(Pid, OwnedFd)> {
     let mut pidfd: RawFd = -1;
+    // Not libc's constant, which does not fit its own type.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut flags = libc::CLONE_PIDFD as u64 | namespaces as u64;
     if cgroup.is_some() {
-        flags |= libc::CLONE_INTO_CGROUP as u64;
+        flags |= CLONE_INTO_CGROUP;
     }
     let args = libc::clone_args {
         flags,
@@ -143,5 +149,7 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) {
     let no_info = ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo is allowed (pidfd_send_signal(2)); the other arguments are no pointers. The descriptor
     // is a pidfd, so no other process can be hit by a reused pid.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, no_info, 0) };
+    unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, no_info, 0)
+    };
 }

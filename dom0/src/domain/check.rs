@@ -1,0 +1,44 @@
+//! Whether a domain could be created now. Opens and closes, and changes nothing.
+
+use std::io;
+
+use nix::unistd::{AccessFlags, access};
+
+use super::build::StartError;
+use crate::config::{DiskSource, DomainConfig};
+use crate::resources::files::{self, For};
+use crate::resources::links::Links;
+use crate::resources::{host, sockets, tap};
+
+/// Checks what only the host can tell: files, images, bridges, taps, memory, KVM.
+///
+/// # Errors
+/// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
+pub async fn check(config: &DomainConfig) -> Result<(), StartError> {
+    host::check_memory(config)?;
+    files::blob(config, "boot.kernel", &config.kernel)?;
+    if let Some(initrd) = &config.initrd {
+        files::blob(config, "boot.initrd", initrd)?;
+    }
+    for (n, disk) in config.disks.iter().enumerate() {
+        match &disk.source {
+            DiskSource::Image { path, read_only, .. } => {
+                files::image(config, n, path, *read_only, For::Check)?;
+            }
+            DiskSource::VhostUser(path) => {
+                sockets::foreign(config, &format!("disks[{n}].vhost_user_socket"), path, false)?;
+            }
+        }
+    }
+    if !config.nets.is_empty() {
+        let links = Links::open().map_err(|source| StartError::Io { act: "open rtnetlink", source })?;
+        for (n, net) in config.nets.iter().enumerate() {
+            tap::check(config, n, net, &links).await?;
+        }
+    }
+    for (n, device) in config.devices.iter().enumerate() {
+        sockets::foreign(config, &format!("devices[{n}].vhost_user_socket"), &device.socket, false)?;
+    }
+    access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK)
+        .map_err(|errno| StartError::Kvm(io::Error::from(errno)))
+}

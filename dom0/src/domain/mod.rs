@@ -1,0 +1,439 @@
+//! One domain: a task that feeds its [state machine](state) and does what that says.
+//!
+//! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once.
+
+pub mod build;
+pub mod check;
+pub mod state;
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{OptionFuture, select_all};
+use shared_abi::control::{BackendEvent, RunnerEvent, RunnerReply, RunnerRequest, StopReason};
+use shared_abi::{DomId, DomainName, Role};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::child::{ChildError, one_line};
+use crate::config::DomainConfig;
+use crate::resources::run_dir::{DomainDir, RunDir};
+use crate::supervisor::Supervisor;
+use build::{Backend, Incarnation, Runner, StartError, build};
+use state::{Action, Event, State, step};
+
+/// A guest that stops at once is not started again sooner than this after its last start.
+const LEAST_LIFE: Duration = Duration::from_secs(1);
+
+/// What others see of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Its number; another one after each restart.
+    pub domid: DomId,
+    /// Where it is in its life.
+    pub state: State,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// The runner's process, while there is one.
+    pub runner: Option<i32>,
+    /// How the last machine ended, for people.
+    pub ended: Option<String>,
+    /// It ended by a crash.
+    pub crashed: bool,
+}
+
+/// A wish of an operator, and where the answer goes.
+#[derive(Debug)]
+pub struct Command {
+    /// One of the operator's events.
+    pub event: Event,
+    /// Answered when it is done or refused; for `Destroy`, when nothing of the domain is left.
+    pub answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// How to reach a domain's task.
+#[derive(Debug)]
+pub struct Handle {
+    /// Its name.
+    pub name: DomainName,
+    /// Where its console is.
+    pub console: std::path::PathBuf,
+    /// Takes wishes until the domain is gone.
+    pub commands: mpsc::UnboundedSender<Command>,
+    /// Closed when the domain is gone.
+    pub view: watch::Receiver<View>,
+}
+
+/// What a domain's task is made of.
+pub struct Domain {
+    config: DomainConfig,
+    run: RunDir,
+    dir: DomainDir,
+    supervisor: Rc<dyn Supervisor>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    view: watch::Sender<View>,
+    state: State,
+    incarnation: Incarnation,
+    actions: VecDeque<Action>,
+    /// Told of the first start, or why there was none.
+    created: Option<oneshot::Sender<Result<DomId, StartError>>>,
+    /// Why the build under way failed; told when everything is removed.
+    failure: Option<StartError>,
+    /// Told when the domain is gone.
+    at_end: Vec<oneshot::Sender<Result<(), String>>>,
+    last_build: Option<Instant>,
+    /// Lines about what children said that may still be written for this incarnation.
+    lines_left: u32,
+}
+
+/// What the task waits for.
+enum Happening {
+    Command(Option<Command>),
+    Runner(Result<RunnerEvent, ChildError>),
+    RunnerEnded(String),
+    Backend(usize, BackendHappening),
+}
+
+enum BackendHappening {
+    Event(BackendEvent),
+    LinkLost,
+    Ended(String),
+}
+
+impl Domain {
+    /// Makes the task of a domain whose name is claimed by `dir`; [`Self::run`] it.
+    pub fn new(
+        config: DomainConfig,
+        run: RunDir,
+        dir: DomainDir,
+        supervisor: Rc<dyn Supervisor>,
+    ) -> (Self, Handle, oneshot::Receiver<Result<DomId, StartError>>) {
+        let (sender, commands) = mpsc::unbounded_channel();
+        let (created, creation) = oneshot::channel();
+        let first = View {
+            domid: DomId(0),
+            state: State::Building,
+            memory: config.memory,
+            vcpus: config.vcpus,
+            runner: None,
+            ended: None,
+            crashed: false,
+        };
+        let (view, watcher) = watch::channel(first);
+        let handle =
+            Handle { name: config.name.clone(), console: dir.console(), commands: sender, view: watcher };
+        let domain = Self {
+            config,
+            run,
+            dir,
+            supervisor,
+            commands,
+            view,
+            state: State::Building,
+            incarnation: Incarnation::default(),
+            actions: VecDeque::from([Action::Build]),
+            created: Some(created),
+            failure: None,
+            at_end: Vec::new(),
+            last_build: None,
+            lines_left: 0,
+        };
+        (domain, handle, creation)
+    }
+
+    /// Runs the domain until nothing of it is left. `forget` is called before anybody is told that it is gone.
+    pub async fn run(mut self, forget: impl FnOnce()) {
+        while self.state != State::Dead {
+            if let Some(action) = self.actions.pop_front() {
+                if let Err(error) = self.act(action).await {
+                    self.say(&chain(&error));
+                }
+                continue;
+            }
+            match self.happening().await {
+                Happening::Command(Some(command)) => self.command(command).await,
+                // The registry never lets go of a domain that is not gone; if it did: nobody could end it any more.
+                Happening::Command(None) => self.feed(&Event::Destroy),
+                Happening::Runner(Ok(RunnerEvent::Stopped(reason))) => {
+                    self.ended(&reason);
+                    self.feed(&Event::Stopped(reason));
+                }
+                Happening::Runner(Ok(RunnerEvent::DeviceLost(device))) => {
+                    self.say_of_child(&format!("device {device} has lost its backend and stands still"));
+                }
+                // Its end, if that is the cause, is seen by its pidfd.
+                Happening::Runner(Err(_)) => {
+                    if let Some(runner) = &mut self.incarnation.runner {
+                        runner.link = None;
+                        runner.process.kill();
+                    }
+                }
+                Happening::RunnerEnded(how) => {
+                    self.view.send_modify(|view| {
+                        view.ended = Some(format!("crashed: its runner {how}"));
+                        view.crashed = true;
+                    });
+                    self.say(&format!("the runner {how}"));
+                    self.feed(&Event::RunnerDied);
+                }
+                Happening::Backend(n, happening) => self.backend(n, happening),
+            }
+        }
+        let Self { dir, supervisor, config, created, failure, at_end, .. } = self;
+        drop(dir);
+        supervisor.release(&config.name);
+        forget();
+        let told = match (created, failure) {
+            (Some(created), failure) => {
+                created.send(Err(failure.unwrap_or(StartError::GivenUp))).map_err(Result::err)
+            }
+            (None, Some(failure)) => Err(Some(failure)),
+            (None, None) => Ok(()),
+        };
+        // A restart that failed, or a creator that has hung up: the log is all that is left.
+        if let Err(Some(failure)) = told {
+            eprintln!("{}: cannot be started: {}", config.name, chain(&failure));
+        }
+        for answer in at_end {
+            let _ = answer.send(Ok(()));
+        }
+    }
+
+    /// Tells the state machine; its actions are done next.
+    fn feed(&mut self, event: &Event) {
+        if let Ok((state, actions)) = step(self.state, event, self.config.policy) {
+            self.enter(state, actions);
+        }
+    }
+
+    fn enter(&mut self, state: State, actions: Vec<Action>) {
+        self.state = state;
+        self.actions.extend(actions);
+        let runner = self.incarnation.runner.as_ref().map(|runner| runner.process.pid().as_raw());
+        self.view.send_modify(|view| {
+            view.state = state;
+            view.runner = runner;
+        });
+    }
+
+    async fn command(&mut self, Command { event, answer }: Command) {
+        let before = self.state;
+        match step(self.state, &event, self.config.policy) {
+            Err(refused) => {
+                let _ = answer.send(Err(refused.to_string()));
+            }
+            Ok((state, actions)) => {
+                self.enter(state, actions);
+                if event == Event::Destroy {
+                    self.view.send_modify(|view| view.ended = Some("was destroyed".into()));
+                    self.at_end.push(answer);
+                    return;
+                }
+                let mut result = Ok(());
+                while let Some(action) = self.actions.pop_front() {
+                    if let Err(error) = self.act(action).await {
+                        // The runner has refused: the machine is as it was.
+                        self.enter(before, vec![]);
+                        self.actions.clear();
+                        result = Err(chain(&error));
+                    }
+                }
+                let _ = answer.send(result);
+            }
+        }
+    }
+
+    async fn act(&mut self, action: Action) -> Result<(), ChildError> {
+        match action {
+            Action::Build => {
+                if let Some(event) = self.build().await {
+                    self.feed(&event);
+                }
+                Ok(())
+            }
+            Action::Resume => {
+                self.request(&RunnerRequest::Resume, "let the guest run").await?;
+                if let (Some(created), Some(domid)) = (self.created.take(), self.incarnation.domid) {
+                    let _ = created.send(Ok(domid));
+                }
+                Ok(())
+            }
+            Action::Pause => self.request(&RunnerRequest::Pause, "paused the guest").await,
+            Action::PressPowerButton => {
+                self.request(&RunnerRequest::PowerButton, "pressed the power button").await
+            }
+            Action::StopMachine => {
+                self.incarnation.stop_machine().await;
+                self.enter(self.state, vec![]);
+                Ok(())
+            }
+            Action::TearDown => {
+                self.incarnation.tear_down().await;
+                self.feed(&Event::Gone);
+                Ok(())
+            }
+            Action::Forget => Ok(()),
+        }
+    }
+
+    async fn request(&mut self, request: &RunnerRequest, done: &'static str) -> Result<(), ChildError> {
+        let Some(Runner { process, link: Some(link) }) = &mut self.incarnation.runner else { return Ok(()) };
+        link.send(request, &[]).await?;
+        match link.answer(process, done).await? {
+            RunnerReply::Done | RunnerReply::Ready => Ok(()),
+            RunnerReply::Status(_) => {
+                Err(ChildError::Failed { role: Role::Runner, why: "answered with a status".into() })
+            }
+        }
+    }
+
+    /// Builds an incarnation, or is told to give up. None if the state machine has been told meanwhile.
+    async fn build(&mut self) -> Option<Event> {
+        let not_before = self.last_build.map(|last| last + LEAST_LIFE);
+        self.last_build = Some(not_before.map_or(Instant::now(), |at| at.max(Instant::now())));
+        self.lines_left = 32;
+        let domid = match self.run.next_domid() {
+            Ok(domid) => domid,
+            Err(error) => {
+                self.failure = Some(error.into());
+                return Some(Event::BuildFailed);
+            }
+        };
+        self.view.send_modify(|view| view.domid = domid);
+        let supervisor = self.supervisor.clone();
+        let result = {
+            let building = async {
+                if let Some(at) = not_before {
+                    sleep_until(at).await;
+                }
+                build(&self.config, domid, &self.dir, &*supervisor, &mut self.incarnation).await
+            };
+            let mut building = pin!(building);
+            loop {
+                let command = tokio::select! {
+                    result = &mut building => break Ok(result),
+                    Some(command) = self.commands.recv() => command,
+                };
+                match step(self.state, &command.event, self.config.policy) {
+                    Err(refused) => drop(command.answer.send(Err(refused.to_string()))),
+                    Ok(next) => break Err((command, next)),
+                }
+            }
+        };
+        match result {
+            Ok(Ok(())) => Some(Event::Built),
+            Ok(Err(error)) => {
+                self.failure = Some(error);
+                Some(Event::BuildFailed)
+            }
+            Err((command, (state, actions))) => {
+                self.at_end.push(command.answer);
+                self.enter(state, actions);
+                None
+            }
+        }
+    }
+
+    async fn happening(&mut self) -> Happening {
+        let Self { commands, incarnation, .. } = self;
+        let Incarnation { runner, backends, .. } = incarnation;
+        let runner: OptionFuture<_> = runner.as_mut().map(watch_runner).into();
+        let backends: OptionFuture<_> = match backends.is_empty() {
+            true => None,
+            false => Some(select_all(backends.iter_mut().map(|backend| Box::pin(watch_backend(backend))))),
+        }
+        .into();
+        tokio::select! {
+            command = commands.recv() => Happening::Command(command),
+            Some(happening) = runner => happening,
+            Some((happening, n, _)) = backends => Happening::Backend(n, happening),
+        }
+    }
+
+    fn backend(&mut self, n: usize, happening: BackendHappening) {
+        let role = self.incarnation.backends[n].role;
+        match happening {
+            BackendHappening::Event(BackendEvent::DeviceFailed { device, why }) => {
+                self.say_of_child(&format!("{role} device {device}: {}", one_line(&why)));
+            }
+            BackendHappening::LinkLost => self.incarnation.backends[n].link = None,
+            BackendHappening::Ended(how) => {
+                self.incarnation.backends.swap_remove(n);
+                let effect = match role {
+                    Role::Console => "its console is gone until it is restarted",
+                    _ => "its devices stand still until the domain is restarted",
+                };
+                self.say(&format!("{} {how}: {effect}", role.program()));
+                self.feed(&Event::BackendDied);
+            }
+        }
+    }
+
+    /// Keeps how the machine ended, for people.
+    fn ended(&mut self, reason: &StopReason) {
+        let (text, crashed) = match reason {
+            StopReason::PowerOff => ("switched itself off".into(), false),
+            StopReason::Reboot => ("rebooted".into(), false),
+            StopReason::TripleFault => ("crashed: a vCPU had a triple fault".into(), true),
+            StopReason::VcpuFailed(why) => (format!("crashed: {}", one_line(why)), true),
+        };
+        self.say(&text);
+        self.view.send_modify(|view| {
+            view.ended = Some(text);
+            view.crashed = crashed;
+        });
+    }
+
+    fn say(&self, text: &str) {
+        eprintln!("{}: {text}", self.config.name);
+    }
+
+    /// Says what a child said, a bounded number of times: it may be in its guest's hands.
+    fn say_of_child(&mut self, text: &str) {
+        if self.lines_left > 0 {
+            self.lines_left -= 1;
+            self.say(text);
+        }
+    }
+}
+
+async fn watch_runner(Runner { process, link }: &mut Runner) -> Happening {
+    let Some(link) = link else { return Happening::RunnerEnded(process.ended().await) };
+    tokio::select! {
+        // What it said last comes before its end.
+        biased;
+        event = link.event() => match event {
+            Err(ChildError::Link { source: domus_startup::LinkError::Closed, .. }) => {
+                let patience = tokio::time::sleep(Duration::from_secs(1));
+                tokio::select! {
+                    how = process.ended() => Happening::RunnerEnded(how),
+                    () = patience => Happening::Runner(event),
+                }
+            }
+            event => Happening::Runner(event),
+        },
+        how = process.ended() => Happening::RunnerEnded(how),
+    }
+}
+
+async fn watch_backend(backend: &mut Backend) -> BackendHappening {
+    let Backend { process, link, .. } = backend;
+    let Some(link) = link else { return BackendHappening::Ended(process.ended().await) };
+    tokio::select! {
+        biased;
+        event = link.event() => match event {
+            Ok(event) => BackendHappening::Event(event),
+            Err(_) => BackendHappening::LinkLost,
+        },
+        how = process.ended() => BackendHappening::Ended(how),
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    domus_startup::control::chain(error)
+}

@@ -1,0 +1,207 @@
+//! All domains of one dom0: their names, their tasks, and what an operator can do with them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::fcntl::Flock;
+use shared_abi::{DomId, DomainName};
+use tokio::sync::oneshot;
+
+use crate::config::DomainConfig;
+use crate::domain::build::StartError;
+use crate::domain::state::{Event, State};
+use crate::domain::{Command, Domain, Handle, View};
+use crate::resources::run_dir::{RunDir, RunDirError};
+use crate::supervisor::Supervisor;
+
+/// Why an operator's wish was not fulfilled.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// There is no such domain.
+    #[error("there is no domain \"{0}\": see domus list")]
+    NoSuchDomain(String),
+    /// The domain's state does not allow it, or its runner has refused.
+    #[error("{name}: {why}")]
+    Refused {
+        /// Which domain.
+        name: DomainName,
+        /// One line.
+        why: String,
+    },
+    /// It was left by a dom0 that was killed, and all that can be done is to destroy it.
+    #[error("{0}: was left by a dom0 that was killed: it can only be destroyed")]
+    LeftOver(DomainName),
+}
+
+/// The domains of one dom0. Used by one thread.
+pub struct Dom0 {
+    run: RunDir,
+    supervisor: Rc<dyn Supervisor>,
+    domains: RefCell<BTreeMap<DomainName, Rc<Handle>>>,
+    stopping: Cell<bool>,
+}
+
+impl Dom0 {
+    /// A dom0 without domains.
+    pub fn new(run: RunDir, supervisor: Rc<dyn Supervisor>) -> Rc<Self> {
+        Rc::new(Self { run, supervisor, domains: RefCell::default(), stopping: Cell::new(false) })
+    }
+
+    /// Its run directory.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run
+    }
+
+    /// Takes the run directory for a service: no other dom0 service runs there while the result lives.
+    ///
+    /// # Errors
+    /// [`RunDirError::Taken`], which names the other.
+    pub fn lock(&self) -> Result<Flock<std::fs::File>, RunDirError> {
+        self.run.lock()
+    }
+
+    /// Builds and starts a domain; returns when its vCPUs run. Must be called in a `LocalSet`.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing of it is left.
+    pub async fn create(self: &Rc<Self>, config: DomainConfig) -> Result<DomId, StartError> {
+        let name = config.name.clone();
+        let dir = self.run.claim(&name).map_err(|error| match error {
+            error @ (RunDirError::NameTaken { .. } | RunDirError::LeftOver(_)) => {
+                crate::config::ConfigError::new(&config.file, "name", error).into()
+            }
+            other => StartError::RunDir(other),
+        })?;
+        if self.stopping.get() {
+            return Err(StartError::GivenUp);
+        }
+        let (domain, handle, created) = Domain::new(config, self.run.clone(), dir, self.supervisor.clone());
+        self.domains.borrow_mut().insert(name.clone(), Rc::new(handle));
+        let registry = self.clone();
+        tokio::task::spawn_local(domain.run(move || {
+            registry.domains.borrow_mut().remove(&name);
+        }));
+        created.await.unwrap_or(Err(StartError::GivenUp))
+    }
+
+    /// The domain of this name.
+    ///
+    /// # Errors
+    /// [`AskError::NoSuchDomain`], [`AskError::LeftOver`].
+    pub fn find(&self, name: &str) -> Result<Rc<Handle>, AskError> {
+        let none = || AskError::NoSuchDomain(name.chars().take(64).collect());
+        let found = match name.parse::<u32>() {
+            // As with xl, a number names a domain too, if no domain has it as its name.
+            Ok(domid) if !self.domains.borrow().keys().any(|n| n.as_str() == name) => {
+                self.domains.borrow().values().find(|handle| handle.view.borrow().domid.0 == domid).cloned()
+            }
+            _ => {
+                let name: DomainName = name.parse().map_err(|_| none())?;
+                let found = self.domains.borrow().get(&name).cloned();
+                if found.is_none() && self.run.leftovers().iter().any(|(left, _)| *left == name) {
+                    return Err(AskError::LeftOver(name));
+                }
+                found
+            }
+        };
+        found.ok_or_else(none)
+    }
+
+    /// Every domain with what there is to see of it, by number.
+    pub fn list(&self) -> Vec<(DomainName, View)> {
+        let domains = self.domains.borrow();
+        let mut list: Vec<_> =
+            domains.iter().map(|(name, h)| (name.clone(), h.view.borrow().clone())).collect();
+        list.sort_by_key(|(_, view)| view.domid);
+        list
+    }
+
+    /// Puts an operator's wish to a domain and waits until it is done.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask(&self, name: &str, event: Event) -> Result<(), AskError> {
+        let handle = match self.find(name) {
+            Err(AskError::LeftOver(name)) if event == Event::Destroy => {
+                let refused =
+                    |error: RunDirError| AskError::Refused { name: name.clone(), why: error.to_string() };
+                return self.run.remove_leftover(&name).map(drop).map_err(refused);
+            }
+            other => other?,
+        };
+        let destroy = event == Event::Destroy;
+        let gone = || AskError::NoSuchDomain(handle.name.to_string());
+        let (answer, answered) = oneshot::channel();
+        if handle.commands.send(Command { event, answer }).is_err() {
+            return if destroy { Ok(()) } else { Err(gone()) };
+        }
+        match answered.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(AskError::Refused { name: handle.name.clone(), why }),
+            // It went away by itself meanwhile.
+            Err(_) if destroy => Ok(()),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    /// Waits until the machine that `name` has now has stopped, and says how.
+    ///
+    /// # Errors
+    /// [`AskError::NoSuchDomain`].
+    pub async fn wait(&self, name: &str) -> Result<View, AskError> {
+        let handle = self.find(name)?;
+        let mut view = handle.view.clone();
+        let first = view.borrow().domid;
+        let mut last = view.borrow().clone();
+        loop {
+            {
+                let now = view.borrow_and_update();
+                if now.domid != first || matches!(now.state, State::Preserved { .. } | State::Dead) {
+                    return Ok(now.clone());
+                }
+                last.clone_from(&now);
+            }
+            if view.changed().await.is_err() {
+                return Ok(View { state: State::Dead, ..last });
+            }
+        }
+    }
+
+    /// Shuts every domain down, for `grace` at most, and then destroys what is left. No domain can be created any more.
+    pub async fn retire(&self, grace: Duration) {
+        self.stopping.set(true);
+        let names: Vec<_> = self.domains.borrow().keys().cloned().collect();
+        let retired = names.iter().map(|name| async move {
+            let off = async {
+                self.ask(name.as_str(), Event::Retire).await?;
+                self.wait(name.as_str()).await
+            };
+            let _ = tokio::time::timeout(grace, off).await;
+            let _ = self.ask(name.as_str(), Event::Destroy).await;
+        });
+        futures_util::future::join_all(retired).await;
+    }
+
+    /// Destroys every domain now.
+    pub async fn destroy_all(&self) {
+        self.retire(Duration::ZERO).await;
+    }
+
+    /// Domains that a killed dom0 has left.
+    pub fn leftovers(&self) -> Vec<(DomainName, DomId)> {
+        self.run.leftovers().into_iter().map(|(name, record)| (name, record.domid)).collect()
+    }
+
+    /// Where the console of a domain is.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn console(&self, name: &str) -> Result<(Box<Path>, DomId), AskError> {
+        let handle = self.find(name)?;
+        let domid = handle.view.borrow().domid;
+        Ok((handle.console.as_path().into(), domid))
+    }
+}

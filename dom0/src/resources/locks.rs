@@ -1,0 +1,136 @@
+//! Locks on disk images (`F_OFD_SETLK`, fcntl(2)): they stay with the open file, so the block backend that is handed
+//! the descriptor keeps the lock for as long as it lives, whatever happens to dom0. QEMU locks in the same way.
+
+#![expect(unsafe_code, reason = "nix has no OFD locks with F_OFD_GETLK's result")]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+
+/// How an image is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// Others may read.
+    Read,
+    /// Nobody else may do anything.
+    Write,
+}
+
+fn flock(lock: Lock) -> libc::flock {
+    libc::flock {
+        l_type: match lock {
+            Lock::Read => libc::F_RDLCK as libc::c_short,
+            Lock::Write => libc::F_WRLCK as libc::c_short,
+        },
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        // 0 means: to the end, however far that moves.
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+/// Locks the whole file; false if somebody else has it locked.
+///
+/// # Errors
+/// What `F_OFD_SETLK` said otherwise, such as that the file system has no locks.
+pub fn take(file: &File, lock: Lock) -> io::Result<bool> {
+    let request = flock(lock);
+    // SAFETY: the descriptor is open for the length of the call and F_OFD_SETLK reads one struct flock.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
+    match result {
+        0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// True if [`take`] would succeed now.
+///
+/// # Errors
+/// What `F_OFD_GETLK` said.
+pub fn probe(file: &File, lock: Lock) -> io::Result<bool> {
+    let mut request = flock(lock);
+    // SAFETY: the descriptor is open for the length of the call and F_OFD_GETLK reads and writes one struct flock.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut request) };
+    match result {
+        0 => Ok(request.l_type == libc::F_UNLCK as libc::c_short),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A process that has the file open, such as `domus-block (pid 77, domain web1)`. Only as good as dom0's rights.
+pub fn holder(dev: u64, ino: u64) -> Option<String> {
+    let own = std::process::id();
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == own {
+            continue;
+        }
+        let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
+        for fd in open.flatten() {
+            // Follows the link: the file itself, even if its name is gone.
+            if fs::metadata(fd.path()).is_ok_and(|meta| meta.dev() == dev && meta.ino() == ino) {
+                return Some(describe(pid));
+            }
+        }
+    }
+    None
+}
+
+/// A process for people: its name and pid, and its domain if it is one of ours.
+pub fn describe(pid: u32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let control = arguments.split(|b| *b == 0).skip_while(|a| *a != b"--control").nth(1);
+    let domain = control.and_then(|path| {
+        let mut parts = std::str::from_utf8(path).ok()?.rsplit('/');
+        parts.next()?;
+        parts.next().filter(|name| name.parse::<shared_abi::DomainName>().is_ok())
+    });
+    match domain {
+        Some(domain) => format!("domain {domain} ({}, pid {pid})", comm.trim()),
+        None => format!("{} (pid {pid})", comm.trim()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_writer_excludes_everybody_and_readers_share() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let (a, b) = (open(), open());
+        assert!(take(&a, Lock::Write).unwrap());
+        assert!(!take(&b, Lock::Read).unwrap() && !probe(&b, Lock::Write).unwrap());
+        drop(a);
+        assert!(take(&b, Lock::Read).unwrap());
+        let c = open();
+        assert!(probe(&c, Lock::Read).unwrap() && !probe(&c, Lock::Write).unwrap());
+        assert!(take(&c, Lock::Read).unwrap());
+    }
+
+    #[test]
+    fn the_lock_stays_with_the_open_file_wherever_its_descriptor_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let first = open();
+        assert!(take(&first, Lock::Write).unwrap());
+        let handed_on = first.try_clone().unwrap();
+        drop(first);
+        assert!(!take(&open(), Lock::Write).unwrap());
+        drop(handed_on);
+        assert!(take(&open(), Lock::Write).unwrap());
+    }
+}

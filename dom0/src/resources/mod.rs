@@ -1,0 +1,12 @@
+//! What a domain needs of the host: files, taps, sockets. Opened by dom0, handed to the children, gone with the domain.
+//!
+//! Every failure is a [`ConfigError`](crate::config::ConfigError) at the value that asked for the resource.
+
+pub mod files;
+pub mod host;
+pub mod links;
+pub mod locks;
+pub mod run_dir;
+pub mod sockets;
+pub mod tap;
+pub mod watch;

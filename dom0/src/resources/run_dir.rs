@@ -1,0 +1,410 @@
+//! The run directory: what exists only while domains run, on a tmpfs.
+//!
+//! ```text
+//! /run/domus/              dom0.sock, dom0.lock, next-domid
+//! /run/domus/domains/NAME/ runner.sock, block.sock, net.sock, console.sock, state.json
+//! ```
+//!
+//! A domain's directory is its claim on the name: it is made with the domain, locked while whoever made it lives,
+//! and removed with the domain. One that is not locked was left by a dom0 that was killed; `state.json` says which
+//! processes it had, so that they can be ended without a doubt about who they are.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use shared_abi::{DomId, DomainName, Role};
+
+/// Where dom0 keeps its run directory if it is not told otherwise.
+pub fn default_path() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return "/run/domus".into();
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if Path::new(&dir).is_absolute() => Path::new(&dir).join("domus"),
+        _ => format!("/tmp/domus-{}", nix::unistd::geteuid()).into(),
+    }
+}
+
+/// Why the run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// Something in it cannot be made or read.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The paths of the sockets in it would not fit a socket address.
+    #[error("the run directory {} is too long: {longest} bytes would do", path.display())]
+    TooLong {
+        /// The directory.
+        path: PathBuf,
+        /// The longest that would do.
+        longest: usize,
+    },
+    /// Somebody else owns it and could take over every domain.
+    #[error("the run directory {} belongs to uid {uid}: remove it, or name another by --run-dir", path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// Another dom0 runs there.
+    #[error("another dom0 runs in {} (pid {pid}): stop it, or name another directory by --run-dir", path.display())]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+        /// Its process.
+        pid: String,
+    },
+    /// The domain runs already.
+    #[error("a domain named \"{name}\" runs already ({owner}): destroy it, or change the name")]
+    NameTaken {
+        /// Its name.
+        name: DomainName,
+        /// Who has it.
+        owner: String,
+    },
+    /// Its processes were left by a dom0 that was killed.
+    #[error(
+        "a domain named \"{0}\" still runs, left by a dom0 that was killed: destroy it, or change the name"
+    )]
+    LeftOver(DomainName),
+}
+
+/// What a domain's directory says about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The domain's number.
+    pub domid: DomId,
+    /// The process of the dom0 that made it.
+    pub owner: u32,
+    /// Its processes.
+    pub processes: Vec<ProcessRecord>,
+}
+
+/// One process of a domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRecord {
+    /// What it is for.
+    pub role: Role,
+    /// Its process id.
+    pub pid: i32,
+    /// Its start in clock ticks after boot (field 22 of `/proc/PID/stat`): a reused pid has another.
+    pub started: u64,
+}
+
+/// The run directory.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, RunDirError> {
+    result.map_err(|source| RunDirError::Io { path: path.into(), source })
+}
+
+/// The start time of a process, if there is one.
+pub fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+impl RunDir {
+    /// Makes the directory where it is missing.
+    ///
+    /// # Errors
+    /// [`RunDirError`].
+    pub fn open(path: &Path) -> Result<Self, RunDirError> {
+        let path = at(path, std::path::absolute(path))?;
+        // sun_path holds 107 bytes and a NUL; the longest name and file come after the directory.
+        let longest = 107 - "/domains/".len() - 48 - "/console.sock".len();
+        if path.as_os_str().len() > longest {
+            return Err(RunDirError::TooLong { path, longest });
+        }
+        let make = |path: &Path, mode| at(path, DirBuilder::new().recursive(true).mode(mode).create(path));
+        make(&path, 0o755)?;
+        let meta = at(&path, path.symlink_metadata())?;
+        let uid = std::os::unix::fs::MetadataExt::uid(&meta);
+        if uid != nix::unistd::geteuid().as_raw() || !meta.is_dir() {
+            return Err(RunDirError::Owner { path, uid });
+        }
+        make(&path.join("domains"), 0o700)?;
+        Ok(Self { path })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket of the API.
+    pub fn api_socket(&self) -> PathBuf {
+        self.path.join("dom0.sock")
+    }
+
+    /// Takes the directory for a service; the result must be kept.
+    ///
+    /// # Errors
+    /// [`RunDirError::Taken`].
+    pub fn lock(&self) -> Result<Flock<File>, RunDirError> {
+        let path = self.path.join("dom0.lock");
+        let open =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = at(&path, open)?;
+        let mut pid = String::new();
+        let _ = (&file).take(16).read_to_string(&mut pid);
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                file = at(&path, lock.try_clone())?;
+                at(&path, lock.set_len(0).and_then(|()| file.rewind()))?;
+                at(&path, write!(lock, "{}", std::process::id()))?;
+                Ok(lock)
+            }
+            Err(_) => Err(RunDirError::Taken { path: self.path.clone(), pid: pid.trim().into() }),
+        }
+    }
+
+    /// The next domain number. Counted in a file, since several dom0s (`domus run`) share the host's interfaces and uids.
+    ///
+    /// # Errors
+    /// [`RunDirError::Io`].
+    pub fn next_domid(&self) -> Result<DomId, RunDirError> {
+        let path = self.path.join("next-domid");
+        let open =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let locked = Flock::lock(at(&path, open)?, FlockArg::LockExclusive);
+        let mut file = at(&path, locked.map_err(|(_, errno)| errno.into()))?;
+        let mut text = String::new();
+        at(&path, file.read_to_string(&mut text))?;
+        // Interface names (vif4294967295.99) and uids leave room for nine digits.
+        let next = text.trim().parse::<u32>().ok().filter(|n| (1..100_000_000).contains(n)).unwrap_or(1);
+        at(&path, file.rewind().and_then(|()| file.set_len(0)))?;
+        at(&path, write!(file, "{}", next + 1))?;
+        Ok(DomId(next))
+    }
+
+    fn domain_path(&self, name: &DomainName) -> PathBuf {
+        self.path.join("domains").join(name.as_str())
+    }
+
+    /// Claims a name.
+    ///
+    /// # Errors
+    /// [`RunDirError::NameTaken`], [`RunDirError::LeftOver`].
+    pub fn claim(&self, name: &DomainName) -> Result<DomainDir, RunDirError> {
+        let path = self.domain_path(name);
+        for _ in 0..8 {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return at(&path, Err(error)),
+                _ => {}
+            }
+            let Some(lock) = self.lock_domain(name, &path)? else { continue };
+            let mut dir = DomainDir { path: path.clone(), stays: false, _lock: lock };
+            if dir.leftovers().is_empty() {
+                dir.clear();
+                return Ok(dir);
+            }
+            dir.stays = true;
+            return Err(RunDirError::LeftOver(name.clone()));
+        }
+        Err(RunDirError::NameTaken { name: name.clone(), owner: "it comes and goes".into() })
+    }
+
+    /// Ends what a killed dom0 has left of a domain, and removes its directory. False if nothing is left of it.
+    ///
+    /// # Errors
+    /// [`RunDirError::NameTaken`] if it is not left over.
+    pub fn remove_leftover(&self, name: &DomainName) -> Result<bool, RunDirError> {
+        let path = self.domain_path(name);
+        if !path.exists() {
+            return Ok(false);
+        }
+        let Some(lock) = self.lock_domain(name, &path)? else { return Ok(false) };
+        let dir = DomainDir { path, stays: false, _lock: lock };
+        for process in dir.leftovers() {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::SIGKILL);
+        }
+        Ok(true)
+    }
+
+    /// Domains whose directory is there and not locked: left by a dom0 that was killed, with processes that live.
+    pub fn leftovers(&self) -> Vec<(DomainName, Record)> {
+        let entries = fs::read_dir(self.path.join("domains")).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<DomainName>().ok());
+        let left = names.filter_map(|name| {
+            let path = self.domain_path(&name);
+            let lock = self.lock_domain(&name, &path).ok()??;
+            let mut dir = DomainDir { path, stays: false, _lock: lock };
+            if dir.leftovers().is_empty() {
+                return None;
+            }
+            dir.stays = true;
+            let record = dir.record();
+            record.map(|record| (name, record))
+        });
+        left.collect()
+    }
+
+    /// None if the directory was removed meanwhile.
+    fn lock_domain(&self, name: &DomainName, path: &Path) -> Result<Option<Flock<File>>, RunDirError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return at(path, Err(error)),
+        };
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                // Whoever had it may have removed it before it let go of the lock.
+                let same = |a: &fs::Metadata, b: &fs::Metadata| {
+                    std::os::unix::fs::MetadataExt::ino(a) == std::os::unix::fs::MetadataExt::ino(b)
+                };
+                match (lock.metadata(), path.metadata()) {
+                    (Ok(a), Ok(b)) if same(&a, &b) => Ok(Some(lock)),
+                    _ => Ok(None),
+                }
+            }
+            Err(_) => {
+                let record = read_record(path);
+                let owner = record.map_or("it is being built".into(), |r| format!("ID {}", r.domid));
+                Err(RunDirError::NameTaken { name: name.clone(), owner })
+            }
+        }
+    }
+}
+
+fn read_record(path: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(path.join("state.json")).ok()?).ok()
+}
+
+/// A domain's directory. Dropping it removes it.
+#[derive(Debug)]
+pub struct DomainDir {
+    path: PathBuf,
+    /// Found, not claimed: it is not removed.
+    stays: bool,
+    _lock: Flock<File>,
+}
+
+impl DomainDir {
+    /// The control socket of a child.
+    pub fn control(&self, role: Role) -> PathBuf {
+        self.path.join(format!("{role}.sock"))
+    }
+
+    /// The socket where consoles attach. Not the one that controls `domus-console`.
+    pub fn console(&self) -> PathBuf {
+        self.path.join("tty.sock")
+    }
+
+    /// Writes down what the domain consists of, in one step.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn write(&self, record: &Record) -> io::Result<()> {
+        let new = self.path.join("state.json.new");
+        fs::write(&new, serde_json::to_vec(record)?)?;
+        fs::rename(new, self.path.join("state.json"))
+    }
+
+    fn record(&self) -> Option<Record> {
+        read_record(&self.path)
+    }
+
+    /// The processes of a killed dom0 that live on.
+    fn leftovers(&self) -> Vec<ProcessRecord> {
+        let processes = self.record().map(|record| record.processes).unwrap_or_default();
+        processes.into_iter().filter(|p| p.pid > 1 && started(p.pid) == Some(p.started)).collect()
+    }
+
+    /// Removes every file in it.
+    pub fn clear(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+impl Drop for DomainDir {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.clear();
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> DomainName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_name_is_claimed_once_and_free_again_when_the_domain_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let claim = run.claim(&name("web1")).unwrap();
+        assert!(matches!(run.claim(&name("web1")), Err(RunDirError::NameTaken { .. })));
+        drop(claim);
+        drop(run.claim(&name("web1")).unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("domains")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_dom0_left_is_found_while_its_processes_live_and_can_be_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id() as i32;
+        let path = dir.path().join("domains/web1");
+        fs::create_dir(&path).unwrap();
+        let process = ProcessRecord { role: Role::Runner, pid, started: started(pid).unwrap() };
+        let record = Record { domid: DomId(4), owner: 1, processes: vec![process] };
+        fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert!(matches!(run.claim(&name("web1")), Err(RunDirError::LeftOver(_))));
+        assert_eq!(run.leftovers(), [(name("web1"), record)]);
+        assert!(run.remove_leftover(&name("web1")).unwrap());
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
+        assert!(!path.exists());
+        drop(run.claim(&name("web1")).unwrap());
+    }
+
+    #[test]
+    fn a_reused_pid_is_never_taken_for_a_domains_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let path = dir.path().join("domains/web1");
+        fs::create_dir(&path).unwrap();
+        let own = std::process::id() as i32;
+        let process = ProcessRecord { role: Role::Runner, pid: own, started: started(own).unwrap() + 1 };
+        let record = Record { domid: DomId(4), owner: 1, processes: vec![process] };
+        fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert!(run.leftovers().is_empty());
+        drop(run.claim(&name("web1")).unwrap());
+    }
+
+    #[test]
+    fn numbers_go_up_across_dom0s_and_a_second_service_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (RunDir::open(dir.path()).unwrap(), RunDir::open(dir.path()).unwrap());
+        assert_eq!(
+            (a.next_domid().unwrap(), b.next_domid().unwrap(), a.next_domid().unwrap()),
+            (DomId(1), DomId(2), DomId(3))
+        );
+        let _lock = a.lock().unwrap();
+        let error = b.lock().unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+    }
+}
