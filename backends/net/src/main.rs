@@ -1,2 +1,25 @@
-//! Skeleton.
-fn main() {}
+//! `domus-net`: see the library.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use domus_net::{alone::Alone, start};
+
+/// The NICs of one domain as vhost-user devices: for dom0 (--control), or one alone on a tap.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Args {
+    /// Serve the NICs that dom0 sends over this control socket.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "fd", "print_capabilities", "tap"])]
+    control: Option<PathBuf>,
+    #[command(flatten)]
+    alone: Alone,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    match args.control {
+        Some(control) => Ok(start::run(&control)?),
+        None => args.alone.run(),
+    }
+}

@@ -1,0 +1,65 @@
+//! A NIC for a frontend that Domus did not start, by vhost-user's backend program conventions.
+
+use std::sync::mpsc::sync_channel;
+
+use anyhow::Context;
+use domus_startup::sandbox::{self, COMMON};
+use shared_abi::MacAddress;
+use vu_server::standalone::{Frontend, Socket};
+
+use crate::nic::{Card, Prepared, THREADS};
+use crate::seal::CALLS;
+use crate::tap::Tap;
+
+/// The command line of a stand-alone NIC.
+#[derive(Debug, clap::Args)]
+pub struct Alone {
+    #[command(flatten)]
+    socket: Socket,
+    /// The tap: attached to if it is there, made if not (needs CAP_NET_ADMIN).
+    #[arg(long, value_name = "NAME")]
+    tap: Option<String>,
+    /// The MAC address for frontends that ask; most, QEMU among them, decide it themselves.
+    #[arg(long, value_name = "MAC")]
+    mac: Option<MacAddress>,
+    /// The MTU for frontends that ask.
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u16>,
+    /// The user to become when started as root.
+    #[arg(long, value_name = "UID", default_value_t = 65_534, value_parser = clap::value_parser!(u32).range(1..))]
+    uid: u32,
+}
+
+impl Alone {
+    /// Serves one frontend after the other, or the one at the descriptor given.
+    ///
+    /// # Errors
+    /// The tap, the socket or the sandbox; the text is for the operator.
+    pub fn run(self) -> anyhow::Result<()> {
+        if self.socket.print_capabilities {
+            println!("{{\"type\":\"net\",\"features\":[]}}");
+            return Ok(());
+        }
+        let name = self.tap.context("no tap to serve: give --tap NAME")?;
+        let card = Card { mac: self.mac, mtu: self.mtu };
+        let frontend = self.socket.open()?;
+        let prepared = Prepared::new(&name, card, Tap::open(&name)?).context("cannot set up the tap")?;
+        let own = nix::unistd::geteuid();
+        sandbox::enter(if own.is_root() { self.uid } else { own.as_raw() })?;
+        let (running, runs) = sync_channel(THREADS);
+        let tell = move || {
+            let _ = running.send(());
+        };
+        let server = prepared.start(tell, move |error| {
+            eprintln!("domus-net: tap {name} cannot be read any more: {error}");
+            std::process::exit(1);
+        })?;
+        // The third thread of a NIC is this one.
+        runs.iter().take(THREADS - 1).for_each(drop);
+        sandbox::seal(&[COMMON, CALLS].concat())?;
+        match frontend {
+            Frontend::Listener(listener) => server.serve_all(&listener).context("cannot accept a frontend"),
+            Frontend::Connected(stream) => Ok(server.serve(stream)?),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The NICs of one domain for dom0: the start message, the sandbox, a server for each connection.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Barrier};
+
+use domus_startup::control::{ControlError, chain};
+use domus_startup::fds::FdError;
+use domus_startup::sandbox::{self, COMMON, SandboxError};
+use domus_startup::{Control, Events, Fds};
+use shared_abi::DeviceId;
+use shared_abi::control::{BackendEvent, BackendReply, NetRequest, NetStart};
+use shared_abi::limits::MAX_DEVICES;
+
+use crate::nic::{Card, Prepared, THREADS};
+use crate::seal::CALLS;
+use crate::tap::{Tap, TapError};
+
+/// Why NICs could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The descriptors of the start message.
+    #[error("net start message")]
+    Fds(#[from] FdError),
+    /// More NICs than a domain can have.
+    #[error("{0} NICs: a domain has at most {MAX_DEVICES} devices")]
+    TooMany(usize),
+    /// A descriptor is no tap as it should be.
+    #[error("NIC {nic}: the tap cannot be used")]
+    Tap {
+        /// Which.
+        nic: DeviceId,
+        /// Why.
+        source: TapError,
+    },
+    /// The kernel refuses to set a NIC up.
+    #[error("NIC {nic} cannot be set up")]
+    Prepare {
+        /// Which.
+        nic: DeviceId,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Serves the NICs that the controller of the socket at `control` sends. Returns only with an error.
+///
+/// # Errors
+/// [`StartError`]; before the NICs were ready, the controller has been told.
+pub fn run(control: &Path) -> Result<(), StartError> {
+    let control = Control::listen(control)?;
+    let (NetRequest::Start(start), fds) = control.accept_start()?;
+    if let Err(error) = serve(start, fds, &control.events()) {
+        control.fail(&error);
+        return Err(error);
+    }
+    control.reply(&BackendReply::Ready);
+    control.serve(|NetRequest::Start(_), _| Err::<BackendReply, _>("the NICs are started already".into()))?;
+    Ok(())
+}
+
+fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<(), StartError> {
+    if start.nics.len() > MAX_DEVICES {
+        return Err(StartError::TooMany(start.nics.len()));
+    }
+    let mut nics = Vec::with_capacity(start.nics.len());
+    for nic in start.nics {
+        let socket = UnixStream::from(fds.take(nic.socket)?);
+        let tap =
+            Tap::new(fds.take(nic.tap)?).map_err(|source| StartError::Tap { nic: nic.id.clone(), source })?;
+        let card = Card { mac: Some(nic.mac), mtu: Some(nic.mtu) };
+        let prepared = Prepared::new(nic.id.as_str(), card, tap)
+            .map_err(|source| StartError::Prepare { nic: nic.id.clone(), source })?;
+        nics.push((nic.id, prepared, socket));
+    }
+    fds.finish()?;
+    sandbox::enter(start.identity.uid)?;
+    let count = nics.len();
+    // A thread sets itself up with calls that a sealed process may not make: so all run before the seal, and none
+    // looks at what a frontend sent before it either.
+    let (running, runs) = sync_channel(count * THREADS);
+    let sealed = Arc::new(Barrier::new(count + 1));
+    for (id, prepared, socket) in nics {
+        start_nic(id.clone(), prepared, socket, &running, &sealed, events)
+            .map_err(|source| StartError::Prepare { nic: id, source })?;
+    }
+    runs.iter().take(count * THREADS).for_each(drop);
+    sandbox::seal(&[COMMON, CALLS].concat())?;
+    sealed.wait();
+    Ok(())
+}
+
+fn start_nic(
+    id: DeviceId,
+    prepared: Prepared,
+    socket: UnixStream,
+    running: &SyncSender<()>,
+    sealed: &Arc<Barrier>,
+    events: &Events,
+) -> io::Result<()> {
+    let report = {
+        let events = events.clone();
+        move |why: String| {
+            eprintln!("domus-net: {id}: {why}");
+            events.send(&BackendEvent::DeviceFailed { device: id.clone(), why });
+        }
+    };
+    let tell = {
+        let running = running.clone();
+        move || {
+            let _ = running.send(());
+        }
+    };
+    let lost = report.clone();
+    let server =
+        prepared.start(tell.clone(), move |error| lost(format!("the tap cannot be read: {error}")))?;
+    let sealed = sealed.clone();
+    let serve = move || {
+        tell();
+        sealed.wait();
+        if let Err(error) = server.serve(socket) {
+            report(chain(&error));
+        }
+    };
+    std::thread::Builder::new().name("vhost-user".into()).spawn(serve).map(drop)
+}
