@@ -54,8 +54,15 @@ struct Place {
     folder: PathBuf,
 }
 
-fn main() -> Result<ExitCode> {
-    let tally = match Args::parse().command {
+fn main() -> ExitCode {
+    run(Args::parse().command).unwrap_or_else(|error| {
+        eprintln!("domus-lab: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let tally = match command {
         Command::List => {
             for scenario in lab::scenarios() {
                 println!("{}", scenario.name);

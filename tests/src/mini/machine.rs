@@ -198,7 +198,11 @@ impl Machine {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.line(left)? {
-                None => bail!("the guest is gone; its last words:\n{}", self.last_words()),
+                None => {
+                    let event = self.runner.event(Duration::from_secs(5));
+                    let status = self.runner.process().wait(Duration::from_secs(5))?;
+                    bail!("the guest is gone ({event:?}, {status:?}); its last words:\n{}", self.last_words())
+                }
                 Some(Line::Died(_) | Line::Fail(_)) => {
                     bail!("the guest's check failed:\n{}", self.last_words())
                 }

@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use domus_tests::ground::Ground;
 use domus_tests::images::{Images, KernelId};
 use domus_tests::outer::{STEP, Serial};
@@ -17,6 +17,7 @@ use crate::command::{command, run, run_quiet};
 use crate::images::images;
 use crate::lab::{STEP_HEAD, outer};
 use crate::packages::{Consent, install_packages, is_root};
+use crate::terminal::Terminal;
 use crate::workspace;
 
 /// The demo's kernel: Debian's newest for clouds.
@@ -137,22 +138,6 @@ fn verdict(status: i32) -> Result<()> {
     match status {
         0 => Ok(()),
         _ => bail!("the demo's guest did not pass"),
-    }
-}
-
-/// The terminal's settings, put back on drop: QEMU makes it raw and may be killed.
-struct Terminal(String);
-
-impl Terminal {
-    fn save() -> Result<Self> {
-        let settings = std::process::Command::new("stty").arg("-g").output().context("cannot start stty")?;
-        Ok(Self(String::from_utf8_lossy(&settings.stdout).trim().to_owned()))
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = command("stty", [&self.0]).status();
     }
 }
 

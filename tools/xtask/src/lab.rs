@@ -9,6 +9,9 @@ use domus_tests::outer::{Failure, Outer, STEP, Serial};
 use domus_tests::report::Tally;
 
 use crate::command::{command, read};
+use crate::images::images;
+use crate::packages::{Consent, install_packages};
+use crate::terminal::Terminal;
 use crate::workspace;
 
 /// Enough for two guests and for one of 5 GiB, of which little is touched.
@@ -78,6 +81,36 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
         }
     }
     bail!("{name}: the lab's machine failed twice")
+}
+
+/// Runs a script of the developer's own in the lab's machine, or a shell on the terminal.
+pub fn script(consent: Consent, script: Option<&Path>, extra: &[PathBuf], build: bool) -> Result<()> {
+    install_packages(consent)?;
+    let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
+    let images = images(crate::test::KERNELS)?;
+    let outer = outer(&images, &bin, "outer", true, Duration::from_secs(3600))?;
+    for file in extra {
+        let name = file.file_name().context("a file to place needs a name")?.to_string_lossy().into_owned();
+        outer.place(file, &format!("extra/{name}"))?;
+    }
+    let status = match script {
+        Some(script) => {
+            let text = std::fs::read_to_string(script)
+                .with_context(|| format!("cannot read {}", script.display()))?;
+            outer.run(&format!("{STEP_HEAD}{text}"), Serial::Lines(&mut |line| println!("{line}")))?
+        }
+        None => {
+            let _terminal = Terminal::save()?;
+            outer.run(
+                &format!(
+                    "{STEP_HEAD}stty sane
+exec setsid -c bash -i\n"
+                ),
+                Serial::Terminal,
+            )?
+        }
+    };
+    if status == 0 { Ok(()) } else { bail!("the script ended with status {status}") }
 }
 
 /// The names of all scenarios.

@@ -6,8 +6,12 @@ mod fuzz;
 mod images;
 mod lab;
 mod packages;
+mod terminal;
 mod test;
 mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -50,10 +54,32 @@ enum Task {
         /// Scenarios to run (`boot-6.1-cloud-1cpu-256MiB`); all when none is named.
         names: Vec<String>,
     },
+    /// Run a shell script in the lab's machine, with Domus' binaries in /run/bin and the images in /lab/images.
+    ///
+    /// Without a script: a shell on this terminal; `poweroff -f` ends it.
+    Outer {
+        #[command(flatten)]
+        yes: Yes,
+        /// The script.
+        script: Option<PathBuf>,
+        /// Files to place in /lab/extra.
+        #[arg(long)]
+        with: Vec<PathBuf>,
+        /// Take the binaries as the last build left them.
+        #[arg(long)]
+        no_build: bool,
+    },
     /// Boot Debian in QEMU with Domus' backends as its vhost-user devices.
     Strangers {
         #[command(flatten)]
         yes: Yes,
+    },
+    /// Make the images and write the list of them to FILE, for `domus-lab` by hand.
+    Images {
+        #[command(flatten)]
+        yes: Yes,
+        /// Where the list goes.
+        file: PathBuf,
     },
     /// Install what the other commands need, and nothing else.
     Setup {
@@ -75,12 +101,29 @@ impl Yes {
     }
 }
 
-fn main() -> Result<()> {
-    match Xtask::parse().task {
+fn main() -> ExitCode {
+    match run(Xtask::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Demo { yes, smoke } => demo::demo(yes.consent(), smoke),
         Task::Test { yes } => test::test(yes.consent()),
         Task::Lab { yes, names } => test::lab_only(yes.consent(), &names),
+        Task::Outer { yes, script, with, no_build } => {
+            lab::script(yes.consent(), script.as_deref(), &with, !no_build)
+        }
         Task::Strangers { yes } => test::strangers_only(yes.consent()),
+        Task::Images { yes, file } => {
+            packages::install_packages(yes.consent())?;
+            images::images(test::KERNELS)?.save(&file)
+        }
         Task::Setup { yes } => {
             packages::install_packages(yes.consent())?;
             packages::install_cargo_tools(yes.consent())

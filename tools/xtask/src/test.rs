@@ -17,7 +17,7 @@ use crate::packages::{Consent, install_cargo_tools, install_packages, is_root};
 use crate::{demo, fuzz, lab, workspace};
 
 /// Kernels that the tests boot.
-const KERNELS: &[KernelId] = &[KernelId::V6_1Cloud, KernelId::V6_12Cloud];
+pub const KERNELS: &[KernelId] = &[KernelId::V6_1Cloud, KernelId::V6_12Cloud];
 
 /// Runs everything.
 pub fn test(consent: Consent) -> Result<()> {

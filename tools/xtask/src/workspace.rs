@@ -26,6 +26,11 @@ pub fn images() -> PathBuf {
 pub const BINARIES: &[&str] =
     &["dom0", "domus", "domu-runner", "domus-block", "domus-net", "domus-console", "domus-lab"];
 
+/// Where profile `lab` puts the binaries.
+pub fn binaries() -> PathBuf {
+    target().join("lab")
+}
+
 /// Builds the binaries with profile `lab` and returns the folder that holds them.
 pub fn build_binaries() -> Result<PathBuf> {
     let mut cargo = command("cargo", ["build", "--profile", "lab", "--locked", "--bins"]);
@@ -35,7 +40,7 @@ pub fn build_binaries() -> Result<PathBuf> {
         cargo.args(["--package", package]);
     }
     run(cargo.current_dir(root())).context("the binaries of Domus do not build")?;
-    let folder = target().join("lab");
+    let folder = binaries();
     for name in BINARIES {
         if !folder.join(name).is_file() {
             bail!("cargo built no {name} in {}", folder.display());
