@@ -369,3 +369,6 @@ fn describe(device: &Device, config_length: u32) -> Description {
     let access_window = structure(5, 0, 0, &[0; 4], &mask);
     Description { config, bar_size: BAR_SIZE, msix, access_window }
 }
+
+#[cfg(test)]
+mod tests;
