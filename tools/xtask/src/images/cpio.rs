@@ -2,6 +2,9 @@
 //! (Documentation/driver-api/early-userspace/buffer-format.rst): root owns everything, and time stands at 0, so the same input
 //! gives the same bytes.
 
+/// This file: whatever changes here changes the image.
+pub const SOURCE: &str = include_str!("cpio.rs");
+
 /// An archive under construction.
 #[derive(Debug, Default)]
 pub struct Archive {

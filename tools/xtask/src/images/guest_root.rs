@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 use super::ext4;
 use crate::command::{command, read};
 
+/// This file: whatever changes here changes the image.
+pub const SOURCE: &str = include_str!("guest_root.rs");
+
 /// The guest's first process once its disk is mounted: does what it is told on the console.
 pub const GUEST_INIT: &str = include_str!("guest-init.sh");
 

@@ -16,6 +16,9 @@ use crate::command::{command, run_quiet};
 const MODULES: &[&str] =
     &["virtio_pci", "virtio_blk", "virtio_net", "ext4", "crc32c_generic", "button", "evdev"];
 
+/// This file: whatever changes here changes the image.
+pub const SOURCE: &str = include_str!("initrd.rs");
+
 /// Runs as the guest's first process.
 pub const SCRIPT: &str = include_str!("initrd.sh");
 

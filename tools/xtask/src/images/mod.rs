@@ -27,8 +27,9 @@ pub fn images(ids: &[KernelId]) -> Result<Images> {
     let mut outer = None;
     for id in ids {
         let kernel = kernels::kernel(&cache, *id)?;
-        let recipe =
-            [b"v1".as_slice(), initrd::SCRIPT.as_bytes(), kernel.vmlinuz.as_os_str().as_encoded_bytes()];
+        let recipe = [initrd::SOURCE, initrd::SCRIPT, cpio::SOURCE].map(str::as_bytes);
+        let kernel_path = kernel.vmlinuz.as_os_str().as_encoded_bytes();
+        let recipe = [recipe.as_slice(), &[kernel_path]].concat();
         let initrd = cache.entry(&format!("initrd-{}", id.name()), ".img", &recipe, |path| {
             Ok(fs::write(path, initrd::initrd(&kernel, path)?)?)
         })?;
@@ -38,7 +39,7 @@ pub fn images(ids: &[KernelId]) -> Result<Images> {
         }
     }
     let outer = outer.context("the outer machine's kernel must be among the kernels")?;
-    let guest_recipe = [b"v1".as_slice(), guest_root::GUEST_INIT.as_bytes()];
+    let guest_recipe = [guest_root::SOURCE, guest_root::GUEST_INIT].map(str::as_bytes);
     let guest = cache.entry("guest", ".ext4", &guest_recipe, |path| {
         let tree = Tree::new(path)?;
         guest_root::build(&tree.0, path)
