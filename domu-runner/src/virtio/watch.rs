@@ -9,12 +9,13 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use shared_abi::DeviceId;
+
+use crate::thread;
 
 /// How long a backend may take for one start, stop or configuration access. Stopping waits for its I/O.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +47,7 @@ impl Watcher {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let watcher = Arc::new(Self { wake, watched: Mutex::default(), patience });
         let own = watcher.clone();
-        thread::Builder::new().name("backend-watch".into()).spawn(move || own.run(lost))?;
+        thread::start("backend-watch".into(), move || own.run(lost))?;
         Ok(watcher)
     }
 
