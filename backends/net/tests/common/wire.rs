@@ -1,0 +1,159 @@
+//! The far side of a tap: a packet socket that sees and makes frames with their offloads (`PACKET_VNET_HDR`).
+#![expect(unsafe_code, reason = "packet sockets and interface ioctls have no safe binding among our crates")]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use domus_net::tap::Tap;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+
+/// An Ethernet type for experiments (IEEE 802): no kernel makes such frames by itself.
+pub const TYPE: u16 = 0x88b5;
+
+/// Moves this thread into a network namespace of its own. Needs root, and says so.
+pub fn own_network() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("run this test as root: it makes a network namespace and a tap");
+    // No router solicitations: an idle tap must be idle.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+}
+
+/// A tap that is up, and its far side.
+pub fn tap(name: &str) -> (OwnedFd, Wire) {
+    let tap = Tap::open(name).unwrap();
+    let fd = std::os::fd::AsFd::as_fd(&tap).try_clone_to_owned().unwrap();
+    (fd, Wire::new(name))
+}
+
+/// A packet socket on one interface.
+pub struct Wire(OwnedFd);
+
+fn check(result: i32) -> i32 {
+    Errno::result(result).unwrap()
+}
+
+impl Wire {
+    pub fn new(name: &str) -> Self {
+        // SAFETY: no memory is passed.
+        let raw = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) });
+        // SAFETY: the kernel has just made this descriptor for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let mut ifr_name = [0; libc::IFNAMSIZ];
+        ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from.cast_signed());
+        let flags = libc::__c_anonymous_ifr_ifru { ifru_flags: libc::IFF_UP as i16 };
+        let mut request = libc::ifreq { ifr_name, ifr_ifru: flags };
+        // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which lives here.
+        check(unsafe { libc::ioctl(raw, libc::SIOCSIFFLAGS, &raw const request) });
+        // SAFETY: SIOCGIFINDEX writes one `ifreq`, which lives here.
+        check(unsafe { libc::ioctl(raw, libc::SIOCGIFINDEX, &raw mut request) });
+        let on = 1;
+        let size = size_of::<i32>() as libc::socklen_t;
+        let (level, name) = (libc::SOL_PACKET, libc::PACKET_VNET_HDR);
+        // SAFETY: the option is one `int`, which lives here.
+        check(unsafe { libc::setsockopt(raw, level, name, (&raw const on).cast(), size) });
+        let timeout = libc::timeval { tv_sec: 20, tv_usec: 0 };
+        let size = size_of::<libc::timeval>() as libc::socklen_t;
+        // SAFETY: the option is one `timeval`, which lives here.
+        check(unsafe {
+            libc::setsockopt(raw, libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const timeout).cast(), size)
+        });
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+            // SAFETY: SIOCGIFINDEX has filled in the index.
+            sll_ifindex: unsafe { request.ifr_ifru.ifru_ifindex },
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the address is a `sockaddr_ll`, which lives here.
+        check(unsafe { libc::bind(raw, (&raw const address).cast(), size) });
+        Self(fd)
+    }
+
+    /// Sends a header and a frame towards the guest.
+    pub fn send(&self, header: [u8; 10], frame: &[u8]) {
+        let bytes = [&header[..], frame].concat();
+        // SAFETY: the buffer lives until the call returns.
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
+        assert_eq!(sent, bytes.len() as isize, "{}", io::Error::last_os_error());
+    }
+
+    /// The next header and frame from the guest that `wanted` accepts.
+    pub fn receive_if(&self, wanted: impl Fn(&[u8]) -> bool) -> ([u8; 10], Vec<u8>) {
+        let mut bytes = vec![0; 80_000];
+        loop {
+            // SAFETY: the buffer is writable over the length given.
+            let count = unsafe { libc::recv(self.0.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+            assert!(count >= 10, "no frame came: {}", io::Error::last_os_error());
+            let (header, frame) = bytes[..count as usize].split_at(10);
+            if wanted(frame) {
+                return (header.try_into().unwrap(), frame.to_vec());
+            }
+        }
+    }
+
+    /// The next frame of [`TYPE`].
+    pub fn receive(&self) -> Vec<u8> {
+        self.receive_if(is_test).1
+    }
+}
+
+/// Whether a frame is of [`TYPE`].
+pub fn is_test(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&TYPE.to_be_bytes()[..])
+}
+
+/// A broadcast frame of `length` bytes, all different from those of another `seed`.
+pub fn frame(seed: u8, length: usize) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([0x52, 0x54, 0, 0, 0, seed]);
+    frame.extend(TYPE.to_be_bytes());
+    frame.extend((frame.len()..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)));
+    frame
+}
+
+/// A header that says nothing.
+pub const PLAIN: [u8; 10] = [0; 10];
+
+/// A TCP segment over IPv4 of `payload` bytes with its checksum left open, and the header that says so: with segments of
+/// 1448 bytes if it is large.
+pub fn tcp(payload: usize) -> ([u8; 10], Vec<u8>) {
+    let mut frame = vec![0x52, 0x54, 0, 0, 0, 0, 0x52, 0x54, 0, 0, 0, 1, 8, 0];
+    let total = (40 + payload) as u16;
+    let mut ip = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2];
+    ip[2..4].copy_from_slice(&total.to_be_bytes());
+    let sum = checksum(&ip, 0);
+    ip[10..12].copy_from_slice(&(!sum).to_be_bytes());
+    frame.extend(&ip);
+    let mut tcp = vec![0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0];
+    let pseudo = checksum(&ip[12..20], 6 + u32::from(total - 20));
+    tcp[16..18].copy_from_slice(&pseudo.to_be_bytes());
+    frame.extend(&tcp);
+    frame.extend((0..payload).map(|at| (at % 251) as u8));
+    let gso = if payload > 1448 { (1, 1448_u16) } else { (0, 0) };
+    let [size0, size1] = gso.1.to_le_bytes();
+    ([1, gso.0, 54, 0, size0, size1, 34, 0, 16, 0], frame)
+}
+
+/// Whether the TCP checksum of a frame that [`tcp`] has made is filled in and right.
+pub fn tcp_is_complete(frame: &[u8]) -> bool {
+    let length = u32::from(u16::from_be_bytes([frame[16], frame[17]])) - 20;
+    checksum(&frame[34..34 + length as usize], u32::from(checksum(&frame[26..34], 6 + length))) == 0xffff
+}
+
+/// Whether a frame is one of [`tcp`]'s.
+pub fn is_tcp(frame: &[u8]) -> bool {
+    frame.len() > 54 && frame[12..14] == [8, 0] && frame[23] == 6
+}
+
+fn checksum(bytes: &[u8], start: u32) -> u16 {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    let mut sum = bytes.chunks(2).map(word).sum::<u32>() + start;
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}

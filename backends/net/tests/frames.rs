@@ -1,0 +1,172 @@
+//! The real program between a real tap and a driver of our own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::driver::{EVENT_IDX, Guest, INDIRECT, VERSION_1};
+use common::wire::{self, PLAIN, Wire, frame, is_tcp, tcp, tcp_is_complete};
+use common::{Answer, Program, private_memory, start, switches};
+use domus_net::features;
+use shared_abi::control::BackendReply;
+
+const USUAL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | features::MRG_RXBUF;
+
+fn nic(wanted: u64) -> (Program, Wire, Guest) {
+    wire::own_network();
+    let (tap, wire) = wire::tap("t0");
+    let (program, answer, mut streams) = start(vec![tap]);
+    assert_eq!(answer, Answer::Reply(BackendReply::Ready));
+    (program, wire, Guest::new(streams.remove(0), wanted))
+}
+
+#[test]
+fn frames_of_the_guest_appear_on_the_tap_whole_and_in_order() {
+    for wanted in [USUAL, VERSION_1] {
+        let (_program, wire, guest) = nic(wanted);
+        let mut guest = guest.run();
+        for (seed, length) in (0..).zip([60, 61, 500, 1514]) {
+            for piece in [2000, 12, 100] {
+                guest.send(PLAIN, &frame(seed, length), piece);
+                assert_eq!(wire.receive(), frame(seed, length), "{length} bytes in pieces of {piece}");
+            }
+        }
+        for round in 0..1000_u32 {
+            let sent = frame(round as u8, 60);
+            guest.send(PLAIN, &sent, 2000);
+            assert_eq!(wire.receive(), sent);
+        }
+    }
+}
+
+#[test]
+fn frames_for_the_guest_are_merged_from_as_many_buffers_as_they_take() {
+    for wanted in [USUAL, VERSION_1 | features::MRG_RXBUF] {
+        let (_program, wire, guest) = nic(wanted);
+        let mut guest = guest.run();
+        guest.offer_buffers(128, 512);
+        guest.rx.kick();
+        for round in 0..300_usize {
+            let sent = frame(round as u8, 60 + round * 7 % 1454);
+            wire.send(PLAIN, &sent);
+            let (header, got) = guest.receive();
+            assert_eq!(got, sent, "round {round}");
+            let buffers = (12 + sent.len()).div_ceil(512);
+            assert_eq!(usize::from(u16::from_le_bytes([header[10], header[11]])), buffers);
+        }
+    }
+}
+
+#[test]
+fn a_driver_that_merges_nothing_gets_one_buffer_for_each_frame() {
+    let (_program, wire, guest) = nic(VERSION_1);
+    let mut guest = guest.run();
+    guest.offer_buffers(16, 1000);
+    guest.rx.kick();
+    wire.send(PLAIN, &frame(1, 1200));
+    wire.send(PLAIN, &frame(2, 900));
+    // The first fits in no buffer.
+    let (header, got) = guest.receive();
+    assert_eq!((got, header), (frame(2, 900), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]));
+}
+
+#[test]
+fn buffers_offered_before_the_start_are_used_without_a_kick() {
+    let (_program, wire, mut guest) = nic(USUAL);
+    guest.offer_buffers(4, 2000);
+    guest.tx.set_descriptor(0, (0x180_0000, 12 + 60, 0, 0));
+    let mut bytes = vec![0; 12];
+    bytes.extend(frame(3, 60));
+    vm_memory::Bytes::write_slice(&guest.memory, &bytes, vm_memory::GuestAddress(0x180_0000)).unwrap();
+    guest.tx.offer(0);
+    let mut guest = guest.run();
+    assert_eq!(wire.receive(), frame(3, 60));
+    wire.send(PLAIN, &frame(4, 600));
+    assert_eq!(guest.receive().1, frame(4, 600));
+}
+
+#[test]
+fn frames_wait_in_the_tap_while_the_guest_has_no_buffer() {
+    let (program, wire, guest) = nic(USUAL);
+    let mut guest = guest.run();
+    for seed in 0..50 {
+        wire.send(PLAIN, &frame(seed, 100));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let before = switches(program.child.id());
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(switches(program.child.id()), before, "a queue without buffers polls the tap");
+    guest.offer_buffers(8, 2000);
+    assert!(guest.rx.wants_kick(guest.features) || guest.features & EVENT_IDX != 0);
+    guest.rx.kick();
+    for seed in 0..50 {
+        assert_eq!(guest.receive().1, frame(seed, 100));
+        guest.rx.kick();
+    }
+}
+
+#[test]
+fn checksums_and_segments_are_left_open_in_both_directions() {
+    let offloads = USUAL | features::CSUM | features::GUEST_CSUM | features::HOST_TSO4 | features::GUEST_TSO4;
+    let (_program, wire, guest) = nic(offloads);
+    let mut guest = guest.run();
+    guest.offer_buffers(128, 1536);
+    guest.rx.kick();
+    for payload in [100, 60_000, 100, 60_000, 65_000] {
+        let (header, sent) = tcp(payload);
+        guest.send(header, &sent, 4096);
+        let (seen, got) = wire.receive_if(is_tcp);
+        assert!(got == sent, "sent {payload} bytes of payload");
+        assert_eq!((seen[0], seen[1], &seen[4..6]), (header[0], header[1], &header[4..6]));
+
+        wire.send(header, &sent);
+        let (seen, got) = guest.receive();
+        assert_eq!(got.len(), sent.len());
+        assert!(got == sent, "received {payload} bytes of payload");
+        assert_eq!((seen[0], seen[1], &seen[4..6]), (header[0], header[1], &header[4..6]));
+        assert!(!tcp_is_complete(&got));
+    }
+}
+
+#[test]
+fn a_guest_without_offloads_gets_whole_checksums_and_small_segments() {
+    let (_program, wire, guest) = nic(USUAL);
+    let mut guest = guest.run();
+    guest.offer_buffers(128, 2048);
+    guest.rx.kick();
+    let (header, sent) = tcp(30_000);
+    wire.send(header, &sent);
+    let mut payload = Vec::new();
+    while payload.len() < 30_000 {
+        let (header, got) = guest.receive();
+        assert_eq!(header[..10], [0; 10], "nothing is left open");
+        assert!(got.len() <= 1514 && tcp_is_complete(&got));
+        payload.extend_from_slice(&got[54..]);
+    }
+    assert!(payload == sent[54..]);
+}
+
+#[test]
+fn the_driver_is_told_address_link_and_mtu() {
+    let (_program, _wire, mut guest) = nic(USUAL | features::MAC | features::MTU | features::STATUS);
+    assert_eq!(guest.config(12), [0x52, 0x54, 0, 0, 0, 0, 1, 0, 1, 0, 0xdc, 5]);
+}
+
+#[test]
+fn an_idle_nic_wakes_nobody_and_costs_little_memory() {
+    let (program, wire, guest) = nic(USUAL);
+    let mut guest = guest.run();
+    guest.offer_buffers(64, 1536);
+    guest.rx.kick();
+    guest.send(PLAIN, &frame(0, 60), 2000);
+    wire.receive();
+    wire.send(PLAIN, &frame(0, 60));
+    guest.receive();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let before = switches(program.child.id());
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(switches(program.child.id()), before);
+    let private = private_memory(program.child.id());
+    println!("private memory: {private} KiB");
+    assert!(private <= 4096, "{private} KiB private memory");
+}
