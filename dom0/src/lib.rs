@@ -11,11 +11,14 @@
 //! | [`registry`] | all domains of one dom0 |
 //! | [`resources`] | files, taps, sockets, the run directory |
 //! | [`supervisor`] | processes |
+//! | [`api`] | the Varlink interface `org.domus.Dom0` |
 //! | [`child`] | dom0's end of a child's control socket |
 
+pub mod api;
 pub mod child;
 pub mod config;
 pub mod domain;
+pub mod notify;
 pub mod registry;
 pub mod resources;
 pub mod supervisor;

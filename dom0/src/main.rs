@@ -1,2 +1,83 @@
-//! Skeleton.
-fn main() {}
+//! The dom0 service: in the foreground, for a service manager or a terminal.
+//!
+//! SIGTERM or SIGINT shuts every domain down (ACPI power button), waits `--grace` seconds at most, destroys what is
+//! left, and ends; a second one destroys at once. Domains do not outlive a dom0 that is told to stop, since no dom0
+//! takes up the domains of another yet; those of a dom0 that is *killed* go on running and can be destroyed by the
+//! next one.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use clap::Parser;
+use dom0::api::Server;
+use dom0::registry::Dom0;
+use dom0::resources::run_dir::{self, RunDir};
+use dom0::supervisor::Direct;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The control domain: starts and supervises domains. Drive it with `domus`.
+#[derive(Debug, Parser)]
+#[command(name = "dom0", version)]
+struct Args {
+    /// Where sockets and state are kept while domains run [default: /run/domus]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
+    #[arg(long, value_name = "DIR")]
+    libexec_dir: Option<PathBuf>,
+    /// How long domains may take to shut down when the service stops
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace: u64,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, serve(args))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dom0: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
+    let supervisor = Rc::new(Direct::new(args.libexec_dir, false));
+    let dom0 = Dom0::new(run, supervisor);
+    let _lock = dom0.lock()?;
+    let server = Server::bind(&dom0)?;
+    for (name, domid) in dom0.leftovers() {
+        eprintln!(
+            "{name}: still runs (ID {domid}), left by a dom0 that was killed: domus destroy {name} removes it"
+        );
+    }
+    dom0::notify::ready();
+    eprintln!("dom0 serves {}", dom0.run_dir().api_socket().display());
+    tokio::select! {
+        never = server.serve(&dom0) => match never {},
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    drop(server);
+    dom0::notify::stopping();
+    let running = dom0.list().len();
+    if running > 0 {
+        eprintln!("dom0 stops: shutting {running} domain(s) down, for {} s at most", args.grace);
+    }
+    tokio::select! {
+        () = dom0.retire(Duration::from_secs(args.grace)) => {}
+        _ = terminate.recv() => dom0.destroy_all().await,
+        _ = interrupt.recv() => dom0.destroy_all().await,
+    }
+    Ok(())
+}

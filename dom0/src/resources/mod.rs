@@ -9,4 +9,5 @@ pub mod locks;
 pub mod run_dir;
 pub mod sockets;
 pub mod tap;
+pub mod usage;
 pub mod watch;

@@ -1,2 +1,36 @@
-//! Skeleton.
-fn main() {}
+//! The toolstack: `domus`, which also answers to the name `xl`.
+//!
+//! Every command is one request to the dom0 service, but `run`, which is a dom0 of its own, and `check`, which needs
+//! none. Exit status: 0 done, 1 failed, 2 wrong usage. A failure is one line on standard error.
+
+mod args;
+mod attach;
+mod client;
+mod commands;
+mod console;
+mod run;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // A reader that goes away (`domus list | head -1`) ends the command, quietly.
+    let args = args::Args::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let local = tokio::task::LocalSet::new();
+        let result = local.block_on(&runtime, commands::run(args));
+        // A read from a terminal that nobody types at must not hold up the end.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("domus: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The Varlink interface `org.domus.Dom0`: types, errors, and the client's side of it.
+//!
+//! The service describes itself (`varlinkctl introspect`). Whoever may connect may ask; only root, or the user that
+//! dom0 runs as, may change anything or have dom0 look at files.
+
+mod server;
+mod service;
+
+use serde::{Deserialize, Serialize};
+use zlink::introspect;
+
+pub use server::{Server, ServerError};
+pub use service::start_message;
+
+/// One line of `domus list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::CustomType)]
+pub struct DomainInfo {
+    /// Its name.
+    pub name: String,
+    /// Its number; 0 is the host itself.
+    pub id: u32,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// xl's flags, one place each: r(unning) b(locked) p(aused) s(hut down) c(rashed) d(ying).
+    pub flags: String,
+    /// building, running, paused, stopping, preserved, dying or left-over.
+    pub state: String,
+    /// CPU time of its vCPUs and everything else of its runner, in seconds.
+    pub cpu_seconds: f64,
+    /// How its last machine ended, if one has.
+    pub ended: Option<String>,
+    /// The process id of its runner.
+    pub runner_pid: Option<i32>,
+}
+
+/// The answer to `List`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct Domains {
+    /// By number, Domain-0 first.
+    pub domains: Vec<DomainInfo>,
+}
+
+/// The answer to `Get`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct OneDomain {
+    /// The domain.
+    pub domain: DomainInfo,
+}
+
+/// The answer to `Create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct Created {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
+}
+
+/// The answer to `Console`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct Console {
+    /// The socket to connect to.
+    pub path: String,
+    /// The number of the domain that has it now.
+    pub id: u32,
+}
+
+/// The answer to `Wait`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct Ended {
+    /// How the machine ended, for people.
+    pub ended: Option<String>,
+    /// It crashed.
+    pub crashed: bool,
+    /// It has been started again, with this number.
+    pub restarted_as: Option<u32>,
+}
+
+/// The answer to `Info`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct HostInfo {
+    /// The version of dom0.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its run directory.
+    pub run_dir: String,
+    /// The host's RAM in MiB.
+    pub memory_mib: u64,
+    /// The host's CPUs.
+    pub cpus: u32,
+    /// Number of domains, without Domain-0.
+    pub domains: u32,
+}
+
+/// Why a call failed. Each has one line for the operator: what failed, the value, the cure.
+#[derive(Debug, Clone, PartialEq, Eq, zlink::ReplyError, introspect::ReplyError)]
+#[zlink(interface = "org.domus.Dom0")]
+pub enum ApiError {
+    /// The caller may not do this.
+    NotAllowed {
+        /// One line.
+        message: String,
+    },
+    /// The config is refused.
+    BadConfig {
+        /// One line.
+        message: String,
+    },
+    /// The domain could not be started; nothing of it is left.
+    StartFailed {
+        /// One line.
+        message: String,
+    },
+    /// There is no such domain.
+    NoSuchDomain {
+        /// One line.
+        message: String,
+    },
+    /// The domain's state does not allow it, or its runner has refused.
+    Refused {
+        /// One line.
+        message: String,
+    },
+}
+
+impl ApiError {
+    /// The line for the operator.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::NotAllowed { message }
+            | Self::BadConfig { message }
+            | Self::StartFailed { message }
+            | Self::NoSuchDomain { message }
+            | Self::Refused { message } => message,
+        }
+    }
+}
+
+/// What a client calls. One connection makes one call at a time.
+#[zlink::proxy("org.domus.Dom0")]
+pub trait Dom0Client {
+    /// Builds and starts a domain; answered when its vCPUs run.
+    async fn create(
+        &mut self,
+        config: &str,
+        file: &str,
+        directory: &str,
+    ) -> zlink::Result<Result<Created, ApiError>>;
+    /// Checks a config and what it needs of the host, and changes nothing.
+    async fn check(
+        &mut self,
+        config: &str,
+        file: &str,
+        directory: &str,
+    ) -> zlink::Result<Result<(), ApiError>>;
+    /// All domains.
+    async fn list(&mut self) -> zlink::Result<Result<Domains, ApiError>>;
+    /// One domain.
+    async fn get(&mut self, name: &str) -> zlink::Result<Result<OneDomain, ApiError>>;
+    /// Stops a domain's vCPUs.
+    async fn pause(&mut self, name: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Lets them run again.
+    async fn unpause(&mut self, name: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Asks the guest to switch itself off; answered when it has been asked.
+    async fn shutdown(&mut self, name: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Asks the guest to switch itself off, and starts it again then.
+    async fn reboot(&mut self, name: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Removes everything of a domain; answered when that is done.
+    async fn destroy(&mut self, name: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Where the domain's console is.
+    async fn console(&mut self, name: &str) -> zlink::Result<Result<Console, ApiError>>;
+    /// Answered when the machine that the domain has now has stopped.
+    async fn wait(&mut self, name: &str) -> zlink::Result<Result<Ended, ApiError>>;
+    /// The host and dom0 itself.
+    async fn info(&mut self) -> zlink::Result<Result<HostInfo, ApiError>>;
+}

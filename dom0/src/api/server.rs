@@ -1,0 +1,108 @@
+//! The socket of the API: who may connect, and who may do what.
+//!
+//! The socket belongs to root and, if there is one, to the group `domus`; its mode says who may connect, the peer's
+//! user id (`SO_PEERCRED`) who may change anything. Each connection has its own task.
+
+use std::cell::Cell;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use nix::unistd::{Group, geteuid};
+use tokio::net::{UnixListener, UnixStream};
+use zlink::ReadyListener;
+use zlink::tokio::unix::Stream;
+
+use super::service::{Rights, Session};
+use crate::registry::Dom0;
+
+/// Connections served at the same time; root's are always served.
+const MAX_CONNECTIONS: usize = 128;
+
+/// Why the API cannot be offered.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {}", path.display())]
+pub struct ServerError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The listening socket. Dropping it removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Server {
+    /// Makes the socket of `dom0`, which must hold its run directory's lock: what is at the path is dead.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn bind(dom0: &Dom0) -> Result<Self, ServerError> {
+        let path = dom0.run_dir().api_socket();
+        // Made aside and moved into place with its rights on: there is no moment with others.
+        let aside = dom0.run_dir().path().join("domains").join(".dom0.sock");
+        let make = || {
+            match std::fs::remove_file(&aside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(&aside)?;
+            let group = if geteuid().is_root() { Group::from_name("domus").ok().flatten() } else { None };
+            let mode = if group.is_some() { 0o660 } else { 0o600 };
+            std::fs::set_permissions(&aside, PermissionsExt::from_mode(mode))?;
+            if let Some(group) = group {
+                chown(&aside, None, Some(group.gid.as_raw()))?;
+            }
+            std::fs::rename(&aside, &path)?;
+            Ok(listener)
+        };
+        match make() {
+            Ok(listener) => Ok(Self { path, listener }),
+            Err(source) => Err(ServerError { path, source }),
+        }
+    }
+
+    /// Serves for ever. Must run in a `LocalSet`.
+    pub async fn serve(&self, dom0: &Rc<Dom0>) -> std::convert::Infallible {
+        let connections = Rc::new(Cell::new(0_usize));
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // No descriptors left, or the like: it passes, and a busy loop would not help.
+                    eprintln!("cannot accept a client: {error}");
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                    continue;
+                }
+            };
+            let Some(rights) = rights(&stream) else { continue };
+            if rights == Rights::Read && connections.get() >= MAX_CONNECTIONS {
+                continue;
+            }
+            let Ok(stream) = Stream::try_from(stream) else { continue };
+            let session = Session::new(dom0.clone(), rights);
+            let counted = connections.clone();
+            counted.set(counted.get() + 1);
+            tokio::task::spawn_local(async move {
+                // Ends when the client hangs up, or sends what is no Varlink.
+                let _ = zlink::Server::new(ReadyListener::new(stream), session).run().await;
+                counted.set(counted.get() - 1);
+            });
+        }
+    }
+}
+
+fn rights(stream: &UnixStream) -> Option<Rights> {
+    let peer = stream.peer_cred().ok()?;
+    let owner = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
+    Some(if owner { Rights::Change } else { Rights::Read })
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

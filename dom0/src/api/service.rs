@@ -1,0 +1,272 @@
+//! What dom0 answers. One [`Session`] for each connection, so that a call that waits holds up nobody else.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use shared_abi::DomainName;
+
+use super::{ApiError, Console, Created, DomainInfo, Domains, Ended, HostInfo, OneDomain};
+use crate::config::{self, ConfigError, MAX_CONFIG};
+use crate::domain::build::StartError;
+use crate::domain::state::{Event, State};
+use crate::domain::{View, chain, check};
+use crate::registry::{AskError, Dom0};
+use crate::resources::{host, usage};
+
+/// What a connection may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// Ask.
+    Read,
+    /// Ask and change.
+    Change,
+}
+
+/// One connection.
+pub struct Session {
+    dom0: Rc<Dom0>,
+    rights: Rights,
+}
+
+impl From<AskError> for ApiError {
+    fn from(error: AskError) -> Self {
+        let message = chain(&error);
+        match error {
+            AskError::NoSuchDomain(_) => Self::NoSuchDomain { message },
+            AskError::Refused { .. } | AskError::LeftOver(_) => Self::Refused { message },
+        }
+    }
+}
+
+impl From<ConfigError> for ApiError {
+    fn from(error: ConfigError) -> Self {
+        Self::BadConfig { message: error.to_string() }
+    }
+}
+
+/// The line for an operator whose domain could not be started: it always names the config file.
+pub fn start_message(file: &Path, kernel: &Path, error: &StartError) -> String {
+    let text = chain(error);
+    match error {
+        StartError::Config(_) => text,
+        // The runner is the only one that looks into a kernel.
+        StartError::Child(crate::child::ChildError::Failed { role: shared_abi::Role::Runner, why }) => {
+            let at = if why.contains("kernel") { "boot.kernel" } else { "boot" };
+            ConfigError::new(file, at, format!("\"{}\": {why}", kernel.display())).to_string()
+        }
+        _ => ConfigError::new(file, "", text).to_string(),
+    }
+}
+
+impl Session {
+    pub(super) fn new(dom0: Rc<Dom0>, rights: Rights) -> Self {
+        Self { dom0, rights }
+    }
+
+    fn may_change(&self, what: &str) -> Result<(), ApiError> {
+        match self.rights {
+            Rights::Change => Ok(()),
+            Rights::Read => {
+                let message = format!("{what} is for root only: use sudo");
+                Err(ApiError::NotAllowed { message })
+            }
+        }
+    }
+
+    fn parse(&self, config: &str, file: &str, directory: &str) -> Result<config::DomainConfig, ApiError> {
+        let (file, directory) = (Path::new(file), Path::new(directory));
+        if !directory.is_absolute() {
+            let problem = format!("the directory \"{}\" is not absolute", directory.display());
+            return Err(ConfigError::new(file, "", problem).into());
+        }
+        if config.len() > MAX_CONFIG {
+            return Err(ConfigError::new(file, "", format!("is longer than {MAX_CONFIG} bytes")).into());
+        }
+        Ok(config::parse(file, directory, config)?)
+    }
+
+    fn ask(&self, name: &str, event: Event) -> impl Future<Output = Result<(), ApiError>> {
+        let what = match event {
+            Event::Pause => "pausing a domain",
+            Event::Unpause => "unpausing a domain",
+            Event::Shutdown => "shutting a domain down",
+            Event::Reboot => "rebooting a domain",
+            _ => "destroying a domain",
+        };
+        let allowed = self.may_change(what);
+        let (dom0, name) = (self.dom0.clone(), name.to_owned());
+        async move {
+            allowed?;
+            Ok(dom0.ask(&name, event).await?)
+        }
+    }
+}
+
+fn domain_0() -> DomainInfo {
+    DomainInfo {
+        name: "Domain-0".into(),
+        id: 0,
+        memory_mib: host::memory() >> 20,
+        vcpus: host::cpus() as u32,
+        flags: "r-----".into(),
+        state: "running".into(),
+        cpu_seconds: usage::host_seconds(),
+        ended: None,
+        runner_pid: None,
+    }
+}
+
+/// A domain as `list` shows it.
+pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
+    let mut flags = *b"------";
+    let state = match view.state {
+        State::Building => "building",
+        State::Running | State::Stopping(_) => {
+            let runs = view.runner.is_some_and(usage::vcpu_runs);
+            flags[usize::from(!runs)] = if runs { b'r' } else { b'b' };
+            if view.state == State::Running { "running" } else { "stopping" }
+        }
+        State::Paused => {
+            flags[2] = b'p';
+            "paused"
+        }
+        State::Preserved { crashed } => {
+            flags[3] = b's';
+            if crashed {
+                flags[4] = b'c';
+            }
+            "preserved"
+        }
+        State::Dying(_) | State::Dead => {
+            flags[5] = b'd';
+            "dying"
+        }
+    };
+    DomainInfo {
+        name: name.to_string(),
+        id: view.domid.0,
+        memory_mib: view.memory >> 20,
+        vcpus: view.vcpus.into(),
+        flags: flags.iter().map(|flag| char::from(*flag)).collect(),
+        state: state.into(),
+        cpu_seconds: view.runner.map_or(0.0, usage::cpu_seconds),
+        ended: view.ended.clone(),
+        runner_pid: view.runner,
+    }
+}
+
+/// Everything `list` shows.
+pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
+    let domains = dom0.list();
+    let mut list = vec![domain_0()];
+    list.extend(domains.iter().map(|(name, view)| describe(name, view)));
+    list.extend(dom0.leftovers().into_iter().map(|(name, domid)| DomainInfo {
+        name: name.to_string(),
+        id: domid.0,
+        memory_mib: 0,
+        vcpus: 0,
+        flags: "-----d".into(),
+        state: "left-over".into(),
+        cpu_seconds: 0.0,
+        ended: None,
+        runner_pid: None,
+    }));
+    list
+}
+
+#[zlink::service(
+    interface = "org.domus.Dom0",
+    types = [DomainInfo],
+    vendor = "Domus",
+    product = "dom0",
+    version = env!("CARGO_PKG_VERSION"),
+    url = ""
+)]
+impl Session {
+    async fn create(&self, config: String, file: String, directory: String) -> Result<Created, ApiError> {
+        self.may_change("creating a domain")?;
+        let config = self.parse(&config, &file, &directory)?;
+        let (name, kernel) = (config.name.to_string(), config.kernel.clone());
+        match self.dom0.create(config).await {
+            Ok(domid) => Ok(Created { name, id: domid.0 }),
+            Err(StartError::Config(error)) => Err(error.into()),
+            Err(error) => {
+                Err(ApiError::StartFailed { message: start_message(Path::new(&file), &kernel, &error) })
+            }
+        }
+    }
+
+    async fn check(&self, config: String, file: String, directory: String) -> Result<(), ApiError> {
+        // Not for everybody: it tells which files there are, with dom0's rights.
+        self.may_change("having dom0 check a config")?;
+        let config = self.parse(&config, &file, &directory)?;
+        if self.dom0.find(config.name.as_str()).is_ok() {
+            let problem = format!("\"{}\" is the name of a domain that runs already", config.name);
+            return Err(ConfigError::new(&config.file, "name", problem).into());
+        }
+        match check::check(&config).await {
+            Ok(()) => Ok(()),
+            Err(StartError::Config(error)) => Err(error.into()),
+            Err(error) => {
+                let message = start_message(Path::new(&file), &config.kernel, &error);
+                Err(ApiError::StartFailed { message })
+            }
+        }
+    }
+
+    async fn list(&self) -> Result<Domains, ApiError> {
+        Ok(Domains { domains: list(&self.dom0) })
+    }
+
+    async fn get(&self, name: String) -> Result<OneDomain, ApiError> {
+        if name == "0" || name == "Domain-0" {
+            return Ok(OneDomain { domain: domain_0() });
+        }
+        let handle = self.dom0.find(&name)?;
+        let view = handle.view.borrow().clone();
+        Ok(OneDomain { domain: describe(&handle.name, &view) })
+    }
+
+    async fn pause(&self, name: String) -> Result<(), ApiError> {
+        self.ask(&name, Event::Pause).await
+    }
+
+    async fn unpause(&self, name: String) -> Result<(), ApiError> {
+        self.ask(&name, Event::Unpause).await
+    }
+
+    async fn shutdown(&self, name: String) -> Result<(), ApiError> {
+        self.ask(&name, Event::Shutdown).await
+    }
+
+    async fn reboot(&self, name: String) -> Result<(), ApiError> {
+        self.ask(&name, Event::Reboot).await
+    }
+
+    async fn destroy(&self, name: String) -> Result<(), ApiError> {
+        self.ask(&name, Event::Destroy).await
+    }
+
+    async fn console(&self, name: String) -> Result<Console, ApiError> {
+        let (path, domid) = self.dom0.console(&name)?;
+        Ok(Console { path: path.display().to_string(), id: domid.0 })
+    }
+
+    async fn wait(&self, name: String) -> Result<Ended, ApiError> {
+        let before = self.dom0.find(&name)?.view.borrow().domid;
+        let view = self.dom0.wait(&name).await?;
+        let restarted_as = if view.domid == before { None } else { Some(view.domid.0) };
+        Ok(Ended { ended: view.ended, crashed: view.crashed, restarted_as })
+    }
+
+    async fn info(&self) -> Result<HostInfo, ApiError> {
+        Ok(HostInfo {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            run_dir: self.dom0.run_dir().path().display().to_string(),
+            memory_mib: host::memory() >> 20,
+            cpus: host::cpus() as u32,
+            domains: self.dom0.list().len() as u32,
+        })
+    }
+}

@@ -1,0 +1,103 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Creates and drives domains.
+#[derive(Debug, Parser)]
+#[command(name = "domus", version, disable_help_subcommand = true)]
+pub struct Args {
+    /// The run directory of dom0 [default: /run/domus]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub run_dir: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create and start a domain
+    Create {
+        /// Its config
+        file: PathBuf,
+        /// Attach to its console
+        #[arg(short = 'c', long)]
+        console: bool,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a domain in the foreground, with its console here; no service is needed
+    Run {
+        /// Its config
+        file: PathBuf,
+        /// Do not attach to its console
+        #[arg(long)]
+        no_console: bool,
+        /// How long the guest may take to shut down when the command is ended
+        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+        grace: u64,
+        /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
+        #[arg(long, value_name = "DIR")]
+        libexec_dir: Option<PathBuf>,
+    },
+    /// Check a config and what it needs of the host, and change nothing
+    Check {
+        /// The config
+        file: PathBuf,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List domains
+    #[command(visible_alias = "vm-list")]
+    List {
+        /// Only this one: its name or ID
+        name: Option<String>,
+        /// Print a JSON array
+        #[arg(short = 'l', long)]
+        json: bool,
+    },
+    /// Attach to a domain's console; Ctrl-] leaves
+    Console {
+        /// The domain's name or ID
+        name: String,
+        /// Do not write to it
+        #[arg(long, conflicts_with = "take")]
+        read_only: bool,
+        /// Write to it even if somebody else does
+        #[arg(long)]
+        take: bool,
+    },
+    /// Stop a domain's vCPUs
+    Pause {
+        /// The domain's name or ID
+        name: String,
+    },
+    /// Let a paused domain run again
+    Unpause {
+        /// The domain's name or ID
+        name: String,
+    },
+    /// Ask a guest to switch itself off
+    Shutdown {
+        /// The domain's name or ID
+        name: String,
+        /// Wait until it has
+        #[arg(short, long)]
+        wait: bool,
+    },
+    /// Ask a guest to switch itself off, and start it again then
+    Reboot {
+        /// The domain's name or ID
+        name: String,
+    },
+    /// Remove a domain at once
+    Destroy {
+        /// The domain's name or ID
+        name: String,
+    },
+}

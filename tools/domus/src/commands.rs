@@ -1,0 +1,141 @@
+//! What each command does.
+
+use std::path::Path;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use dom0::api::{Dom0Client, DomainInfo, start_message};
+use dom0::config;
+use dom0::domain::build::StartError;
+use dom0::domain::check;
+use serde_json::json;
+use shared_abi::console::Mode;
+
+use crate::args::{Args, Command};
+use crate::client::{answer, connect};
+use crate::console;
+use crate::run::{self, Options};
+
+/// Does what the command line says.
+///
+/// # Errors
+/// One line for the user.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let dir = args.run_dir.as_deref();
+    match args.command {
+        Command::Create { file, console, json } => create(dir, &file, console, json).await?,
+        Command::Run { file, no_console, grace, libexec_dir } => {
+            let grace = Duration::from_secs(grace);
+            let run_dir = args.run_dir;
+            return run::run(Options { file, run_dir, libexec_dir, console: !no_console, grace }).await;
+        }
+        Command::Check { file, json } => self::check(dir, &file, json).await?,
+        Command::List { name, json } => list(dir, name.as_deref(), json).await?,
+        Command::Console { name, read_only, take } => {
+            let mode = match (read_only, take) {
+                (true, _) => Mode::Read,
+                (false, true) => Mode::Take,
+                (false, false) => Mode::Write,
+            };
+            console::follow(&mut connect(dir).await?, &name, mode).await?;
+        }
+        Command::Pause { name } => answer(connect(dir).await?.pause(&name).await)?,
+        Command::Unpause { name } => answer(connect(dir).await?.unpause(&name).await)?,
+        Command::Shutdown { name, wait } => shutdown(dir, &name, wait).await?,
+        Command::Reboot { name } => answer(connect(dir).await?.reboot(&name).await)?,
+        Command::Destroy { name } => answer(connect(dir).await?.destroy(&name).await)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(dir: Option<&Path>, file: &Path, console: bool, json: bool) -> anyhow::Result<()> {
+    let (text, directory) = config::read(file)?;
+    let mut connection = connect(dir).await?;
+    let path = |path: &Path| {
+        path.to_str().map(str::to_owned).context("the path of the config is no UTF-8: rename it")
+    };
+    let created = answer(connection.create(&text, &path(file)?, &path(&directory)?).await)?;
+    if json {
+        print(&serde_json::to_string(&created)?)?;
+    }
+    if console {
+        console::follow(&mut connection, &created.name, Mode::Write).await?;
+    }
+    Ok(())
+}
+
+async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()> {
+    let config = config::load(file)?;
+    check::check(&config).await.map_err(|error| match error {
+        StartError::Config(error) => anyhow!(error),
+        error => anyhow!(start_message(file, &config.kernel, &error)),
+    })?;
+    // Without a service no name is taken.
+    let mut taken = Ok(());
+    if let Ok(mut connection) = connect(dir).await
+        && let Ok(there) = answer(connection.get(config.name.as_str()).await)
+    {
+        let problem =
+            format!("\"{}\" is the name of a domain that runs already (ID {})", config.name, there.domain.id);
+        taken =
+            Err(config::ConfigError::new(file, "name", format!("{problem}: destroy it, or change the name")));
+    }
+    taken?;
+    if json {
+        print(&json!({ "name": config.name, "vcpus": config.vcpus, "memory_mib": config.memory >> 20, "ok": true }).to_string())?;
+    }
+    Ok(())
+}
+
+async fn list(dir: Option<&Path>, name: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let mut connection = connect(dir).await?;
+    let domains = match name {
+        Some(name) => vec![answer(connection.get(name).await)?.domain],
+        None => answer(connection.list().await)?.domains,
+    };
+    print(&if json { serde_json::to_string_pretty(&domains)? } else { table(&domains) })
+}
+
+/// The list in xl's columns.
+fn table(domains: &[DomainInfo]) -> String {
+    let mut text = format!("{:<40} {:>5} {:>5} {:>5}     State   Time(s)", "Name", "ID", "Mem", "VCPUs");
+    for domain in domains {
+        let DomainInfo { name, id, memory_mib, vcpus, flags, cpu_seconds, .. } = domain;
+        text += &format!("\n{name:<40} {id:>5} {memory_mib:>5} {vcpus:>5}     {flags} {cpu_seconds:>8.1}");
+    }
+    text
+}
+
+async fn shutdown(dir: Option<&Path>, name: &str, wait: bool) -> anyhow::Result<()> {
+    let mut connection = connect(dir).await?;
+    if !wait {
+        return answer(connection.shutdown(name).await);
+    }
+    // Waiting begins before the guest is asked, on a connection of its own: a fast guest cannot slip through.
+    let mut other = connect(dir).await?;
+    let mut waiting = pin!(other.wait(name));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut waiting => ended,
+        asked = connection.shutdown(name) => {
+            answer(asked)?;
+            waiting.await
+        }
+    };
+    let ended = answer(ended)?;
+    if ended.crashed {
+        anyhow::bail!("{name} {}", ended.ended.unwrap_or_else(|| "crashed".into()));
+    }
+    Ok(())
+}
+
+/// Prints a line. A reader that has gone is no failure of the command.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}

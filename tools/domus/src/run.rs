@@ -1,0 +1,155 @@
+//! `domus run`: a dom0 in this process, for one domain, in the foreground.
+//!
+//! Ends when the domain does. Ctrl-] (on a terminal), SIGINT, SIGTERM and SIGHUP ask the guest to shut down, for
+//! `--grace` seconds at most, and then destroy it; a second one destroys it at once.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use dom0::api::start_message;
+use dom0::config;
+use dom0::domain::build::StartError;
+use dom0::domain::state::State;
+use dom0::registry::Dom0;
+use dom0::resources::run_dir::{self, RunDir};
+use dom0::supervisor::Direct;
+use shared_abi::console::Mode;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::attach::{End, Keys, attach};
+use crate::terminal::Raw;
+
+/// What `domus run` is told.
+#[derive(Debug)]
+pub struct Options {
+    /// The domain's config.
+    pub file: PathBuf,
+    /// The run directory, if not the usual one.
+    pub run_dir: Option<PathBuf>,
+    /// Where the programs are, if not in the usual places.
+    pub libexec_dir: Option<PathBuf>,
+    /// Attach to the console.
+    pub console: bool,
+    /// How long the guest may take to shut down.
+    pub grace: Duration,
+}
+
+/// SIGINT, SIGTERM and SIGHUP.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn any(&mut self) {
+        let [a, b, c] = &mut self.0;
+        tokio::select! {
+            _ = a.recv() => {}
+            _ = b.recv() => {}
+            _ = c.recv() => {}
+        }
+    }
+}
+
+/// Runs the domain to its end.
+///
+/// # Errors
+/// That it cannot be started; nothing of it is left.
+pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let config = config::load(&options.file)?;
+    let (name, kernel) = (config.name.to_string(), config.kernel.clone());
+    let run = RunDir::open(&options.run_dir.unwrap_or_else(run_dir::default_path))?;
+    let dom0 = Dom0::new(run, Rc::new(Direct::new(options.libexec_dir, true)));
+    let created = tokio::select! {
+        created = dom0.create(config) => created,
+        () = signals.any() => {
+            dom0.destroy_all().await;
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    created.map_err(|error| match error {
+        StartError::Config(error) => anyhow!(error),
+        error => anyhow!(start_message(&options.file, &kernel, &error)),
+    })?;
+    let raw = if options.console { Raw::enter()? } else { None };
+    let mut keys = if options.console { Keys::read(raw.is_some()) } else { Keys::none() };
+    let mut last = None;
+    let mut follow = dom0.find(&name).ok().map(|handle| handle.view.clone());
+    let watched = async {
+        while let Some(view) = &mut follow {
+            let now = view.borrow_and_update().clone();
+            let over = matches!(now.state, State::Preserved { .. } | State::Dead);
+            last = Some(now);
+            if over || view.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    let left = {
+        let console = shown(&dom0, &name, options.console, &mut keys);
+        tokio::pin!(watched);
+        tokio::select! {
+            () = &mut watched => false,
+            left = console => match left {
+                Ok(()) => true,
+                Err(error) => {
+                    eprint!("{error:#}\r\n");
+                    true
+                }
+            },
+            () = signals.any() => true,
+        }
+    };
+    if left {
+        let newline = if raw.is_some() { "\r\n" } else { "\n" };
+        eprint!("{newline}{name}: shutting down, for {} s at most{newline}", options.grace.as_secs());
+        tokio::select! {
+            () = dom0.retire(options.grace) => {}
+            () = signals.any() => dom0.destroy_all().await,
+        }
+    } else {
+        dom0.destroy_all().await;
+    }
+    drop(raw);
+    match last {
+        Some(view) if view.crashed => {
+            Err(anyhow!("{name} {}", view.ended.unwrap_or_else(|| "crashed".into())))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Shows the console through reboots; returns when the user leaves.
+async fn shown(dom0: &Dom0, name: &str, wanted: bool, keys: &mut Keys) -> anyhow::Result<()> {
+    while wanted {
+        let (path, domid) = match dom0.console(name) {
+            Ok(console) => console,
+            Err(_) => break,
+        };
+        if attach(Path::new(&*path), Mode::Write, keys).await? == End::Left {
+            return Ok(());
+        }
+        // The next incarnation's console, if there is one; otherwise whoever watches the domain ends this.
+        loop {
+            let Ok(handle) = dom0.find(name) else { return std::future::pending().await };
+            let (now, state) = {
+                let view = handle.view.borrow();
+                (view.domid, view.state)
+            };
+            if now != domid && state == State::Running {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    std::future::pending().await
+}
