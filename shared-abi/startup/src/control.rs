@@ -114,23 +114,27 @@ impl Control {
 
     /// Answers the start message.
     pub fn reply<A: Serialize>(&self, reply: &A) {
-        self.answer(Ok(reply));
+        let _ = self.answer(Ok(reply));
     }
 
     /// Answers the start message with a failure: one line, with its causes.
+    ///
+    /// Does not return when the controller has been told: it reports the failure to whoever asked, and the same line
+    /// on standard error would be a second report. Returns if there is nobody to tell.
     pub fn fail(&self, error: &(dyn std::error::Error + 'static)) {
-        self.answer::<()>(Err(chain(error)));
+        if self.answer::<()>(Err(chain(error))) {
+            std::process::exit(1);
+        }
     }
 
-    fn answer<A: Serialize>(&self, answer: Result<&A, String>) {
+    /// True if there was a controller and it has been answered.
+    fn answer<A: Serialize>(&self, answer: Result<&A, String>) -> bool {
         let link = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(link) = link {
-            // A controller that has gone needs no answer.
-            let _ = match answer {
-                Ok(reply) => link.send(&FromChild::<&A, ()>::Reply(reply), &[]),
-                Err(text) => link.send(&FromChild::<(), ()>::Failed(text), &[]),
-            };
-        }
+        // A controller that has gone needs no answer.
+        link.is_some_and(|link| match answer {
+            Ok(reply) => link.send(&FromChild::<&A, ()>::Reply(reply), &[]).is_ok(),
+            Err(text) => link.send(&FromChild::<(), ()>::Failed(text), &[]).is_ok(),
+        })
     }
 
     /// A sender of events for other threads.
