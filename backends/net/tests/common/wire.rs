@@ -157,3 +157,9 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
     }
     sum as u16
 }
+
+/// Lets a tap stay when nobody is attached to it.
+pub fn keep(tap: &OwnedFd) {
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST, 1) });
+}

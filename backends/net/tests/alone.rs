@@ -1,0 +1,146 @@
+//! The program by itself, as the backend program conventions have it: no dom0, frontends one after the other.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use common::driver::{EVENT_IDX, Guest, VERSION_1};
+use common::wire::{self, PLAIN, Wire, frame};
+use common::{Answer, PATIENCE, start};
+use domus_net::features;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_domus-net"))
+}
+
+fn connect(path: &Path) -> UnixStream {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(error) if Instant::now() > until => panic!("{}: {error}", path.display()),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    }
+}
+
+fn echo(wire: &Wire, stream: UnixStream, seed: u8) {
+    let mut guest = Guest::new(stream, VERSION_1 | EVENT_IDX | features::MRG_RXBUF).run();
+    guest.offer_buffers(8, 2000);
+    guest.rx.kick();
+    guest.send(PLAIN, &frame(seed, 60), 2000);
+    assert_eq!(wire.receive(), frame(seed, 60));
+    wire.send(PLAIN, &frame(seed, 700));
+    assert_eq!(guest.receive().1, frame(seed, 700));
+}
+
+#[test]
+fn one_frontend_after_the_other_is_served_at_a_path() {
+    wire::own_network();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("net.sock");
+    let child = program().arg("--socket-path").arg(&path).args(["--tap", "alone0"]).spawn().unwrap();
+    let mut child = Running(child);
+    // The program has made the tap before it is listening.
+    let first = connect(&path);
+    let until = Instant::now() + PATIENCE;
+    while !Path::new("/proc/thread-self/net/dev").exists()
+        || !std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("alone0")
+    {
+        assert!(Instant::now() < until && child.0.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let wire = Wire::new("alone0");
+    echo(&wire, first, 1);
+    // Nonsense instead of a frontend ends its connection, not the program.
+    let mut nonsense = connect(&path);
+    std::io::Write::write_all(&mut nonsense, &[0xff; 64]).unwrap();
+    drop(nonsense);
+    for seed in 2..5 {
+        echo(&wire, connect(&path), seed);
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.0.id())).unwrap();
+    for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
+}
+
+#[test]
+fn the_frontend_at_a_descriptor_is_served_until_it_hangs_up() {
+    wire::own_network();
+    let (tap, wire) = wire::tap("alone1");
+    // Only one may be attached at a time; the interface stays, since it was made persistent.
+    wire::keep(&tap);
+    drop(tap);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let fd = theirs.as_raw_fd().to_string();
+    let child =
+        program().args(["--fd", &fd, "--tap", "alone1", "--mac", "52:54:00:00:00:09"]).spawn().unwrap();
+    let mut child = Running(child);
+    drop(theirs);
+    echo(&wire, ours, 9);
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn capabilities_are_printed_and_a_busy_tap_is_named() {
+    let output = program().arg("--print-capabilities").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), r#"{"type":"net","features":[]}"#);
+    wire::own_network();
+    let (tap, _wire) = wire::tap("busy0");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("net.sock");
+    let output = program()
+        .arg("--socket-path")
+        .arg(&path)
+        .args(["--tap", "busy0"])
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("busy0"), "{said}");
+    drop(tap);
+}
+
+#[test]
+fn a_tap_that_is_deleted_is_reported_once_and_costs_no_processor_time() {
+    wire::own_network();
+    let (tap, wire) = wire::tap("gone0");
+    let (program, _, mut streams) = start(vec![tap]);
+    let mut guest = Guest::new(streams.remove(0), VERSION_1 | EVENT_IDX | features::MRG_RXBUF).run();
+    guest.offer_buffers(8, 2000);
+    guest.rx.kick();
+    guest.send(PLAIN, &frame(1, 60), 2000);
+    assert_eq!(wire.receive(), frame(1, 60));
+    assert!(Command::new("ip").args(["link", "delete", "gone0"]).status().unwrap().success());
+    match program.link.receive::<Answer>().unwrap().0 {
+        Answer::Event(shared_abi::control::BackendEvent::DeviceFailed { device, why }) => {
+            assert_eq!(device.as_str(), "eth0");
+            assert!(why.contains("tap"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let before = common::switches(program.child.id());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(common::switches(program.child.id()), before);
+    // Frames go nowhere, but the guest's transmit queue does not stand still.
+    guest.send(PLAIN, &frame(2, 60), 2000);
+}
