@@ -1,6 +1,7 @@
 //! One of Domus' processes, started by its contract: `--control PATH`, one controller, a start message, `Ready`.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ pub struct Child<A, E> {
     answers: VecDeque<Result<A, String>>,
 }
 
-impl<A: DeserializeOwned, E: DeserializeOwned> Child<A, E> {
+impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
     /// Starts the program of `role` from the folder `programs`, with its control socket in `folder`, and sends `start`.
     /// The result is what it answers.
     pub fn start<R: Serialize>(
@@ -99,8 +100,15 @@ impl<A: DeserializeOwned, E: DeserializeOwned> Child<A, E> {
         if poll(&mut ready, timeout)? == 0 {
             return Ok(false);
         }
-        let received = self.link.receive::<FromChild<A, E>>();
-        match received.with_context(|| format!("after {} had said its last", self.process.name()))?.0 {
+        let received = match self.link.receive::<FromChild<A, E>>() {
+            Ok((received, _)) => received,
+            Err(error) => {
+                let status = self.process.wait(Duration::from_secs(5))?;
+                let (name, last) = (self.process.name(), &self.events);
+                bail!("{name}: {error} (exit {status:?}, unread events {last:?})");
+            }
+        };
+        match received {
             FromChild::Reply(answer) => self.answers.push_back(Ok(answer)),
             FromChild::Failed(why) => self.answers.push_back(Err(why)),
             FromChild::Event(event) => self.events.push_back(event),
