@@ -114,13 +114,15 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
     fds.finish()?;
     sandbox::enter(start.identity.uid)?;
 
-    // The sockets' threads are made before the seal and wait at the gate until after it.
+    // The sockets' threads are made before the seal and wait at the gate until after it. They pass it twice: a
+    // thread's first steps (rseq, set_robust_list, its name) are system calls that the seal forbids.
     let gate = Arc::new(Barrier::new(prepared.len() + 1));
     for Device { id, socket, what } in prepared {
         let threads = |source| StartError::Threads { id: id.clone(), source };
         let device = Device { id: id.clone(), socket, what: what.start().map_err(threads)? };
         let (gate, events) = (gate.clone(), control.events());
         let work = move || {
+            gate.wait();
             gate.wait();
             serve(device, &events);
         };
@@ -131,6 +133,7 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
             .spawn(work)
             .map_err(|error| threads(ThreadsError::Spawn(error)))?;
     }
+    gate.wait();
     sandbox::seal(&calls())?;
     gate.wait();
     Ok(())
