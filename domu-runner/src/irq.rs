@@ -29,8 +29,8 @@ pub struct Gsi(u32);
 impl Gsi {
     /// COM1, as on every PC.
     pub const COM1: Gsi = Gsi(4);
-    /// The ACPI generic event device.
-    pub const GED: Gsi = Gsi(9);
+    /// The ACPI generic event device: beyond the sixteen that systems take for ISA's.
+    pub const GED: Gsi = Gsi(16);
 
     /// The number KVM and ACPI know it by.
     pub fn number(self) -> u32 {
@@ -56,6 +56,14 @@ pub enum IrqError {
     /// KVM refused the table.
     #[error("KVM refuses the interrupt routes")]
     Routing(#[source] errno::Error),
+    /// KVM refused to set a pin.
+    #[error("KVM refuses to set the interrupt line of GSI {gsi}")]
+    Line {
+        /// The GSI.
+        gsi: u32,
+        /// What KVM said.
+        source: errno::Error,
+    },
     /// KVM refused to connect an eventfd.
     #[error("KVM refuses an irqfd for GSI {gsi}")]
     Irqfd {
@@ -134,6 +142,14 @@ impl IrqRouter {
     /// [`IrqError::Irqfd`].
     pub fn disconnect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqError> {
         self.vm.unregister_irqfd(event, gsi.0).map_err(|source| IrqError::Irqfd { gsi: gsi.0, source })
+    }
+
+    /// Raises or lowers a pin (`KVM_IRQ_LINE`), for the level-triggered ones.
+    ///
+    /// # Errors
+    /// [`IrqError::Line`].
+    pub fn set_line(&self, gsi: Gsi, high: bool) -> Result<(), IrqError> {
+        self.vm.set_irq_line(gsi.0, high).map_err(|source| IrqError::Line { gsi: gsi.0, source })
     }
 
     fn commit(&self, messages: &[Option<MsiMessage>]) -> Result<(), IrqError> {

@@ -5,14 +5,33 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`layout`] | the machine's address map |
-//! | [`memory`] | guest RAM: one sealed memfd |
-//! | [`bus`] | port and memory accesses to devices |
-//! | [`irq`] | GSI routes, irqfds |
-//! | [`pci`] | bus 0: configuration space, BARs, MSI-X |
+//! | [`machine`] | builds a machine from the start message, and serves its requests |
+//! | [`layout`], [`memory`] | the machine's address map; guest RAM: one sealed memfd |
+//! | [`vm`], [`cpuid`], [`vcpu`] | KVM's objects, what CPUID tells, the vCPU threads |
+//! | [`bus`], [`irq`] | port and memory accesses to devices; GSI routes, irqfds |
+//! | [`heap`], [`thread`] | a small heap; threads that start before the seal |
+//! | [`acpi`], [`power`], [`stop`] | the tables; sleep, reset and buttons; how a machine ends |
+//! | [`pci`], [`virtio`] | bus 0 with MSI-X; virtio-pci for any device type and the vhost-user frontend |
+//! | [`uart`], [`serial`] | COM1 |
+//! | [`boot`] | a kernel into guest memory |
+//! | [`rules`] | the system calls left after sealing |
 
+pub mod acpi;
+pub mod boot;
 pub mod bus;
+pub mod cpuid;
+pub mod heap;
 pub mod irq;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod pci;
+pub mod power;
+pub mod rules;
+pub mod serial;
+pub mod stop;
+pub mod thread;
+pub mod uart;
+pub mod vcpu;
+pub mod virtio;
+pub mod vm;

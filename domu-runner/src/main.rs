@@ -1,2 +1,31 @@
-//! Skeleton.
-fn main() {}
+//! `domu-runner --control PATH`: waits for dom0's start message on that socket, then runs one guest.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use domu_runner::machine::Machine;
+use domus_startup::Control;
+use shared_abi::control::{RunnerReply, RunnerRequest};
+
+/// Runs one guest's vCPUs, and nothing else.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Where to make the control socket.
+    #[arg(long, value_name = "PATH")]
+    control: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    domu_runner::heap::configure();
+    let control = Control::listen(&args.control)?;
+    let (request, fds) = control.accept_start::<RunnerRequest>()?;
+    let machine = match request {
+        RunnerRequest::Start(start) => Machine::start(*start, fds, &control.events()),
+        _ => Err(anyhow::anyhow!("the first request must be `start`")),
+    };
+    let machine = machine.inspect_err(|error| control.fail(error.as_ref()))?;
+    control.reply(&RunnerReply::Ready);
+    Ok(control.serve(|request, _| machine.handle(request))?)
+}

@@ -1,0 +1,228 @@
+//! Puts a kernel, its initrd and what they are told into guest memory. Runs after the sandbox is sealed:
+//! every byte of the files is hostile.
+//!
+//! ```text
+//! file ─▶ bzImage? ─yes─▶ payload ─▶ xz | lz4 | zstd ─▶ ELF segments ─▶ guest memory
+//!            └───no, ELF ────────────────────────────────▲       └─▶ PVH entry point
+//! ```
+//!
+//! The kernel is unpacked as a stream; a whole vmlinux is never held. Refused: whatever does not lie
+//! in the guest's RAM between 1 MiB and 3 GiB, overlaps, unpacks to more than [`MAX_KERNEL`], or has no PVH entry.
+
+mod bzimage;
+mod elf;
+mod pvh;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::acpi::Tables;
+use crate::layout::HOLE_START;
+use crate::memory::GuestRam;
+
+pub use pvh::entry_registers;
+
+/// Most bytes that a kernel may unpack to.
+pub const MAX_KERNEL: u64 = 1 << 30;
+
+/// Kernels live from here on; below are the tables that they are told of.
+const KERNEL_START: u64 = 0x10_0000;
+
+/// Why a guest cannot be started from these files. The text says what is wrong with them, and what would do.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Neither format.
+    #[error("the kernel is neither an ELF vmlinux nor an x86 bzImage (its first bytes are {0:02x?})")]
+    NoKernel([u8; 4]),
+    /// Shorter than its own headers say.
+    #[error("the kernel is truncated: {what} ends at byte {end}, the file has {size}")]
+    Truncated {
+        /// What is cut off.
+        what: &'static str,
+        /// Where it would end.
+        end: u64,
+        /// Where the file ends.
+        size: u64,
+    },
+    /// A bzImage whose payload cannot be unpacked here.
+    #[error("the bzImage's payload is {0}: Domus unpacks xz, lz4 and zstd, or takes the ELF vmlinux")]
+    Payload(String),
+    /// The payload is damaged.
+    #[error("the bzImage's {codec} payload cannot be unpacked")]
+    Unpack {
+        /// Its compression.
+        codec: &'static str,
+        /// Where it broke.
+        source: io::Error,
+    },
+    /// The ELF file is not one that can be started.
+    #[error("the kernel's ELF {0}")]
+    Elf(String),
+    /// No PVH entry point.
+    #[error("the kernel has no PVH entry point (note XEN_ELFNOTE_PHYS32_ENTRY): Linux needs CONFIG_PVH=y")]
+    NoEntry,
+    /// No room for the initrd.
+    #[error(
+        "an initrd of {initrd} bytes does not fit between the kernel's end ({kernel_end:#x}) and the end of low memory ({end:#x}): give the domain more memory"
+    )]
+    NoRoom {
+        /// Its size.
+        initrd: u64,
+        /// Where the kernel ends.
+        kernel_end: u64,
+        /// Where RAM below 4 GiB ends.
+        end: u64,
+    },
+    /// A file could not be read.
+    #[error("cannot read the {what}")]
+    Read {
+        /// Which.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Guest memory could not be written, at an address that was checked.
+    #[error("cannot write to guest memory at {0:#x}")]
+    Write(u64),
+}
+
+/// An open regular file and its size, taken before the sandbox is sealed.
+pub struct Image {
+    file: File,
+    size: u64,
+}
+
+impl Image {
+    /// Asks for the size of `file`.
+    ///
+    /// # Errors
+    /// If it is no regular file, or cannot be asked.
+    pub fn new(file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        if metadata.is_file() {
+            Ok(Self { file, size: metadata.len() })
+        } else {
+            Err(io::Error::other("it is no regular file"))
+        }
+    }
+
+    /// Reads exactly `buffer.len()` bytes of `what` at `offset`.
+    fn read_exact(&self, what: &'static str, offset: u64, buffer: &mut [u8]) -> Result<(), BootError> {
+        self.check(what, offset, buffer.len() as u64)?;
+        self.file.read_exact_at(buffer, offset).map_err(|source| BootError::Read { what: "kernel", source })
+    }
+
+    /// Refuses a piece that goes beyond the end of the file.
+    fn check(&self, what: &'static str, offset: u64, length: u64) -> Result<(), BootError> {
+        let end = offset.saturating_add(length);
+        if end <= self.size { Ok(()) } else { Err(BootError::Truncated { what, end, size: self.size }) }
+    }
+
+    /// A reader of the bytes from `start` to `end`.
+    fn section(&self, start: u64, end: u64) -> Section<'_> {
+        Section { file: &self.file, next: start, end }
+    }
+}
+
+/// A part of a file, read from its beginning with `pread64`: the descriptor's own position may be anywhere.
+struct Section<'a> {
+    file: &'a File,
+    next: u64,
+    end: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = buffer.len().min(usize::try_from(self.end - self.next).unwrap_or(usize::MAX));
+        let count = self.file.read_at(&mut buffer[..length], self.next)?;
+        self.next += count as u64;
+        Ok(count)
+    }
+}
+
+/// What the first vCPU is started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Physical address of the kernel's PVH entry point.
+    pub entry: u32,
+    /// Physical address of `hvm_start_info`.
+    pub start_info: u32,
+}
+
+/// Loads everything.
+///
+/// # Errors
+/// [`BootError`]; guest memory then holds parts of it.
+pub fn load(
+    ram: &GuestRam,
+    kernel: &Image,
+    initrd: Option<&Image>,
+    cmdline: &str,
+    vcpus: u8,
+) -> Result<Entry, BootError> {
+    let memory = &ram.memory;
+    let low = ram.regions().first().map_or(0, |region| region.size.min(HOLE_START));
+    let mut magic = [0; 4];
+    kernel.read_exact("its first word", 0, &mut magic)?;
+    let loaded = if magic == elf::MAGIC {
+        elf::load(&mut elf::Plain(kernel), memory, low)?
+    } else {
+        let mut payload = bzimage::Payload::open(kernel, magic)?;
+        let loaded = elf::load(&mut payload, memory, low)?;
+        payload.finish()?;
+        loaded
+    };
+    let module = initrd.map(|initrd| load_initrd(memory, initrd, loaded.end, low)).transpose()?;
+    let tables = Tables::new(pvh::ACPI_TABLES, vcpus);
+    write(memory, pvh::ACPI_TABLES.into(), &tables.bytes)?;
+    pvh::write_start_info(ram, module, cmdline, tables.rsdp)?;
+    Ok(Entry { entry: loaded.entry, start_info: pvh::START_INFO as u32 })
+}
+
+/// Puts the initrd as high as it goes, so that the kernel has room to unfold below; its address and size.
+fn load_initrd(
+    memory: &GuestMemoryMmap,
+    initrd: &Image,
+    kernel_end: u64,
+    low: u64,
+) -> Result<(u64, u64), BootError> {
+    let start = low.checked_sub(initrd.size).map(|start| start & !0xfff).filter(|&start| start >= kernel_end);
+    let Some(start) = start else {
+        return Err(BootError::NoRoom { initrd: initrd.size, kernel_end, end: low });
+    };
+    let mut section = initrd.section(0, initrd.size);
+    copy(memory, start, initrd.size, |buffer| {
+        section.read_exact(buffer).map_err(|source| BootError::Read { what: "initrd", source })
+    })?;
+    Ok((start, initrd.size))
+}
+
+/// Fills `length` bytes of guest memory at `address` with what `next` gives, a piece at a time.
+fn copy(
+    memory: &GuestMemoryMmap,
+    address: u64,
+    length: u64,
+    mut next: impl FnMut(&mut [u8]) -> Result<(), BootError>,
+) -> Result<(), BootError> {
+    /// Small enough for the second-level cache, large enough for few system calls.
+    const PIECE: usize = 128 << 10;
+    let mut buffer = vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))];
+    let mut done = 0;
+    while done < length {
+        let piece = buffer.len().min(usize::try_from(length - done).unwrap_or(PIECE));
+        next(&mut buffer[..piece])?;
+        write(memory, address + done, &buffer[..piece])?;
+        done += piece as u64;
+    }
+    Ok(())
+}
+
+fn write(memory: &GuestMemoryMmap, address: u64, bytes: &[u8]) -> Result<(), BootError> {
+    memory.write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::Write(address))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! One machine: built from the start message, served until the guest ends.
+//!
+//! ```text
+//! Receiving ─▶ built ─▶ sealed ─▶ loaded (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped: the process exits
+//! ```
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use domus_startup::{Events, Fds, sandbox};
+use kvm_ioctls::VcpuFd;
+use nix::sys::sysinfo::sysinfo;
+use shared_abi::DeviceId;
+use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason};
+use shared_abi::limits::{MAX_CMDLINE, MAX_DEVICES, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::{self, Image};
+use crate::bus::Bus;
+use crate::irq::{Gsi, IrqRouter};
+use crate::layout::{
+    ACPI_PORT, COM1_PORT, ECAM, ECAM_SIZE, I8042_PORT, PCI_CONFIG_PORT, PCI_WINDOW, PCI_WINDOW_SIZE,
+};
+use crate::memory::GuestRam;
+use crate::pci;
+use crate::power::{I8042, I8042_PORTS, PowerRegisters, REGISTERS};
+use crate::rules::rules;
+use crate::serial::Serial;
+use crate::stop::Stop;
+use crate::thread;
+use crate::vcpu::{Buses, Vcpus};
+use crate::virtio::{self, PATIENCE, Transport, Watcher};
+use crate::vm::Vm;
+
+/// How long the end of a machine waits for its last console output to be read.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A machine whose guest can run.
+pub struct Machine {
+    /// The VM runs in it: it stays mapped as long as the machine is.
+    _ram: GuestRam,
+    vcpus: Arc<Vcpus>,
+    power: Arc<PowerRegisters>,
+    stopped: Arc<Mutex<Option<StopReason>>>,
+}
+
+impl Machine {
+    /// Builds the machine, seals the process, and loads the kernel. The vCPUs are paused.
+    ///
+    /// # Errors
+    /// Whatever stands in the way, for dom0 to report.
+    pub fn start(start: RunnerStart, mut fds: Fds, events: &Events) -> anyhow::Result<Self> {
+        check(&start)?;
+        let kvm = fds.take(start.kvm)?;
+        let kernel = image(fds.take(start.kernel)?).context("cannot use the kernel")?;
+        let initrd = start.initrd.map(|initrd| image(fds.take(initrd)?).context("cannot use the initrd"));
+        let initrd = initrd.transpose()?;
+        let serial = start.serial.map(|serial| fds.take(serial)).transpose()?;
+        let sockets = start.devices.iter().map(|device| fds.take(device.socket));
+        let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
+        fds.finish()?;
+
+        let ram = GuestRam::new(start.memory)?;
+        let Vm { fd, mut vcpus } = Vm::new(kvm, start.vcpus, &ram)?;
+        let irq = Arc::new(IrqRouter::new(fd.clone())?);
+        let (stop, reasons) = Stop::channel();
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        irq.connect(&interrupt, Gsi::COM1)?;
+        let serial = Arc::new(Serial::new(serial, interrupt)?);
+        let power = Arc::new(PowerRegisters::new(stop.clone(), irq.clone()));
+
+        let (mut ports, mut memory) = (Bus::default(), Bus::default());
+        ports.insert(COM1_PORT, 8, serial.clone())?;
+        ports.insert(I8042_PORT, I8042_PORTS, Arc::new(I8042(stop.clone())))?;
+        ports.insert(ACPI_PORT, REGISTERS, power.clone())?;
+
+        sandbox::enter(start.identity.uid)?;
+        let mut pci = pci::Root::default();
+        let reporter = events.clone();
+        let lost = move |device: &DeviceId| reporter.send(&RunnerEvent::DeviceLost(device.clone()));
+        let watcher = Watcher::start(PATIENCE, lost)?;
+        for (device, socket) in start.devices.iter().zip(sockets) {
+            let (description, function) =
+                Transport::new(device, socket, &ram, fd.clone(), irq.clone(), &watcher)?;
+            pci.add(description, function)?;
+        }
+        let pci = Arc::new(pci);
+        ports.insert(PCI_CONFIG_PORT, 8, Arc::new(pci::ConfigPorts(pci.clone())))?;
+        memory.insert(ECAM, ECAM_SIZE, Arc::new(pci::Ecam(pci.clone())))?;
+        memory.insert(PCI_WINDOW, PCI_WINDOW_SIZE, Arc::new(pci::Window(pci)))?;
+        let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
+        let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop)?);
+        serial.start()?;
+        let stopped = Arc::new(Mutex::new(None));
+        let end = End { vcpus: threads.clone(), serial, events: events.clone(), stopped: stopped.clone() };
+        thread::start("end".into(), move || end.wait(&reasons))?;
+        sandbox::seal(&[sandbox::COMMON, &rules(), virtio::ALLOW].concat())?;
+
+        let entry = boot::load(&ram, &kernel, initrd.as_ref(), &start.cmdline, start.vcpus)?;
+        let first = vcpus.first_mut().context("a machine has a vCPU")?;
+        enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
+        threads.give(vcpus);
+        Ok(Self { _ram: ram, vcpus: threads, power, stopped })
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn handle(&self, request: RunnerRequest) -> Result<RunnerReply, String> {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match request {
+            RunnerRequest::Status => {
+                let (paused, first_run_ns) = (self.vcpus.paused(), self.vcpus.first_run());
+                return Ok(RunnerReply::Status(RunnerStatus { paused, first_run_ns, stopped }));
+            }
+            RunnerRequest::Start(_) => return Err("this runner has its machine already".into()),
+            _ if stopped.is_some() => return Err("the machine has stopped".into()),
+            RunnerRequest::Resume => self.vcpus.resume(),
+            RunnerRequest::Pause => self.vcpus.pause(),
+            RunnerRequest::PowerButton => {
+                self.power.press_power_button().map_err(|error| error.to_string())?
+            }
+        }
+        Ok(RunnerReply::Done)
+    }
+}
+
+/// Ends the process when the machine ends.
+struct End {
+    vcpus: Arc<Vcpus>,
+    serial: Arc<Serial>,
+    events: Events,
+    stopped: Arc<Mutex<Option<StopReason>>>,
+}
+
+impl End {
+    fn wait(&self, reasons: &Receiver<StopReason>) {
+        // The sender lives as long as the vCPU threads, which do not end.
+        let Ok(reason) = reasons.recv() else { return };
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+        self.vcpus.pause();
+        self.serial.flush(LAST_WORDS);
+        let expected = matches!(reason, StopReason::PowerOff | StopReason::Reboot);
+        self.events.send(&RunnerEvent::Stopped(reason));
+        std::process::exit(if expected { 0 } else { 1 });
+    }
+}
+
+/// Checks what the message's types leave open.
+fn check(start: &RunnerStart) -> anyhow::Result<()> {
+    let (vcpus, memory) = (start.vcpus, start.memory);
+    ensure!((1..=MAX_VCPUS).contains(&vcpus), "{vcpus} vCPUs: 1 to {MAX_VCPUS} are possible");
+    ensure!(
+        memory >= MIN_MEMORY && memory.is_multiple_of(MEMORY_UNIT),
+        "{memory} bytes of memory: at least {} MiB, in whole MiB, are possible",
+        MIN_MEMORY >> 20
+    );
+    let host = sysinfo()?.ram_total();
+    ensure!(memory <= host, "{} MiB of memory: this host has {} MiB", memory >> 20, host >> 20);
+    let length = start.cmdline.len();
+    ensure!(
+        length <= MAX_CMDLINE,
+        "a kernel command line of {length} bytes: at most {MAX_CMDLINE} are possible"
+    );
+    ensure!(!start.cmdline.contains('\0'), "a kernel command line with a NUL in it");
+    let devices = start.devices.len();
+    ensure!(devices <= MAX_DEVICES, "{devices} devices: at most {MAX_DEVICES} are possible");
+    Ok(())
+}
+
+fn image(fd: OwnedFd) -> io::Result<Image> {
+    Image::new(fd.into())
+}
+
+fn enter_kernel(vcpu: &mut VcpuFd, entry: boot::Entry) -> Result<(), vmm_sys_util::errno::Error> {
+    let (regs, sregs) = boot::entry_registers(entry, vcpu.get_sregs()?);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&regs)
+}

@@ -1,0 +1,245 @@
+//! COM1: the UART between the guest and a stream socket.
+//!
+//! What the guest sends goes into a buffer of fixed size, and a thread of its own moves it on, so that no vCPU
+//! ever waits for the other end. If the other end does not read, the oldest output is lost, not
+//! the guest's time. Input is read from the socket only when the FIFO has room: none is lost.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd as Wake};
+use nix::sys::socket::{MsgFlags, recv, send};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::BusDevice;
+use crate::thread;
+use crate::uart::Uart;
+
+/// Bytes of output kept for an end that does not read.
+const BUFFER: usize = 64 << 10;
+
+/// COM1 of one machine.
+pub struct Serial {
+    state: Mutex<State>,
+    /// Written to interrupt the guest.
+    interrupt: EventFd,
+    /// Written to wake the thread: there is output, or room for input.
+    wake: Wake,
+    socket: Option<OwnedFd>,
+}
+
+#[derive(Default)]
+struct State {
+    uart: Uart,
+    output: VecDeque<u8>,
+    /// The other end takes no more.
+    deaf: bool,
+}
+
+impl Serial {
+    /// COM1 that interrupts through `interrupt`; without a socket, output is dropped and there is no input.
+    ///
+    /// # Errors
+    /// If the system has no eventfd left.
+    pub fn new(socket: Option<OwnedFd>, interrupt: EventFd) -> io::Result<Self> {
+        let state = State { deaf: socket.is_none(), ..State::default() };
+        let wake = Wake::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self { state: Mutex::new(state), interrupt, wake, socket })
+    }
+
+    /// Starts the thread that moves bytes.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn start(self: &Arc<Self>) -> io::Result<()> {
+        let serial = self.clone();
+        let work = move || {
+            if let Some(socket) = &serial.socket {
+                serial.pump(socket);
+            }
+        };
+        thread::start("serial".into(), work).map(drop)
+    }
+
+    /// Sends what is buffered, waiting for the other end at most so long.
+    pub fn flush(&self, longest: Duration) {
+        let end = Instant::now() + longest;
+        while let Some(socket) = &self.socket {
+            let mut state = self.lock();
+            self.drain(&mut state, socket);
+            let left = end.saturating_duration_since(Instant::now());
+            if state.output.is_empty() || left.is_zero() {
+                return;
+            }
+            drop(state);
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves bytes for ever; returns when the other end has gone for good.
+    fn pump(&self, socket: &OwnedFd) {
+        let mut hung_up = false;
+        loop {
+            let (room, output, deaf) = {
+                let state = self.lock();
+                (state.uart.room(), !state.output.is_empty(), state.deaf)
+            };
+            if hung_up && deaf {
+                return;
+            }
+            let mut wanted = PollFlags::empty();
+            wanted.set(PollFlags::POLLIN, room > 0 && !hung_up);
+            wanted.set(PollFlags::POLLOUT, output && !deaf);
+            let wake = PollFd::new(self.wake.as_fd(), PollFlags::POLLIN);
+            // A socket that has hung up is ready always: it is polled only for what is wanted of it.
+            let mut fds = [wake, PollFd::new(socket.as_fd(), wanted)];
+            let count = if wanted.is_empty() { 1 } else { 2 };
+            match poll(&mut fds[..count], PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+            let _ = self.wake.read();
+            if wanted.contains(PollFlags::POLLIN) {
+                hung_up = !self.receive(socket, room);
+            }
+            if output {
+                self.drain(&mut self.lock(), socket);
+            }
+        }
+    }
+
+    /// Reads at most `room` bytes; false at the end of the stream.
+    fn receive(&self, socket: &OwnedFd, room: usize) -> bool {
+        let mut bytes = [0; 64];
+        let wanted = room.min(bytes.len());
+        match recv(socket.as_raw_fd(), &mut bytes[..wanted], MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => false,
+            Ok(count) => {
+                if self.lock().uart.receive(&bytes[..count]) {
+                    self.pulse();
+                }
+                true
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => true,
+            Err(_) => false,
+        }
+    }
+
+    fn drain(&self, state: &mut State, socket: &OwnedFd) {
+        while !state.output.is_empty() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(socket.as_raw_fd(), state.output.as_slices().0, flags) {
+                Ok(count) => drop(state.output.drain(..count)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                Err(_) => {
+                    state.deaf = true;
+                    state.output = VecDeque::new();
+                }
+            }
+        }
+    }
+
+    fn pulse(&self) {
+        // The counter of an eventfd is full only if nobody reads it; KVM does.
+        let _ = self.interrupt.write(1);
+    }
+}
+
+impl BusDevice for Serial {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        // Registers are a byte wide; the rest of a wider access reads as ones.
+        let Some(byte) = data.first_mut() else { return };
+        let mut state = self.lock();
+        let before = state.uart.room();
+        let (value, interrupt) = state.uart.read(offset);
+        *byte = value;
+        let drained = state.uart.room() > before;
+        drop(state);
+        if interrupt {
+            self.pulse();
+        }
+        if drained {
+            let _ = self.wake.write(1);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let Some(&value) = data.first() else { return };
+        let mut state = self.lock();
+        let effect = state.uart.write(offset, value);
+        let mut wake = false;
+        if let (Some(byte), false) = (effect.sent, state.deaf) {
+            if state.output.len() == BUFFER {
+                state.output.pop_front();
+            }
+            wake = state.output.is_empty();
+            state.output.push_back(byte);
+        }
+        drop(state);
+        if effect.interrupt {
+            self.pulse();
+        }
+        if wake {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn output_reaches_the_other_end_and_input_is_never_lost() {
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        let serial =
+            Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
+        serial.start().unwrap();
+        for byte in b"hello" {
+            serial.write(0, &[*byte]);
+        }
+        let mut hello = [0; 5];
+        host.read_exact(&mut hello).unwrap();
+        assert_eq!(&hello, b"hello");
+
+        let input: Vec<u8> = (0..5000).map(|i| i as u8).collect();
+        host.write_all(&input).unwrap();
+        let mut got = Vec::new();
+        while got.len() < input.len() {
+            let mut byte = [0];
+            serial.read(5, &mut byte);
+            if byte[0] & 1 != 0 {
+                serial.read(0, &mut byte);
+                got.push(byte[0]);
+            }
+        }
+        assert_eq!(got, input);
+    }
+
+    #[test]
+    fn an_end_that_does_not_read_costs_old_output_and_never_blocks() {
+        let (_host, guest) = UnixStream::pair().unwrap();
+        let serial =
+            Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
+        serial.start().unwrap();
+        for _ in 0..4 * BUFFER {
+            serial.write(0, b"x");
+        }
+        serial.flush(Duration::from_millis(10));
+        assert!(serial.lock().output.len() <= BUFFER);
+    }
+}

@@ -1,0 +1,211 @@
+//! A 16550A as software sees it: registers, FIFO, interrupt causes. Knows neither sockets nor KVM.
+//!
+//! What is sent has left at once: the transmitter is always empty. What is received waits in the
+//! FIFO until it is read; [`Uart::room`] says how much more it takes, and nothing is ever lost in it.
+
+use std::collections::VecDeque;
+
+/// Bytes that the receive FIFO holds. A real one has 16; drivers read until it is empty.
+const FIFO: usize = 64;
+
+const DATA: u64 = 0;
+const INTERRUPT_ENABLE: u64 = 1;
+const INTERRUPT_ID: u64 = 2;
+const LINE_CONTROL: u64 = 3;
+const MODEM_CONTROL: u64 = 4;
+const LINE_STATUS: u64 = 5;
+const MODEM_STATUS: u64 = 6;
+const SCRATCH: u64 = 7;
+
+/// Interrupt enable: data is there.
+const ENABLE_RECEIVED: u8 = 1 << 0;
+/// Interrupt enable: the transmitter is empty.
+const ENABLE_EMPTY: u8 = 1 << 1;
+/// FIFO control: enable.
+const FIFO_ENABLE: u8 = 1 << 0;
+/// FIFO control: clear the receive FIFO.
+const FIFO_CLEAR: u8 = 1 << 1;
+/// Line control: the divisor latch is at offsets 0 and 1.
+const DIVISOR_LATCH: u8 = 1 << 7;
+/// Modem control: what is sent comes back.
+const LOOPBACK: u8 = 1 << 4;
+
+/// The registers of one UART.
+#[derive(Debug, Default)]
+pub struct Uart {
+    interrupt_enable: u8,
+    fifo_enabled: bool,
+    line_control: u8,
+    modem_control: u8,
+    scratch: u8,
+    divisor: [u8; 2],
+    received: VecDeque<u8>,
+    /// "The transmitter has become empty" has not been reported yet.
+    empty_unreported: bool,
+}
+
+/// What an access leads to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// The guest has sent this byte.
+    pub sent: Option<u8>,
+    /// A cause for an interrupt has come up: pulse the line.
+    pub interrupt: bool,
+}
+
+impl Uart {
+    /// How many bytes [`receive`](Self::receive) takes now.
+    pub fn room(&self) -> usize {
+        FIFO - self.received.len()
+    }
+
+    /// Puts bytes into the receive FIFO, as many as there is [`room`](Self::room); true if the line is to be pulsed.
+    pub fn receive(&mut self, bytes: &[u8]) -> bool {
+        self.received.extend(bytes.iter().take(self.room()));
+        self.data_interrupt()
+    }
+
+    /// Reads a register (0 to 7); true if the line is to be pulsed.
+    pub fn read(&mut self, register: u64) -> (u8, bool) {
+        let latch = self.line_control & DIVISOR_LATCH != 0;
+        let value = match register {
+            DATA | INTERRUPT_ENABLE if latch => self.divisor[register as usize],
+            DATA => {
+                let byte = self.received.pop_front().unwrap_or(0);
+                return (byte, self.data_interrupt());
+            }
+            INTERRUPT_ENABLE => self.interrupt_enable,
+            INTERRUPT_ID => self.interrupt_id(),
+            LINE_CONTROL => self.line_control,
+            MODEM_CONTROL => self.modem_control,
+            LINE_STATUS => 0x60 | u8::from(!self.received.is_empty()),
+            MODEM_STATUS if self.modem_control & LOOPBACK != 0 => {
+                // DTR, RTS, OUT1, OUT2 come back as DSR, CTS, RI, DCD.
+                let out = self.modem_control;
+                (out & 1) << 5 | (out & 2) << 3 | (out & 4) << 4 | (out & 8) << 4
+            }
+            // The other end is there: carrier, data set ready, clear to send.
+            MODEM_STATUS => 0xb0,
+            SCRATCH => self.scratch,
+            _ => 0xff,
+        };
+        (value, false)
+    }
+
+    /// Writes a register (0 to 7).
+    pub fn write(&mut self, register: u64, value: u8) -> Effect {
+        let latch = self.line_control & DIVISOR_LATCH != 0;
+        let mut effect = Effect::default();
+        match register {
+            DATA | INTERRUPT_ENABLE if latch => self.divisor[register as usize] = value,
+            DATA if self.modem_control & LOOPBACK != 0 => effect.interrupt = self.receive(&[value]),
+            DATA => {
+                effect.sent = Some(value);
+                // One pulse for the bytes that a driver writes in one go.
+                effect.interrupt = !self.empty_unreported && self.interrupt_enable & ENABLE_EMPTY != 0;
+                self.empty_unreported = true;
+            }
+            INTERRUPT_ENABLE => {
+                let enabled = value & !self.interrupt_enable;
+                self.interrupt_enable = value & 0xf;
+                if enabled & ENABLE_EMPTY != 0 {
+                    self.empty_unreported = true;
+                    effect.interrupt = true;
+                }
+                effect.interrupt |= enabled & ENABLE_RECEIVED != 0 && self.data_interrupt();
+            }
+            INTERRUPT_ID => {
+                self.fifo_enabled = value & FIFO_ENABLE != 0;
+                if value & FIFO_CLEAR != 0 {
+                    self.received.clear();
+                }
+            }
+            LINE_CONTROL => self.line_control = value,
+            MODEM_CONTROL => self.modem_control = value & 0x1f,
+            SCRATCH => self.scratch = value,
+            _ => {}
+        }
+        effect
+    }
+
+    fn data_interrupt(&self) -> bool {
+        self.interrupt_enable & ENABLE_RECEIVED != 0 && !self.received.is_empty()
+    }
+
+    /// The cause with the highest priority; reading "empty" reports it.
+    fn interrupt_id(&mut self) -> u8 {
+        let fifo = if self.fifo_enabled { 0xc0 } else { 0 };
+        fifo | if self.data_interrupt() {
+            0x04
+        } else if self.interrupt_enable & ENABLE_EMPTY != 0 && std::mem::take(&mut self.empty_unreported) {
+            0x02
+        } else {
+            0x01
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn enabling_the_empty_interrupt_reports_it_once_and_again_after_each_burst() {
+        let mut uart = Uart::default();
+        assert!(uart.write(INTERRUPT_ENABLE, ENABLE_EMPTY).interrupt);
+        assert_eq!(uart.read(INTERRUPT_ID).0, 0x02);
+        assert_eq!(uart.read(INTERRUPT_ID).0, 0x01);
+        assert_eq!(uart.write(DATA, b'a'), Effect { sent: Some(b'a'), interrupt: true });
+        assert_eq!(uart.write(DATA, b'b'), Effect { sent: Some(b'b'), interrupt: false });
+        assert_eq!(uart.read(INTERRUPT_ID).0, 0x02);
+    }
+
+    #[test]
+    fn the_driver_test_by_loopback_finds_a_16550a() {
+        let mut uart = Uart::default();
+        uart.write(MODEM_CONTROL, LOOPBACK | 0x0a);
+        assert_eq!(uart.read(MODEM_STATUS).0 & 0xf0, 0x90);
+        uart.write(MODEM_CONTROL, 0);
+        uart.write(INTERRUPT_ID, FIFO_ENABLE);
+        assert_eq!(uart.read(INTERRUPT_ID).0 & 0xc0, 0xc0);
+        uart.write(LINE_CONTROL, DIVISOR_LATCH);
+        uart.write(DATA, 12);
+        uart.write(LINE_CONTROL, 3);
+        assert_eq!(uart.read(LINE_STATUS).0, 0x60);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_received_is_read_in_order_and_nothing_is_lost(input in proptest::collection::vec(any::<u8>(), 0..500)) {
+            let mut uart = Uart::default();
+            uart.write(INTERRUPT_ENABLE, ENABLE_RECEIVED);
+            let (mut given, mut read) = (0, Vec::new());
+            while read.len() < input.len() {
+                let end = input.len().min(given + uart.room());
+                if given < end {
+                    prop_assert!(uart.receive(&input[given..end]));
+                    given = end;
+                }
+                while uart.read(LINE_STATUS).0 & 1 != 0 {
+                    read.push(uart.read(DATA).0);
+                }
+            }
+            prop_assert_eq!(read, input);
+        }
+
+        #[test]
+        fn no_sequence_of_accesses_panics_or_grows_it(accesses in proptest::collection::vec((0u64..8, any::<u8>(), any::<bool>()), 0..300)) {
+            let mut uart = Uart::default();
+            for (register, value, write) in accesses {
+                if write {
+                    uart.write(register, value);
+                } else {
+                    uart.read(register);
+                }
+                prop_assert!(uart.room() <= FIFO);
+            }
+        }
+    }
+}

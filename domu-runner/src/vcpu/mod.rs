@@ -1,0 +1,240 @@
+//! The vCPU threads: `KVM_RUN`, again and again.
+//!
+//! ```text
+//! waiting for its vCPU ─▶ parked ◀─pause / resume─▶ running ─▶ ended (parked for ever)
+//! ```
+//!
+//! A thread looks at the pause flag before each `KVM_RUN`; a signal makes a running one come back, sent
+//! again until every thread is parked, since the first may arrive between the look and the call.
+
+mod exit;
+
+use std::io;
+use std::os::raw::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use nix::time::{ClockId, clock_gettime};
+use shared_abi::control::StopReason;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::bus::Bus;
+use crate::stop::Stop;
+use crate::thread;
+use exit::{PortAccess, internal_error};
+
+/// How long a pause waits before it sends its signal again.
+const KICK_AGAIN: Duration = Duration::from_millis(2);
+
+/// What the vCPU threads act on.
+#[derive(Clone)]
+pub struct Buses {
+    /// I/O space.
+    pub ports: Arc<Bus>,
+    /// Physical memory that is not RAM.
+    pub memory: Arc<Bus>,
+}
+
+/// The vCPUs of one machine, each on its thread.
+pub struct Vcpus {
+    shared: Arc<Shared>,
+    threads: Vec<Thread>,
+}
+
+struct Thread {
+    handle: JoinHandle<()>,
+    vcpu: Mutex<Option<Sender<VcpuFd>>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Mirrors `!State::running` for a look without the lock.
+    pause: AtomicBool,
+    first_run: OnceLock<u64>,
+    buses: Buses,
+    stop: Stop,
+}
+
+struct State {
+    running: bool,
+    parked: usize,
+}
+
+/// The signal that makes `KVM_RUN` return.
+pub fn kick_signal() -> c_int {
+    SIGRTMIN()
+}
+
+extern "C" fn kicked(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
+
+impl Vcpus {
+    /// Starts `count` threads, which wait for their vCPUs. To be called before the sandbox forbids new threads.
+    ///
+    /// # Errors
+    /// If the system has no thread or no signal left.
+    pub fn spawn(count: u8, buses: Buses, stop: Stop) -> io::Result<Self> {
+        register_signal_handler(kick_signal(), kicked)?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { running: false, parked: 0 }),
+            changed: Condvar::new(),
+            pause: AtomicBool::new(true),
+            first_run: OnceLock::new(),
+            buses,
+            stop,
+        });
+        let spawn = |index| -> io::Result<Thread> {
+            let (sender, receiver) = channel();
+            let shared = shared.clone();
+            let handle = thread::start(format!("vcpu{index}"), move || shared.thread(receiver))?;
+            Ok(Thread { handle, vcpu: Mutex::new(Some(sender)) })
+        };
+        let threads = (0..count).map(spawn).collect::<io::Result<_>>()?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Hands each thread its vCPU, ready to run, paused.
+    pub fn give(&self, vcpus: Vec<VcpuFd>) {
+        for (thread, vcpu) in self.threads.iter().zip(vcpus) {
+            let sender = thread.vcpu.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(sender) = sender {
+                // The thread waits for exactly this.
+                let _ = sender.send(vcpu);
+            }
+        }
+    }
+
+    /// Lets the vCPUs run.
+    pub fn resume(&self) {
+        let mut state = self.shared.lock();
+        state.running = true;
+        self.shared.pause.store(false, Ordering::Release);
+        self.shared.changed.notify_all();
+    }
+
+    /// Stops the vCPUs; returns when none is in `KVM_RUN`.
+    pub fn pause(&self) {
+        let mut state = self.shared.lock();
+        self.shared.halt(&mut state);
+        while !state.running && state.parked < self.threads.len() {
+            for thread in &self.threads {
+                // A thread never ends while the process lives: its handle is good.
+                let _ = thread.handle.kill(kick_signal());
+            }
+            let waited = self.shared.changed.wait_timeout(state, KICK_AGAIN);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// True while the vCPUs are paused.
+    pub fn paused(&self) -> bool {
+        !self.shared.lock().running
+    }
+
+    /// `CLOCK_MONOTONIC` in nanoseconds just before the first `KVM_RUN`; none before it.
+    pub fn first_run(&self) -> Option<u64> {
+        self.shared.first_run.get().copied()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn halt(&self, state: &mut State) {
+        state.running = false;
+        self.pause.store(true, Ordering::Release);
+    }
+
+    fn thread(&self, vcpu: Receiver<VcpuFd>) {
+        let Ok(mut vcpu) = vcpu.recv() else { return };
+        loop {
+            self.park();
+            self.first_run.get_or_init(monotonic);
+            if let Some(reason) = self.run(&mut vcpu) {
+                // The others run no further than they must: the machine is at its end.
+                self.halt(&mut self.lock());
+                self.stop.request(reason);
+                loop {
+                    self.park();
+                }
+            }
+            // Tells the guest's watchdogs that the time that passes now was not theirs. A guest without
+            // kvm-clock has nothing to be told.
+            let _ = vcpu.kvmclock_ctrl();
+        }
+    }
+
+    /// Waits until the vCPUs are to run.
+    fn park(&self) {
+        let mut state = self.lock();
+        state.parked += 1;
+        self.changed.notify_all();
+        while !state.running {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+    }
+
+    /// Runs the guest until it is paused (none) or has come to an end.
+    fn run(&self, vcpu: &mut VcpuFd) -> Option<StopReason> {
+        while !self.pause.load(Ordering::Acquire) {
+            match vcpu.run() {
+                Ok(VcpuExit::MmioRead(address, data)) => self.buses.memory.read(address, data),
+                Ok(VcpuExit::MmioWrite(address, data)) => self.buses.memory.write(address, data),
+                Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => self.port_access(vcpu),
+                Ok(VcpuExit::Intr) => {}
+                Ok(VcpuExit::Shutdown) => return Some(StopReason::TripleFault),
+                Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                    let text =
+                        format!("the CPU refuses the vCPU's state (reason {reason:#x}, host CPU {cpu})");
+                    return Some(StopReason::VcpuFailed(text));
+                }
+                Ok(VcpuExit::InternalError) => {
+                    let error = internal_error(vcpu.get_kvm_run()).unwrap_or(0);
+                    return Some(StopReason::VcpuFailed(describe_internal_error(error)));
+                }
+                Ok(other) => {
+                    return Some(StopReason::VcpuFailed(format!("unexpected exit {other:?} from KVM_RUN")));
+                }
+                Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
+                Err(error) => return Some(StopReason::VcpuFailed(format!("KVM_RUN failed: {error}"))),
+            }
+        }
+        None
+    }
+
+    fn port_access(&self, vcpu: &mut VcpuFd) {
+        let Some(access) = PortAccess::decode(vcpu.get_kvm_run()) else { return };
+        for data in access.data.chunks_exact_mut(access.size) {
+            if access.read {
+                self.buses.ports.read(access.port.into(), data);
+            } else {
+                self.buses.ports.write(access.port.into(), data);
+            }
+        }
+    }
+}
+
+/// `KVM_INTERNAL_ERROR_*` of linux/kvm.h, in words.
+fn describe_internal_error(error: u32) -> String {
+    let meaning = match error {
+        1 => "it cannot emulate an instruction of the guest",
+        2 => "two events at once that exclude each other",
+        3 => "an event could not be delivered",
+        4 => "an exit it does not expect",
+        _ => "of an unknown kind",
+    };
+    format!("internal error {error} of KVM: {meaning}")
+}
+
+fn monotonic() -> u64 {
+    // Fails only for a clock that does not exist.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}

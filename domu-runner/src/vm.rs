@@ -1,0 +1,132 @@
+//! The VM: KVM's objects, made from the `/dev/kvm` descriptor that dom0 passed.
+#![expect(
+    unsafe_code,
+    reason = "the KVM descriptor and guest memory are handed to the kernel by number and address"
+)]
+
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::errno;
+
+use crate::cpuid;
+use crate::layout::{IDENTITY_MAP, TSS};
+use crate::memory::GuestRam;
+
+/// The only version of the KVM API there has been since 2007.
+const API_VERSION: i32 = 12;
+
+/// What the runner cannot do without. What is missing is named.
+const NEEDED: [(Cap, &str); 5] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+];
+
+const IA32_MISC_ENABLE: u32 = 0x1a0;
+const IA32_MISC_ENABLE_FAST_STRING: u64 = 1;
+const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+const IA32_MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// Why a VM could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The descriptor is something else.
+    #[error("the descriptor given for KVM is no /dev/kvm (API version {0}, not {API_VERSION})")]
+    NotKvm(i32),
+    /// This host's KVM lacks something.
+    #[error("this host's KVM lacks {0}: load kvm_intel or kvm_amd of Linux 5.10 or later")]
+    Lacks(&'static str),
+    /// More vCPUs than this host's KVM takes.
+    #[error("{asked} vCPUs: this host's KVM takes at most {most}")]
+    Vcpus {
+        /// Asked for.
+        asked: u8,
+        /// Possible.
+        most: usize,
+    },
+    /// A call failed.
+    #[error("KVM cannot {act}")]
+    Call {
+        /// What was attempted.
+        act: &'static str,
+        /// What KVM said.
+        source: errno::Error,
+    },
+}
+
+fn call<T>(act: &'static str, result: Result<T, errno::Error>) -> Result<T, VmError> {
+    result.map_err(|source| VmError::Call { act, source })
+}
+
+/// One VM with its memory, its irqchip and its vCPUs, which have never run.
+pub struct Vm {
+    /// For interrupts and ioeventfds.
+    pub fd: Arc<VmFd>,
+    /// In the order of their numbers.
+    pub vcpus: Vec<VcpuFd>,
+}
+
+impl Vm {
+    /// Makes a VM of `vcpus` vCPUs around `ram`, which must outlive it.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn new(kvm: OwnedFd, vcpus: u8, ram: &GuestRam) -> Result<Self, VmError> {
+        // SAFETY: the descriptor is owned and open, and its ownership moves; that it is KVM's is checked next.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        if kvm.get_api_version() != API_VERSION {
+            return Err(VmError::NotKvm(kvm.get_api_version()));
+        }
+        if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(VmError::Lacks(name));
+        }
+        let most = kvm.get_max_vcpus();
+        if usize::from(vcpus) > most {
+            return Err(VmError::Vcpus { asked: vcpus, most });
+        }
+
+        let fd = call("make a VM", kvm.create_vm())?;
+        // Pages that Intel hosts without unrestricted guests need. Elsewhere they mean nothing and may be refused.
+        let _ = fd.set_identity_map_address(IDENTITY_MAP);
+        let _ = fd.set_tss_address(TSS as usize);
+        for (slot, region) in (0..).zip(ram.regions()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.gpa,
+                memory_size: region.size,
+                userspace_addr: region.host,
+            };
+            // SAFETY: the region is a mapping of guest RAM, which nothing unmaps while the process lives.
+            let set = unsafe { fd.set_user_memory_region(region) };
+            call("take the guest's memory", set)?;
+        }
+        call("make an interrupt controller", fd.create_irq_chip())?;
+
+        let supported = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let vcpu = |id: u8| -> Result<VcpuFd, VmError> {
+            let vcpu = call("make a vCPU", fd.create_vcpu(id.into()))?;
+            let mut cpuid = supported.clone();
+            cpuid::Vcpu { id, count: vcpus, tsc_deadline }.apply(&mut cpuid);
+            call("set a vCPU's CPUID", vcpu.set_cpuid2(&cpuid))?;
+            // As firmware leaves them. A KVM that does not know them has its reasons: then they stay as they are.
+            for (index, data) in [
+                (IA32_MISC_ENABLE, IA32_MISC_ENABLE_FAST_STRING),
+                (IA32_MTRR_DEF_TYPE, IA32_MTRR_ENABLED_WRITE_BACK),
+            ] {
+                if let Ok(msrs) = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]) {
+                    let _ = vcpu.set_msrs(&msrs);
+                }
+            }
+            Ok(vcpu)
+        };
+        let vcpus = (0..vcpus).map(vcpu).collect::<Result<_, _>>()?;
+        Ok(Self { fd: Arc::new(fd), vcpus })
+    }
+}
