@@ -6,6 +6,7 @@
 //!
 //! A request that is refused ends the connection: without `REPLY_ACK` the frontend has no other way to know.
 
+mod early;
 mod requests;
 mod vring;
 
@@ -13,7 +14,7 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandlerMut};
 
 use domus_startup::control::chain;
 use domus_startup::sandbox::Allow;
@@ -21,6 +22,7 @@ use domus_startup::sandbox::Allow;
 use crate::device::Device;
 use crate::say;
 use crate::worker::Port;
+use early::Enable;
 use requests::State;
 pub use vring::VringError;
 
@@ -64,9 +66,19 @@ impl<D: Device> Server<D> {
     /// # Errors
     /// [`ConnectionError`]: the frontend was hung up on.
     pub fn serve(&self, stream: UnixStream) -> Result<(), ConnectionError> {
+        let end = self.answer(stream);
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).forget_frontend();
+        end
+    }
+
+    fn answer(&self, stream: UnixStream) -> Result<(), ConnectionError> {
+        let mut early = stream.try_clone().map_err(ConnectionError::Refused)?;
         let mut requests = BackendReqHandler::from_stream(stream, self.state.clone());
-        let end = loop {
-            match requests.handle_request() {
+        loop {
+            match self
+                .enable_early(&mut early)
+                .and_then(|taken| if taken { Ok(()) } else { requests.handle_request() })
+            {
                 Ok(()) => {}
                 Err(VhostError::Disconnected) => break Ok(()),
                 Err(VhostError::SocketRetry(_)) => {}
@@ -76,9 +88,21 @@ impl<D: Device> Server<D> {
                 }
                 Err(error) => break Err(ConnectionError::Protocol(error.to_string())),
             }
-        };
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).forget_frontend();
-        end
+        }
+    }
+
+    /// Whether the next message was a [`Enable`] that came early, and has been obeyed.
+    fn enable_early(&self, stream: &mut UnixStream) -> Result<bool, VhostError> {
+        if self.state.lock().unwrap_or_else(PoisonError::into_inner).has_protocol_features() {
+            return Ok(false);
+        }
+        let Some(enable) = Enable::take(stream).map_err(VhostError::SocketError)? else { return Ok(false) };
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_vring_enable(enable.index, enable.on)?;
+        enable.acknowledge(stream).map_err(VhostError::SocketError)?;
+        Ok(true)
     }
 
     /// Serves frontends for ever, one at a time; what ends a connection is said.

@@ -52,6 +52,11 @@ impl<D: Device> State<D> {
         Self { name, device, features: 0, memory: Arc::default(), vrings }
     }
 
+    /// Whether the frontend has acknowledged `VHOST_USER_F_PROTOCOL_FEATURES`.
+    pub fn has_protocol_features(&self) -> bool {
+        self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0
+    }
+
     fn offered(&self) -> u64 {
         self.device.features()
             | F_VERSION_1
