@@ -198,9 +198,18 @@ impl Worker {
             return;
         }
         self.ready = true;
-        if !more && result >= 0 {
+        if more {
+            return;
+        }
+        if result >= 0 {
             self.ring.poll(queue.kick(), KICK);
             self.kick_polled = true;
+        } else {
+            let error = std::io::Error::from_raw_os_error(-result);
+            vu_server::say::limited(format_args!(
+                "queue {} cannot be kicked any more: {error}",
+                queue.index()
+            ));
         }
     }
 

@@ -1,0 +1,176 @@
+//! `domus-block --control`: started as dom0 starts it, it serves every disk of a domain, and holds nothing else.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod driver;
+
+use std::fs::{File, OpenOptions, read_to_string};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use domus_startup::Link;
+use domus_startup::fds::Outgoing;
+use driver::*;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use shared_abi::control::{
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, FdIndex, FromChild, Identity,
+};
+use shared_abi::ids::DomId;
+use vhost::vhost_user::VhostUserFrontend;
+
+type Answer = FromChild<BackendReply, BackendEvent>;
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the program and connects to its control socket.
+fn controlled(dir: &Path) -> (Process, Link) {
+    let path = dir.join("block.sock");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
+    let process = Process(program.arg("--control").arg(&path).stdin(Stdio::null()).spawn().unwrap());
+    let start = Instant::now();
+    loop {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        if connect(fd.as_raw_fd(), &UnixAddr::new(&path).unwrap()).is_ok() {
+            return (process, Link::from(fd));
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "no control socket");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A user that is not root, or whoever runs the test.
+fn identity() -> Identity {
+    let own = nix::unistd::geteuid();
+    let uid = if own.is_root() { 64_999 } else { own.as_raw() };
+    Identity { domain: "blocktest".parse().unwrap(), domid: DomId(7), uid }
+}
+
+fn disk(fds: &mut Outgoing, id: &str, image: File, read_only: bool, queues: u16) -> (BlockDisk, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let disk = BlockDisk {
+        id: id.parse().unwrap(),
+        serial: format!("serial-{id}"),
+        image: fds.add(image),
+        read_only,
+        queues,
+        socket: fds.add(OwnedFd::from(theirs)),
+    };
+    (disk, ours)
+}
+
+fn send(link: &Link, disks: Vec<BlockDisk>, fds: Outgoing) -> Answer {
+    let fds = fds.into_vec();
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    link.send_request(&BlockRequest::Start(BlockStart { identity: identity(), disks }), &borrowed).unwrap();
+    drop(fds);
+    link.receive().unwrap().0
+}
+
+fn status(pid: u32, field: &str) -> String {
+    let text = read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_once(':').unwrap().1.trim().to_owned()
+}
+
+/// Kilobytes of the process that no other process shares.
+fn private(pid: u32) -> u64 {
+    let text = read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let fields = text.lines().filter(|line| line.starts_with("Private_"));
+    fields.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn two_disks_are_served_sealed_small_and_without_their_controller() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), 1 << 20);
+    let (process, link) = controlled(dir.path());
+    let pid = process.0.id();
+    let mut fds = Outgoing::default();
+    let open = |write| OpenOptions::new().read(true).write(write).open(&path).unwrap();
+    let (root, root_socket) = disk(&mut fds, "root", open(true), false, 4);
+    let (data, data_socket) = disk(&mut fds, "data", open(false), true, 1);
+    assert_eq!(send(&link, vec![root, data], fds), FromChild::Reply(BackendReply::Ready));
+
+    let memory = private(pid);
+    println!("private memory idle: {memory} KiB");
+    assert!(memory <= 4096, "{memory} KiB of private memory");
+    let uid = identity().uid.to_string();
+    assert_eq!(status(pid, "Uid").split_whitespace().collect::<Vec<_>>(), [&uid; 4]);
+    assert_eq!(status(pid, "CapEff"), "0000000000000000");
+    assert_eq!(status(pid, "CapBnd"), "0000000000000000");
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Seccomp"), "2");
+    assert_eq!(std::fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(), 0);
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let thread = thread.unwrap().file_name();
+        let text = read_to_string(format!("/proc/{pid}/task/{}/status", thread.display())).unwrap();
+        assert!(text.contains("Seccomp:\t2"), "thread {} is not sealed", thread.display());
+    }
+
+    let mut root = Driver::new(root_socket, 4, F_FLUSH);
+    let mut data = Driver::new(data_socket, 1, 0);
+    for queue in 0..4 {
+        assert_eq!(root.sector(queue, 40 + queue as u64), 40 + queue as u64);
+    }
+    assert_eq!(data.sector(0, 17), 17);
+    assert_eq!(data.request(0, T_OUT, 0, &[(DATA, 512, false)]).0, S_IOERR);
+    assert_eq!(data.request(0, T_GET_ID, 0, &[(DATA, 20, true)]).0, S_OK);
+    assert_eq!(data.read_bytes(DATA, 11), b"serial-data");
+
+    // The controller goes: the guest notices nothing. The next one is told that it came too late to start anything.
+    drop(link);
+    assert_eq!(root.request(1, T_OUT, 3, &[(DATA, 512, false)]).0, S_OK);
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    connect(fd.as_raw_fd(), &UnixAddr::new(&dir.path().join("block.sock")).unwrap()).unwrap();
+    let link = Link::from(fd);
+    assert!(matches!(send(&link, vec![], Outgoing::default()), FromChild::Failed(_)));
+
+    // A frontend that breaks the protocol loses its disk, which the controller hears; the other disk goes on.
+    assert!(root.frontend.set_vring_enable(3, true).is_ok());
+    assert!(vhost::VhostBackend::set_features(&root.frontend, 1 << 60).is_err());
+    match link.receive::<Answer>().unwrap().0 {
+        FromChild::Event(BackendEvent::DeviceFailed { device, why }) => {
+            assert_eq!(device.as_str(), "root");
+            assert!(why.contains("0x1000000000000000"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(data.sector(0, 18), 18);
+}
+
+#[test]
+fn a_start_that_cannot_be_is_answered_with_the_disk_and_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), 4096);
+    type Spoil = fn(&mut BlockDisk, &mut Outgoing);
+    let cases: &[(Spoil, &str)] = &[
+        (|disk, _| disk.serial = "x".repeat(21), "disk root: serial"),
+        (|disk, _| disk.queues = 0, "disk root: 0 queues"),
+        (|disk, _| disk.queues = 65, "disk root: 65 queues"),
+        (|disk, _| disk.read_only = false, "disk root: the image is not open for writing"),
+        (|disk, _| disk.socket = FdIndex(9), "descriptor 9"),
+        (|_, fds| _ = fds.add(File::open("/dev/null").unwrap()), "1 of the descriptors"),
+        (|disk, fds| disk.image = fds.add(File::open("/").unwrap()), "neither"),
+    ];
+    for (spoil, part) in cases {
+        let (mut process, link) = controlled(dir.path());
+        let mut fds = Outgoing::default();
+        let (mut root, _socket) = disk(&mut fds, "root", File::open(&path).unwrap(), true, 1);
+        spoil(&mut root, &mut fds);
+        match send(&link, vec![root], fds) {
+            FromChild::Failed(text) => assert!(text.contains(part), "\"{text}\" does not say \"{part}\""),
+            other => panic!("{other:?} instead of {part}"),
+        }
+        assert_eq!(process.0.wait().unwrap().code(), Some(1));
+        std::fs::remove_file(dir.path().join("block.sock")).unwrap();
+    }
+}

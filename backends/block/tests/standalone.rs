@@ -1,0 +1,89 @@
+//! `domus-block` by the vhost-user backend program conventions: `--socket-path`, `--fd`, `--print-capabilities`.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod driver;
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use driver::*;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+fn program() -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
+    program.stdin(Stdio::null());
+    program
+}
+
+#[test]
+fn it_says_what_it_can_do_as_json() {
+    let output = program().arg("--print-capabilities").output().unwrap();
+    assert!(output.status.success());
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said, serde_json::json!({ "type": "block", "features": ["read-only", "blk-file"] }));
+}
+
+#[test]
+fn it_serves_an_inherited_socket_and_ends_when_the_frontend_hangs_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), 1 << 20);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let theirs = OwnedFd::from(theirs);
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let mut child = program()
+        .args(["--fd", &theirs.as_raw_fd().to_string(), "--serial", "by-fd", "--blk-file"])
+        .arg(&image)
+        .spawn()
+        .unwrap();
+    drop(theirs);
+    let mut driver = Driver::new(ours, 1, 0);
+    assert_eq!(driver.sector(0, 33), 33);
+    drop(driver);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn what_it_cannot_serve_is_one_line_with_the_value_and_the_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), 1 << 20);
+    let (image, home) = (image.to_str().unwrap(), dir.path().to_str().unwrap());
+    let socket = format!("{home}/s.sock");
+    let missing = format!("{home}/none");
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["--socket-path", &socket, "--blk-file", &missing], 1, "none: No such file"),
+        (&["--socket-path", &socket, "--blk-file", home], 1, "Is a directory"),
+        (&["--socket-path", &socket, "--blk-file", home, "--read-only"], 1, "regular file or a block device"),
+        (&["--socket-path", &socket, "--blk-file", "/dev/null"], 1, "regular file or a block device"),
+        (&["--socket-path", &socket], 1, "--blk-file PATH"),
+        (&["--blk-file", image], 1, "--socket-path PATH or --fd FDNUM"),
+        (&["--socket-path", image, "--blk-file", image], 1, "cannot listen on"),
+        (&["--fd", "77", "--blk-file", image], 1, "--fd 77 is no open stream socket"),
+        (
+            &["--socket-path", &socket, "--blk-file", image, "--serial", "a-serial-of-21-bytes!"],
+            1,
+            "20 bytes",
+        ),
+        (&["--socket-path", &socket, "--blk-file", image, "--queues", "0"], 2, "--queues"),
+        (&["--socket-path", &socket, "--blk-file", image, "--queues", "65"], 2, "64"),
+        (&["--control", "/x", "--blk-file", image], 2, "--control"),
+    ];
+    for (args, code, part) in cases {
+        let output = program().args(*args).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(*code), "{args:?}: {said}");
+        assert!(said.contains(part), "{args:?}: \"{said}\" does not say \"{part}\"");
+        assert!(*code == 2 || said.lines().count() == 1, "{said}");
+    }
+    assert_eq!(std::fs::metadata(image).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn an_image_with_a_broken_last_sector_is_served_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), 10 * 512 + 100);
+    let mut backend = Backend::start(dir.path(), &image, &["--read-only"]);
+    let mut driver = Driver::new(backend.connect(), 1, 0);
+    assert_eq!(driver.sector(0, 9), 9);
+    assert_eq!(driver.request(0, T_IN, 10, &[(DATA, 512, true)]).0, S_IOERR);
+}
