@@ -3,17 +3,24 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use domus_console::{alone::Alone, start};
 
-/// The console of one domain: keeps what the guest prints, shows it to many, lets one answer.
+/// The console of one domain, for dom0 (--control), or one alone as a virtio-console device: it keeps what the guest
+/// prints, shows it to many, and lets one answer.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
     /// Serve the console that dom0 sends over this control socket.
-    #[arg(long, value_name = "PATH")]
-    control: PathBuf,
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "fd", "print_capabilities", "console_socket"])]
+    control: Option<PathBuf>,
+    #[command(flatten)]
+    alone: Alone,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    Ok(domus_console::start::run(&args.control)?)
+    match args.control {
+        Some(control) => Ok(start::run(&control)?),
+        None => args.alone.run(),
+    }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
@@ -75,9 +76,10 @@ fn serve(start: ConsoleStart, mut fds: Fds) -> Result<(), StartError> {
         log.map(Log::new).transpose().map_err(|source| StartError::Prepare { what: "log file", source })?;
     let server = Server::new(Console::new(history), serial, listener, log);
     sandbox::enter(start.identity.uid)?;
-    spawn(server)?;
+    let gate = spawn(server)?;
     // poll, accept4, recvfrom, sendmsg and write are all in COMMON: a console needs nothing of its own.
     sandbox::seal(COMMON)?;
+    drop(gate);
     Ok(())
 }
 
@@ -96,12 +98,21 @@ pub(crate) fn listening(listener: OwnedFd) -> Result<OwnedFd, StartError> {
     Ok(listener)
 }
 
+/// Holds the console's thread back until the process is sealed: drop it then.
+pub(crate) struct Gate {
+    _held: SyncSender<()>,
+}
+
 /// Starts the console's thread and waits until it runs: the calls by which a thread sets itself up are not on
-/// the list of a sealed process. If its loop fails, the process ends: dom0 then knows.
-pub(crate) fn spawn(server: Server) -> Result<(), StartError> {
-    let (running, runs) = std::sync::mpsc::sync_channel(1);
+/// the list of a sealed process. It looks at no client before [`Gate`] is gone. If its loop fails, the process ends:
+/// dom0 then knows.
+pub(crate) fn spawn(server: Server) -> Result<Gate, StartError> {
+    let (running, runs) = sync_channel(1);
+    let (gate, gone) = sync_channel::<()>(0);
     let run = move || {
         let _ = running.send(());
+        // Nobody sends: this ends when the gate is dropped.
+        let _ = gone.recv();
         let Err(error) = server.run();
         eprintln!("domus-console: cannot wait for the console's sockets: {error}");
         std::process::exit(1);
@@ -109,5 +120,5 @@ pub(crate) fn spawn(server: Server) -> Result<(), StartError> {
     std::thread::Builder::new().name("console".into()).spawn(run).map_err(StartError::Thread)?;
     // An error would mean that the thread is gone, and then so is the process.
     let _ = runs.recv();
-    Ok(())
+    Ok(Gate { _held: gate })
 }
