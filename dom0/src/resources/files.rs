@@ -85,7 +85,7 @@ pub fn image(
     }
     let mut options = OpenOptions::new();
     // Closing a block device that was open for writing wakes udev: a check must not.
-    options.read(true).write(!read_only && !(block && why == For::Check));
+    options.read(true).write(!(read_only || block && why == For::Check));
     if block && !read_only {
         // Without O_CREAT: fail if the device is mounted or otherwise in use (open(2)).
         options.custom_flags(nix::libc::O_EXCL);

@@ -44,6 +44,12 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         libexec_dir: Option<PathBuf>,
     },
+    /// Clean up after a `run` that was killed
+    #[command(hide = true)]
+    RunShadow {
+        /// The domain's name
+        name: shared_abi::DomainName,
+    },
     /// Check a config and what it needs of the host, and change nothing
     Check {
         /// The config

@@ -17,6 +17,7 @@ use crate::args::{Args, Command};
 use crate::client::{answer, connect};
 use crate::console;
 use crate::run::{self, Options};
+use crate::shadow;
 
 /// Does what the command line says.
 ///
@@ -30,6 +31,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let grace = Duration::from_secs(grace);
             let run_dir = args.run_dir;
             return run::run(Options { file, run_dir, libexec_dir, console: !no_console, grace }).await;
+        }
+        Command::RunShadow { name } => {
+            shadow::shadow(dir.unwrap_or(&dom0::resources::run_dir::default_path()), &name)?;
         }
         Command::Check { file, json } => self::check(dir, &file, json).await?,
         Command::List { name, json } => list(dir, name.as_deref(), json).await?,
@@ -68,10 +72,6 @@ async fn create(dir: Option<&Path>, file: &Path, console: bool, json: bool) -> a
 
 async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()> {
     let config = config::load(file)?;
-    check::check(&config).await.map_err(|error| match error {
-        StartError::Config(error) => anyhow!(error),
-        error => anyhow!(start_message(file, &config.kernel, &error)),
-    })?;
     // Without a service no name is taken.
     let mut taken = Ok(());
     if let Ok(mut connection) = connect(dir).await
@@ -83,6 +83,10 @@ async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()
             Err(config::ConfigError::new(file, "name", format!("{problem}: destroy it, or change the name")));
     }
     taken?;
+    check::check(&config).await.map_err(|error| match error {
+        StartError::Config(error) => anyhow!(error),
+        error => anyhow!(start_message(file, &config.kernel, &error)),
+    })?;
     if json {
         print(&json!({ "name": config.name, "vcpus": config.vcpus, "memory_mib": config.memory >> 20, "ok": true }).to_string())?;
     }

@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod console;
 mod run;
+mod shadow;
 mod terminal;
 
 use std::process::ExitCode;

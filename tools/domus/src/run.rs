@@ -20,6 +20,7 @@ use shared_abi::console::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::attach::{End, Keys, attach};
+use crate::shadow::Shadow;
 use crate::terminal::Raw;
 
 /// What `domus run` is told.
@@ -68,6 +69,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let config = config::load(&options.file)?;
     let (name, kernel) = (config.name.to_string(), config.kernel.clone());
     let run = RunDir::open(&options.run_dir.unwrap_or_else(run_dir::default_path))?;
+    let shadow = Shadow::start(run.path(), &config.name)?;
     let dom0 = Dom0::new(run, Rc::new(Direct::new(options.libexec_dir, true)));
     let created = tokio::select! {
         created = dom0.create(config) => created,
@@ -120,6 +122,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         dom0.destroy_all().await;
     }
     drop(raw);
+    drop(dom0);
+    drop(shadow);
     match last {
         Some(view) if view.crashed => {
             Err(anyhow!("{name} {}", view.ended.unwrap_or_else(|| "crashed".into())))
@@ -130,11 +134,11 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
 /// Shows the console through reboots; returns when the user leaves.
 async fn shown(dom0: &Dom0, name: &str, wanted: bool, keys: &mut Keys) -> anyhow::Result<()> {
-    while wanted {
-        let (path, domid) = match dom0.console(name) {
-            Ok(console) => console,
-            Err(_) => break,
-        };
+    if !wanted {
+        return std::future::pending().await;
+    }
+    loop {
+        let Ok((path, domid)) = dom0.console(name) else { return std::future::pending().await };
         if attach(Path::new(&*path), Mode::Write, keys).await? == End::Left {
             return Ok(());
         }
@@ -151,5 +155,4 @@ async fn shown(dom0: &Dom0, name: &str, wanted: bool, keys: &mut Keys) -> anyhow
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    std::future::pending().await
 }

@@ -1,0 +1,251 @@
+//! One host for each test: a network namespace, a run directory, the real programs, and what they must leave behind:
+//! nothing.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "only tests use it")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
+
+/// The folder with the programs: `DOMUS_BIN`, or built now.
+pub fn programs() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("DOMUS_BIN") {
+            return folder.into();
+        }
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--profile", "lab", "--bins"]);
+        for package in ["dom0", "domus", "domu-runner", "domus-block", "domus-net", "domus-console"] {
+            cargo.args(["--package", package]);
+        }
+        let built = cargo.current_dir(root).status();
+        assert!(built.is_ok_and(|status| status.success()), "the programs of Domus do not build");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        target.join("lab")
+    })
+}
+
+/// A host of its own.
+pub struct Host {
+    dir: TempDir,
+    dom0: Option<Child>,
+}
+
+/// What there is before and after.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Traces {
+    pub links: String,
+    pub processes: Vec<String>,
+    pub domains: Vec<String>,
+}
+
+impl Host {
+    /// Makes it. Needs root, and with `guests` a /dev/kvm that runs the mini guest: any does.
+    pub fn new(guests: bool) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "not run: this test makes taps and namespaces, which needs root"
+        );
+        assert!(
+            !guests || Path::new("/dev/kvm").exists(),
+            "not run: this test starts guests, which needs /dev/kvm"
+        );
+        programs();
+        // For this thread and the processes it starts.
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let host = Self { dir: tempfile::tempdir().unwrap(), dom0: None };
+        fs::write(host.path("mini.elf"), mini_guest::IMAGE).unwrap();
+        host.ip(&["link", "add", "br0", "type", "bridge"]);
+        host.ip(&["link", "set", "br0", "up"]);
+        host
+    }
+
+    /// Makes it, with the service running.
+    pub fn with_service(guests: bool) -> Self {
+        let mut host = Self::new(guests);
+        host.start_service();
+        host
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    pub fn ip(&self, args: &[&str]) -> String {
+        let out = Command::new("ip").args(args).output().unwrap();
+        assert!(out.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    pub fn start_service(&mut self) {
+        let mut child = Command::new(programs().join("dom0"))
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .args(["--grace", "1"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says on standard error when it serves; the rest is passed on to the test's output.
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            eprintln!("dom0: {line}");
+            if line.starts_with("dom0 serves ") {
+                break;
+            }
+        }
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("dom0: {line}")));
+        self.dom0 = Some(child);
+    }
+
+    pub fn service(&mut self) -> &mut Child {
+        self.dom0.as_mut().unwrap()
+    }
+
+    /// Ends the service in the orderly way.
+    pub fn stop_service(&mut self) {
+        let mut child = self.dom0.take().unwrap();
+        signal(child.id(), nix::sys::signal::SIGTERM);
+        assert!(child.wait().unwrap().success(), "dom0 did not end well");
+    }
+
+    /// Kills the service.
+    pub fn kill_service(&mut self) {
+        let mut child = self.dom0.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(programs().join("domus"));
+        command
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .args(args)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn domus(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; the result is its output.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let out = self.domus(args);
+        assert!(out.status.success(), "domus {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Runs a command that must fail with status 1; the result is its one line, without the name of the program.
+    #[track_caller]
+    pub fn refused(&self, args: &[&str]) -> String {
+        let out = self.domus(args);
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(1), "domus {args:?}: {text}");
+        let mut lines: Vec<&str> =
+            text.lines().filter(|line| !line.starts_with("domains run without ")).collect();
+        assert_eq!(lines.len(), 1, "domus {args:?} said:\n{text}");
+        lines.remove(0).strip_prefix("domus: ").expect("the line begins with the program's name").into()
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Writes the config of a mini guest. `more` is JSON to add, beginning with a comma.
+    pub fn guest(&self, name: &str, cmdline: &str, more: &str) -> String {
+        let file = format!("{name}.json");
+        let text = format!(
+            r#"{{ "name": "{name}", "memory": "32MiB",
+                  "boot": {{ "kernel": "mini.elf", "cmdline": "{cmdline}" }}{more} }}"#
+        );
+        self.write(&file, &text);
+        file
+    }
+
+    /// The domains as `list --json` shows them.
+    pub fn list(&self) -> Vec<serde_json::Value> {
+        serde_json::from_str(&self.ok(&["list", "--json"])).unwrap()
+    }
+
+    pub fn domain(&self, name: &str) -> Option<serde_json::Value> {
+        self.list().into_iter().find(|domain| domain["name"] == name)
+    }
+
+    /// Waits until the condition holds.
+    #[track_caller]
+    pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what} did not come true");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The links, this host's processes of Domus, and the directories of domains.
+    pub fn traces(&self) -> Traces {
+        let mut domains: Vec<String> = fs::read_dir(self.run_dir().join("domains"))
+            .map(|entries| {
+                entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+            })
+            .unwrap_or_default();
+        domains.sort();
+        let links = self.ip(&["-o", "link", "show"]);
+        let names = links.lines().filter_map(|line| line.split(": ").nth(1)).collect::<Vec<_>>().join(" ");
+        Traces { links: names, processes: self.processes(), domains }
+    }
+
+    /// Command lines of the processes of domains here.
+    pub fn processes(&self) -> Vec<String> {
+        let marker = self.run_dir().join("domains").display().to_string();
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
+            .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+            .filter(|line| line.contains(&marker))
+            .collect()
+    }
+
+    /// Makes the run directory so that it can be compared.
+    pub fn touch_run_dir(&self) {
+        fs::create_dir_all(self.run_dir().join("domains")).unwrap();
+        fs::set_permissions(self.run_dir().join("domains"), PermissionsExt::from_mode(0o700)).unwrap();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.dom0.take() {
+            end(&mut child);
+        }
+    }
+}
+
+/// Ends a process that takes a second signal as a wish to hurry.
+pub fn end(child: &mut Child) {
+    while child.try_wait().unwrap().is_none() {
+        signal(child.id(), nix::sys::signal::SIGTERM);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal);
+}

@@ -1,0 +1,274 @@
+//! Domains from their creation to their end, with the mini guest in the real processes.
+
+#![allow(clippy::unwrap_used, reason = "only tests")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::Host;
+use nix::sys::signal::Signal;
+
+const SHELL: &str = "console=ttyS0 mini.test=shell mini.end=poweroff";
+const NIC: &str = r#", "nets": [ { "id": "eth0", "bridge": "br0" } ]"#;
+
+/// Types a line at a domain's console and returns all that the console has printed when it has printed `wanted`.
+fn console(host: &Host, name: &str, typed: &str, wanted: &str) -> String {
+    let mut client =
+        host.command(&["console", name]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    client.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    let mut stdout = client.stdout.take().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stdout.read(&mut buffer) {
+            let _ = sender.send(buffer[..count].to_vec());
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut text = String::new();
+    while !text.contains(wanted) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left) {
+            Ok(bytes) => text += &String::from_utf8_lossy(&bytes),
+            Err(error) => panic!("{error}: the console of {name} has not printed {wanted:?} but\n{text}"),
+        }
+    }
+    client.kill().unwrap();
+    client.wait().unwrap();
+    text
+}
+
+#[test]
+fn a_domain_is_created_seen_paused_and_destroyed_and_nothing_is_left() {
+    let host = Host::with_service(true);
+    let file = host.guest("web1", SHELL, &format!(r#"{NIC}, "vcpus": 2"#));
+    let before = host.traces();
+    assert_eq!(host.ok(&["create", &file]), "");
+    let domain = host.domain("web1").unwrap();
+    assert_eq!((&domain["memory_mib"], &domain["vcpus"]), (&32.into(), &2.into()));
+    assert!(["r-----", "-b----"].contains(&domain["flags"].as_str().unwrap()), "{domain}");
+    let id = domain["id"].as_u64().unwrap();
+    assert!(host.traces().links.contains(&format!("vif{id}.0")));
+    let bridge = host.ip(&["-o", "link", "show", "master", "br0"]);
+    assert!(bridge.contains(&format!("vif{id}.0")) && bridge.contains("UP"), "{bridge}");
+    assert_eq!(host.processes().len(), 3);
+
+    let table = host.ok(&["list"]);
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["Name", "ID", "Mem", "VCPUs", "State", "Time(s)"]);
+    assert_eq!(lines[1][..2], ["Domain-0", "0"]);
+    assert_eq!(lines[2][..4], ["web1", &id.to_string(), "32", "2"]);
+
+    host.ok(&["pause", "web1"]);
+    assert_eq!(host.domain("web1").unwrap()["flags"], "--p---");
+    // Nothing is served to a paused guest's user: the line waits until the guest runs again.
+    host.ok(&["unpause", &id.to_string()]);
+    let text = console(&host, "web1", "info\n", "mini: ok info");
+    assert!(text.contains("mini: hello"), "the history is missing: {text}");
+
+    host.ok(&["destroy", "web1"]);
+    assert_eq!(host.traces(), before);
+    assert!(host.domain("web1").is_none());
+}
+
+#[test]
+fn the_first_guest_instruction_comes_soon_and_create_says_what_it_made() {
+    let host = Host::with_service(true);
+    let file = host.guest("quick", SHELL, "");
+    let created: serde_json::Value = serde_json::from_str(&host.ok(&["create", "--json", &file])).unwrap();
+    assert_eq!(created["name"], "quick");
+    assert_eq!(created["id"], host.domain("quick").unwrap()["id"]);
+    host.ok(&["destroy", "quick"]);
+}
+
+#[test]
+fn each_way_a_guest_ends_has_its_policy() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let end = |how: &str| format!("console=ttyS0 mini.test=info mini.end={how}");
+    // Destroyed when it switches itself off.
+    host.ok(&["create", &host.guest("off", &end("poweroff"), NIC)]);
+    host.until("off is gone", || host.domain("off").is_none());
+    // Preserved: the console is still there, the machine is not.
+    host.ok(&[
+        "create",
+        &host.guest("kept", &end("poweroff"), &format!(r#"{NIC}, "on_poweroff": "preserve""#)),
+    ]);
+    host.until("kept has stopped", || host.domain("kept").is_some_and(|d| d["flags"] == "---s--"));
+    assert!(console(&host, "kept", "", "mini: end poweroff").contains("mini: hello"));
+    host.until("its tap is gone", || host.traces().links == before.links);
+    assert!(host.refused(&["pause", "kept"]).contains("preserved"));
+    // Crashed and preserved.
+    host.ok(&["create", &host.guest("sick", &end("triple"), r#", "on_crash": "preserve""#)]);
+    host.until("sick has crashed", || host.domain("sick").is_some_and(|d| d["flags"] == "---sc-"));
+    assert!(host.domain("sick").unwrap()["ended"].as_str().unwrap().contains("triple fault"));
+    host.ok(&["destroy", "kept"]);
+    host.ok(&["destroy", "sick"]);
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn a_guest_that_resets_itself_comes_back_with_a_new_number_and_new_processes() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    host.ok(&["create", &host.guest("loop", "console=ttyS0 mini.test=info mini.end=reset", NIC)]);
+    let first = host.domain("loop").unwrap()["id"].as_u64().unwrap();
+    host.until("it has come back twice", || {
+        host.domain("loop").is_some_and(|domain| domain["id"].as_u64().unwrap() >= first + 2)
+    });
+    assert!(host.traces().links.matches("vif").count() <= 1);
+    host.ok(&["destroy", "loop"]);
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn a_runner_that_is_killed_is_a_crash_of_its_domain_and_of_no_other() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    host.ok(&["create", &host.guest("victim", SHELL, NIC)]);
+    host.ok(&["create", &host.guest("again", SHELL, r#", "on_crash": "restart""#)]);
+    host.ok(&["create", &host.guest("other", SHELL, NIC)]);
+    let runner = |name| host.domain(name).unwrap()["runner_pid"].as_u64().unwrap() as u32;
+    let (other, again) = (runner("other"), host.domain("again").unwrap()["id"].as_u64().unwrap());
+    common::signal(runner("victim"), Signal::SIGKILL);
+    common::signal(runner("again"), Signal::SIGKILL);
+    host.until("victim is gone", || host.domain("victim").is_none());
+    host.until("again is back", || {
+        host.domain("again").is_some_and(|d| d["id"].as_u64().unwrap() > again && d["state"] == "running")
+    });
+    assert_eq!(runner("other"), other);
+    console(&host, "other", "info\n", "mini: ok info");
+    console(&host, "again", "info\n", "mini: ok info");
+    host.ok(&["destroy", "other"]);
+    host.ok(&["destroy", "again"]);
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn a_backend_that_is_killed_does_not_end_its_domain() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    host.ok(&["create", &host.guest("web1", SHELL, NIC)]);
+    let record = std::fs::read_to_string(host.run_dir().join("domains/web1/state.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let net =
+        record["processes"].as_array().unwrap().iter().find(|process| process["role"] == "net").unwrap();
+    common::signal(net["pid"].as_u64().unwrap() as u32, Signal::SIGKILL);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(host.domain("web1").unwrap()["state"], "running");
+    console(&host, "web1", "info\n", "mini: ok info");
+    host.ok(&["destroy", "web1"]);
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn a_service_that_is_told_to_stop_takes_its_domains_with_it() {
+    let mut host = Host::with_service(true);
+    let before = host.traces();
+    host.ok(&["create", &host.guest("a", SHELL, NIC)]);
+    host.ok(&["create", &host.guest("b", SHELL, NIC)]);
+    host.stop_service();
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn the_domains_of_a_killed_service_go_on_and_the_next_service_can_destroy_them() {
+    let mut host = Host::with_service(true);
+    let before = host.traces();
+    let file = host.guest("orphan", SHELL, NIC);
+    host.ok(&["create", &file]);
+    host.kill_service();
+    assert_eq!(host.processes().len(), 3);
+    host.start_service();
+    let orphan = host.domain("orphan").unwrap();
+    assert_eq!(orphan["state"], "left-over");
+    assert!(host.refused(&["create", &file]).contains("left by a dom0 that was killed"));
+    assert!(host.refused(&["pause", "orphan"]).contains("can only be destroyed"));
+    assert_eq!(host.processes().len(), 3);
+    host.ok(&["destroy", "orphan"]);
+    host.until("nothing is left", || host.traces() == before);
+    host.ok(&["create", &file]);
+    assert!(host.domain("orphan").unwrap()["id"].as_u64() > orphan["id"].as_u64());
+    host.ok(&["destroy", "orphan"]);
+}
+
+#[test]
+fn run_ends_with_its_guest_and_prints_what_the_guest_prints() {
+    let host = Host::new(true);
+    host.touch_run_dir();
+    let before = host.traces();
+    let file = host.guest("web1", "console=ttyS0 mini.test=info mini.end=poweroff", NIC);
+    let out = host.ok(&["run", &file]);
+    assert!(out.contains("mini: hello") && out.trim_end().ends_with("mini: end poweroff"), "{out}");
+    assert_eq!(host.traces(), before);
+
+    let file = host.guest("sick", "console=ttyS0 mini.test=info mini.end=triple", "");
+    let out = host.domus(&["run", &file]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("domus: sick crashed: a vCPU had a triple fault"));
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn run_cleans_up_when_it_is_told_to_end() {
+    let host = Host::new(true);
+    host.touch_run_dir();
+    let before = host.traces();
+    let file = host.guest("web1", SHELL, NIC);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut run = host.command(&["run", "--grace", "0", &file]).stdout(Stdio::piped()).spawn().unwrap();
+        // The guest prints: it runs.
+        run.stdout.as_mut().unwrap().read_exact(&mut [0; 20]).unwrap();
+        common::signal(run.id(), signal);
+        let status = run.wait().unwrap();
+        assert_eq!(status.code(), Some(0), "{signal}");
+        assert_eq!(host.traces(), before, "{signal}");
+    }
+}
+
+#[test]
+fn run_that_is_killed_leaves_no_process_behind() {
+    let host = Host::new(true);
+    host.touch_run_dir();
+    let before = host.traces();
+    let file = host.guest("web1", SHELL, NIC);
+    let mut run = host.command(&["run", &file]).stdout(Stdio::null()).spawn().unwrap();
+    host.until("it runs", || host.traces().links.contains("vif"));
+    std::thread::sleep(Duration::from_millis(300));
+    run.kill().unwrap();
+    run.wait().unwrap();
+    host.until("nothing is left", || host.traces() == before);
+}
+
+#[test]
+fn domains_run_beside_each_other_and_at_once() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let files: Vec<String> = (0..6).map(|n| host.guest(&format!("many{n}"), SHELL, NIC)).collect();
+    let mut creating: Vec<_> =
+        files.iter().map(|file| host.command(&["create", file]).spawn().unwrap()).collect();
+    assert!(creating.iter_mut().all(|child| child.wait().unwrap().success()));
+    let mut ids: Vec<u64> = host.list().iter().map(|domain| domain["id"].as_u64().unwrap()).collect();
+    assert!(ids.is_sorted());
+    ids.dedup();
+    assert_eq!(ids.len(), 7);
+    let mut destroying: Vec<_> =
+        (0..6).map(|n| host.command(&["destroy", &format!("many{n}")]).spawn().unwrap()).collect();
+    assert!(destroying.iter_mut().all(|child| child.wait().unwrap().success()));
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn the_program_answers_to_the_name_xl() {
+    let host = Host::with_service(false);
+    let xl = host.path("xl");
+    std::os::unix::fs::symlink(common::programs().join("domus"), &xl).unwrap();
+    let out =
+        std::process::Command::new(&xl).arg("--run-dir").arg(host.run_dir()).arg("list").output().unwrap();
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("Domain-0"));
+    let out = std::process::Command::new(&xl).arg("frob").output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+}

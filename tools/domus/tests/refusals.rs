@@ -1,0 +1,282 @@
+//! What is wrong is said in one line, with the right exit status, and leaves nothing behind.
+
+#![allow(clippy::unwrap_used, reason = "only tests")]
+
+mod common;
+
+use std::io::{BufRead, Write};
+use std::os::unix::net::UnixStream;
+
+use common::Host;
+
+/// A config, and what the line must name.
+struct Bad {
+    what: &'static str,
+    text: String,
+    names: &'static [&'static str],
+    /// `check` cannot see it: only the runner looks into a kernel.
+    only_when_started: bool,
+}
+
+fn bad_configs() -> Vec<Bad> {
+    let case = |what, more: &str, names| Bad {
+        what,
+        text: format!(r#"{{ "name": "bad", "boot": {{ "kernel": "mini.elf" }}{more} }}"#),
+        names,
+        only_when_started: false,
+    };
+    let kernel = |what, file: &str, names, only_when_started| Bad {
+        what,
+        text: format!(r#"{{ "name": "bad", "boot": {{ "kernel": "{file}" }} }}"#),
+        names,
+        only_when_started,
+    };
+    vec![
+        case("an unknown key", r#", "vcpu": 1"#, &["vcpu", "vcpus"]),
+        case("a wrong type", r#", "vcpus": "two""#, &["vcpus", "\"two\"", "u64"]),
+        case("0 vCPUs", r#", "vcpus": 0"#, &["vcpus", "0", "1 to 32"]),
+        case("33 vCPUs", r#", "vcpus": 33"#, &["vcpus", "33", "1 to 32"]),
+        case(
+            "more memory than there is",
+            r#", "memory": "4000GiB""#,
+            &["memory", "4000GiB", "than this host has"],
+        ),
+        case(
+            "a missing image",
+            r#", "disks": [ { "id": "d", "path": "no.img" } ]"#,
+            &["disks[0].path", "no.img", "does not exist", "raw image"],
+        ),
+        case(
+            "a directory for a disk",
+            r#", "disks": [ { "id": "d", "path": "/tmp" } ]"#,
+            &["disks[0].path", "/tmp", "a directory", "raw image"],
+        ),
+        case(
+            "a missing backend",
+            r#", "disks": [ { "id": "d", "vhost_user_socket": "no.sock" } ]"#,
+            &["disks[0].vhost_user_socket", "no.sock", "start the vhost-user backend"],
+        ),
+        case(
+            "a bridge that does not exist",
+            r#", "nets": [ { "id": "n", "bridge": "nobr" } ]"#,
+            &["nets[0].bridge", "nobr", "does not exist", "ip link add nobr type bridge"],
+        ),
+        case(
+            "a bridge that is none",
+            r#", "nets": [ { "id": "n", "bridge": "lo" } ]"#,
+            &["nets[0].bridge", "\"lo\"", "is no bridge"],
+        ),
+        case(
+            "a busy tap",
+            r#", "nets": [ { "id": "n", "tap": "busy0" } ]"#,
+            &["nets[0].tap", "busy0", "in use by", "free tap"],
+        ),
+        case(
+            "a second NIC that cannot be, after a first that can",
+            r#", "nets": [ { "id": "a", "bridge": "br0" }, { "id": "b", "tap": "notap" } ]"#,
+            &["nets[1].tap", "notap", "ip tuntap add notap"],
+        ),
+        kernel("a missing kernel", "no-kernel", &["boot.kernel", "no-kernel", "does not exist"], false),
+        kernel("a directory for a kernel", "run", &["boot.kernel", "run", "a directory"], false),
+        kernel("a truncated kernel", "short.elf", &["boot.kernel", "short.elf"], true),
+        kernel("text for a kernel", "bad.json", &["boot.kernel", "bad.json"], true),
+    ]
+}
+
+/// Keeps the tap `busy0` busy in this test's network namespace.
+fn busy_tap(host: &Host) -> std::process::Child {
+    host.ip(&["tuntap", "add", "busy0", "mode", "tap", "vnet_hdr"]);
+    // Another process has it: the one that `run` starts for another domain.
+    let file = host.guest(
+        "holder",
+        "console=ttyS0 mini.test=shell",
+        r#", "nets": [ { "id": "n", "tap": "busy0" } ]"#,
+    );
+    let holder =
+        host.command(&["run", "--no-console", &file]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    host.until("the tap is busy", || {
+        host.processes().iter().filter(|line| line.contains("holder")).count() == 3
+    });
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    holder
+}
+
+#[test]
+fn a_bad_config_gets_one_line_and_leaves_nothing_behind() {
+    let host = Host::with_service(true);
+    let mut holder = busy_tap(&host);
+    std::fs::write(host.path("short.elf"), &mini_guest::IMAGE[..100]).unwrap();
+    let before = host.traces();
+    for bad in bad_configs() {
+        host.write("bad.json", &bad.text);
+        let commands = [&["check", "bad.json"][..], &["create", "bad.json"], &["run", "bad.json"]];
+        for command in commands {
+            if bad.only_when_started && command[0] == "check" {
+                host.ok(command);
+                continue;
+            }
+            let line = host.refused(command);
+            assert!(line.starts_with("bad.json: "), "{}: {line}", bad.what);
+            for name in bad.names {
+                assert!(line.contains(name), "{}: {command:?} said {line}\nwhich lacks {name}", bad.what);
+            }
+            assert_eq!(host.traces(), before, "{}: {command:?} left something", bad.what);
+        }
+    }
+    common::end(&mut holder);
+}
+
+#[test]
+fn a_name_twice_and_an_image_twice_are_refused_by_name() {
+    let host = Host::with_service(true);
+    let shell = "console=ttyS0 mini.test=shell";
+    std::fs::write(host.path("disk.img"), vec![0; 1 << 20]).unwrap();
+    let disk = r#", "disks": [ { "id": "root", "path": "disk.img" } ]"#;
+    let one = host.guest("one", shell, disk);
+    let two = host.guest("two", shell, disk);
+    host.ok(&["create", &one]);
+    let before = host.traces();
+    for command in ["check", "create"] {
+        let line = host.refused(&[command, &one]);
+        assert!(
+            line.starts_with("one.json: name: ") && line.contains("\"one\"") && line.contains("ID "),
+            "{line}"
+        );
+        let line = host.refused(&[command, &two]);
+        assert!(line.starts_with("two.json: disks[0].path: ") && line.contains("domain one"), "{line}");
+        assert_eq!(host.traces(), before);
+    }
+    let line = host.refused(&["run", &one]);
+    assert!(line.contains("name: ") && line.contains("\"one\""), "{line}");
+    host.ok(&["destroy", "one"]);
+    // The image is free again, at once.
+    host.ok(&["create", &two]);
+    host.ok(&["destroy", "two"]);
+}
+
+#[test]
+fn wrong_usage_has_status_2_and_a_missing_service_says_how_to_start_it() {
+    let host = Host::new(false);
+    for args in [
+        &[][..],
+        &["frobnicate"],
+        &["create"],
+        &["list", "--frob"],
+        &["console", "a", "--read-only", "--take"],
+    ] {
+        assert_eq!(host.domus(args).status.code(), Some(2), "{args:?}");
+    }
+    for args in [&["list"][..], &["destroy", "a"], &["console", "a"], &["shutdown", "--wait", "a"]] {
+        let line = host.refused(args);
+        assert!(
+            line.contains("dom0.sock") && line.contains("systemctl start dom0") && line.contains("domus run"),
+            "{line}"
+        );
+    }
+    let line = host.refused(&["create", "no.json"]);
+    assert!(line.starts_with("no.json: cannot be read"), "{line}");
+}
+
+#[test]
+fn a_domain_that_is_not_there_is_named() {
+    let host = Host::with_service(false);
+    for args in [
+        &["destroy", "web9"][..],
+        &["pause", "web9"],
+        &["console", "web9"],
+        &["list", "web9"],
+        &["shutdown", "-w", "web9"],
+    ] {
+        let line = host.refused(args);
+        assert!(line.contains("\"web9\"") && line.contains("domus list"), "{line}");
+    }
+    assert!(host.refused(&["destroy", "../../etc"]).contains("there is no domain"));
+}
+
+#[test]
+fn a_second_service_on_the_same_run_directory_is_refused_by_name() {
+    let mut host = Host::with_service(false);
+    let pid = host.service().id();
+    let second = std::process::Command::new(common::programs().join("dom0"))
+        .arg("--run-dir")
+        .arg(host.run_dir())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text.contains(&format!("pid {pid}")), "{text}");
+    // The first one still serves.
+    host.ok(&["list"]);
+    host.stop_service();
+    assert!(!host.run_dir().join("dom0.sock").exists());
+}
+
+/// One Varlink call, as any client would make it.
+fn call(host: &Host, text: &str) -> serde_json::Value {
+    let mut stream = UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    stream.write_all(&[0]).unwrap();
+    let mut answer = Vec::new();
+    std::io::BufReader::new(stream).read_until(0, &mut answer).unwrap();
+    assert_eq!(answer.pop(), Some(0));
+    serde_json::from_slice(&answer).unwrap()
+}
+
+#[test]
+fn the_api_describes_itself_and_its_errors_are_typed() {
+    let host = Host::with_service(false);
+    let info = call(&host, r#"{"method":"org.varlink.service.GetInfo"}"#);
+    let interfaces = info["parameters"]["interfaces"].to_string();
+    assert!(interfaces.contains("org.domus.Dom0") && interfaces.contains("org.varlink.service"), "{info}");
+    let description = call(
+        &host,
+        r#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.domus.Dom0"}}"#,
+    );
+    let idl = description["parameters"]["description"].as_str().unwrap();
+    for part in [
+        "interface org.domus.Dom0",
+        "method Create(",
+        "method List() -> (",
+        "domains: []DomainInfo",
+        "error NoSuchDomain",
+    ] {
+        assert!(idl.contains(part), "{part} is not in\n{idl}");
+    }
+    let error = call(&host, r#"{"method":"org.domus.Dom0.Pause","parameters":{"name":"web9"}}"#);
+    assert_eq!(error["error"], "org.domus.Dom0.NoSuchDomain");
+    let error = call(&host, r#"{"method":"org.domus.Dom0.Frob"}"#);
+    assert_eq!(error["error"], "org.varlink.service.MethodNotFound");
+}
+
+#[test]
+fn nonsense_and_hang_ups_do_not_hurt_the_service() {
+    let mut host = Host::with_service(false);
+    for bytes in [
+        &b"\0"[..],
+        b"{}\0",
+        b"nonsense\0",
+        b"{\"method\":",
+        &[0xff; 4096],
+        b"{\"method\":\"org.domus.Dom0.Create\",\"parameters\":{\"config\":1}}\0",
+    ] {
+        let mut stream = UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap();
+        stream.write_all(bytes).unwrap();
+    }
+    let waiting: Vec<UnixStream> =
+        (0..50).map(|_| UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap()).collect();
+    host.ok(&["list"]);
+    drop(waiting);
+    host.ok(&["list"]);
+    assert!(host.service().try_wait().unwrap().is_none());
+}
+
+#[test]
+fn only_root_and_the_group_reach_the_socket() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::with_service(false);
+    let mode = std::fs::metadata(host.run_dir().join("dom0.sock")).unwrap().permissions().mode() & 0o777;
+    let group = nix::unistd::Group::from_name("domus").unwrap().is_some();
+    assert_eq!(mode, if group { 0o660 } else { 0o600 });
+    let domains = std::fs::metadata(host.run_dir().join("domains")).unwrap().permissions().mode() & 0o777;
+    assert_eq!(domains, 0o700);
+}
