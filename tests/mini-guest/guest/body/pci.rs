@@ -114,7 +114,10 @@ impl Device {
     /// Memory and bus mastering on, or off.
     pub fn enable(self, on: bool) {
         let command = self.read16(COMMAND);
-        self.write16(COMMAND, if on { command | 0x406 } else { command & !0x6 });
+        let wanted = if on { command | 0x406 } else { command & !0x6 };
+        if wanted != command {
+            self.write16(COMMAND, wanted);
+        }
     }
 
     /// A memory BAR, sized with decoding off as PCI 3.0 §6.2.5.1 asks.
@@ -169,14 +172,27 @@ impl Device {
         })
     }
 
-    /// Gives an address below 4 GiB to every memory BAR that has none there, and turns decoding on.
-    pub fn place(self) {
-        for bar in self.bars() {
-            if bar.at == 0 || bar.at + bar.len > 0xfec0_0000 {
-                self.set_bar(bar, take(bar.len));
-            }
+    /// Where a memory BAR is, read without sizing it: a machine has to tear down and build up much for that.
+    pub fn bar_base(self, index: u8) -> u64 {
+        let low = if index < 6 { self.read32(0x10 + index * 4) } else { 1 };
+        if low & 1 != 0 {
+            return 0;
         }
-        self.enable(true);
+        let high = if low & 6 == 4 && index < 5 { self.read32(0x14 + index * 4) } else { 0 };
+        u64::from(low & !0xf) | u64::from(high) << 32
+    }
+
+    /// Gives an address below 4 GiB to memory BAR `index` if it has none there; returns where it is.
+    pub fn place(self, index: u8) -> u64 {
+        let base = self.bar_base(index);
+        if base != 0 && base < 0xfec0_0000 {
+            return base;
+        }
+        self.bar(index).map_or(0, |bar| {
+            let at = take(bar.len);
+            self.set_bar(bar, at);
+            at
+        })
     }
 
     /// The capability list; ends after 48 entries even if the list does not.

@@ -99,7 +99,6 @@ impl Virtio {
 
     /// Finds the structures of a virtio function.
     pub fn from_pci(pci: Device) -> Result<Self, Failed> {
-        pci.place();
         let mut found = [Window::default(); 5];
         let (mut step, mut msix) = (0, None);
         for (cap, id) in pci.capabilities() {
@@ -107,7 +106,7 @@ impl Virtio {
                 0x09 => {
                     let (kind, bar) = (usize::from(pci.read8(cap + 3)), pci.read8(cap + 4));
                     if (1..=4).contains(&kind) && found[kind].len == 0 {
-                        let base = bar_base(pci, bar);
+                        let base = pci.place(bar);
                         ensure!(
                             base != 0,
                             "a virtio capability of type {kind} is in BAR {bar}, which is nowhere"
@@ -122,7 +121,7 @@ impl Virtio {
                 0x11 => {
                     let place = |at: u8| {
                         let value = pci.read32(at);
-                        bar_base(pci, (value & 7) as u8) + u64::from(value & !7)
+                        pci.place((value & 7) as u8) + u64::from(value & !7)
                     };
                     let count = (pci.read16(cap + 2) & 0x7ff) + 1;
                     msix = Some(Msix { cap, table: place(cap + 4), count, pba: place(cap + 8) });
@@ -134,6 +133,7 @@ impl Virtio {
         ensure!(common.len >= 0x38 && notify.len >= 2 && isr.len >= 1, "a virtio structure is missing");
         ensure!(msix.is_some(), "there is no MSI-X capability");
         let msix = msix.ok_or(Failed)?;
+        pci.enable(true);
         Ok(Self { pci, common, notify, notify_step: step, isr, config, msix })
     }
 
@@ -274,8 +274,4 @@ impl Virtio {
 /// The interrupt vector that goes with an MSI-X entry.
 pub fn vector(entry: u16) -> u8 {
     irq::DEVICES + (entry as u8).min(0x3f)
-}
-
-fn bar_base(pci: Device, index: u8) -> u64 {
-    if index > 5 { 0 } else { pci.bar(index).map_or(0, |bar| bar.at) }
 }

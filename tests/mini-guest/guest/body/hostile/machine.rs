@@ -19,9 +19,10 @@ pub fn ports(machine: &Machine, rng: &mut Rng, rounds: u64) -> Outcome {
         let port = match rng.below(4) {
             0 => print::COM1 + 1 + rng.below(7) as u16,
             1 => rng.pick(&[
-                0x20, 0x21, 0xa0, 0xa1, 0x40, 0x43, 0x60, 0x61, 0x70, 0x71, 0x80, 0x402, 0x510, 0xffff,
+                0x20, 0x21, 0xa0, 0xa1, 0x40, 0x43, 0x60, 0x61, 0x70, 0x71, 0x80, 0x402, 0x510, 0xfffc,
             ]),
-            _ => rng.next() as u16,
+            // Port 0xffff and the one after it would be a fault, and no access.
+            _ => (rng.next() as u16).min(0xfffc),
         };
         match rng.below(3) {
             0 => drop(sys::inb(port)),
