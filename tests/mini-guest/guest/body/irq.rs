@@ -59,6 +59,15 @@ pub fn route(pin: u8, to: Option<(u8, u8)>) {
     }
 }
 
+/// Sleeps until an interrupt, unless one of two vectors has been delivered since their counts were `seen`.
+pub fn wait_either(one: u8, other: u8, seen: [u32; 2]) {
+    // Ring 0 compares one counter. The other may come between: then the next interrupt wakes, at the latest its own
+    // next one, so only a vector that ticks may be the other.
+    if count(other) == seen[1] {
+        sys::sleep_unless_moved(&COUNTS[usize::from(one)], seen[0]);
+    }
+}
+
 /// Sleeps until `vector` has been delivered more than `seen` times or `deadline` (TSC) has passed.
 ///
 /// The timer must tick, or a deadline is noticed only at the next interrupt.

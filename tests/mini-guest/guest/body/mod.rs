@@ -1,7 +1,7 @@
 //! The guest proper, in ring 3: reads its command line, runs the checks it names, reports on COM1, ends as told.
 //!
 //! Command line: `mini.test=NAME[,NAME…]` (or `mini.test=shell`: one such list per line from COM1), `mini.end=HOW`
-//! (see [`end`]), `mini.seed=N`, `mini.rounds=N`, and what single checks read.
+//! (see [`end`]), `mini.buttons=PORT` (see `shell`), `mini.seed=N`, `mini.rounds=N`, and what single checks read.
 //!
 //! Report, one line each, all beginning with `mini: `: `hello …`, then for each check `begin NAME`, any number of
 //! `value NAME key=value…`, `reason …`, and `ok NAME` or `fail NAME`; at last `done passed=N failed=N` and `end HOW`.
@@ -96,14 +96,22 @@ pub fn run(start_info: u64, trampoline: &'static [u8]) -> ! {
 }
 
 /// Runs the list of checks on each line that arrives on COM1, until `quit`, or ends at once with `end HOW`.
+///
+/// It sleeps meanwhile. With `mini.buttons=PORT` it looks at that register ten times a second: bit 0, the power
+/// button, is as good as `quit`.
 fn shell(machine: &Machine, score: &mut Score) {
+    let buttons = machine.start.line.number("mini.buttons").and_then(|port| u16::try_from(port).ok());
     let mut line = [0u8; 256];
     loop {
+        print::interrupts(true);
+        irq::tick(if buttons.is_some() { 100_000_000 } else { 0 });
         say!("ready");
         let mut len = 0;
         loop {
+            let seen = [irq::count(irq::UART), irq::count(irq::TIMER)];
             match print::receive() {
-                None => core::hint::spin_loop(),
+                None if buttons.is_some_and(|port| sys::inb(port) & 1 != 0) => return,
+                None => irq::wait_either(irq::UART, irq::TIMER, seen),
                 Some(b'\n' | b'\r') => break,
                 Some(byte) if len < line.len() => {
                     line[len] = byte;
@@ -112,6 +120,8 @@ fn shell(machine: &Machine, score: &mut Score) {
                 Some(_) => {}
             }
         }
+        irq::tick(0);
+        print::interrupts(false);
         match core::str::from_utf8(&line[..len]).unwrap_or("").trim() {
             "" => {}
             "quit" => return,

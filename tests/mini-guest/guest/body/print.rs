@@ -1,6 +1,6 @@
 //! The report: lines on COM1 that begin with `mini: `, which the host side parses. Polled, no interrupts.
 
-use super::sys;
+use super::{irq, sys};
 use core::fmt;
 
 /// COM1.
@@ -25,6 +25,14 @@ impl fmt::Write for Uart {
 /// The next byte that has arrived, if one has.
 pub fn receive() -> Option<u8> {
     (sys::inb(COM1 + 5) & 1 != 0).then(|| sys::inb(COM1))
+}
+
+/// Lets COM1 interrupt ([`irq::UART`]) when a byte arrives, or not.
+pub fn interrupts(on: bool) {
+    irq::route(4, on.then(|| (irq::UART, irq::apic_id())));
+    // OUT2 gates the interrupt of a PC's UART.
+    sys::outb(COM1 + 4, 0x0b);
+    sys::outb(COM1 + 1, u8::from(on));
 }
 
 /// Prints one line of the report.
