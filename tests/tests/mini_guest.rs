@@ -153,3 +153,15 @@ fn a_paused_guest_stands_still_and_goes_on_where_it_was() -> Result<()> {
     assert_eq!(machine.stopped(MINUTE)?, StopReason::PowerOff);
     Ok(())
 }
+
+#[test]
+fn rates_and_latencies_are_measured_in_the_guest() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = image(folder.path(), "disk.img", 64)?;
+    let plan =
+        Plan::new("mini.ms=300 mini.rounds=300 mini.test=blk-bringup,blk-latency,blk-iops").disk(&path, 1);
+    let machine = all_hold(plan)?;
+    let rate = machine.values().find_map(|value| number::<u64>(value, "iops"));
+    ensure!(rate.is_some_and(|rate| rate > 0), "no rate was measured");
+    Ok(())
+}

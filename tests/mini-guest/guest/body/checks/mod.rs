@@ -28,6 +28,7 @@ pub fn run(machine: &Machine, name: &str) -> Outcome {
         "blk-mask" => blk::masked(),
         "blk-iops" => rate::iops(machine),
         "blk-latency" => rate::latency(machine),
+        "blk-bringup" => rate::bring_up(machine),
         "net-ping" => net::ping(machine),
         _ => match name.strip_prefix("hostile-") {
             Some(kind) => hostile::run(machine, kind),

@@ -88,6 +88,27 @@ pub fn latency(machine: &Machine) -> Outcome {
     blk.close()
 }
 
+/// Brings a device with all its queues up and resets it, again and again: quantiles of both in nanoseconds.
+pub fn bring_up(machine: &Machine) -> Outcome {
+    let rounds = machine.rounds(50).clamp(10, 1000);
+    let (ups, downs) = (arena::alloc(rounds * 8, 8), arena::alloc(rounds * 8, 8));
+    for round in 0..rounds {
+        let mark = arena::mark();
+        let begin = sys::tsc();
+        let blk = Blk::open(0, INDIRECT | EVENT_IDX | RO | MQ, 8, 64)?;
+        let between = sys::tsc();
+        blk.close()?;
+        sys::write64(ups + round * 8, between - begin);
+        sys::write64(downs + round * 8, sys::tsc() - between);
+        arena::rewind(mark);
+    }
+    for (what, times) in [("up", ups), ("down", downs)] {
+        let [best, p50, p99, worst] = quantiles(times, rounds);
+        say!("value blk-bringup what={what} best_ns={best} p50_ns={p50} p99_ns={p99} worst_ns={worst}");
+    }
+    Ok(())
+}
+
 /// Minimum, median, 99th percentile and maximum of `count` tick counts at `at`, in nanoseconds; sorts them (Shell).
 fn quantiles(at: u64, count: u64) -> [u64; 4] {
     for gap in [701, 301, 132, 57, 23, 10, 4, 1] {
