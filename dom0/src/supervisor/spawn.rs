@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 pub struct Surroundings<'a> {
     /// The cgroup (v2) the process is born in.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// The process gets SIGKILL when the thread that started it ends, until it changes its user id.
+    /// The process gets SIGKILL when the thread that started it ends; its sandbox keeps that.
     pub dies_with_parent: bool,
 }
 

@@ -33,7 +33,9 @@ fn inside() {
                 nix::unistd::geteuid().as_raw()
             };
             let status = std::fs::File::open("/proc/self/status").unwrap();
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
             enter(uid).unwrap();
+            assert_eq!(nix::sys::prctl::get_pdeathsig(), Ok(Some(nix::sys::signal::Signal::SIGKILL)));
             seal(&[COMMON, &[Allow::Call(libc::SYS_lseek), Allow::Call(libc::SYS_statx)]].concat()).unwrap();
             match act.as_str() {
                 "status" => print!("{}", std::io::read_to_string(status).unwrap()),

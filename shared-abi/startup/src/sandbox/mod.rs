@@ -23,7 +23,7 @@ use std::io;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::{set_dumpable, set_no_new_privs};
+use nix::sys::prctl::{get_pdeathsig, set_dumpable, set_no_new_privs, set_pdeathsig};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, chdir, getegid, geteuid, pivot_root, setgroups, setresgid, setresuid};
 
@@ -71,6 +71,7 @@ fn step<T>(act: &'static str, result: nix::Result<T>) -> Result<T, SandboxError>
 /// [`SandboxError`]; the process is then half-way and must exit.
 pub fn enter(uid: u32) -> Result<(), SandboxError> {
     let own = geteuid();
+    let dies_with = step("ask for the parent-death signal", get_pdeathsig())?;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
@@ -99,7 +100,9 @@ pub fn enter(uid: u32) -> Result<(), SandboxError> {
     }
     step("drop all capabilities", caps::drop_all())?;
     step("set no_new_privs", set_no_new_privs())?;
-    step("forbid tracing and core dumps", set_dumpable(false))
+    step("forbid tracing and core dumps", set_dumpable(false))?;
+    // The kernel forgets it when the ids change: who is to die with its starter still is.
+    step("keep dying with the parent", set_pdeathsig(dies_with))
 }
 
 /// Writes the one-line id maps of a new user namespace.
