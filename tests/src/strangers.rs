@@ -42,7 +42,12 @@ fn qemu_boots(bin: &Path, images: &Images, kernel: KernelId, folder: &Path) -> R
     let disk = folder.join("disk.ext4");
     fs::copy(&images.guest, &disk).context("cannot copy the guest's disk")?;
 
-    let block = Backend::start(bin, "domus-block", folder, &["--path", &disk.display().to_string()])?;
+    let block = Backend::start(
+        bin,
+        "domus-block",
+        folder,
+        &["--blk-file", &disk.display().to_string(), "--queues", "2"],
+    )?;
     let net = Backend::start(bin, "domus-net", folder, &["--tap", tap.name()])?;
     let stranger = Stranger { images, kernel, block: &block.socket, net: &net.socket, folder };
     {
@@ -116,7 +121,8 @@ impl Stranger<'_> {
         qemu.args(["-device", "vhost-user-blk-pci,chardev=block,num-queues=2"]);
         qemu.args(["-chardev", &format!("socket,id=net,path={}", self.net.display())]);
         qemu.args(["-netdev", "vhost-user,id=net,chardev=net,queues=1"]);
-        qemu.args(["-device", "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56"]);
+        // vectors=0: without KVM, QEMU 7.2 dereferences a null pointer when vhost-user-net's MSI-X vectors are unmasked.
+        qemu.args(["-device", "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,vectors=0"]);
         qemu.args(["-chardev", &format!("socket,id=console,path={},server=on,wait=on", console.display())]);
         qemu.args(["-serial", "chardev:console"]);
         qemu.arg("-kernel").arg(&kernel.vmlinuz).arg("-initrd").arg(&kernel.initrd);
