@@ -168,7 +168,7 @@ fn com1(aml: &mut dyn AmlSink) {
 /// The buttons, and the generic event device that tells of them (ACPI 6.5 §5.6.9).
 fn buttons(aml: &mut dyn AmlSink) {
     const PORT: u16 = (ACPI_PORT + power::BUTTONS) as u16;
-    let (power_button, sleep_button) = (Path::new("_SB_.PWRB"), Path::new("_SB_.SLPB"));
+    let (power_button, sleep_button) = (Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.SLPB"));
     for (path, hid) in [("_SB_.PWRB", "PNP0C0C"), ("_SB_.SLPB", "PNP0C0E")] {
         let (id, uid) = (EISAName::new(hid), 0u8);
         Device::new(path.into(), vec![&Name::new("_HID".into(), &id), &Name::new("_UID".into(), &uid)])

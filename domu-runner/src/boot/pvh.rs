@@ -6,13 +6,15 @@
 //! 0x7000  memory map
 //! 0x8000  command line
 //! 0xe0000 ACPI tables
+//! 0xffff0 reset vector
 //! ```
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
 use super::{BootError, Entry, write};
-use crate::layout::{ECAM, ECAM_SIZE, HOLE_END};
+use crate::layout::{ACPI_PORT, ECAM, ECAM_SIZE, HOLE_END};
 use crate::memory::GuestRam;
+use crate::power;
 
 /// Address of `hvm_start_info`.
 pub const START_INFO: u64 = 0x6000;
@@ -21,6 +23,16 @@ const MEMORY_MAP: u64 = 0x7000;
 const CMDLINE: u64 = 0x8000;
 /// Address of the ACPI tables.
 pub const ACPI_TABLES: u32 = 0xe_0000;
+
+/// Where a real-mode CPU begins. Linux with EFI support that has hardware-reduced ACPI and no EFI takes neither the
+/// FADT's register nor port 0x64 for a reboot, but jumps here.
+const RESET_VECTOR: u64 = 0xf_fff0;
+
+/// `mov $port, %dx; mov $value, %al; out %al, (%dx); 1: hlt; jmp 1b`: writes the reset register.
+const RESET_CODE: [u8; 9] = {
+    let [low, high] = ((ACPI_PORT + power::RESET) as u16).to_le_bytes();
+    [0xba, low, high, 0xb0, power::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
+};
 
 /// Where low memory ends on a PC: above it are the adapters' and the firmware's areas.
 const LOW_END: u64 = 0x9_fc00;
@@ -50,6 +62,7 @@ pub fn write_start_info(
         })
         .collect();
     write(memory, MEMORY_MAP, &map_bytes)?;
+    write(memory, RESET_VECTOR, &RESET_CODE)?;
     write(memory, CMDLINE, &[cmdline.as_bytes(), b"\0"].concat())?;
     if let Some((address, size)) = module {
         write(memory, MODULES, &[address, size, 0, 0].map(u64::to_le_bytes).concat())?;
