@@ -211,10 +211,17 @@ impl Device {
     }
 }
 
-/// All functions of bus 0.
+/// All functions of bus 0. A slot without function 0 has no others (PCI 3.0 §3.2.2.3.4).
 pub fn devices() -> impl Iterator<Item = Device> {
-    (0..=255u8).map(|devfn| Device { devfn }).filter(|device| {
-        let first = Device { devfn: device.devfn & !7 };
-        (*device == first || first.read8(0x0e) & 0x80 != 0) && device.vendor() != 0xffff
+    (0..32u8).flat_map(|slot| {
+        let first = Device { devfn: slot << 3 };
+        let functions = match first.vendor() {
+            0xffff => 0,
+            _ if first.read8(0x0e) & 0x80 != 0 => 8,
+            _ => 1,
+        };
+        (0..functions)
+            .map(move |function| Device { devfn: slot << 3 | function })
+            .filter(move |device| *device == first || device.vendor() != 0xffff)
     })
 }
