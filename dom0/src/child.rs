@@ -20,8 +20,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::resources::watch;
 use crate::supervisor::Process;
 
-/// Within this time a started process listens, and answers a request. Far above what any needs on a busy host.
+/// Within this time a started process listens and is ready. Far above what any needs on a busy host.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Within this time a process that serves answers a request. An operator who wants to destroy the domain of one that
+/// does not has to wait as long.
+pub const ANSWER: Duration = Duration::from_secs(10);
 
 /// Why a child does not do what it should. The text follows the child's name: "runner exited …".
 #[derive(Debug, thiserror::Error)]
@@ -45,10 +49,12 @@ pub enum ChildError {
         before: &'static str,
     },
     /// It does not answer.
-    #[error("{} has not {done} within {} s", role.program(), PATIENCE.as_secs())]
+    #[error("{} has not {done} within {seconds} s", role.program())]
     Silent {
         /// Which child.
         role: Role,
+        /// How long it was waited for.
+        seconds: u64,
         /// What it had to do.
         done: &'static str,
     },
@@ -69,6 +75,8 @@ pub struct ChildLink<A, E> {
     link: AsyncFd<Link>,
     /// Events that came while an answer was awaited.
     early: VecDeque<E>,
+    /// Answers that were given up and may still come.
+    late: u32,
     answers: PhantomData<A>,
 }
 
@@ -95,7 +103,11 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 Err(errno) => return Err(fail(LinkError::Io(errno.into()))),
             }
             if Instant::now() >= deadline {
-                return Err(ChildError::Silent { role, done: "made its control socket" });
+                return Err(ChildError::Silent {
+                    role,
+                    seconds: PATIENCE.as_secs(),
+                    done: "made its control socket",
+                });
             }
             tokio::select! {
                 () = sleep(Duration::from_micros(500)) => {}
@@ -103,7 +115,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             }
         };
         let link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
-        Ok(Self { role, link, early: VecDeque::new(), answers: PhantomData })
+        Ok(Self { role, link, early: VecDeque::new(), late: 0, answers: PhantomData })
     }
 
     /// Sends a request with its descriptors.
@@ -148,7 +160,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             match self.receive().await {
                 Ok(FromChild::Event(event)) => return Ok(event),
                 // An answer that comes after its deadline is nobody's any more.
-                Ok(FromChild::Reply(_) | FromChild::Failed(_)) => {}
+                Ok(FromChild::Reply(_) | FromChild::Failed(_)) => self.late = self.late.saturating_sub(1),
                 Err(error) => return Err(self.broken(error)),
             }
         }
@@ -157,17 +169,26 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
     /// Waits for the answer to the request sent last. Events are kept for [`Self::event`].
     ///
     /// # Errors
-    /// What the child said, that it ended, or that it takes longer than [`PATIENCE`].
-    pub async fn answer(&mut self, process: &Process, done: &'static str) -> Result<A, ChildError> {
+    /// What the child said, that it ended, or that it takes longer than `patience`.
+    pub async fn answer(
+        &mut self,
+        process: &Process,
+        patience: Duration,
+        done: &'static str,
+    ) -> Result<A, ChildError> {
         let role = self.role;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
+        let silent = || ChildError::Silent { role, seconds: patience.as_secs(), done };
         let mut ended = None;
         loop {
             let received = tokio::select! {
                 // What a dying child has said comes before the fact that it is dead.
                 biased;
                 received = timeout_at(deadline, self.receive()) => {
-                    received.map_err(|_| ChildError::Silent { role, done })?
+                    received.map_err(|_| {
+                        self.late += 1;
+                        silent()
+                    })?
                 }
                 how = process.ended(), if ended.is_none() => {
                     ended = Some(how);
@@ -175,6 +196,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 }
             };
             match received {
+                Ok(FromChild::Reply(_) | FromChild::Failed(_)) if self.late > 0 => self.late -= 1,
                 Ok(FromChild::Reply(answer)) => return Ok(answer),
                 Ok(FromChild::Failed(why)) => return Err(ChildError::Failed { role, why: one_line(&why) }),
                 // A child has no reason to send more than a few; one that floods is not listened to.
@@ -183,9 +205,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 Err(LinkError::Closed) => {
                     let how = match ended {
                         Some(how) => how,
-                        None => timeout_at(deadline, process.ended())
-                            .await
-                            .map_err(|_| ChildError::Silent { role, done })?,
+                        None => timeout_at(deadline, process.ended()).await.map_err(|_| silent())?,
                     };
                     return Err(ChildError::Ended { role, how, before: done });
                 }

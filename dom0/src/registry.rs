@@ -135,7 +135,7 @@ impl Dom0 {
         let destroy = event == Event::Destroy;
         let gone = || AskError::NoSuchDomain(handle.name.to_string());
         let (answer, answered) = oneshot::channel();
-        if handle.commands.send(Command { event, answer }).is_err() {
+        if handle.commands.send(Command::Ask { event, answer }).is_err() {
             return if destroy { Ok(()) } else { Err(gone()) };
         }
         match answered.await {

@@ -3,6 +3,7 @@
 //! The service describes itself (`varlinkctl introspect`). Whoever may connect may ask; only root, or the user that
 //! dom0 runs as, may change anything or have dom0 look at files.
 
+mod bounded;
 mod server;
 mod service;
 
@@ -47,6 +48,8 @@ pub struct Domains {
 pub struct OneDomain {
     /// The domain.
     pub domain: DomainInfo,
+    /// When its first vCPU first ran: `CLOCK_MONOTONIC` in nanoseconds.
+    pub first_run_ns: Option<u64>,
 }
 
 /// The answer to `Create`.

@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use zlink::ReadyListener;
 use zlink::tokio::unix::Stream;
 
+use super::bounded::Bounded;
 use super::service::{Rights, Session};
 use crate::registry::Dom0;
 
@@ -88,7 +89,7 @@ impl Server {
             counted.set(counted.get() + 1);
             tokio::task::spawn_local(async move {
                 // Ends when the client hangs up, or sends what is no Varlink.
-                let _ = zlink::Server::new(ReadyListener::new(stream), session).run().await;
+                let _ = zlink::Server::new(ReadyListener::new(Bounded(stream)), session).run().await;
                 counted.set(counted.get() - 1);
             });
         }

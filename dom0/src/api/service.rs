@@ -220,11 +220,13 @@ impl Session {
 
     async fn get(&self, name: String) -> Result<OneDomain, ApiError> {
         if name == "0" || name == "Domain-0" {
-            return Ok(OneDomain { domain: domain_0() });
+            return Ok(OneDomain { domain: domain_0(), first_run_ns: None });
         }
         let handle = self.dom0.find(&name)?;
         let view = handle.view.borrow().clone();
-        Ok(OneDomain { domain: describe(&handle.name, &view) })
+        let status = handle.status().await;
+        let first_run_ns = status.and_then(|status| status.first_run_ns);
+        Ok(OneDomain { domain: describe(&handle.name, &view), first_run_ns })
     }
 
     async fn pause(&self, name: String) -> Result<(), ApiError> {

@@ -18,7 +18,7 @@ use shared_abi::control::{
 };
 use shared_abi::{DomId, Role};
 
-use crate::child::{ChildError, ChildLink};
+use crate::child::{ChildError, ChildLink, PATIENCE};
 use crate::config::{ConfigError, DiskSource, DomainConfig};
 use crate::resources::files::{self, For};
 use crate::resources::links::Links;
@@ -334,7 +334,7 @@ async fn hand_out(starts: Starts, dir: &DomainDir, made: &mut Incarnation) -> Re
             } else if let Some((request, fds)) = console {
                 link.send(&request, &fds.into_vec()).await?;
             }
-            let BackendReply::Ready = link.answer(&backend.process, "was ready").await?;
+            let BackendReply::Ready = link.answer(&backend.process, PATIENCE, "was ready").await?;
             Ok::<(), StartError>(())
         }
     });
@@ -344,7 +344,7 @@ async fn hand_out(starts: Starts, dir: &DomainDir, made: &mut Incarnation) -> Re
         let connected = ChildLink::connect(Role::Runner, &dir.control(Role::Runner), process).await?;
         let link = link.insert(connected);
         link.send(&runner_start, &runner_fds.into_vec()).await?;
-        match link.answer(process, "was ready").await? {
+        match link.answer(process, PATIENCE, "was ready").await? {
             RunnerReply::Ready => Ok(()),
             other => {
                 Err(ChildError::Failed { role: Role::Runner, why: format!("answered start with {other:?}") }

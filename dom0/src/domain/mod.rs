@@ -12,12 +12,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{OptionFuture, select_all};
-use shared_abi::control::{BackendEvent, RunnerEvent, RunnerReply, RunnerRequest, StopReason};
+use shared_abi::control::{BackendEvent, RunnerEvent, RunnerReply, RunnerRequest, RunnerStatus, StopReason};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::child::{ChildError, one_line};
+use crate::child::{ANSWER, ChildError, one_line};
 use crate::config::DomainConfig;
 use crate::resources::run_dir::{DomainDir, RunDir};
 use crate::supervisor::Supervisor;
@@ -46,13 +46,18 @@ pub struct View {
     pub crashed: bool,
 }
 
-/// A wish of an operator, and where the answer goes.
+/// What a domain's task is asked.
 #[derive(Debug)]
-pub struct Command {
-    /// One of the operator's events.
-    pub event: Event,
-    /// Answered when it is done or refused; for `Destroy`, when nothing of the domain is left.
-    pub answer: oneshot::Sender<Result<(), String>>,
+pub enum Command {
+    /// A wish of an operator.
+    Ask {
+        /// One of the operator's events.
+        event: Event,
+        /// Answered when it is done or refused; for `Destroy`, when nothing of the domain is left.
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    /// What the runner says of itself; not answered if there is none.
+    Status(oneshot::Sender<RunnerStatus>),
 }
 
 /// How to reach a domain's task.
@@ -66,6 +71,15 @@ pub struct Handle {
     pub commands: mpsc::UnboundedSender<Command>,
     /// Closed when the domain is gone.
     pub view: watch::Receiver<View>,
+}
+
+impl Handle {
+    /// What the runner says of itself, if there is one.
+    pub async fn status(&self) -> Option<RunnerStatus> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(Command::Status(answer)).ok()?;
+        answered.await.ok()
+    }
 }
 
 /// What a domain's task is made of.
@@ -220,7 +234,18 @@ impl Domain {
         });
     }
 
-    async fn command(&mut self, Command { event, answer }: Command) {
+    async fn command(&mut self, command: Command) {
+        let (event, answer) = match command {
+            Command::Ask { event, answer } => (event, answer),
+            Command::Status(answer) => {
+                if let Ok(Some(RunnerReply::Status(status))) =
+                    self.talk(&RunnerRequest::Status, "said how it is").await
+                {
+                    let _ = answer.send(status);
+                }
+                return;
+            }
+        };
         let before = self.state;
         match step(self.state, &event, self.config.policy) {
             Err(refused) => {
@@ -280,12 +305,23 @@ impl Domain {
         }
     }
 
-    async fn request(&mut self, request: &RunnerRequest, done: &'static str) -> Result<(), ChildError> {
-        let Some(Runner { process, link: Some(link) }) = &mut self.incarnation.runner else { return Ok(()) };
+    /// The runner's answer; none if there is no runner.
+    async fn talk(
+        &mut self,
+        request: &RunnerRequest,
+        done: &'static str,
+    ) -> Result<Option<RunnerReply>, ChildError> {
+        let Some(Runner { process, link: Some(link) }) = &mut self.incarnation.runner else {
+            return Ok(None);
+        };
         link.send(request, &[]).await?;
-        match link.answer(process, done).await? {
-            RunnerReply::Done | RunnerReply::Ready => Ok(()),
-            RunnerReply::Status(_) => {
+        link.answer(process, ANSWER, done).await.map(Some)
+    }
+
+    async fn request(&mut self, request: &RunnerRequest, done: &'static str) -> Result<(), ChildError> {
+        match self.talk(request, done).await? {
+            None | Some(RunnerReply::Done | RunnerReply::Ready) => Ok(()),
+            Some(RunnerReply::Status(_)) => {
                 Err(ChildError::Failed { role: Role::Runner, why: "answered with a status".into() })
             }
         }
@@ -318,9 +354,11 @@ impl Domain {
                     result = &mut building => break Ok(result),
                     Some(command) = self.commands.recv() => command,
                 };
-                match step(self.state, &command.event, self.config.policy) {
-                    Err(refused) => drop(command.answer.send(Err(refused.to_string()))),
-                    Ok(next) => break Err((command, next)),
+                // There is no runner to ask for its status yet.
+                let Command::Ask { event, answer } = command else { continue };
+                match step(self.state, &event, self.config.policy) {
+                    Err(refused) => drop(answer.send(Err(refused.to_string()))),
+                    Ok(next) => break Err((answer, next)),
                 }
             }
         };
@@ -330,8 +368,8 @@ impl Domain {
                 self.failure = Some(error);
                 Some(Event::BuildFailed)
             }
-            Err((command, (state, actions))) => {
-                self.at_end.push(command.answer);
+            Err((answer, (state, actions))) => {
+                self.at_end.push(answer);
                 self.enter(state, actions);
                 None
             }
