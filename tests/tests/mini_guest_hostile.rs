@@ -3,29 +3,36 @@
 //! Each attack has a neighbour, another domain that works all the while. Afterwards the attacker's own devices still
 //! work (the guest checks that itself), every process of both domains is alive, and the neighbour has lost nothing.
 
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use domus_tests::ground::Ground;
 use domus_tests::mini::machine::{Machine, Plan};
-use domus_tests::mini::programs;
 use domus_tests::mini::report::Line;
+use domus_tests::mini::{programs, tap};
 use shared_abi::control::StopReason;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn attack(name: &str) -> Result<()> {
-    attack_with(name, 1)
+/// Seeds of an attack: `DOMUS_SEEDS` many, two by default.
+fn seeds() -> impl Iterator<Item = u64> {
+    1..=std::env::var("DOMUS_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(2)
 }
 
-fn attack_with(name: &str, vcpus: u8) -> Result<()> {
+fn attack(name: &str) -> Result<()> {
+    attack_with(name, 1, || Ok(None))
+}
+
+fn attack_with(name: &str, vcpus: u8, tap: impl Fn() -> Result<Option<OwnedFd>>) -> Result<()> {
     let ground = Ground::detect();
     println!("ground: {ground}");
     ensure!(ground != Ground::None, "not run: the mini guest needs a /dev/kvm");
     let folder = tempfile::tempdir()?;
-    let image = |name: &str| -> Result<std::path::PathBuf> {
-        let path = Path::join(folder.path(), name);
+    let image = |name: &str| -> Result<PathBuf> {
+        let path = folder.path().join(name);
         std::fs::File::create(&path)?.set_len(16 << 20)?;
         Ok(path)
     };
@@ -36,12 +43,11 @@ fn attack_with(name: &str, vcpus: u8) -> Result<()> {
     neighbour.type_line("blk-pattern")?;
     neighbour.until(MINUTE, |line| *line == Line::Ok("blk-pattern".into()))?;
 
-    for seed in [1, 2] {
-        let mut plan =
-            Plan::new(format!("mini.seed={seed} mini.test=hostile-{name},blk-pattern mini.end=halt"))
-                .disk(&image("first.img")?, 2)
-                .disk(&image("second.img")?, 1);
+    for seed in seeds() {
+        let line = format!("mini.seed={seed} mini.test=hostile-{name},blk-pattern mini.end=halt");
+        let mut plan = Plan::new(line).disk(&image("first.img")?, 2).disk(&image("second.img")?, 1);
         plan.vcpus = vcpus;
+        plan.tap = tap()?;
         let mut machine = Machine::start(&programs(), plan)?;
         machine.done(MINUTE * 3).with_context(|| format!("attack {name}, seed {seed}"))?;
         machine.all_alive()?;
@@ -112,6 +118,11 @@ fn nonsense_in_the_mmio_hole_harms_nobody() -> Result<()> {
 
 #[test]
 fn processors_that_undo_each_others_work_harm_nobody() -> Result<()> {
-    attack_with("storm", 2)?;
-    attack_with("storm", 4)
+    attack_with("storm", 2, || Ok(None))?;
+    attack_with("storm", 4, || Ok(None))
+}
+
+#[test]
+fn all_attacks_in_turn_on_disks_and_a_nic_harm_nobody() -> Result<()> {
+    attack_with("all", 2, || tap::in_own_namespace(Ipv4Addr::new(10, 77, 0, 1)).map(Some))
 }
