@@ -73,6 +73,11 @@ impl Device for BlockDevice {
         config
     }
 
+    /// Every request comes back: it can be done again by the process that replaces this one.
+    fn inflight(&self) -> bool {
+        true
+    }
+
     /// A driver that cannot flush gets writes that need none (virtio 1.3 §5.2.6.2).
     fn set_features(&mut self, features: u64) {
         self.writeback.set(features & F_FLUSH != 0);

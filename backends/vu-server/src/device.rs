@@ -24,6 +24,12 @@ pub trait Device: Send + 'static {
         let _ = features;
     }
 
+    /// Offer frontends to keep a log of what is in flight, so that a backend that is killed can be replaced
+    /// (`INFLIGHT_SHMFD`). For devices whose chains all come back: block, not net.
+    fn inflight(&self) -> bool {
+        false
+    }
+
     /// The device is reset, or its frontend has gone: forget what the driver has set. No ring runs.
     fn reset(&mut self) {}
 }

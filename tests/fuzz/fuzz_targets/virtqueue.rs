@@ -34,6 +34,7 @@ fuzz_target!(|input: (u64, u16, &[u8])| {
         kick: null(),
         call: Some(null()),
         error: None,
+        log: None,
     });
     let mut queue = queue.expect("a sound ring");
     let mut chain = Chain::default();

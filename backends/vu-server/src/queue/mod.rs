@@ -9,9 +9,12 @@
 //! pushed. Notifications are suppressed both ways, by index where `VIRTIO_F_EVENT_IDX` is negotiated and by flag
 //! where not.
 //!
-//! The inflight log (`SET_INFLIGHT_FD`) belongs here too: `pop` would mark a head, `publish` unmark it.
+//! With an inflight log (`SET_INFLIGHT_FD`) `pop` marks a head and `publish` crosses it off; a queue that takes over
+//! from a backend that was killed pops first, in order, what that one had popped and not given back.
 
+mod area;
 mod chain;
+mod log;
 mod ring;
 
 use std::fs::File;
@@ -20,11 +23,18 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 pub use chain::{Chain, INDIRECT, NEXT, RingError, WRITE};
+use log::Log;
+pub use log::{LogError, log_len};
 pub use ring::RingAddresses;
 use ring::{NO_INTERRUPT, NO_NOTIFY, Ring};
 
+use vm_memory::MmapRegion;
+
 use crate::memory::MemoryTable;
 use crate::{F_EVENT_IDX, F_INDIRECT, say};
+
+/// A mapping, and the offset of [`log_len`] bytes in it.
+pub type LogPlace = (Arc<MmapRegion>, usize);
 
 /// What a queue is made of, as the frontend has set it up.
 #[derive(Debug)]
@@ -49,6 +59,22 @@ pub struct QueueSetup {
     pub call: Option<File>,
     /// Written to when the ring is broken.
     pub error: Option<File>,
+    /// Where the inflight log of this ring is.
+    pub log: Option<LogPlace>,
+}
+
+/// Why a queue cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// An area is not in the guest's memory or not aligned, or the size is no power of two.
+    #[error("a ring of {0} descriptors is not in the shared memory, or not aligned")]
+    Ring(u16),
+    /// The log is outside its mapping.
+    #[error("the inflight log has no room for a ring of {0} descriptors")]
+    LogRoom(u16),
+    /// The log makes no sense.
+    #[error(transparent)]
+    Log(#[from] LogError),
 }
 
 /// A running queue.
@@ -67,26 +93,46 @@ pub struct Queue {
     kick: File,
     call: Option<File>,
     error: Option<File>,
+    log: Option<Log>,
+    /// What a killed backend had popped and not given back, the first last.
+    again: Vec<u16>,
     broken: bool,
 }
 
 impl Queue {
-    /// `None` if the ring's areas are not in the guest's memory, not aligned, or its size is no power of two.
-    pub fn new(setup: QueueSetup) -> Option<Self> {
-        let ring = Ring::new(&setup.memory, setup.addresses, setup.size)?;
+    /// A queue, ready to pop.
+    ///
+    /// # Errors
+    /// [`QueueError`].
+    pub fn new(setup: QueueSetup) -> Result<Self, QueueError> {
+        let size = setup.size;
+        let ring = Ring::new(&setup.memory, setup.addresses, size).ok_or(QueueError::Ring(size))?;
         let used = ring.used_index();
-        Some(Self {
+        let (mut log, mut again, mut next_available) = (None, Vec::new(), setup.next_available);
+        if let Some((mapping, offset)) = setup.log {
+            let mut found = Log::new(mapping, offset, size).ok_or(QueueError::LogRoom(size))?;
+            again = found.recover(used)?;
+            again.reverse();
+            if !again.is_empty() {
+                // Everything popped was either given back or is to be done again.
+                next_available = used.wrapping_add(again.len() as u16);
+            }
+            log = Some(found);
+        }
+        Ok(Self {
             device: setup.device,
             index: setup.index,
             features: setup.features,
             memory: setup.memory,
             ring,
-            next_available: setup.next_available,
+            next_available,
             next_used: used,
             published: used,
             kick: setup.kick,
             call: setup.call,
             error: setup.error,
+            log,
+            again,
             broken: false,
         })
     }
@@ -142,6 +188,11 @@ impl Queue {
     }
 
     fn try_pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
+        let indirect = self.features & F_INDIRECT != 0;
+        if let Some(head) = self.again.pop() {
+            chain.walk(&self.ring, &self.memory, head, indirect)?;
+            return Ok(true);
+        }
         let ahead = self.ring.available_index().wrapping_sub(self.next_available);
         if ahead == 0 {
             return Ok(false);
@@ -150,20 +201,28 @@ impl Queue {
             return Err(RingError::AvailableIndex(ahead, self.size()));
         }
         let head = self.ring.available_head(self.next_available);
-        chain.walk(&self.ring, &self.memory, head, self.features & F_INDIRECT != 0)?;
+        chain.walk(&self.ring, &self.memory, head, indirect)?;
+        if let Some(log) = &mut self.log {
+            log.popped(head);
+        }
         self.next_available = self.next_available.wrapping_add(1);
         Ok(true)
     }
 
     /// Puts the last `count` popped chains back, which must be neither in work nor pushed: the next
-    /// [`pop`](Self::pop) takes them again.
+    /// [`pop`](Self::pop) takes them again. Not with an inflight log ([`Device::inflight`](crate::Device::inflight)),
+    /// which would still hold them.
     pub fn unpop(&mut self, count: u16) {
+        debug_assert!(self.log.is_none());
         self.next_available = self.next_available.wrapping_sub(count);
     }
 
     /// Gives a chain back, of which the first `written` bytes of the writable part were written. The driver sees it
     /// after [`publish`](Self::publish).
     pub fn push(&mut self, head: u16, written: u32) {
+        if let Some(log) = &mut self.log {
+            log.pushed(head);
+        }
         self.ring.set_used_element(self.next_used, head, written);
         self.next_used = self.next_used.wrapping_add(1);
     }
@@ -175,6 +234,9 @@ impl Queue {
         }
         let old = std::mem::replace(&mut self.published, self.next_used);
         self.ring.set_used_index(self.published);
+        if let Some(log) = &mut self.log {
+            log.published(self.published);
+        }
         // The index must be visible before the driver's wish is read, or both sides could wait for each other.
         fence(Ordering::SeqCst);
         let wanted = if self.features & F_EVENT_IDX != 0 {
@@ -204,7 +266,7 @@ impl Queue {
         }
         // The wish must be visible before the index is read, for the same reason as in `publish`.
         fence(Ordering::SeqCst);
-        !self.broken && self.ring.available_index() != self.next_available
+        !self.broken && (!self.again.is_empty() || self.ring.available_index() != self.next_available)
     }
 
     /// Marks the ring as broken, once.

@@ -1,15 +1,8 @@
 //! The three areas of a split virtqueue in shared memory, read and written with atomics.
-#![expect(
-    unsafe_code,
-    reason = "a ring is shared with the driver: every access is a volatile one through a raw pointer"
-)]
 
-use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use vm_memory::{MmapRegion, VolatileMemory};
-
+use super::area::Area;
 use crate::memory::MemoryTable;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.3 §2.7.6).
@@ -54,38 +47,6 @@ impl Descriptor {
     }
 }
 
-/// A piece of one mapping, aligned for the atomics that are made of it.
-#[derive(Debug)]
-struct Area {
-    start: NonNull<u8>,
-    len: usize,
-    /// Keeps the mapping at `start` alive.
-    _mapping: Arc<MmapRegion>,
-}
-
-// SAFETY: the pointer leads into a shared mapping that `_mapping` keeps and that belongs to no thread; all access
-// through it is atomic.
-unsafe impl Send for Area {}
-
-impl Area {
-    fn new(memory: &MemoryTable, addr: u64, len: usize, align: usize) -> Option<Self> {
-        let (mapping, offset) = memory.frontend_range(addr, len)?;
-        let start = NonNull::new(mapping.get_slice(offset, len).ok()?.ptr_guard_mut().as_ptr())?;
-        start.as_ptr().addr().is_multiple_of(align).then_some(Self { start, len, _mapping: mapping })
-    }
-
-    /// The atomic of type `T` at `offset`, which must be inside and aligned.
-    #[inline]
-    fn at<T>(&self, offset: usize) -> &T {
-        assert!(offset + size_of::<T>() <= self.len && offset.is_multiple_of(align_of::<T>()));
-        // SAFETY: `offset` is within the area, just asserted.
-        let pointer = unsafe { self.start.add(offset) };
-        // SAFETY: the bytes are mapped as long as `self` lives; `new` aligned the area at least as its atomics need,
-        // and the offset keeps that; only atomics (this is private) are made of it, of which any bytes are valid.
-        unsafe { pointer.cast::<T>().as_ref() }
-    }
-}
-
 /// The areas of one ring. Indices are checked or wrapped to its size here.
 #[derive(Debug)]
 pub struct Ring {
@@ -103,11 +64,15 @@ impl Ring {
             return None;
         }
         let n = usize::from(size);
+        let area = |addr, len, align| {
+            let (mapping, offset) = memory.frontend_range(addr, len)?;
+            Area::new(mapping, offset, len, align)
+        };
         Some(Self {
             size,
-            descriptors: Area::new(memory, addresses.descriptors, 16 * n, 16)?,
-            available: Area::new(memory, addresses.available, 6 + 2 * n, 2)?,
-            used: Area::new(memory, addresses.used, 6 + 8 * n, 4)?,
+            descriptors: area(addresses.descriptors, 16 * n, 16)?,
+            available: area(addresses.available, 6 + 2 * n, 2)?,
+            used: area(addresses.used, 6 + 8 * n, 4)?,
         })
     }
 

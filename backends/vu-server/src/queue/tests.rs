@@ -72,6 +72,7 @@ impl Guest {
             kick: eventfd(),
             call: Some(self.call.try_clone().unwrap()),
             error: None,
+            log: None,
         }
     }
 
@@ -189,8 +190,48 @@ fn a_ring_outside_memory_or_misaligned_is_none() {
     for spoil in spoils {
         let mut setup = guest.setup(0, 0);
         spoil(&mut setup);
-        assert!(Queue::new(setup).is_none());
+        let size = setup.size;
+        assert_eq!(Queue::new(setup).err(), Some(QueueError::Ring(size)));
     }
+}
+
+#[test]
+fn a_queue_that_takes_over_pops_first_what_its_killed_predecessor_had() {
+    let guest = Guest::new();
+    let log = Arc::new(MmapRegion::new(4096).unwrap());
+    let take_over = |next_available| {
+        let setup = guest.setup(0, next_available);
+        Queue::new(QueueSetup { log: Some((log.clone(), 64)), ..setup }).unwrap()
+    };
+    for head in 0..SIZE {
+        guest.descriptor(DESCRIPTORS, head, 0x100, 16, 0, 0);
+    }
+    let mut chain = Chain::default();
+    let pops = |queue: &mut Queue, chain: &mut Chain| queue.pop(chain).then_some(chain.head);
+
+    let mut queue = take_over(0);
+    for (index, head) in (0..).zip([3, 7, 1, 4]) {
+        guest.offer(index, head);
+    }
+    for head in [3, 7, 1] {
+        assert_eq!(pops(&mut queue, &mut chain), Some(head));
+    }
+    queue.push(7, 0);
+    queue.publish();
+    drop(queue);
+
+    // The frontend knows `used.idx` only.
+    let mut queue = take_over(1);
+    assert!(queue.enable_kicks());
+    for head in [3, 1, 4] {
+        assert_eq!(pops(&mut queue, &mut chain), Some(head));
+        queue.push(head, 0);
+    }
+    assert_eq!(pops(&mut queue, &mut chain), None);
+    queue.publish();
+    assert_eq!((guest.read_u16(USED + 2), queue.next_available()), (4, 4));
+    drop(queue);
+    assert_eq!(pops(&mut take_over(4), &mut chain), None);
 }
 
 proptest! {

@@ -19,9 +19,10 @@ use crate::queue::RingAddresses;
 use crate::worker::Port;
 use crate::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1, MAX_QUEUE_SIZE, say};
 
+use super::inflight::Inflight;
 use super::vring::Vring;
 
-/// What is offered to every frontend. `INFLIGHT_SHMFD` and `LOG_SHMFD` come with the messages at the end of this file.
+/// What is offered to every frontend. `LOG_SHMFD` would come with the message at the end of this file.
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIG)
@@ -38,6 +39,7 @@ pub struct State<D> {
     device: D,
     features: u64,
     memory: Arc<MemoryTable>,
+    inflight: Option<Inflight>,
     vrings: Vec<Vring>,
 }
 
@@ -49,7 +51,7 @@ fn refuse(text: String) -> Error {
 impl<D: Device> State<D> {
     pub fn new(name: Arc<str>, device: D, queues: Vec<Port>) -> Self {
         let vrings = (0..).zip(queues).map(|(index, worker)| Vring::new(index, worker)).collect();
-        Self { name, device, features: 0, memory: Arc::default(), vrings }
+        Self { name, device, features: 0, memory: Arc::default(), inflight: None, vrings }
     }
 
     /// Whether the frontend has acknowledged `VHOST_USER_F_PROTOCOL_FEATURES`.
@@ -78,9 +80,15 @@ impl<D: Device> State<D> {
         let always = self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         for vring in &mut self.vrings {
             vring.enabled |= always && vring.kick.is_some();
+            let log = match &self.inflight {
+                Some(logs) => {
+                    logs.log(vring.index(), vring.size).map_err(|error| refuse(error.to_string()))?
+                }
+                None => None,
+            };
             vring
-                .start(&self.name, self.features, &self.memory)
-                .map_err(|error| refuse(error.to_string()))?;
+                .start(&self.name, self.features, &self.memory, log)
+                .map_err(|error| refuse(chain(&error)))?;
         }
         Ok(())
     }
@@ -102,19 +110,20 @@ impl<D: Device> State<D> {
         if ran { self.start() } else { Ok(()) }
     }
 
-    /// Replaces the memory under all rings: they are drained, and go on where they were.
-    fn replace_memory(&mut self, memory: MemoryTable) -> Result<()> {
-        let ran: Vec<bool> = self.vrings.iter().map(Vring::is_running).collect();
+    /// Changes what is under all rings: they are drained, and go on where they were.
+    fn change_all(&mut self, change: impl FnOnce(&mut Self)) -> Result<()> {
+        // Those that do not run lack something, so starting all starts those that ran.
         self.stop();
-        self.memory = Arc::new(memory);
-        for (vring, ran) in self.vrings.iter_mut().zip(ran) {
-            if ran {
-                vring
-                    .start(&self.name, self.features, &self.memory)
-                    .map_err(|error| refuse(error.to_string()))?;
-            }
-        }
-        Ok(())
+        change(self);
+        self.start()
+    }
+
+    fn replace_memory(&mut self, memory: MemoryTable) -> Result<()> {
+        self.change_all(|state| state.memory = Arc::new(memory))
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        if self.device.inflight() { PROTOCOL | VhostUserProtocolFeatures::INFLIGHT_SHMFD } else { PROTOCOL }
     }
 
     /// The frontend has gone: the state is as it was before it came.
@@ -125,6 +134,7 @@ impl<D: Device> State<D> {
         }
         self.features = 0;
         self.memory = Arc::default();
+        self.inflight = None;
         self.device.reset();
     }
 }
@@ -148,6 +158,8 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
             vring.kick = None;
             vring.base = 0;
         }
+        // What it says is over. A frontend that wants a log for what comes next asks for one.
+        self.inflight = None;
         self.device.reset();
         Ok(())
     }
@@ -168,11 +180,11 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(PROTOCOL)
+        Ok(self.protocol_features())
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        match features & !PROTOCOL.bits() {
+        match features & !self.protocol_features().bits() {
             0 => Ok(()),
             unknown => Err(refuse(format!("protocol feature bits {unknown:#x} were not offered"))),
         }
@@ -301,15 +313,18 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
         Ok(())
     }
 
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (inflight, file) =
+            Inflight::create(asked.num_queues, asked.queue_size).map_err(|e| refuse(chain(&e)))?;
+        Ok((inflight, file))
+    }
+
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        let inflight = Inflight::map(given, file).map_err(|error| refuse(chain(&error)))?;
+        self.change_all(|state| state.inflight = Some(inflight))
+    }
+
     // Never offered, so the connection refuses them before they come here.
-
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InactiveOperation(VhostUserProtocolFeatures::INFLIGHT_SHMFD))
-    }
-
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(Error::InactiveOperation(VhostUserProtocolFeatures::INFLIGHT_SHMFD))
-    }
 
     fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
         Err(Error::InactiveOperation(VhostUserProtocolFeatures::LOG_SHMFD))

@@ -9,19 +9,19 @@ use std::io;
 use std::sync::Arc;
 
 use crate::memory::MemoryTable;
-use crate::queue::{Queue, QueueSetup, RingAddresses};
+use crate::queue::{LogPlace, Queue, QueueError, QueueSetup, RingAddresses};
 use crate::worker::{Port, WorkerGone};
 
 /// Why a ring could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum VringError {
-    /// Its areas cannot be used.
-    #[error("ring {index} of {size} descriptors is not in the shared memory, or not aligned")]
-    Addresses {
+    /// Its areas or its log cannot be used.
+    #[error("queue {index}")]
+    Queue {
         /// The ring's number.
         index: u16,
-        /// Its size.
-        size: u16,
+        /// Why.
+        source: QueueError,
     },
     /// An eventfd could not be cloned.
     #[error("ring {index}: cannot clone an eventfd")]
@@ -67,6 +67,10 @@ impl Vring {
         }
     }
 
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
     pub fn is_running(&self) -> bool {
         self.running
     }
@@ -77,6 +81,7 @@ impl Vring {
         device: &Arc<str>,
         features: u64,
         memory: &Arc<MemoryTable>,
+        log: Option<LogPlace>,
     ) -> Result<(), VringError> {
         let (Some(addresses), Some(kick), true, false) =
             (self.addresses, &self.kick, self.enabled, self.running)
@@ -96,8 +101,9 @@ impl Vring {
             kick: clone(kick)?,
             call: self.call.as_ref().map(clone).transpose()?,
             error: self.error.as_ref().map(clone).transpose()?,
+            log,
         })
-        .ok_or(VringError::Addresses { index: self.index, size: self.size })?;
+        .map_err(|source| VringError::Queue { index: self.index, source })?;
         self.worker.start(Box::new(queue))?;
         self.running = true;
         Ok(())
