@@ -12,7 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -159,21 +159,8 @@ impl Driver {
 
     /// Features, and no memory yet.
     pub fn negotiated(stream: UnixStream, queues: u16, features: u64) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut frontend = Frontend::from_stream(stream, queues.into());
-        frontend.set_owner().unwrap();
-        let offered = frontend.get_features().unwrap();
         let features = features | F_PROTOCOL | F_VERSION_1;
-        assert_eq!(features & !offered, 0, "{offered:#x} offered");
-        let protocol = VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::RESET_DEVICE
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-        assert!(frontend.get_protocol_features().unwrap().contains(protocol));
-        frontend.set_protocol_features(protocol).unwrap();
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features).unwrap();
+        let frontend = negotiate(stream, queues, features);
         let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(MEMORY).unwrap();
         let offset = FileOffset::new(file.try_clone().unwrap(), 0);
@@ -191,6 +178,17 @@ impl Driver {
             next_descriptor: 0,
         };
         Self { frontend, memory, file, rings: (0..queues).map(ring).collect(), features }
+    }
+
+    /// Goes on with another backend where the last one was killed: all it is told of the rings is their used index.
+    pub fn take_over(&mut self, stream: UnixStream, log: &VhostUserInflight, file: &File) {
+        self.frontend = negotiate(stream, self.rings.len() as u16, self.features);
+        let regions = self.regions();
+        self.frontend.set_mem_table(&regions).unwrap();
+        self.frontend.set_inflight_fd(log, file.as_raw_fd()).unwrap();
+        for queue in 0..self.rings.len() {
+            self.start(queue, self.used(queue));
+        }
     }
 
     pub fn regions(&self) -> [VhostUserMemoryRegionInfo; 2] {
@@ -348,6 +346,25 @@ impl Driver {
         assert_eq!(self.request(queue, T_IN, sector, &[(DATA, 512, true)]), (S_OK, 513));
         self.read(DATA)
     }
+}
+
+fn negotiate(stream: UnixStream, queues: u16, features: u64) -> Frontend {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut frontend = Frontend::from_stream(stream, queues.into());
+    frontend.set_owner().unwrap();
+    let offered = frontend.get_features().unwrap();
+    assert_eq!(features & !offered, 0, "{offered:#x} offered");
+    let protocol = VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    assert!(frontend.get_protocol_features().unwrap().contains(protocol));
+    frontend.set_protocol_features(protocol).unwrap();
+    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    frontend.set_features(features).unwrap();
+    frontend
 }
 
 /// Takes what `fd` counts, once it counts anything; 0 if it does not within `ms`.

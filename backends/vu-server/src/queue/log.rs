@@ -8,8 +8,8 @@
 //!   16 + 16·head: inflight u8 │ +6 next u16 │ +8 counter u64
 //! ```
 //!
-//! The memory is the frontend's and may hold anything: what it says is checked, and a log that makes no sense is an
-//! error that leaves the ring standing still.
+//! The memory is the frontend's and may hold anything: what it says is checked, and one that makes no sense is an
+//! error that keeps the ring from starting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
