@@ -21,4 +21,5 @@ pub mod domain;
 pub mod notify;
 pub mod registry;
 pub mod resources;
+pub mod say;
 pub mod supervisor;

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dom0: {error:#}");
+            dom0::say::line(format_args!("dom0: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -57,12 +57,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     for (name, domid) in dom0.leftovers() {
-        eprintln!(
+        dom0::say::line(format_args!(
             "{name}: still runs (ID {domid}), left by a dom0 that was killed: domus destroy {name} removes it"
-        );
+        ));
     }
     dom0::notify::ready();
-    eprintln!("dom0 serves {}", dom0.run_dir().api_socket().display());
+    dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
     tokio::select! {
         never = server.serve(&dom0) => match never {},
         _ = terminate.recv() => {}
@@ -72,7 +72,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     dom0::notify::stopping();
     let running = dom0.list().len();
     if running > 0 {
-        eprintln!("dom0 stops: shutting {running} domain(s) down, for {} s at most", args.grace);
+        dom0::say::line(format_args!(
+            "dom0 stops: shutting {running} domain(s) down, for {} s at most",
+            args.grace
+        ));
     }
     tokio::select! {
         () = dom0.retire(Duration::from_secs(args.grace)) => {}

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use zlink::introspect;
 
 pub use server::{Server, ServerError};
-pub use service::start_message;
+pub use service::{Plan, start_message};
 
 /// One line of `domus list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::CustomType)]

@@ -74,7 +74,7 @@ impl Server {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // No descriptors left, or the like: it passes, and a busy loop would not help.
-                    eprintln!("cannot accept a client: {error}");
+                    crate::say::line(format_args!("cannot accept a client: {error}"));
                     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
                     continue;
                 }

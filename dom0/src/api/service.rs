@@ -1,11 +1,12 @@
 //! What dom0 answers. One [`Session`] for each connection, so that a call that waits holds up nobody else.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use shared_abi::DomainName;
+use shared_abi::{DomainName, Role};
 
 use super::{ApiError, Console, Created, DomainInfo, Domains, Ended, HostInfo, OneDomain};
+use crate::child::ChildError;
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
 use crate::domain::state::{Event, State};
@@ -44,17 +45,46 @@ impl From<ConfigError> for ApiError {
     }
 }
 
-/// The line for an operator whose domain could not be started: it always names the config file.
-pub fn start_message(file: &Path, kernel: &Path, error: &StartError) -> String {
+/// The line for an operator whose domain could not be started: it always names the config file, and the value there
+/// that a runner is at odds with. dom0 itself never looks into a kernel.
+pub fn start_message(config: &Plan, error: &StartError) -> String {
     let text = chain(error);
+    let Plan { file, kernel, initrd, .. } = config;
     match error {
         StartError::Config(_) => text,
-        // The runner is the only one that looks into a kernel.
-        StartError::Child(crate::child::ChildError::Failed { role: shared_abi::Role::Runner, why }) => {
-            let at = if why.contains("kernel") { "boot.kernel" } else { "boot" };
-            ConfigError::new(file, at, format!("\"{}\": {why}", kernel.display())).to_string()
+        StartError::Child(ChildError::Failed { role: Role::Runner, why }) => {
+            let (at, path, cure) = match initrd {
+                Some(initrd) if why.contains("initrd") => ("boot.initrd", initrd, ""),
+                _ if why.contains("bzImage") || why.contains("PVH") => ("boot.kernel", kernel, ""),
+                _ if why.contains("kernel") => {
+                    ("boot.kernel", kernel, ": name a whole ELF vmlinux or x86 bzImage")
+                }
+                _ => return ConfigError::new(file, "", text).to_string(),
+            };
+            ConfigError::new(file, at, format!("\"{}\": {why}{cure}", path.display())).to_string()
         }
         _ => ConfigError::new(file, "", text).to_string(),
+    }
+}
+
+/// What a message about a failed start needs of the config, which is gone by then.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The domain's name.
+    pub name: DomainName,
+    file: PathBuf,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+}
+
+impl From<&config::DomainConfig> for Plan {
+    fn from(config: &config::DomainConfig) -> Self {
+        Self {
+            name: config.name.clone(),
+            file: config.file.clone(),
+            kernel: config.kernel.clone(),
+            initrd: config.initrd.clone(),
+        }
     }
 }
 
@@ -186,13 +216,11 @@ impl Session {
     async fn create(&self, config: String, file: String, directory: String) -> Result<Created, ApiError> {
         self.may_change("creating a domain")?;
         let config = self.parse(&config, &file, &directory)?;
-        let (name, kernel) = (config.name.to_string(), config.kernel.clone());
+        let plan = Plan::from(&config);
         match self.dom0.create(config).await {
-            Ok(domid) => Ok(Created { name, id: domid.0 }),
+            Ok(domid) => Ok(Created { name: plan.name.to_string(), id: domid.0 }),
             Err(StartError::Config(error)) => Err(error.into()),
-            Err(error) => {
-                Err(ApiError::StartFailed { message: start_message(Path::new(&file), &kernel, &error) })
-            }
+            Err(error) => Err(ApiError::StartFailed { message: start_message(&plan, &error) }),
         }
     }
 
@@ -208,7 +236,7 @@ impl Session {
             Ok(()) => Ok(()),
             Err(StartError::Config(error)) => Err(error.into()),
             Err(error) => {
-                let message = start_message(Path::new(&file), &config.kernel, &error);
+                let message = start_message(&Plan::from(&config), &error);
                 Err(ApiError::StartFailed { message })
             }
         }

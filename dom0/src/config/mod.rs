@@ -218,7 +218,7 @@ pub fn parse(file: &Path, directory: &Path, text: &str) -> Result<DomainConfig, 
     let parsed: DomainFile = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let at = error.path().to_string();
         let inner = error.into_inner();
-        ConfigError::new(file, if at == "." { "" } else { &at }, inner)
+        ConfigError::new(file, if at == "." || at == "?" { "" } else { &at }, inner)
     })?;
     json.end().map_err(|error| ConfigError::new(file, "", error))?;
     check::check(file, directory, parsed)

@@ -210,7 +210,7 @@ impl Domain {
         };
         // A restart that failed, or a creator that has hung up: the log is all that is left.
         if let Err(Some(failure)) = told {
-            eprintln!("{}: cannot be started: {}", config.name, chain(&failure));
+            crate::say::line(format_args!("{}: cannot be started: {}", config.name, chain(&failure)));
         }
         for answer in at_end {
             let _ = answer.send(Ok(()));
@@ -427,7 +427,7 @@ impl Domain {
     }
 
     fn say(&self, text: &str) {
-        eprintln!("{}: {text}", self.config.name);
+        crate::say::line(format_args!("{}: {text}", self.config.name));
     }
 
     /// Says what a child said, a bounded number of times: it may be in its guest's hands.

@@ -69,7 +69,7 @@ impl Cgroups {
                 fs::write(path.join("pids.max"), (512 + 8 * u32::from(vcpus)).to_string())
             };
             if let Err(error) = made() {
-                eprintln!("{domain} runs without limits: {}: {error}", path.display());
+                crate::say::line(format_args!("{domain} runs without limits: {}: {error}", path.display()));
             }
         }
         File::open(&path).ok().map(OwnedFd::from)

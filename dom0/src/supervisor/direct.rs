@@ -35,7 +35,7 @@ impl Direct {
         let cgroups = match Cgroups::find() {
             Ok(cgroups) => Some(cgroups),
             Err(why) => {
-                eprintln!("domains run without CPU, memory and process limits: {why}");
+                crate::say::line(format_args!("domains run without CPU, memory and process limits: {why}"));
                 None
             }
         };

@@ -89,7 +89,7 @@ pub async fn attach(path: &Path, mode: Mode, keys: &mut Keys) -> anyhow::Result<
                     Ok(_) | Err(_) => return Ok(End::Ended),
                 };
                 while let Some(frame) = decoder.next::<ServerFrame>(&mut input)? {
-                    if show(frame, mode, keys.terminal)? == Some(End::Ended) {
+                    if show(frame, mode)? == Some(End::Ended) {
                         return Ok(End::Ended);
                     }
                 }
@@ -109,8 +109,8 @@ pub async fn attach(path: &Path, mode: Mode, keys: &mut Keys) -> anyhow::Result<
     }
 }
 
-fn show(frame: ServerFrame, mode: Mode, terminal: bool) -> anyhow::Result<Option<End>> {
-    let say = |text: &str| eprint!("{text}{}", if terminal { "\r\n" } else { "\n" });
+fn show(frame: ServerFrame, mode: Mode) -> anyhow::Result<Option<End>> {
+    let say = |text: &str| dom0::say::line(text);
     match frame {
         ServerFrame::Output(bytes) => {
             let mut out = io::stdout().lock();

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use dom0::api::{Dom0Client, DomainInfo, start_message};
+use dom0::api::{Dom0Client, DomainInfo, Plan, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::check;
@@ -85,7 +85,7 @@ async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()
     taken?;
     check::check(&config).await.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
-        error => anyhow!(start_message(file, &config.kernel, &error)),
+        error => anyhow!(start_message(&Plan::from(&config), &error)),
     })?;
     if json {
         print(&json!({ "name": config.name, "vcpus": config.vcpus, "memory_mib": config.memory >> 20, "ok": true }).to_string())?;

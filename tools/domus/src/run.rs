@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use dom0::api::start_message;
+use dom0::api::{Plan, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::state::State;
@@ -67,7 +67,8 @@ impl Signals {
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let config = config::load(&options.file)?;
-    let (name, kernel) = (config.name.to_string(), config.kernel.clone());
+    let plan = Plan::from(&config);
+    let name = plan.name.to_string();
     let run = RunDir::open(&options.run_dir.unwrap_or_else(run_dir::default_path))?;
     let shadow = Shadow::start(run.path(), &config.name)?;
     let dom0 = Dom0::new(run, Rc::new(Direct::new(options.libexec_dir, true)));
@@ -80,9 +81,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     created.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
-        error => anyhow!(start_message(&options.file, &kernel, &error)),
+        error => anyhow!(start_message(&plan, &error)),
     })?;
-    let raw = if options.console { Raw::enter()? } else { None };
+    let mut raw = if options.console { Raw::enter()? } else { None };
     let mut keys = if options.console { Keys::read(raw.is_some()) } else { Keys::none() };
     let mut last = None;
     let mut follow = dom0.find(&name).ok().map(|handle| handle.view.clone());
@@ -104,7 +105,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             left = console => match left {
                 Ok(()) => true,
                 Err(error) => {
-                    eprint!("{error:#}\r\n");
+                    dom0::say::line(format_args!("{error:#}"));
                     true
                 }
             },
@@ -112,8 +113,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         }
     };
     if left {
-        let newline = if raw.is_some() { "\r\n" } else { "\n" };
-        eprint!("{newline}{name}: shutting down, for {} s at most{newline}", options.grace.as_secs());
+        // Ctrl-C is a signal again, and hurries.
+        let newline = if raw.take().is_some() { "\n" } else { "" };
+        let seconds = options.grace.as_secs();
+        dom0::say::line(format_args!("{newline}{name}: shutting down, for {seconds} s at most"));
         tokio::select! {
             () = dom0.retire(options.grace) => {}
             () = signals.any() => dom0.destroy_all().await,

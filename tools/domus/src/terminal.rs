@@ -25,6 +25,7 @@ impl Raw {
         let mut raw = before.clone();
         termios::cfmakeraw(&mut raw);
         termios::tcsetattr(&stdin, SetArg::TCSANOW, &raw)?;
+        dom0::say::to_raw_terminal(true);
         Ok(Some(Self { stdin, before }))
     }
 }
@@ -32,5 +33,6 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(&self.stdin, SetArg::TCSANOW, &self.before);
+        dom0::say::to_raw_terminal(false);
     }
 }
