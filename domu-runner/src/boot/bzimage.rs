@@ -70,7 +70,7 @@ impl<'a> Payload<'a> {
                 let mut frame = FrameDecoder::new();
                 frame.set_max_window_size(MAX_WINDOW);
                 let decoder = StreamingDecoder::new_with_decoder(section, frame);
-                ("zstd", Box::new(decoder.map_err(io::Error::other).map_err(unpack("zstd"))?))
+                ("zstd", Box::new(Zstd(decoder.map_err(io::Error::other).map_err(unpack("zstd"))?)))
             }
             // The last four bytes are the size, which the kernel's build appends.
             [0x02, 0x21, 0x4c, 0x18, ..] => {
@@ -129,6 +129,23 @@ impl Source for Payload<'_> {
             self.fill(&mut skipped[..piece])?;
         }
         self.fill(buffer)
+    }
+}
+
+/// A zstd frame whose checksum is compared at its end, which the decoder leaves to its caller.
+struct Zstd<R: Read>(StreamingDecoder<R, FrameDecoder>);
+
+impl<R: Read> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        let frame = &self.0.decoder;
+        if count == 0
+            && let Some(told) = frame.get_checksum_from_data()
+            && frame.get_calculated_checksum() != Some(told)
+        {
+            return Err(io::Error::other("its checksum is wrong"));
+        }
+        Ok(count)
     }
 }
 

@@ -1,1 +1,192 @@
+//! Kernels in every form, whole and broken, into guest memory.
 
+use std::io::{Seek, Write};
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[path = "../../tests/kernel/mod.rs"]
+mod kernel;
+
+use kernel::{START, Then};
+
+fn image(bytes: &[u8]) -> Image {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    // Wherever the descriptor's position is, the file is read from its beginning.
+    file.seek(io::SeekFrom::End(0)).unwrap();
+    Image::new(file).unwrap()
+}
+
+fn load_bytes(bytes: &[u8]) -> Result<Entry, BootError> {
+    load(&GuestRam::new(16 << 20).unwrap(), &image(bytes), None, "quiet", 1)
+}
+
+/// A bzImage of boot protocol 2.15 around a payload.
+fn bzimage(payload: &[u8]) -> Vec<u8> {
+    const SETUP_SECTORS: u8 = 3;
+    const OFFSET: u32 = 0x20;
+    let mut file = vec![0; (usize::from(SETUP_SECTORS) + 1) * 512 + OFFSET as usize];
+    file[0x1f1] = SETUP_SECTORS;
+    file[0x202..0x206].copy_from_slice(b"HdrS");
+    file[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+    file[0x248..0x24c].copy_from_slice(&OFFSET.to_le_bytes());
+    file[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    file.extend_from_slice(payload);
+    file
+}
+
+/// What follows every payload but gzip's: the unpacked size.
+fn with_size(mut payload: Vec<u8>, vmlinux: &[u8]) -> Vec<u8> {
+    payload.extend((vmlinux.len() as u32).to_le_bytes());
+    payload
+}
+
+fn xz(bytes: &[u8]) -> Vec<u8> {
+    let mut options = lzma_rust2::XzOptions::with_preset(0);
+    options.prepend_pre_filter(lzma_rust2::filter::FilterType::BcjX86, 0);
+    let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+fn lz4(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = 0x184c_2102u32.to_le_bytes().to_vec();
+    for block in bytes.chunks(8 << 20) {
+        let block = lz4_flex::block::compress(block);
+        packed.extend((block.len() as u32).to_le_bytes());
+        packed.extend(block);
+    }
+    packed
+}
+
+/// Packed by each of the compressions.
+fn packed(vmlinux: &[u8]) -> [Vec<u8>; 3] {
+    [xz, zstd, lz4].map(|pack: fn(&[u8]) -> Vec<u8>| bzimage(&with_size(pack(vmlinux), vmlinux)))
+}
+
+/// A kernel of more than one block of any of the compressions: noise at its ends, nothing between.
+fn large() -> Vec<u8> {
+    const WORDS: u32 = 9 << 18;
+    let noise = |i: u32| i.wrapping_mul(0x9e37_79b9).rotate_left(i % 31) ^ i.wrapping_mul(i);
+    let word = |i: u32| if (1 << 14..WORDS - (1 << 14)).contains(&i) { 0 } else { noise(i) };
+    let code: Vec<u8> = (0..WORDS).flat_map(|i| word(i).to_le_bytes()).collect();
+    kernel::file(&code, START, START)
+}
+
+#[test]
+fn a_kernel_is_the_same_in_memory_however_it_was_packed() {
+    let vmlinux = large();
+    for bytes in packed(&vmlinux).iter().chain([&vmlinux]) {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let entry = load(&ram, &image(bytes), None, "quiet", 1).unwrap();
+        assert_eq!(entry, Entry { entry: START, start_info: 0x6000 });
+        let mut loaded = vec![0; vmlinux.len() - 176];
+        ram.memory.read_slice(&mut loaded, GuestAddress(START.into())).unwrap();
+        assert!(loaded == vmlinux[176..], "not the same");
+    }
+}
+
+#[test]
+fn a_kernel_is_told_of_its_memory_command_line_initrd_and_tables() {
+    let ram = GuestRam::new(16 << 20).unwrap();
+    let (vmlinux, initrd) = (kernel::elf("x", Then::Spin), image(&[7; 5000]));
+    load(&ram, &image(&vmlinux), Some(&initrd), "root=/dev/vda", 2).unwrap();
+    let long = |at: u64| ram.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+    assert_eq!(long(0x6000) as u32, 0x336e_c578);
+    let (modules, cmdline, rsdp, map, entries) =
+        (long(0x6010), long(0x6018), long(0x6020), long(0x6028), long(0x6030));
+    let mut text = [0; 14];
+    ram.memory.read_slice(&mut text, GuestAddress(cmdline)).unwrap();
+    assert_eq!(&text, b"root=/dev/vda\0");
+    assert_eq!((long(modules), long(modules + 8)), ((16 << 20) - 8192, 5000));
+    assert_eq!(ram.memory.read_obj::<u8>(GuestAddress(long(modules) + 4999)).unwrap(), 7);
+    assert_eq!(long(rsdp), u64::from_le_bytes(*b"RSD PTR "));
+    let usable: u64 =
+        (0..entries).map(|i| map + 24 * i).filter(|at| long(at + 16) == 1).map(|at| long(at + 8)).sum();
+    assert_eq!(usable, (16 << 20) - (0x10_0000 - 0x9_fc00));
+}
+
+#[test]
+fn an_initrd_larger_than_the_room_left_is_refused_with_the_numbers() {
+    let ram = GuestRam::new(16 << 20).unwrap();
+    let initrd = image(&vec![0; 15 << 20]);
+    let error = load(&ram, &image(&kernel::elf("x", Then::Spin)), Some(&initrd), "", 1).unwrap_err();
+    assert!(error.to_string().contains("15728640"), "{error}");
+}
+
+#[test]
+fn a_segment_outside_ram_or_below_the_tables_is_refused() {
+    for address in [0, 0x6000, 0xf_ffff, (16 << 20) - 4, 0xc000_0000, 0xffff_fff0] {
+        let error = load_bytes(&kernel::file(&[0; 64], address, address)).unwrap_err();
+        assert!(error.to_string().contains("does not lie in RAM"), "{address:#x}: {error}");
+    }
+    let error = load_bytes(&kernel::file(&[0; 64], START, START - 1)).unwrap_err();
+    assert!(error.to_string().contains("outside all segments"), "{error}");
+}
+
+#[test]
+fn a_payload_that_is_cut_off_damaged_or_of_another_kind_is_refused_by_name() {
+    let vmlinux = kernel::elf("x", Then::Spin);
+    for file in packed(&vmlinux) {
+        let error = load_bytes(&file[..file.len() - 1]).unwrap_err();
+        assert!(matches!(error, BootError::Truncated { .. }), "{error}");
+    }
+    for (payload, part) in [
+        (&b"\x1f\x8b\x08\0\0\0\0\0\0\0\0\0\0\0\0\0"[..], "gzip"),
+        (b"0123456789abcdef", "unknown kind"),
+        (b"\xfd7zXZ\0", "only 6 bytes"),
+        (b"\x02\x21\x4c\x18\xff\xff\xff\xff\0\0\0\0\0\0\0\0", "lz4"),
+        (b"\x28\xb5\x2f\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "zstd"),
+    ] {
+        let error = load_bytes(&bzimage(payload)).unwrap_err().to_string();
+        assert!(error.contains(part), "{error} does not name {part}");
+    }
+    let [xz, zstd, _] = packed(&large());
+    for (codec, mut file) in [("xz", xz), ("zstd", zstd)] {
+        let middle = file.len() / 2;
+        file[middle] ^= 0x55;
+        let error = load_bytes(&file).unwrap_err().to_string();
+        assert!(error.contains(codec), "{error} does not name {codec}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn no_change_to_an_elf_file_is_worse_than_an_error_of_one_line(changes in proptest::collection::vec((0usize..240, any::<u8>()), 1..8)) {
+        let mut file = kernel::elf("hello", Then::Spin);
+        for (at, value) in changes {
+            let at = at % file.len();
+            file[at] = value;
+        }
+        if let Err(error) = load_bytes(&file) {
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn no_change_to_a_bzimage_is_worse_than_an_error_of_one_line(
+        which in 0usize..3,
+        changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..8),
+        cut in any::<u16>(),
+    ) {
+        let mut file = packed(&kernel::elf("hello", Then::Spin))[which].clone();
+        for (at, value) in changes {
+            let at = 0x1f0 + usize::from(at) % (file.len() - 0x1f0);
+            file[at] = value;
+        }
+        if cut % 4 == 0 {
+            file.truncate(usize::from(cut) % file.len());
+        }
+        if let Err(error) = load_bytes(&file) {
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The real program, started over its control socket as dom0 does it, with kernels of a few bytes on the real KVM.
+
+#![expect(clippy::unwrap_used, reason = "a test's steps may fail as the test may")]
+
+mod kernel;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use domus_startup::fds::Outgoing;
+use domus_startup::{Link, LinkError};
+use kernel::Then;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use shared_abi::DomId;
+use shared_abi::control::{
+    FromChild, Identity, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason,
+};
+use tempfile::TempDir;
+
+type Answer = FromChild<RunnerReply, RunnerEvent>;
+
+/// No step of any of these tests takes so long on any machine.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// A runner and its controller.
+struct Runner {
+    child: Child,
+    link: Link,
+    serial: UnixStream,
+    folder: TempDir,
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn dial(path: &Path) -> Link {
+    let end = Instant::now() + LONGEST;
+    loop {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        match connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()) {
+            Ok(()) => return fd.into(),
+            Err(error) => assert!(Instant::now() < end, "cannot connect to the runner: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The uid of the domain: another one for root, else one's own.
+fn uid() -> u32 {
+    if nix::unistd::geteuid().is_root() { 65_534 } else { nix::unistd::geteuid().as_raw() }
+}
+
+fn open_kvm() -> OwnedFd {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    kvm.expect("these tests need a usable /dev/kvm").into()
+}
+
+impl Runner {
+    fn start(kernel: &[u8], vcpus: u8, memory: u64) -> (Self, Answer) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runner.sock");
+        let child =
+            Command::new(env!("CARGO_BIN_EXE_domu-runner")).arg("--control").arg(&path).spawn().unwrap();
+        let link = dial(&path);
+        let (serial, guest) = UnixStream::pair().unwrap();
+        serial.set_read_timeout(Some(LONGEST)).unwrap();
+        let mut image = tempfile::tempfile().unwrap();
+        image.write_all(kernel).unwrap();
+        let mut fds = Outgoing::default();
+        let start = RunnerStart {
+            identity: Identity { domain: "test".parse().unwrap(), domid: DomId(1), uid: uid() },
+            kvm: fds.add(open_kvm()),
+            vcpus,
+            memory,
+            kernel: fds.add(image),
+            initrd: None,
+            cmdline: String::new(),
+            serial: Some(fds.add(guest)),
+            devices: Vec::new(),
+        };
+        let fds = fds.into_vec();
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        link.send_request(&RunnerRequest::Start(Box::new(start)), &borrowed).unwrap();
+        let runner = Self { child, link, serial, folder };
+        let answer = runner.receive();
+        (runner, answer)
+    }
+
+    fn ready(kernel: &[u8], vcpus: u8) -> Self {
+        let (runner, answer) = Self::start(kernel, vcpus, 64 << 20);
+        assert_eq!(answer, Answer::Reply(RunnerReply::Ready));
+        runner
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("runner.sock")
+    }
+
+    fn receive(&self) -> Answer {
+        self.link.receive().unwrap().0
+    }
+
+    fn ask(&self, request: RunnerRequest) -> RunnerReply {
+        self.link.send_request(&request, &[]).unwrap();
+        match self.receive() {
+            Answer::Reply(reply) => reply,
+            other => panic!("{request:?} was answered with {other:?}"),
+        }
+    }
+
+    fn status(&self) -> RunnerStatus {
+        match self.ask(RunnerRequest::Status) {
+            RunnerReply::Status(status) => status,
+            other => panic!("status is {other:?}"),
+        }
+    }
+
+    /// Lets the guest run to its end: what it printed, why it stopped, how the process ended.
+    fn run(mut self) -> (String, StopReason, ExitStatus) {
+        self.link.send_request(&RunnerRequest::Resume, &[]).unwrap();
+        let mut printed = Vec::new();
+        self.serial.read_to_end(&mut printed).unwrap();
+        let reason = loop {
+            match self.receive() {
+                Answer::Event(RunnerEvent::Stopped(reason)) => break reason,
+                Answer::Reply(RunnerReply::Done) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        (String::from_utf8_lossy(&printed).into_owned(), reason, self.child.wait().unwrap())
+    }
+
+    /// A line of `/proc/PID/status`.
+    fn proc_status(&self, key: &str) -> String {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("no {key} in {text}")).trim().to_owned()
+    }
+}
+
+#[test]
+fn the_ways_to_stop_are_told_apart() {
+    for (then, expected) in [
+        (Then::PowerOff, StopReason::PowerOff),
+        (Then::ResetRegister, StopReason::Reboot),
+        (Then::KeyboardReset, StopReason::Reboot),
+        (Then::TripleFault, StopReason::TripleFault),
+    ] {
+        let (printed, reason, status) = Runner::ready(&kernel::elf("hello\n", then), 1).run();
+        // An interpreter of ring 0 (KVM_PVM) cannot take a fault without an IDT: it says that it cannot go on.
+        let interpreted = then == Then::TripleFault
+            && !["kvm_amd", "kvm_intel"].iter().any(|module| Path::new("/sys/module").join(module).exists())
+            && matches!(reason, StopReason::VcpuFailed(_));
+        assert!(reason == expected || interpreted, "{then:?}: {reason:?}");
+        assert_eq!(printed, "hello\n");
+        let clean = matches!(reason, StopReason::PowerOff | StopReason::Reboot);
+        assert_eq!(status.code(), Some(if clean { 0 } else { 1 }), "{then:?}");
+    }
+}
+
+#[test]
+fn a_string_instruction_prints_each_of_its_bytes() {
+    let (printed, reason, _) = Runner::ready(&kernel::elf("abcde", Then::Echo), 1).run();
+    assert_eq!(printed, String::from_utf8_lossy(b"abcde\xb0a\xee\xb0b"));
+    assert_eq!(reason, StopReason::PowerOff);
+}
+
+#[test]
+fn a_guest_pauses_resumes_and_outlives_its_controller() {
+    let mut runner = Runner::ready(&kernel::elf("x", Then::Spin), 2);
+    assert_eq!((runner.status().paused, runner.status().first_run_ns), (true, None));
+    assert_eq!(runner.ask(RunnerRequest::Resume), RunnerReply::Done);
+    let mut byte = [0];
+    runner.serial.read_exact(&mut byte).unwrap();
+    for _ in 0..20 {
+        assert_eq!(runner.ask(RunnerRequest::Pause), RunnerReply::Done);
+        assert!(runner.status().paused);
+        assert_eq!(runner.ask(RunnerRequest::Resume), RunnerReply::Done);
+        assert!(!runner.status().paused);
+    }
+    assert_eq!(runner.ask(RunnerRequest::PowerButton), RunnerReply::Done);
+    runner.link = dial(&runner.path());
+    let status = runner.status();
+    assert_eq!((status.paused, status.stopped), (false, None));
+    assert!(status.first_run_ns.is_some());
+}
+
+#[test]
+fn a_runner_holds_nothing_but_its_guest() {
+    let runner = Runner::ready(&kernel::elf("x", Then::Spin), 2);
+    runner.ask(RunnerRequest::Resume);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(runner.proc_status(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(runner.proc_status("NoNewPrivs"), "1");
+    assert_eq!(runner.proc_status("Seccomp"), "2");
+    let own = uid().to_string();
+    assert_eq!(runner.proc_status("Uid").split_whitespace().collect::<Vec<_>>(), [own.as_str(); 4]);
+    let proc = PathBuf::from(format!("/proc/{}", runner.child.id()));
+    assert_eq!(std::fs::read_dir(proc.join("root")).unwrap().count(), 0, "the root is empty");
+    for namespace in ["mnt", "net", "ipc", "uts", "cgroup"] {
+        let of = |who: &Path| std::fs::read_link(who.join("ns").join(namespace)).unwrap();
+        assert_ne!(of(&proc), of(Path::new("/proc/self")), "{namespace}");
+    }
+    let rollup = std::fs::read_to_string(proc.join("smaps_rollup")).unwrap();
+    let kib = |key: &str| -> u64 {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // Guest RAM is shared memory; the rest is the runner's own.
+    assert!(kib("Pss_Anon:") < 4096, "{rollup}");
+}
+
+#[test]
+fn a_guest_that_cannot_be_started_is_refused_in_one_line() {
+    let good = kernel::elf("x", Then::Spin);
+    let mut no_pvh = good.clone();
+    let note = no_pvh.len() - 20;
+    no_pvh[note + 8] = 17;
+    let cases: [(&[u8], u8, u64, &str); 8] = [
+        (b"", 1, 64 << 20, "truncated"),
+        (b"GIF89a", 1, 64 << 20, "neither an ELF vmlinux nor an x86 bzImage"),
+        (&good[..good.len() - 1], 1, 64 << 20, "truncated"),
+        (&no_pvh, 1, 64 << 20, "CONFIG_PVH"),
+        (&good, 0, 64 << 20, "0 vCPUs"),
+        (&good, 33, 64 << 20, "33 vCPUs"),
+        (&good, 1, 1 << 50, "this host has"),
+        (&good, 1, (64 << 20) + 1, "whole MiB"),
+    ];
+    for (kernel, vcpus, memory, part) in cases {
+        let (mut runner, answer) = Runner::start(kernel, vcpus, memory);
+        match answer {
+            Answer::Failed(text) => assert!(text.contains(part) && !text.contains('\n'), "{text}"),
+            other => panic!("{part}: {other:?}"),
+        }
+        assert_eq!(runner.child.wait().unwrap().code(), Some(1));
+        assert!(matches!(runner.link.receive::<Answer>(), Err(LinkError::Closed)));
+    }
+}
