@@ -1,7 +1,8 @@
 //! The mini guest as an enemy: it harms nobody but itself.
 //!
 //! Each attack has a neighbour, another domain that works all the while. Afterwards the attacker's own devices still
-//! work (the guest checks that itself), every process of both domains is alive, and the neighbour has lost nothing.
+//! work (the guest checks that itself), every process of both domains is alive, none has been made to grow, to talk
+//! or to spin, and the neighbour has lost nothing.
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -49,8 +50,16 @@ fn attack_with(name: &str, vcpus: u8, tap: impl Fn() -> Result<Option<OwnedFd>>)
         plan.vcpus = vcpus;
         plan.tap = tap()?;
         let mut machine = Machine::start(&programs(), plan)?;
+        let before = machine.footprints()?;
         machine.done(MINUTE * 3).with_context(|| format!("attack {name}, seed {seed}"))?;
         machine.all_alive()?;
+        let after = machine.footprints()?;
+        std::thread::sleep(Duration::from_millis(500));
+        let later = machine.footprints()?;
+        for ((before, after), later) in before.iter().zip(&after).zip(&later) {
+            before.check(after)?;
+            after.check_idle(later)?;
+        }
     }
 
     neighbour.type_line("blk-verify,blk-irq")?;

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use shared_abi::Role;
 use shared_abi::control::FromChild;
 
+use super::footprint::Footprint;
 use crate::child::{Running, tied};
 
 /// How long a process may take to listen, and to answer.
@@ -28,6 +30,7 @@ pub struct Child<A, E> {
     link: Link,
     events: VecDeque<E>,
     answers: VecDeque<Result<A, String>>,
+    log: PathBuf,
 }
 
 impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
@@ -41,7 +44,9 @@ impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
         fds: Outgoing,
     ) -> Result<(Self, A)> {
         let path = folder.join(format!("{role}.sock"));
+        let log = folder.join(format!("{role}.log"));
         let mut command = tied(programs.join(role.program()));
+        command.stderr(File::create(&log).context("cannot make a log file")?);
         let mut process = Running::start(role.program(), command.arg("--control").arg(&path))
             .with_context(|| format!("cannot start {}", role.program()))?;
         let begin = Instant::now();
@@ -58,7 +63,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
             std::thread::sleep(Duration::from_millis(1));
         };
         let mut child =
-            Self { process, link: socket.into(), events: VecDeque::new(), answers: VecDeque::new() };
+            Self { process, link: socket.into(), events: VecDeque::new(), answers: VecDeque::new(), log };
         let answer = child.ask(start, fds)?;
         Ok((child, answer))
     }
@@ -116,9 +121,24 @@ impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
         Ok(true)
     }
 
+    /// What it has taken of the host so far.
+    pub fn footprint(&self) -> Result<Footprint> {
+        Footprint::of(self.process.name(), self.process.pid(), &self.log)
+    }
+
     /// The process itself.
     pub fn process(&mut self) -> &mut Running {
         &mut self.process
+    }
+}
+
+impl<A, E> Drop for Child<A, E> {
+    /// Shows what the process has written to stderr: the harness prints it if the test has failed.
+    fn drop(&mut self) {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        for line in String::from_utf8_lossy(&log[log.len().saturating_sub(4096)..]).lines() {
+            println!("{}: {line}", self.process.name());
+        }
     }
 }
 

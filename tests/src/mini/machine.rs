@@ -19,6 +19,7 @@ use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tempfile::TempDir;
 
 use super::child::Child;
+use super::footprint::Footprint;
 use super::report::Line;
 
 /// A disk of the guest.
@@ -253,6 +254,13 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// What each process of the domain has taken of the host so far: the runner, then its backends.
+    pub fn footprints(&self) -> Result<Vec<Footprint>> {
+        let backends = [self.block.as_ref(), self.net.as_ref()];
+        let backends = backends.into_iter().flatten().map(Child::footprint);
+        [self.runner.footprint()].into_iter().chain(backends).collect()
     }
 
     /// All `value` lines so far.
