@@ -235,4 +235,18 @@ fn a_sealed_console_has_no_privilege_and_little_memory() {
         assert!(private <= 4096, "{private} KiB private memory");
         println!("private memory: {private} KiB");
     }
+    let switches = || {
+        let mut counts = Vec::new();
+        for task in std::fs::read_dir(proc.join("task")).unwrap() {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            counts.extend(status.lines().filter(|line| line.contains("ctxt_switches")).map(str::to_owned));
+        }
+        counts
+    };
+    let reader = Client::attach(&console.path, Mode::Read);
+    std::thread::sleep(Duration::from_millis(200));
+    let before = switches();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(switches(), before, "an idle console wakes up");
+    drop(reader);
 }

@@ -170,3 +170,87 @@ fn an_idle_nic_wakes_nobody_and_costs_little_memory() {
     println!("private memory: {private} KiB");
     assert!(private <= 4096, "{private} KiB private memory");
 }
+
+/// A driver that merges buffers and takes large segments, and a large segment for it.
+fn large() -> (Program, Wire, Guest, [u8; 10], Vec<u8>) {
+    let (program, wire, guest) = nic(USUAL | features::GUEST_CSUM | features::GUEST_TSO4);
+    let (header, sent) = tcp(60_000);
+    (program, wire, guest.run(), header, sent)
+}
+
+#[test]
+fn a_frame_larger_than_all_buffers_waits_for_more_and_is_whole() {
+    let (_program, wire, mut guest, header, sent) = large();
+    guest.offer_buffers(10, 1536);
+    guest.rx.kick();
+    wire.send(header, &sent);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(guest.rx.try_used().is_none(), "a part of a frame was shown");
+    for index in 10..60 {
+        guest.rx.set_descriptor(index, (common::driver::rx_buffer(index), 1536, common::driver::WRITE, 0));
+        guest.rx.offer(index);
+        guest.rx.kick();
+    }
+    let (seen, got) = guest.receive();
+    assert!(got == sent);
+    assert_eq!(usize::from(u16::from_le_bytes([seen[10], seen[11]])), (12 + sent.len()).div_ceil(1536));
+    wire.send(PLAIN, &frame(1, 60));
+    assert_eq!(guest.receive().1, frame(1, 60));
+}
+
+#[test]
+fn a_frame_that_no_ring_of_buffers_can_hold_is_dropped_whole_and_the_next_one_arrives() {
+    let (program, wire, mut guest, header, sent) = large();
+    guest.offer_buffers(common::driver::SIZE, 100);
+    guest.rx.kick();
+    for seed in 0..20 {
+        wire.send(header, &sent);
+        wire.send(PLAIN, &frame(seed, 600));
+        assert_eq!(guest.receive().1, frame(seed, 600));
+    }
+    drop(program);
+}
+
+#[test]
+fn a_ring_that_is_stopped_gives_all_its_buffers_back_and_goes_on_where_it_was() {
+    let (_program, wire, mut guest, header, sent) = large();
+    guest.offer_buffers(10, 1536);
+    guest.rx.kick();
+    wire.send(PLAIN, &frame(1, 600));
+    assert_eq!(guest.receive().1, frame(1, 600));
+    // A frame in work, for which there are not enough buffers, is lost with the stop; its buffers are not.
+    wire.send(header, &sent);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(guest.restart_receive(), 1, "one buffer was used");
+    wire.send(PLAIN, &frame(2, 700));
+    assert_eq!(guest.receive().1, frame(2, 700));
+    for round in 0..50 {
+        guest.restart_receive();
+        wire.send(PLAIN, &frame(round, 1000));
+        assert_eq!(guest.receive().1, frame(round, 1000));
+    }
+}
+
+#[test]
+fn a_driver_of_before_virtio_1_has_a_header_of_ten_bytes() {
+    let (_program, wire, guest) = nic(0);
+    let mut guest = guest.run();
+    guest.offer_buffers(4, 2000);
+    guest.rx.kick();
+    wire.send(PLAIN, &frame(1, 80));
+    let (head, len) = guest.rx.used();
+    assert_eq!((head, len), (0, 90));
+    let mut bytes = vec![0; 90];
+    vm_memory::Bytes::read_slice(
+        &guest.memory,
+        &mut bytes,
+        vm_memory::GuestAddress(common::driver::rx_buffer(0)),
+    )
+    .unwrap();
+    assert_eq!(bytes, [&[0; 10][..], &frame(1, 80)].concat());
+    let at = vm_memory::GuestAddress(0x180_0000);
+    vm_memory::Bytes::write_slice(&guest.memory, &bytes, at).unwrap();
+    guest.tx.set_descriptor(0, (at.0, 90, 0, 0));
+    guest.send_chain(0);
+    assert_eq!(wire.receive(), frame(1, 80));
+}

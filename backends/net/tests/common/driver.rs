@@ -180,6 +180,15 @@ impl Guest {
         self
     }
 
+    /// Stops the receive ring and starts it again, as a frontend does. Returns where it had stopped.
+    pub fn restart_receive(&mut self) -> u16 {
+        let base = self.frontend.get_vring_base(0).unwrap() as u16;
+        self.frontend.set_vring_base(0, base).unwrap();
+        self.frontend.set_vring_kick(0, &self.rx.kick).unwrap();
+        self.frontend.set_vring_enable(0, true).unwrap();
+        base
+    }
+
     /// `length` bytes of configuration space.
     pub fn config(&mut self, length: u32) -> Vec<u8> {
         let buffer = vec![0; length as usize];
