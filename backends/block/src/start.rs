@@ -25,6 +25,10 @@ use crate::device::BlockDevice;
 use crate::disk::{Disk, DiskError};
 use crate::threads::{Prepared, STACK, ThreadsError, calls};
 
+/// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for orders, and three from the
+/// frontend; and a sealed process may have 1024 open. 31 disks with 5 queues each fit.
+const MAX_ALL_QUEUES: usize = 160;
+
 /// Why the disks cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -42,6 +46,9 @@ pub enum StartError {
         /// The number.
         queues: u16,
     },
+    /// More than the descriptors of one process are enough for.
+    #[error("{0} queues of all disks together: at most {MAX_ALL_QUEUES} can be served")]
+    AllQueues(usize),
     /// The message's descriptors do not fit it.
     #[error("start message")]
     Fds(#[from] FdError),
@@ -96,6 +103,10 @@ struct Device<T> {
 fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), StartError> {
     if !(1..=MAX_DEVICES).contains(&start.disks.len()) {
         return Err(StartError::Count(start.disks.len()));
+    }
+    let queues = start.disks.iter().map(|disk| usize::from(disk.queues)).sum();
+    if queues > MAX_ALL_QUEUES {
+        return Err(StartError::AllQueues(queues));
     }
     let mut prepared = Vec::new();
     for disk in start.disks {

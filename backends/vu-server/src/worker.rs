@@ -34,7 +34,7 @@ pub enum Order {
         /// The queue's number.
         queue: u16,
         /// Its new eventfd.
-        call: Option<File>,
+        call: Option<Arc<File>>,
     },
     /// End the thread. No queue is running.
     Quit,
@@ -92,7 +92,7 @@ impl Port {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn set_call(&self, queue: u16, call: Option<File>) -> Result<(), WorkerGone> {
+    pub fn set_call(&self, queue: u16, call: Option<Arc<File>>) -> Result<(), WorkerGone> {
         self.send(Order::Call { queue, call })
     }
 

@@ -31,8 +31,8 @@ fuzz_target!(|input: (u64, u16, &[u8])| {
         memory: memory.clone().into(),
         addresses: RingAddresses { descriptors: 0, available: 256, used: 512 },
         next_available,
-        kick: null(),
-        call: Some(null()),
+        kick: null().into(),
+        call: Some(null().into()),
         error: None,
         log: None,
     });

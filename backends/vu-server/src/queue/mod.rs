@@ -54,11 +54,11 @@ pub struct QueueSetup {
     /// The first entry of the available ring that was not popped yet (`SET_VRING_BASE`).
     pub next_available: u16,
     /// Becomes readable when the driver has made chains available.
-    pub kick: File,
+    pub kick: Arc<File>,
     /// Written to when chains have been used; none if the driver polls.
-    pub call: Option<File>,
+    pub call: Option<Arc<File>>,
     /// Written to when the ring is broken.
-    pub error: Option<File>,
+    pub error: Option<Arc<File>>,
     /// Where the inflight log of this ring is.
     pub log: Option<LogPlace>,
 }
@@ -90,9 +90,9 @@ pub struct Queue {
     next_used: u16,
     /// `used.idx` as the driver sees it.
     published: u16,
-    kick: File,
-    call: Option<File>,
-    error: Option<File>,
+    kick: Arc<File>,
+    call: Option<Arc<File>>,
+    error: Option<Arc<File>>,
     log: Option<Log>,
     /// What a killed backend had popped and not given back, the first last.
     again: Vec<u16>,
@@ -282,7 +282,7 @@ impl Queue {
     }
 
     /// From now on the driver is called here (`SET_VRING_CALL`).
-    pub fn set_call(&mut self, call: Option<File>) {
+    pub fn set_call(&mut self, call: Option<Arc<File>>) {
         // What was published just now may have been called on the old one, which nobody may read any more. A call too
         // many is harmless.
         if let Some(call) = &call {

@@ -18,7 +18,7 @@ const TABLE: u64 = 0x4000;
 
 struct Guest {
     memory: Arc<MemoryTable>,
-    call: File,
+    call: Arc<File>,
 }
 
 impl Guest {
@@ -27,7 +27,7 @@ impl Guest {
         file.set_len(LEN).unwrap();
         let mut memory = MemoryTable::default();
         memory.add(0, OWN, LEN, file, 0).unwrap();
-        Self { memory: Arc::new(memory), call: eventfd() }
+        Self { memory: Arc::new(memory), call: eventfd().into() }
     }
 
     fn write(&self, addr: u64, bytes: &[u8]) {
@@ -69,8 +69,8 @@ impl Guest {
                 used: OWN + USED,
             },
             next_available,
-            kick: eventfd(),
-            call: Some(self.call.try_clone().unwrap()),
+            kick: eventfd().into(),
+            call: Some(self.call.clone()),
             error: None,
             log: None,
         }

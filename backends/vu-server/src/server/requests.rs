@@ -275,16 +275,16 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let fd =
             fd.ok_or_else(|| refuse(format!("queue {index} without a kick eventfd: polling is not served")))?;
-        self.change(index.into(), |vring| vring.kick = Some(fd))?;
+        self.change(index.into(), |vring| vring.kick = Some(fd.into()))?;
         self.start()
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.vring(index.into())?.set_call(fd).map_err(|error| refuse(error.to_string()))
+        self.vring(index.into())?.set_call(fd.map(Into::into)).map_err(|error| refuse(error.to_string()))
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.change(index.into(), |vring| vring.error = fd)
+        self.change(index.into(), |vring| vring.error = fd.map(Into::into))
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {

@@ -5,7 +5,6 @@
 //! ```
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 
 use crate::memory::MemoryTable;
@@ -23,14 +22,6 @@ pub enum VringError {
         /// Why.
         source: QueueError,
     },
-    /// An eventfd could not be cloned.
-    #[error("ring {index}: cannot clone an eventfd")]
-    EventFd {
-        /// The ring's number.
-        index: u16,
-        /// What the system said.
-        source: io::Error,
-    },
     /// The worker has ended.
     #[error(transparent)]
     Worker(#[from] WorkerGone),
@@ -44,9 +35,9 @@ pub struct Vring {
     pub size: u16,
     pub addresses: Option<RingAddresses>,
     pub base: u16,
-    pub kick: Option<File>,
-    call: Option<File>,
-    pub error: Option<File>,
+    pub kick: Option<Arc<File>>,
+    call: Option<Arc<File>>,
+    pub error: Option<Arc<File>>,
     pub enabled: bool,
     running: bool,
 }
@@ -88,8 +79,6 @@ impl Vring {
         else {
             return Ok(());
         };
-        let clone =
-            |fd: &File| fd.try_clone().map_err(|source| VringError::EventFd { index: self.index, source });
         let queue = Queue::new(QueueSetup {
             device: device.clone(),
             index: self.index,
@@ -98,9 +87,9 @@ impl Vring {
             memory: memory.clone(),
             addresses,
             next_available: self.base,
-            kick: clone(kick)?,
-            call: self.call.as_ref().map(clone).transpose()?,
-            error: self.error.as_ref().map(clone).transpose()?,
+            kick: kick.clone(),
+            call: self.call.clone(),
+            error: self.error.clone(),
             log,
         })
         .map_err(|source| VringError::Queue { index: self.index, source })?;
@@ -119,11 +108,9 @@ impl Vring {
     }
 
     /// Changes the call eventfd, while the ring runs or not.
-    pub fn set_call(&mut self, call: Option<File>) -> Result<(), VringError> {
+    pub fn set_call(&mut self, call: Option<Arc<File>>) -> Result<(), VringError> {
         if self.running {
-            let clone = call.as_ref().map(File::try_clone).transpose();
-            let clone = clone.map_err(|source| VringError::EventFd { index: self.index, source })?;
-            self.worker.set_call(self.index, clone)?;
+            self.worker.set_call(self.index, call.clone())?;
         }
         self.call = call;
         Ok(())
