@@ -14,12 +14,14 @@
 //! | [`link`] | one typed JSON message with descriptors in one `SOCK_SEQPACKET` datagram, both directions |
 //! | [`control`] | the child's side: listen, accept one controller at a time, answer |
 //! | [`fds`] | the descriptors of one message, each taken exactly once |
+//! | [`threads`] | threads that are ready to be sealed, and one heap for them |
 //! | [`sandbox`] | own uid, no capabilities, own namespaces, an empty root, a seccomp allow-list |
 
 pub mod control;
 pub mod fds;
 pub mod link;
 pub mod sandbox;
+pub mod threads;
 
 pub use control::{Control, Events};
 pub use fds::Fds;
