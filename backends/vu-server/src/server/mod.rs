@@ -31,6 +31,7 @@ pub use vring::VringError;
 /// file, and to make a sealed memory file for an inflight log.
 pub const CALLS: &[Allow] = &[
     Allow::Call(libc::SYS_lseek),
+    Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_ADD_SEALS as u32),
     Allow::Call(libc::SYS_memfd_create),
     Allow::Call(libc::SYS_ftruncate),
