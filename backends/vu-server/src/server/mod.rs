@@ -28,7 +28,7 @@ use requests::State;
 pub use vring::VringError;
 
 /// The system calls of a control thread and of its queues beyond `sandbox::COMMON`: to find the size of a region's
-/// file, and to make a sealed memory file for an inflight log.
+/// file, to clone the connection, and to make a sealed memory file for an inflight log.
 pub const CALLS: &[Allow] = &[
     Allow::Call(libc::SYS_lseek),
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
