@@ -58,8 +58,6 @@ pub struct Receive<F> {
     first: Vec<Segment>,
     /// What is left of the frame in work: this part of `spill`.
     partial: std::ops::Range<usize>,
-    /// Frames that fitted nowhere.
-    dropped: u64,
     /// Told once when the tap is gone.
     lost: Option<F>,
 }
@@ -80,7 +78,6 @@ impl<F: FnOnce(io::Error)> Receive<F> {
             taken: 0,
             first: Vec::new(),
             partial: 0..0,
-            dropped: 0,
             lost: Some(lost),
         }
     }
@@ -118,7 +115,6 @@ impl<F: FnOnce(io::Error)> Receive<F> {
         let merge = queue.features() & MRG_RXBUF != 0;
         if !merge && length > self.window.bytes() {
             // The buffer stays for the next frame.
-            self.dropped += 1;
             return;
         }
         let spilled = length.saturating_sub(self.window.bytes()) as usize;
@@ -172,7 +168,6 @@ impl<F: FnOnce(io::Error)> Receive<F> {
 
     /// Drops the frame in work: its buffers are used for the next one.
     fn give_up(&mut self, queue: &mut Queue) {
-        self.dropped += 1;
         self.put_back(queue);
     }
 

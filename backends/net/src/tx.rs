@@ -1,6 +1,6 @@
 //! Frames from the guest: one chain, one `writev` straight from the guest's memory to the tap.
 //!
-//! Refused, and counted: what [`header::check`] refuses, chains without a whole header, buffers outside the memory,
+//! Refused, without a word: what [`header::check`] refuses, chains without a whole header, buffers outside the memory,
 //! and packets whose own headers the kernel finds wrong. Their chains are given back like all others.
 
 use std::io;
@@ -22,8 +22,6 @@ pub struct Transmit {
     queue: Option<Box<Queue>>,
     chain: Chain,
     pieces: Pieces,
-    /// Frames that were not sent.
-    dropped: u64,
 }
 
 impl Transmit {
@@ -74,7 +72,7 @@ impl Transmit {
                     return Wait::Writable;
                 }
                 // The network may lose what it cannot carry; so does an interface that is down (EIO).
-                Err(_) => self.dropped += 1,
+                Err(_) => {}
             }
             queue.push(self.chain.head, 0);
         }
