@@ -219,3 +219,86 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
 pub fn one_line(text: &str) -> String {
     text.chars().take(512).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use domus_startup::Control;
+    use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, StopReason};
+
+    use super::*;
+    use crate::supervisor::Direct;
+    use crate::supervisor::{Job, Supervisor};
+
+    type Runner = ChildLink<RunnerReply, RunnerEvent>;
+
+    /// A process that lives; who answers at the socket is a thread of the test.
+    async fn living(dir: &Path) -> Process {
+        let script = "#!/bin/sh\nexec /bin/sleep 1000\n";
+        std::fs::write(dir.join("domu-runner"), script).unwrap();
+        std::fs::set_permissions(
+            dir.join("domu-runner"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        let direct = Direct::new(Some(dir.into()), true);
+        let domain = "test".parse().unwrap();
+        let job =
+            Job { domain: &domain, role: Role::Runner, control: Path::new("x"), memory: 1 << 25, vcpus: 1 };
+        direct.start(job).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_answer_that_comes_too_late_is_not_taken_for_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runner.sock");
+        let process = living(dir.path()).await;
+        let control = Control::listen(&path).unwrap();
+        std::thread::spawn(move || {
+            let (_, _) = control.accept_start::<RunnerRequest>().unwrap();
+            let events = control.events();
+            std::thread::sleep(Duration::from_millis(300));
+            control.reply(&RunnerReply::Ready);
+            events.send(&RunnerEvent::Stopped(StopReason::PowerOff));
+            let _ = control.serve(|_: RunnerRequest, _| Ok(RunnerReply::Done));
+        });
+        let mut link = Runner::connect(Role::Runner, &path, &process).await.unwrap();
+        link.send(&RunnerRequest::Resume, &[]).await.unwrap();
+        let error = link.answer(&process, Duration::from_millis(50), "was ready").await.unwrap_err();
+        assert!(matches!(error, ChildError::Silent { .. }), "{error}");
+        link.send(&RunnerRequest::Pause, &[]).await.unwrap();
+        assert_eq!(link.answer(&process, PATIENCE, "paused").await.unwrap(), RunnerReply::Done);
+        assert_eq!(link.event().await.unwrap(), RunnerEvent::Stopped(StopReason::PowerOff));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_child_that_dies_before_it_listens_is_told_by_how_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = living(dir.path()).await;
+        process.kill();
+        let error = Runner::connect(Role::Runner, &dir.path().join("no.sock"), &process).await.unwrap_err();
+        assert_eq!(error.to_string(), "domu-runner was killed by SIGKILL before it made its control socket");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_flood_of_events_and_a_wrong_message_stay_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runner.sock");
+        let process = living(dir.path()).await;
+        let control = Control::listen(&path).unwrap();
+        std::thread::spawn(move || {
+            let (_, _) = control.accept_start::<RunnerRequest>().unwrap();
+            for n in 0..2000 {
+                // Waits for a dom0 that reads.
+                control.events().send(&RunnerEvent::DeviceLost(format!("d{n}").parse().unwrap()));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            control.reply(&"nonsense");
+            let _ = control.serve(|_: RunnerRequest, _| Ok(RunnerReply::Done));
+        });
+        let mut link = Runner::connect(Role::Runner, &path, &process).await.unwrap();
+        link.send(&RunnerRequest::Resume, &[]).await.unwrap();
+        let error = link.answer(&process, PATIENCE, "was ready").await.unwrap_err();
+        assert!(matches!(error, ChildError::Link { .. }), "{error}");
+        assert!(link.early.len() <= 256);
+    }
+}

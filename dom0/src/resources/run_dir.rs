@@ -79,6 +79,19 @@ pub enum RunDirError {
     LeftOver(DomainName),
 }
 
+/// Who has the name in the run directory at `run`, as far as the caller may look. Makes nothing.
+pub fn owner(run: &Path, name: &DomainName) -> Option<String> {
+    let path = run.join("domains").join(name.as_str());
+    let dir = File::open(&path).ok()?;
+    // Shared, so that two who look do not take each other for the owner.
+    match Flock::lock(dir, FlockArg::LockSharedNonblock) {
+        Ok(_) => None,
+        Err(_) => Some(
+            read_record(&path).map_or("it is being built".into(), |record| format!("ID {}", record.domid)),
+        ),
+    }
+}
+
 /// What a domain's directory says about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {

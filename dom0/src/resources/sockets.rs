@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, socket, socketpair,
+};
 
 use crate::config::{ConfigError, DomainConfig};
 
@@ -49,8 +51,37 @@ pub fn foreign(
     if !connect {
         return Ok(None);
     }
-    match UnixStream::connect(path) {
-        Ok(stream) => Ok(Some(stream.into())),
+    match dial(path) {
+        Ok(stream) => Ok(Some(stream)),
         Err(error) => Err(refuse(format!("\"{shown}\" cannot be connected to ({error}): {cure}"))),
+    }
+}
+
+/// Connects without waiting: a listener that does not accept must not hold dom0 up. The result is in blocking mode.
+fn dial(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_backend_that_does_not_accept_is_an_error_and_not_a_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backend.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let full: Vec<_> =
+            std::iter::repeat_with(|| dial(&path)).take(5000).take_while(Result::is_ok).collect();
+        assert!(!full.is_empty() && dial(&path).is_err());
+        drop(listener);
+        assert!(dial(&path).is_err());
     }
 }

@@ -1,11 +1,13 @@
 //! One cgroup (v2) for each domain, with limits that the domain's own size gives.
 //!
-//! Needs the controllers cpu, memory and pids in dom0's own cgroup, which the host's service manager delegates
-//! (systemd: `Delegate=yes`). Where they are missing the caller goes on without limits, and says so once.
+//! dom0 divides its own cgroup, and only if that is its to divide: the service manager has delegated it (systemd:
+//! `Delegate=yes`, which leaves an extended attribute), or there is no service manager and it is the root. Where there
+//! is none the caller goes on without limits, and says so once.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use shared_abi::DomainName;
 
@@ -18,6 +20,17 @@ pub struct Cgroups {
 /// Memory that the processes of a domain may use beside the guest's RAM: their own, page tables, page cache.
 const MEMORY_BESIDE_RAM: u64 = 256 << 20;
 
+/// What the limits need.
+const CONTROLLERS: [&str; 2] = ["memory", "pids"];
+
+fn may_divide(own: &Path, mount: &Path) -> bool {
+    let delegated = ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        let mut value = [0; 8];
+        matches!(super::spawn::extended_attribute(own, name, &mut value), Ok(1) if value[0] == b'1')
+    });
+    delegated || (own == mount && !Path::new("/run/systemd/system").exists())
+}
+
 impl Cgroups {
     /// Finds dom0's own cgroup, and makes it a parent of the domains'.
     ///
@@ -29,29 +42,43 @@ impl Cgroups {
             let (left, right) = line.split_once(" - ")?;
             if right.starts_with("cgroup2 ") { left.split(' ').nth(4) } else { None }
         });
-        let mount = mount.ok_or("no cgroup v2 hierarchy is mounted")?;
+        let mount = Path::new(mount.ok_or("no cgroup v2 hierarchy is mounted")?);
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| format!("no cgroup: {e}"))?;
         let own =
             own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("dom0 is in no cgroup of v2")?;
-        let own = PathBuf::from(mount).join(own.trim_start_matches('/'));
-        let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
-        for needed in ["cpu", "memory", "pids"] {
-            if !controllers.split_whitespace().any(|there| there == needed) {
-                return Err(format!(
-                    "the cgroup v2 controller {needed} is not delegated to {}",
-                    own.display()
-                ));
+        let base = match own.trim_start_matches('/') {
+            "" => mount.to_owned(),
+            below => mount.join(below),
+        };
+        let there = fs::read_to_string(base.join("cgroup.controllers")).unwrap_or_default();
+        for needed in CONTROLLERS {
+            if !there.split_whitespace().any(|there| there == needed) {
+                return Err(format!("the cgroup v2 controller {needed} is not there in {}", base.display()));
             }
         }
-        // A cgroup with processes in it can give its children no controllers, so dom0 moves into a leaf.
-        let enter = || -> std::io::Result<()> {
-            let leaf = own.join("dom0");
-            fs::create_dir_all(&leaf)?;
-            fs::write(leaf.join("cgroup.procs"), "0")?;
-            fs::write(own.join("cgroup.subtree_control"), "+cpu +memory +pids")
-        };
-        enter().map_err(|e| format!("{} cannot be divided: {e}", own.display()))?;
-        Ok(Self { base: own })
+        if !may_divide(&base, mount) {
+            return Err(format!("the cgroup {} is not delegated (systemd: Delegate=yes)", base.display()));
+        }
+        let cgroups = Self { base };
+        cgroups
+            .enter()
+            .map_err(|e| format!("the cgroup {} cannot be divided: {e}", cgroups.base.display()))?;
+        Ok(cgroups)
+    }
+
+    /// A cgroup with processes in it can give its children no controllers, so dom0 moves into a leaf.
+    fn enter(&self) -> io::Result<()> {
+        let leaf = self.leaf();
+        fs::create_dir_all(&leaf)?;
+        fs::write(leaf.join("cgroup.procs"), "0")?;
+        for controller in CONTROLLERS {
+            fs::write(self.base.join("cgroup.subtree_control"), format!("+{controller}"))?;
+        }
+        Ok(())
+    }
+
+    fn leaf(&self) -> PathBuf {
+        self.base.join("dom0")
     }
 
     fn path(&self, domain: &DomainName) -> PathBuf {
@@ -62,7 +89,7 @@ impl Cgroups {
     pub fn group(&self, domain: &DomainName, memory: u64, vcpus: u8) -> Option<OwnedFd> {
         let path = self.path(domain);
         if !path.exists() {
-            let made = || -> std::io::Result<()> {
+            let made = || -> io::Result<()> {
                 fs::create_dir(&path)?;
                 fs::write(path.join("memory.max"), (memory + MEMORY_BESIDE_RAM).to_string())?;
                 // vCPUs, the backends' queue threads and io_uring's workers.
@@ -78,5 +105,16 @@ impl Cgroups {
     /// Removes the domain's cgroup; its processes have ended.
     pub fn remove(&self, domain: &DomainName) {
         let _ = fs::remove_dir(self.path(domain));
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        // As it was found; what of it fails is in use by another dom0.
+        for controller in CONTROLLERS {
+            let _ = fs::write(self.base.join("cgroup.subtree_control"), format!("-{controller}"));
+        }
+        let _ = fs::write(self.base.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(self.leaf());
     }
 }

@@ -22,8 +22,9 @@ pub struct Direct {
 
 impl Direct {
     /// Looks for programs in `libexec` if given, otherwise beside the running executable and in
-    /// `/usr/libexec/domus`. With `dies_with_parent`, no process outlives the one that calls this by much.
-    pub fn new(libexec: Option<PathBuf>, dies_with_parent: bool) -> Self {
+    /// `/usr/libexec/domus`. `embedded` in a command in the foreground, no process gets a cgroup of its own, and one
+    /// that is not sandboxed yet dies with the thread that calls this.
+    pub fn new(libexec: Option<PathBuf>, embedded: bool) -> Self {
         let places = match libexec {
             Some(place) => vec![place],
             None => {
@@ -32,14 +33,16 @@ impl Direct {
                 own.into_iter().chain([PathBuf::from("/usr/libexec/domus")]).collect()
             }
         };
-        let cgroups = match Cgroups::find() {
-            Ok(cgroups) => Some(cgroups),
-            Err(why) => {
-                crate::say::line(format_args!("domains run without CPU, memory and process limits: {why}"));
-                None
-            }
+        let cgroups = match embedded {
+            // Whoever runs a domain in the foreground has put the command where it belongs.
+            true => None,
+            false => Cgroups::find()
+                .inspect_err(|why| {
+                    crate::say::line(format_args!("domains run without memory and process limits: {why}"));
+                })
+                .ok(),
         };
-        Self { places, programs: RefCell::default(), cgroups, dies_with_parent }
+        Self { places, programs: RefCell::default(), cgroups, dies_with_parent: embedded }
     }
 
     fn program(&self, role: Role) -> Result<PathBuf, SupervisorError> {

@@ -132,3 +132,72 @@ impl Drop for Process {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A supervisor whose runner is this script.
+    fn with_runner(dir: &Path, script: &str) -> Direct {
+        let path = dir.join("domu-runner");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        Direct::new(Some(dir.into()), true)
+    }
+
+    async fn start(direct: &Direct, control: &Path) -> Result<Process, SupervisorError> {
+        let domain = "test".parse().unwrap();
+        direct.start(Job { domain: &domain, role: Role::Runner, control, memory: 1 << 25, vcpus: 1 }).await
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_process_gets_its_control_path_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let seen = dir.path().join("seen");
+        // A descriptor that a careless parent leaks.
+        let leak = fs::File::open("/dev/null").unwrap();
+        nix::fcntl::fcntl(&leak, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let script = format!(
+            "#!/bin/sh\n{{ echo \"$*\"; /bin/ls /proc/self/fd | /usr/bin/wc -l; /usr/bin/env | /bin/grep -vc -e PWD -e _; }} >{}\nexit 3\n",
+            seen.display()
+        );
+        let direct = with_runner(dir.path(), &script);
+        let process = start(&direct, Path::new("/x/runner.sock")).await.unwrap();
+        assert_eq!(process.ended().await, "exited with status 3");
+        process.reap().await;
+        let seen = fs::read_to_string(seen).unwrap();
+        let lines: Vec<&str> = seen.lines().map(str::trim).collect();
+        // Descriptors: 0, 1, 2, and the one that ls reads the directory with.
+        assert_eq!(lines, ["--control /x/runner.sock", "4", "0"]);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn how_a_process_ended_is_told_and_a_dropped_one_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let direct = with_runner(dir.path(), "#!/bin/sh\nexec /bin/sleep 1000\n");
+        let process = start(&direct, Path::new("/x")).await.unwrap();
+        let pid = process.pid();
+        process.kill();
+        assert_eq!(process.ended().await, "was killed by SIGKILL");
+        process.reap().await;
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        let process = start(&direct, Path::new("/x")).await.unwrap();
+        let pid = process.pid();
+        drop(process);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_program_that_is_missing_or_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let direct = Direct::new(Some(dir.path().into()), true);
+        let error = start(&direct, Path::new("/x")).await.unwrap_err().to_string();
+        assert!(error.contains("domu-runner is not installed") && error.contains("--libexec-dir"), "{error}");
+        let direct = with_runner(dir.path(), "\0 no program");
+        let process = start(&direct, Path::new("/x")).await.unwrap();
+        assert_eq!(process.ended().await, "could not be executed");
+    }
+}

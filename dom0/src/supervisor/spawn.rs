@@ -144,6 +144,19 @@ fn exit() -> ! {
     }
 }
 
+/// Reads an extended attribute into `value` and returns its length.
+///
+/// # Errors
+/// What `getxattr(2)` said: there is none, or it is longer than `value`.
+pub fn extended_attribute(path: &Path, name: &str, value: &mut [u8]) -> io::Result<usize> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let name = CString::new(name)?;
+    // SAFETY: both strings end in NUL and outlive the call; the kernel writes at most value.len() bytes to value.
+    let length =
+        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
+
 /// Sends a signal to the process behind a pidfd; no error if it has ended.
 pub fn signal(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) {
     let no_info = ptr::null::<libc::siginfo_t>();

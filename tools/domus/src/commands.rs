@@ -10,6 +10,7 @@ use dom0::api::{Dom0Client, DomainInfo, Plan, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::check;
+use dom0::resources::run_dir;
 use serde_json::json;
 use shared_abi::console::Mode;
 
@@ -72,17 +73,22 @@ async fn create(dir: Option<&Path>, file: &Path, console: bool, json: bool) -> a
 
 async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()> {
     let config = config::load(file)?;
-    // Without a service no name is taken.
-    let mut taken = Ok(());
-    if let Ok(mut connection) = connect(dir).await
+    let run = dir.map_or_else(run_dir::default_path, Path::to_owned);
+    let mut owner = run_dir::owner(&run, &config.name);
+    // The run directory is root's; the service tells others.
+    if owner.is_none()
+        && let Ok(mut connection) = connect(dir).await
         && let Ok(there) = answer(connection.get(config.name.as_str()).await)
     {
-        let problem =
-            format!("\"{}\" is the name of a domain that runs already (ID {})", config.name, there.domain.id);
-        taken =
-            Err(config::ConfigError::new(file, "name", format!("{problem}: destroy it, or change the name")));
+        owner = Some(format!("ID {}", there.domain.id));
     }
-    taken?;
+    if let Some(owner) = owner {
+        let problem = format!(
+            "a domain named \"{}\" runs already ({owner}): destroy it, or change the name",
+            config.name
+        );
+        return Err(config::ConfigError::new(file, "name", problem).into());
+    }
     check::check(&config).await.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
         error => anyhow!(start_message(&Plan::from(&config), &error)),

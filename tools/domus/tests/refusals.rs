@@ -262,6 +262,10 @@ fn nonsense_and_hang_ups_do_not_hurt_the_service() {
         let mut stream = UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap();
         stream.write_all(bytes).unwrap();
     }
+    // A call that never ends is cut off, long before it costs anything.
+    let mut stream = UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap();
+    let endless = std::iter::repeat_with(|| stream.write(&[b' '; 65536])).take(1000).find_map(Result::err);
+    assert!(endless.is_some(), "64 MiB of one call were taken");
     let waiting: Vec<UnixStream> =
         (0..50).map(|_| UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap()).collect();
     host.ok(&["list"]);
