@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::Lab;
-use super::domain::Spec;
+use super::domain::{BOOT, Console, Spec};
 use super::traces::Traces;
 use crate::link::Link;
 
@@ -68,7 +68,9 @@ pub fn bad_input(lab: &Lab) -> Result<()> {
     let path = lab.folder().join("holder.json");
     fs::write(&path, config.to_string())?;
     lab.domus(&["create", &path.display().to_string()]).context("the domain that holds tap and name")?;
-    let result = cases(lab);
+    // Its guest must have taken the memory it takes, or the cases would be blamed for it.
+    let ready = Console::attach(lab, "holder").and_then(|mut console| console.guest.wait_ready(BOOT));
+    let result = ready.and_then(|_| cases(lab));
     let destroyed = lab.domus(&["destroy", "holder"]);
     fs::remove_file(holder.image(lab))?;
     result?;

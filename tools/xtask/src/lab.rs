@@ -51,8 +51,8 @@ pub const STEP_HEAD: &str = "set -e\ncp -r /lab/bin /run/bin\n";
 /// Runs the scenarios `names` in a nested lab and prints their lines; a failure of the lab's own machine is tried once more.
 pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Result<Tally> {
     let step = format!(
-        "{STEP_HEAD}exec /run/bin/domus-lab scenarios --images /lab/images/images.json --bin /run/bin \
-         --folder /var/tmp/domus-lab {}\n",
+        "{STEP_HEAD}set +e\n/run/bin/domus-lab scenarios --images /lab/images/images.json --bin /run/bin \
+         --folder /var/tmp/domus-lab {}\nstatus=$?\ncp /var/tmp/domus-lab/*.log /lab\nexit $status\n",
         names.join(" ")
     );
     for attempt in 1..=2 {

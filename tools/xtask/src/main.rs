@@ -53,6 +53,9 @@ enum Task {
         yes: Yes,
         /// Scenarios to run (`boot-6.1-cloud-1cpu-256MiB`); all when none is named.
         names: Vec<String>,
+        /// Take the binaries as the last build left them.
+        #[arg(long)]
+        no_build: bool,
     },
     /// Run a shell script in the lab's machine, with Domus' binaries in /run/bin and the images in /lab/images.
     ///
@@ -115,7 +118,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Demo { yes, smoke } => demo::demo(yes.consent(), smoke),
         Task::Test { yes } => test::test(yes.consent()),
-        Task::Lab { yes, names } => test::lab_only(yes.consent(), &names),
+        Task::Lab { yes, names, no_build } => test::lab_only(yes.consent(), &names, !no_build),
         Task::Outer { yes, script, with, no_build } => {
             lab::script(yes.consent(), script.as_deref(), &with, !no_build)
         }

@@ -65,9 +65,9 @@ pub fn test(consent: Consent) -> Result<()> {
 }
 
 /// Runs the lab's part alone: the scenarios that `names` lists, or all.
-pub fn lab_only(consent: Consent, names: &[String]) -> Result<()> {
+pub fn lab_only(consent: Consent, names: &[String], build: bool) -> Result<()> {
     install_packages(consent)?;
-    let bin = workspace::build_binaries()?;
+    let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
     let images = images(KERNELS)?;
     let tally = match Ground::detect() {
         Ground::Hardware => direct(&bin, &images, names)?,
