@@ -18,6 +18,7 @@ struct Args {
 }
 
 fn main() -> anyhow::Result<()> {
+    domus_startup::threads::one_heap();
     let args = Args::parse();
     match args.control {
         Some(control) => Ok(start::run(&control)?),

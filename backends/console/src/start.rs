@@ -9,7 +9,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
-use domus_startup::{Control, Fds};
+use domus_startup::{Control, Fds, threads};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use shared_abi::control::{BackendReply, ConsoleRequest, ConsoleStart};
 
@@ -103,22 +103,17 @@ pub(crate) struct Gate {
     _held: SyncSender<()>,
 }
 
-/// Starts the console's thread and waits until it runs: the calls by which a thread sets itself up are not on
-/// the list of a sealed process. It looks at no client before [`Gate`] is gone. If its loop fails, the process ends:
+/// Starts the console's thread, which looks at no client before [`Gate`] is gone. If its loop fails, the process ends:
 /// dom0 then knows.
 pub(crate) fn spawn(server: Server) -> Result<Gate, StartError> {
-    let (running, runs) = sync_channel(1);
     let (gate, gone) = sync_channel::<()>(0);
     let run = move || {
-        let _ = running.send(());
         // Nobody sends: this ends when the gate is dropped.
         let _ = gone.recv();
         let Err(error) = server.run();
         eprintln!("domus-console: cannot wait for the console's sockets: {error}");
         std::process::exit(1);
     };
-    std::thread::Builder::new().name("console".into()).spawn(run).map_err(StartError::Thread)?;
-    // An error would mean that the thread is gone, and then so is the process.
-    let _ = runs.recv();
+    threads::start("console".into(), run).map_err(StartError::Thread)?;
     Ok(Gate { _held: gate })
 }

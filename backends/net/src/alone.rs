@@ -1,13 +1,11 @@
 //! A NIC for a frontend that Domus did not start, by vhost-user's backend program conventions.
 
-use std::sync::mpsc::sync_channel;
-
 use anyhow::Context;
 use domus_startup::sandbox::{self, COMMON};
 use shared_abi::MacAddress;
 use vu_server::standalone::{Frontend, Socket};
 
-use crate::nic::{Card, Prepared, THREADS};
+use crate::nic::{Card, Prepared};
 use crate::seal::CALLS;
 use crate::tap::Tap;
 
@@ -46,16 +44,10 @@ impl Alone {
         let prepared = Prepared::new(&name, card, Tap::open(&name)?).context("cannot set up the tap")?;
         let own = nix::unistd::geteuid();
         sandbox::enter(if own.is_root() { self.uid } else { own.as_raw() })?;
-        let (running, runs) = sync_channel(THREADS);
-        let tell = move || {
-            let _ = running.send(());
-        };
-        let server = prepared.start(tell, move |error| {
+        let server = prepared.start(move |error| {
             eprintln!("domus-net: tap {name} cannot be read any more: {error}");
             std::process::exit(1);
         })?;
-        // The third thread of a NIC is this one.
-        runs.iter().take(THREADS - 1).for_each(drop);
         sandbox::seal(&[COMMON, CALLS].concat())?;
         match frontend {
             Frontend::Listener(listener) => server.serve_all(&listener).context("cannot accept a frontend"),

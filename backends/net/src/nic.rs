@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use domus_startup::threads;
 use shared_abi::MacAddress;
 use vu_server::{Device, Orders, Port, Server, say};
 
@@ -14,9 +15,6 @@ use crate::worker;
 
 /// Queue 0 receives, queue 1 transmits (virtio 1.3 §5.1.2).
 const QUEUES: usize = 2;
-
-/// Threads of a NIC: one for each queue, one for the connection.
-pub const THREADS: usize = QUEUES + 1;
 
 /// What a driver is told of a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,36 +90,26 @@ impl Prepared {
         Ok(Self { name: name.into(), card, tap: Arc::new(tap), ports, orders })
     }
 
-    /// Starts one thread for each queue and returns the server for the connection. Each thread calls `running` when it
-    /// runs; `lost` is called, once at most, if the tap cannot be read any more.
+    /// Starts one thread for each queue and returns the server for the connection. `lost` is called, once at most, if
+    /// the tap cannot be read any more.
     ///
     /// # Errors
     /// A thread could not be started.
-    pub fn start(
-        self,
-        running: impl Fn() + Send + Clone + 'static,
-        lost: impl FnOnce(io::Error) + Send + 'static,
-    ) -> io::Result<Server<impl Device>> {
+    pub fn start(self, lost: impl FnOnce(io::Error) + Send + 'static) -> io::Result<Server<impl Device>> {
         let mtu = self.card.mtu.unwrap_or(1500);
         let mut orders = self.orders.into_iter();
         let (Some(receive), Some(transmit)) = (orders.next(), orders.next()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let (tap, ready) = (self.tap.clone(), running.clone());
-        spawn(format!("rx {}", self.name), move || {
-            ready();
+        let tap = self.tap.clone();
+        threads::start(format!("rx {}", self.name), move || {
             worker::run(Receive::new(mtu, lost), &tap, &receive);
         })?;
         let tap = self.tap.clone();
-        spawn(format!("tx {}", self.name), move || {
-            running();
+        threads::start(format!("tx {}", self.name), move || {
             worker::run(Transmit::default(), &tap, &transmit);
         })?;
         let nic = Nic { name: self.name.clone(), card: self.card, tap: self.tap };
         Ok(Server::new(&self.name, nic, self.ports))
     }
-}
-
-fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name).spawn(run).map(drop)
 }

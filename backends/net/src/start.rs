@@ -3,18 +3,17 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Barrier};
 
 use domus_startup::control::{ControlError, chain};
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
-use domus_startup::{Control, Events, Fds};
+use domus_startup::{Control, Events, Fds, threads};
 use shared_abi::DeviceId;
 use shared_abi::control::{BackendEvent, BackendReply, NetRequest, NetStart};
 use shared_abi::limits::MAX_DEVICES;
 
-use crate::nic::{Card, Prepared, THREADS};
+use crate::nic::{Card, Prepared};
 use crate::seal::CALLS;
 use crate::tap::{Tap, TapError};
 
@@ -83,16 +82,12 @@ fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<(), StartErro
     }
     fds.finish()?;
     sandbox::enter(start.identity.uid)?;
-    let count = nics.len();
-    // A thread sets itself up with calls that a sealed process may not make: so all run before the seal, and none
-    // looks at what a frontend sent before it either.
-    let (running, runs) = sync_channel(count * THREADS);
-    let sealed = Arc::new(Barrier::new(count + 1));
+    // The threads run before the seal, but none looks at what a frontend sent before it.
+    let sealed = Arc::new(Barrier::new(nics.len() + 1));
     for (id, prepared, socket) in nics {
-        start_nic(id.clone(), prepared, socket, &running, &sealed, events)
+        start_nic(id.clone(), prepared, socket, &sealed, events)
             .map_err(|source| StartError::Prepare { nic: id, source })?;
     }
-    runs.iter().take(count * THREADS).for_each(drop);
     sandbox::seal(&[COMMON, CALLS].concat())?;
     sealed.wait();
     Ok(())
@@ -102,7 +97,6 @@ fn start_nic(
     id: DeviceId,
     prepared: Prepared,
     socket: UnixStream,
-    running: &SyncSender<()>,
     sealed: &Arc<Barrier>,
     events: &Events,
 ) -> io::Result<()> {
@@ -113,22 +107,14 @@ fn start_nic(
             events.send(&BackendEvent::DeviceFailed { device: id.clone(), why });
         }
     };
-    let tell = {
-        let running = running.clone();
-        move || {
-            let _ = running.send(());
-        }
-    };
     let lost = report.clone();
-    let server =
-        prepared.start(tell.clone(), move |error| lost(format!("the tap cannot be read: {error}")))?;
+    let server = prepared.start(move |error| lost(format!("the tap cannot be read: {error}")))?;
     let sealed = sealed.clone();
     let serve = move || {
-        tell();
         sealed.wait();
         if let Err(error) = server.serve(socket) {
             report(chain(&error));
         }
     };
-    std::thread::Builder::new().name("vhost-user".into()).spawn(serve).map(drop)
+    threads::start("vhost-user".into(), serve).map(drop)
 }
