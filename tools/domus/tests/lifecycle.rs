@@ -272,3 +272,68 @@ fn the_program_answers_to_the_name_xl() {
     let out = std::process::Command::new(&xl).arg("frob").output().unwrap();
     assert_eq!(out.status.code(), Some(2));
 }
+
+#[test]
+fn a_guest_finds_its_disk_as_it_left_it_and_reaches_the_bridge() {
+    let host = Host::new(true);
+    host.touch_run_dir();
+    host.ip(&["addr", "add", "10.77.0.1/24", "dev", "br0"]);
+    let before = host.traces();
+    std::fs::File::create(host.path("disk.img")).unwrap().set_len(16 << 20).unwrap();
+    let devices = |read_only| {
+        format!(
+            r#", "vcpus": 2, "disks": [ {{ "id": "root", "path": "disk.img", "read_only": {read_only} }} ] {NIC}"#
+        )
+    };
+    let base =
+        "console=ttyS0 mini.end=poweroff mini.seed=7 mini.ip=10.77.0.2 mini.peer=10.77.0.1 mini.rounds=20";
+    for (test, read_only) in [
+        ("pci,blk-id,blk-pattern,net-ping", false),
+        ("blk-verify,net-ping", false),
+        ("blk-verify,blk-readonly", true),
+    ] {
+        let file = host.guest("worker", &format!("{base} mini.test={test}"), &devices(read_only));
+        let out = host.ok(&["run", &file]);
+        assert!(out.contains("failed=0") && !out.contains("mini: fail"), "{test}: {out}");
+        assert_eq!(host.traces(), before);
+    }
+}
+
+#[test]
+fn the_processes_of_a_domain_are_shut_in() {
+    let host = Host::with_service(true);
+    std::fs::File::create(host.path("disk.img")).unwrap().set_len(16 << 20).unwrap();
+    let devices = format!(r#", "disks": [ {{ "id": "root", "path": "disk.img" }} ] {NIC}"#);
+    host.ok(&["create", &host.guest("web1", SHELL, &devices)]);
+    let record = std::fs::read_to_string(host.run_dir().join("domains/web1/state.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let uid = (1_900_000_000 + host.domain("web1").unwrap()["id"].as_u64().unwrap()).to_string();
+    let processes = record["processes"].as_array().unwrap();
+    assert_eq!(processes.len(), 4);
+    for process in processes {
+        let of = |file: &str| format!("/proc/{}/{file}", process["pid"]);
+        let status = std::fs::read_to_string(of("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let role = &process["role"];
+        assert_eq!(field("Uid"), [uid.as_str(); 4].join(" "), "{role}");
+        assert_eq!(field("Groups"), "", "{role}");
+        assert_eq!((field("CapPrm"), field("CapEff"), field("CapBnd")), (z(), z(), z()), "{role}");
+        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".into(), "2".into()), "{role}");
+        // The first process of a pid namespace of its own.
+        assert!(field("NSpid").ends_with(" 1"), "{role}: {}", field("NSpid"));
+        assert_eq!(std::fs::read_dir(of("root")).unwrap().count(), 0, "{role} sees files");
+        for namespace in ["mnt", "net", "ipc", "uts", "pid"] {
+            let (its, ours) =
+                (std::fs::read_link(of(&format!("ns/{namespace}"))), format!("/proc/self/ns/{namespace}"));
+            assert_ne!(its.unwrap(), std::fs::read_link(ours).unwrap(), "{role} shares {namespace}");
+        }
+    }
+    host.ok(&["destroy", "web1"]);
+}
+
+fn z() -> String {
+    "0".repeat(16)
+}
