@@ -1,5 +1,6 @@
 //! Puts binaries and images where the scenarios run: into the nested lab's machine, or beside each other on this host.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ pub fn outer<'a>(
     second_disk: bool,
     limit: Duration,
 ) -> Result<Outer<'a>> {
-    let folder = workspace::target().join("lab/runs").join(name);
+    let folder = free_folder(name)?;
     let outer = Outer { images, folder, memory_mib: MEMORY_MIB, second_disk, limit };
     outer.prepare()?;
     for binary in workspace::BINARIES {
@@ -43,6 +44,22 @@ pub fn outer<'a>(
     inside.debian = "/dev/nvme1n1".into();
     inside.save(&outer.share().join("images/images.json"))?;
     Ok(outer)
+}
+
+/// A folder for a run that no other process uses: two `cargo xtask` may be at work in one tree.
+fn free_folder(name: &str) -> Result<PathBuf> {
+    let runs = workspace::target().join("lab/runs");
+    std::fs::create_dir_all(&runs).with_context(|| format!("cannot make {}", runs.display()))?;
+    for number in 1..100 {
+        let folder = runs.join(format!("{name}.{number}"));
+        let lock = File::create(folder.with_added_extension("lock"))?;
+        if lock.try_lock().is_ok() {
+            // Held until this process ends, whatever becomes of the run.
+            std::mem::forget(lock);
+            return Ok(folder);
+        }
+    }
+    bail!("a hundred runs of {name} are under way in {}", runs.display())
 }
 
 /// What every step script begins with: local copies, since the share is slow to execute from.
@@ -123,7 +140,7 @@ pub fn scenario_names(bin: &Path) -> Result<Vec<String>> {
 
 /// Runs `domus-lab` here, under `wrapper` (a namespace, sudo), and prints and counts its lines.
 pub fn here(wrapper: &[&str], bin: &Path, images: &Images, action: &str, names: &[String]) -> Result<Tally> {
-    let folder = workspace::target().join("lab/runs").join(action);
+    let folder = free_folder(action)?;
     std::fs::create_dir_all(&folder)?;
     let list = folder.join("images.json");
     images.save(&list)?;
