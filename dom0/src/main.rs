@@ -1,6 +1,6 @@
 //! The dom0 service: in the foreground, for a service manager or a terminal.
 //!
-//! SIGTERM or SIGINT shuts every domain down (ACPI power button), waits `--grace` seconds at most, destroys what is
+//! SIGTERM, SIGINT or SIGHUP shuts every domain down (ACPI power button), waits `--grace` seconds at most, destroys what is
 //! left, and ends; a second one destroys at once. Domains do not outlive a dom0 that is told to stop, since no dom0
 //! takes up the domains of another yet; those of a dom0 that is *killed* go on running and can be destroyed by the
 //! next one.
@@ -15,6 +15,7 @@ use dom0::api::Server;
 use dom0::registry::Dom0;
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::Direct;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The control domain: starts and supervises domains. Drive it with `domus`.
@@ -48,9 +49,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Allows as many descriptors as the system does: each domain needs about a dozen, and the usual 1024 is for `select`.
+fn descriptors() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+}
+
 async fn serve(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    descriptors();
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
     let supervisor = Rc::new(Direct::new(args.libexec_dir, false));
     let dom0 = Dom0::new(run, supervisor);
@@ -67,6 +77,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         never = server.serve(&dom0) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
     }
     drop(server);
     dom0::notify::stopping();

@@ -17,6 +17,17 @@ pub enum Kind {
     Other,
 }
 
+/// A link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// What it is.
+    pub kind: Kind,
+    /// Somebody is at the other end; for a tap: a process has it open.
+    pub carrier: bool,
+}
+
 /// A connection to the kernel's rtnetlink, in dom0's network namespace. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Links {
@@ -41,11 +52,11 @@ impl Links {
         Ok(Self { handle, task: tokio::spawn(connection) })
     }
 
-    /// Index and kind of the link with this name, if there is one.
+    /// The link with this name, if there is one.
     ///
     /// # Errors
     /// What the kernel said.
-    pub async fn find(&self, name: &str) -> io::Result<Option<(u32, Kind)>> {
+    pub async fn find(&self, name: &str) -> io::Result<Option<Link>> {
         let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
         let message = match found.try_next().await.map_err(failed) {
             Ok(Some(message)) => message,
@@ -62,7 +73,9 @@ impl Links {
             LinkInfo::Kind(InfoKind::Tun) => Some(Kind::Tun),
             _ => None,
         });
-        Ok(Some((message.header.index, kind.unwrap_or(Kind::Other))))
+        let carrier =
+            message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Carrier(1)));
+        Ok(Some(Link { index: message.header.index, kind: kind.unwrap_or(Kind::Other), carrier }))
     }
 
     /// Puts the link on the bridge and switches it on.

@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use shared_abi::DomId;
 
-use super::links::{Kind, Links};
+use super::links::{Kind, Link, Links};
 use super::locks::describe;
 use crate::config::{ConfigError, DomainConfig, Net, NetLink};
 
@@ -87,16 +87,14 @@ pub async fn check(config: &DomainConfig, n: usize, net: &Net, links: &Links) ->
         links.find(name).await.map_err(|e| refuse(key, format!("\"{name}\" cannot be looked up: {e}")))?;
     match found {
         None => Err(refuse(key, format!("\"{name}\" does not exist: {cure}"))),
-        Some((_, kind)) if kind != wanted => Err(refuse(key, format!("\"{name}\" is no {key}: {cure}"))),
-        Some((index, Kind::Tun)) => match holder(name) {
-            Some(who) => Err(busy(config, n, name, &who)),
-            None => Ok(index),
-        },
-        Some((index, _)) => Ok(index),
+        Some(link) if link.kind != wanted => Err(refuse(key, format!("\"{name}\" is no {key}: {cure}"))),
+        Some(Link { kind: Kind::Tun, carrier: true, .. }) => Err(busy(config, n, name)),
+        Some(link) => Ok(link.index),
     }
 }
 
-fn busy(config: &DomainConfig, n: usize, name: &str, who: &str) -> ConfigError {
+fn busy(config: &DomainConfig, n: usize, name: &str) -> ConfigError {
+    let who = holder(name).unwrap_or_else(|| "another process".into());
     let problem = format!("\"{name}\" is in use by {who}: name a free tap, or a bridge");
     ConfigError::new(&config.file, format!("nets[{n}].tap"), problem)
 }
@@ -123,7 +121,7 @@ pub async fn open(
             }
             let tap = attach(&name).map_err(|e| refuse(format!("cannot make the tap {name} for \"{bridge}\": {e}")))?;
             let index = links.find(&name).await.map_err(|e| refuse(format!("cannot look up {name}: {e}")))?;
-            let (index, _) = index.ok_or_else(|| refuse(format!("{name} was removed while it was set up")))?;
+            let Link { index, .. } = index.ok_or_else(|| refuse(format!("{name} was removed while it was set up")))?;
             links
                 .join(index, at, net.mtu)
                 .await
@@ -131,7 +129,7 @@ pub async fn open(
             Ok(tap.into())
         }
         NetLink::Tap(name) => attach(name).map(File::from).map_err(|error| match error.raw_os_error() {
-            Some(libc::EBUSY) => busy(config, n, name, "another process"),
+            Some(libc::EBUSY) => busy(config, n, name),
             Some(libc::EINVAL) => {
                 let problem = format!("\"{name}\" is no plain tap (tun, or multi_queue): make it with ip tuntap add {name} mode tap");
                 ConfigError::new(&config.file, format!("nets[{n}].tap"), problem)

@@ -21,7 +21,7 @@ pub async fn connect(run_dir: Option<&Path>) -> anyhow::Result<Connection> {
         Ok(connection) => Ok(connection),
         Err(zlink::Error::Io(error)) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => bail!(
-                "the dom0 service does not run ({}): start it (dom0, or systemctl start dom0), or use domus run",
+                "the dom0 service does not run ({}): start the program dom0 as root, or use domus run",
                 path.display()
             ),
             io::ErrorKind::PermissionDenied => {

@@ -169,7 +169,9 @@ fn wrong_usage_has_status_2_and_a_missing_service_says_how_to_start_it() {
     for args in [&["list"][..], &["destroy", "a"], &["console", "a"], &["shutdown", "--wait", "a"]] {
         let line = host.refused(args);
         assert!(
-            line.contains("dom0.sock") && line.contains("systemctl start dom0") && line.contains("domus run"),
+            line.contains("dom0.sock")
+                && line.contains("start the program dom0")
+                && line.contains("domus run"),
             "{line}"
         );
     }
