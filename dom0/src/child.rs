@@ -20,12 +20,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::resources::watch;
 use crate::supervisor::Process;
 
-/// Within this time a started process listens and is ready. Far above what any needs on a busy host.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Within this time a started process listens and is ready. Far above what any needs: unpacking a kernel takes half a
+/// minute where the host itself is emulated.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Within this time a process that serves answers a request. An operator who wants to destroy the domain of one that
 /// does not has to wait as long.
-pub const ANSWER: Duration = Duration::from_secs(10);
+pub const ANSWER: Duration = Duration::from_secs(30);
 
 /// Why a child does not do what it should. The text follows the child's name: "runner exited …".
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,7 @@ pub enum ChildError {
         why: String,
     },
     /// It is gone.
-    #[error("{} {how} before it {before}", role.program())]
+    #[error("{} {how} before it had {before}", role.program())]
     Ended {
         /// Which child.
         role: Role,
@@ -263,7 +264,7 @@ mod tests {
         });
         let mut link = Runner::connect(Role::Runner, &path, &process).await.unwrap();
         link.send(&RunnerRequest::Resume, &[]).await.unwrap();
-        let error = link.answer(&process, Duration::from_millis(50), "was ready").await.unwrap_err();
+        let error = link.answer(&process, Duration::from_millis(50), "become ready").await.unwrap_err();
         assert!(matches!(error, ChildError::Silent { .. }), "{error}");
         link.send(&RunnerRequest::Pause, &[]).await.unwrap();
         assert_eq!(link.answer(&process, PATIENCE, "paused").await.unwrap(), RunnerReply::Done);
@@ -276,7 +277,10 @@ mod tests {
         let process = living(dir.path()).await;
         process.kill();
         let error = Runner::connect(Role::Runner, &dir.path().join("no.sock"), &process).await.unwrap_err();
-        assert_eq!(error.to_string(), "domu-runner was killed by SIGKILL before it made its control socket");
+        assert_eq!(
+            error.to_string(),
+            "domu-runner was killed by SIGKILL before it had made its control socket"
+        );
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -297,7 +301,7 @@ mod tests {
         });
         let mut link = Runner::connect(Role::Runner, &path, &process).await.unwrap();
         link.send(&RunnerRequest::Resume, &[]).await.unwrap();
-        let error = link.answer(&process, PATIENCE, "was ready").await.unwrap_err();
+        let error = link.answer(&process, PATIENCE, "become ready").await.unwrap_err();
         assert!(matches!(error, ChildError::Link { .. }), "{error}");
         assert!(link.early.len() <= 256);
     }

@@ -334,7 +334,7 @@ async fn hand_out(starts: Starts, dir: &DomainDir, made: &mut Incarnation) -> Re
             } else if let Some((request, fds)) = console {
                 link.send(&request, &fds.into_vec()).await?;
             }
-            let BackendReply::Ready = link.answer(&backend.process, PATIENCE, "was ready").await?;
+            let BackendReply::Ready = link.answer(&backend.process, PATIENCE, "become ready").await?;
             Ok::<(), StartError>(())
         }
     });
@@ -344,7 +344,7 @@ async fn hand_out(starts: Starts, dir: &DomainDir, made: &mut Incarnation) -> Re
         let connected = ChildLink::connect(Role::Runner, &dir.control(Role::Runner), process).await?;
         let link = link.insert(connected);
         link.send(&runner_start, &runner_fds.into_vec()).await?;
-        match link.answer(process, PATIENCE, "was ready").await? {
+        match link.answer(process, PATIENCE, "become ready").await? {
             RunnerReply::Ready => Ok(()),
             other => {
                 Err(ChildError::Failed { role: Role::Runner, why: format!("answered start with {other:?}") }

@@ -10,8 +10,8 @@ use crate::attach::{End, Keys, attach};
 use crate::client::{Connection, answer};
 use crate::terminal::Raw;
 
-/// How long a domain may take to come back after its console has ended.
-const REBOOT: Duration = Duration::from_secs(30);
+/// How long the console of a domain that runs may be away.
+const AWAY: Duration = Duration::from_secs(30);
 
 /// Follows the console of `name`.
 ///
@@ -34,18 +34,21 @@ pub async fn follow(connection: &mut Connection, name: &str, mode: Mode) -> anyh
     }
 }
 
-/// The domain's next console, if it starts again.
+/// The domain's next console, if it starts again: however long that takes.
 async fn next(connection: &mut Connection, name: &str, ended: u32) -> Option<dom0::api::Console> {
-    let deadline = tokio::time::Instant::now() + REBOOT;
-    while tokio::time::Instant::now() < deadline {
+    let mut running = tokio::time::Instant::now();
+    loop {
         let domain = answer(connection.get(name).await).ok()?.domain;
         match domain.state.as_str() {
             "running" | "stopping" | "paused" if domain.id != ended => {
                 return answer(connection.console(name).await).ok();
             }
-            "preserved" => return None,
-            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            // Its end is not known yet, or its console's process has died.
+            "running" | "stopping" | "paused" if running.elapsed() > AWAY => return None,
+            "running" | "stopping" | "paused" => {}
+            "building" | "dying" => running = tokio::time::Instant::now(),
+            _ => return None,
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    None
 }
