@@ -9,7 +9,8 @@
 //!
 //! Refused: reads and writes beyond the end of the disk or not in whole sectors, writes to a read-only disk, requests
 //! of a shape that virtio does not allow. Promised: nothing is acknowledged before the kernel has done it, and after a
-//! flush is acknowledged everything acknowledged before it survives a power cut.
+//! flush is acknowledged everything acknowledged before it survives a power cut. What is in flight when this process is
+//! killed is done again by the one that replaces it.
 //!
 //! | module | does |
 //! |---|---|

@@ -174,3 +174,37 @@ fn a_start_that_cannot_be_is_answered_with_the_disk_and_the_reason() {
         std::fs::remove_file(dir.path().join("block.sock")).unwrap();
     }
 }
+
+#[test]
+fn more_queues_than_descriptors_last_for_are_refused_with_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), 4096);
+    let (_process, link) = controlled(dir.path());
+    let mut fds = Outgoing::default();
+    let (disks, _sockets): (Vec<_>, Vec<_>) =
+        ["a", "b", "c"].iter().map(|id| disk(&mut fds, id, File::open(&path).unwrap(), true, 64)).unzip();
+    match send(&link, disks, fds) {
+        FromChild::Failed(text) => assert!(text.contains("192 queues") && text.contains("160"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// As many disks as a domain can have, with as many queues as vCPUs share: descriptors and memory last.
+#[test]
+fn thirty_one_disks_with_five_queues_each_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), 1 << 20);
+    let (process, link) = controlled(dir.path());
+    let mut fds = Outgoing::default();
+    let (disks, sockets): (Vec<_>, Vec<_>) = (0..31)
+        .map(|number| disk(&mut fds, &format!("disk{number}"), File::open(&path).unwrap(), true, 5))
+        .unzip();
+    assert_eq!(send(&link, disks, fds), FromChild::Reply(BackendReply::Ready));
+    let mut drivers: Vec<_> = sockets.into_iter().map(|socket| Driver::new(socket, 5, 0)).collect();
+    for (sector, driver) in (0..).zip(&mut drivers) {
+        for queue in 0..5 {
+            assert_eq!(driver.sector(queue, sector), sector);
+        }
+    }
+    println!("private memory: {} KiB", private(process.0.id()));
+}

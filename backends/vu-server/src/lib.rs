@@ -16,7 +16,9 @@
 //! Refused, with the connection: regions beyond their file, overlapping or overflowing; rings outside the
 //! regions, misaligned or of a size that is no power of two; queue numbers and features never offered.
 //! Promised: whatever a driver writes into its rings costs at most work in proportion to the ring's size; a ring
-//! that cannot be made sense of stands still until it is stopped, and the others go on.
+//! that cannot be made sense of stands still until it is stopped, and the others go on. A device that says so has an
+//! inflight log ([`queue`]): a backend that was killed is replaced by one that does again what the first had not given
+//! back, in its order, once. The frontend then starts the rings with their used index as the base.
 //!
 //! | module | does |
 //! |---|---|

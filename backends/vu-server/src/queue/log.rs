@@ -89,6 +89,11 @@ impl Log {
         self.area.at(UNIT + UNIT * usize::from(head) + 8)
     }
 
+    /// True if a backend has used this log before.
+    pub fn is_begun(&self) -> bool {
+        self.version().load(Ordering::Relaxed) != 0
+    }
+
     /// The heads that are marked as in flight.
     fn marked(&self) -> Vec<u16> {
         (0..self.size).filter(|&head| self.inflight(head).load(Ordering::Relaxed) != 0).collect()

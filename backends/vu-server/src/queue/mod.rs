@@ -109,8 +109,10 @@ impl Queue {
         let ring = Ring::new(&setup.memory, setup.addresses, size).ok_or(QueueError::Ring(size))?;
         let used = ring.used_index();
         let (mut log, mut again, mut next_available) = (None, Vec::new(), setup.next_available);
+        let mut used_before = used != 0;
         if let Some((mapping, offset)) = setup.log {
             let mut found = Log::new(mapping, offset, size).ok_or(QueueError::LogRoom(size))?;
+            used_before |= found.is_begun();
             again = found.recover(used)?;
             again.reverse();
             if !again.is_empty() {
@@ -118,6 +120,10 @@ impl Queue {
                 next_available = used.wrapping_add(again.len() as u16);
             }
             log = Some(found);
+        }
+        // Whoever served this ring before may have been killed between showing what it used and calling the driver.
+        if used_before && let Some(call) = &setup.call {
+            signal(call);
         }
         Ok(Self {
             device: setup.device,
