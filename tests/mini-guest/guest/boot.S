@@ -9,7 +9,8 @@
     .set MAX_CPUS, 32
     .set TSS_SIZE, 0x2080           // 0x68 bytes, 8 KiB of I/O permission bits (all 0: allowed), the 0xff after them
     .set R0_STACK, 1024
-    .set R3_STACK, 32768
+    .set R3_STACK, 16384            // of an application processor; the boot processor has BOOT_STACK, which follows
+    .set BOOT_STACK, 512 * 1024
 
     // PVH: XEN_ELFNOTE_PHYS32_ENTRY.
     .section .note.pvh, "a", @note
@@ -74,6 +75,8 @@ r0_stacks:
     .skip MAX_CPUS * R0_STACK
 r3_stacks:
     .skip MAX_CPUS * R3_STACK
+    .skip BOOT_STACK
+boot_stack_top:
 boot_info:
     .skip 8
 
@@ -152,8 +155,12 @@ long_start:
     movb $0xee, idt + 3 * 16 + 5    // INT3 from ring 3 is the ring-0 call
 2:  lidt idt_ptr
 
+    movl $boot_stack_top - 8, %edx
+    testl %ebp, %ebp
+    jz 3f
     imull $R3_STACK, %ebp, %edx
     leal r3_stacks + R3_STACK - 8(%edx), %edx
+3:
     movl boot_info, %edi
     movl %ebp, %esi
     pushq $0x2b
