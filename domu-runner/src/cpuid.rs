@@ -2,7 +2,7 @@
 //!
 //! One socket, one core for each vCPU, one thread for each core; the APIC id is the vCPU's number.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Leaf 1 ECX: the APIC timer has a TSC deadline mode.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -12,6 +12,9 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 /// Leaf 0x80000001 ECX: the same for AMD's leaf 0x80000008.
 const CMP_LEGACY: u32 = 1 << 1;
+
+/// The leaves of the extended topology; 0x1f is Intel's second version.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 
 /// What is put in for one vCPU.
 #[derive(Debug, Clone, Copy)]
@@ -25,17 +28,35 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Changes `cpuid`, as `KVM_GET_SUPPORTED_CPUID` gave it, for this vCPU.
-    pub fn apply(self, cpuid: &mut CpuId) {
-        for entry in cpuid.as_mut_slice() {
-            self.apply_entry(entry);
-        }
+    /// What this vCPU is told, from what `KVM_GET_SUPPORTED_CPUID` gave.
+    pub fn cpuid(self, supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
+        let last = supported.iter().find(|entry| entry.function == 0).map_or(0, |entry| entry.eax);
+        let mut entries: Vec<_> =
+            supported.iter().filter(|entry| !TOPOLOGY.contains(&entry.function)).copied().collect();
+        entries.iter_mut().for_each(|entry| self.apply_entry(entry));
+        // KVM tells of no topology that is not this machine's, so these are made, not changed.
+        entries
+            .extend(TOPOLOGY.into_iter().filter(|&leaf| leaf <= last).flat_map(|leaf| self.topology(leaf)));
+        entries
+    }
+
+    /// Extended topology: level 0 threads, level 1 cores; KVM answers for the levels after them.
+    fn topology(self, function: u32) -> [kvm_cpuid_entry2; 2] {
+        let level = |index, (eax, ebx, ecx)| {
+            let (flags, edx) = (KVM_CPUID_FLAG_SIGNIFCANT_INDEX, u32::from(self.id));
+            kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..Default::default() }
+        };
+        [level(0, (0, 1, 1 << 8)), level(1, (self.core_bits(), self.count.into(), 1 | 2 << 8))]
+    }
+
+    /// Bits of an APIC id that number the core: 0 for one core, 5 for 32.
+    fn core_bits(self) -> u32 {
+        u32::from(self.count).next_power_of_two().trailing_zeros()
     }
 
     fn apply_entry(self, entry: &mut kvm_cpuid_entry2) {
         let (id, count) = (u32::from(self.id), u32::from(self.count));
-        // Bits of an APIC id that number the core: 0 for one core, 5 for 32.
-        let core_bits = u32::from(self.count).next_power_of_two().trailing_zeros();
+        let core_bits = self.core_bits();
         match entry.function {
             1 => {
                 entry.ebx = entry.ebx & 0x0000_ffff | count << 16 | id << 24;
@@ -49,15 +70,6 @@ impl Vcpu {
             4 if entry.eax & 0x1f != 0 => {
                 let shared = if entry.eax >> 5 & 7 >= 3 { (1 << core_bits) - 1 } else { 0 };
                 entry.eax = entry.eax & 0x3fff | shared << 14 | ((1 << core_bits) - 1) << 26;
-            }
-            // Extended topology: level 0 threads, level 1 cores, then the end.
-            0xb | 0x1f => {
-                (entry.eax, entry.ebx, entry.ecx) = match entry.index {
-                    0 => (0, 1, 1 << 8),
-                    1 => (core_bits, count, 1 | 2 << 8),
-                    level => (0, 0, level & 0xff),
-                };
-                entry.edx = id;
             }
             0x8000_0001 => {
                 entry.ecx = if count > 1 { entry.ecx | CMP_LEGACY } else { entry.ecx & !CMP_LEGACY };
@@ -82,16 +94,15 @@ mod tests {
 
     #[test]
     fn each_vcpu_finds_its_own_apic_id_and_the_number_of_cores() {
-        let leaf = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
-        let all = [leaf(1, 0), leaf(0xb, 0), leaf(0xb, 1), leaf(0x8000_0008, 0), leaf(0x8000_001e, 0)];
+        let leaf = |function, eax| kvm_cpuid_entry2 { function, eax, ..Default::default() };
+        let supported = [leaf(0, 0x1e), leaf(1, 0), leaf(0xb, 7), leaf(0x8000_0008, 0), leaf(0x8000_001e, 0)];
         for (id, count, bits) in [(0, 1, 0), (2, 3, 2), (31, 32, 5)] {
-            let mut cpuid = CpuId::from_entries(&all).unwrap();
-            Vcpu { id, count, tsc_deadline: true }.apply(&mut cpuid);
-            let [one, threads, cores, sizes, node] = cpuid.as_slice() else { unreachable!() };
+            let entries = Vcpu { id, count, tsc_deadline: true }.cpuid(&supported);
+            let [_, one, sizes, node, threads, cores] = entries[..] else { unreachable!() };
             assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff), (id.into(), count.into()));
-            assert_ne!(one.ecx & TSC_DEADLINE & HYPERVISOR, one.ecx);
-            assert_eq!((threads.edx, threads.eax), (id.into(), 0));
-            assert_eq!((cores.eax, cores.ebx), (bits, count.into()));
+            assert_eq!(one.ecx, TSC_DEADLINE | HYPERVISOR);
+            assert_eq!((threads.function, threads.edx, threads.eax), (0xb, id.into(), 0));
+            assert_eq!((cores.index, cores.eax, cores.ebx), (1, bits, count.into()));
             assert_eq!((sizes.ecx & 0xff, sizes.ecx >> 12), (u32::from(count) - 1, bits));
             assert_eq!(node.eax, u32::from(id));
         }

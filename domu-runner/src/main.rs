@@ -1,6 +1,7 @@
 //! `domu-runner --control PATH`: waits for dom0's start message on that socket, then runs one guest.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use domu_runner::machine::Machine;
@@ -16,8 +17,18 @@ struct Args {
     control: PathBuf,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("domu-runner: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
     domu_runner::heap::configure();
     let control = Control::listen(&args.control)?;
     let (request, fds) = control.accept_start::<RunnerRequest>()?;

@@ -7,7 +7,7 @@
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 
@@ -49,6 +49,9 @@ pub enum VmError {
         /// Possible.
         most: usize,
     },
+    /// KVM supports more leaves than it takes.
+    #[error("CPUID of {0} entries: KVM takes at most {KVM_MAX_CPUID_ENTRIES}")]
+    CpuidTooLong(usize),
     /// A call failed.
     #[error("KVM cannot {act}")]
     Call {
@@ -112,8 +115,8 @@ impl Vm {
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let vcpu = |id: u8| -> Result<VcpuFd, VmError> {
             let vcpu = call("make a vCPU", fd.create_vcpu(id.into()))?;
-            let mut cpuid = supported.clone();
-            cpuid::Vcpu { id, count: vcpus, tsc_deadline }.apply(&mut cpuid);
+            let entries = cpuid::Vcpu { id, count: vcpus, tsc_deadline }.cpuid(supported.as_slice());
+            let cpuid = CpuId::from_entries(&entries).map_err(|_| VmError::CpuidTooLong(entries.len()))?;
             call("set a vCPU's CPUID", vcpu.set_cpuid2(&cpuid))?;
             // As firmware leaves them. A KVM that does not know them has its reasons: then they stay as they are.
             for (index, data) in [
