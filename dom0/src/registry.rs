@@ -94,8 +94,8 @@ impl Dom0 {
     pub fn find(&self, name: &str) -> Result<Rc<Handle>, AskError> {
         let none = || AskError::NoSuchDomain(name.chars().take(64).collect());
         let found = match name.parse::<u32>() {
-            // As with xl, a number names a domain too, if no domain has it as its name.
-            Ok(domid) if !self.domains.borrow().keys().any(|n| n.as_str() == name) => {
+            // As with xl, a number names a domain too; no name is a number.
+            Ok(domid) => {
                 self.domains.borrow().values().find(|handle| handle.view.borrow().domid.0 == domid).cloned()
             }
             _ => {

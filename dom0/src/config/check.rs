@@ -59,6 +59,11 @@ impl Context<'_> {
 pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<DomainConfig, ConfigError> {
     let context = Context { file, directory };
     let name: DomainName = text.name.parse().map_err(|error| context.refuse("name", error))?;
+    if name.as_str() == "Domain-0" || name.as_str().bytes().all(|b| b.is_ascii_digit()) {
+        let problem =
+            format!("\"{name}\" would be taken for the host or for a domain's ID: begin with a letter");
+        return Err(context.refuse("name", problem));
+    }
     let vcpus = context.range("vcpus", text.vcpus, 1, MAX_VCPUS.into())? as u8;
     let memory = memory(&context, text.memory)?;
     let kernel = context.path("boot.kernel", &text.boot.kernel)?;

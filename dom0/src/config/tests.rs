@@ -35,6 +35,8 @@ fn a_refusal_names_file_path_value_and_what_would_do() {
         (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":0}"#, &["vcpus: 0", "1 to 32"]),
         (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":33}"#, &["vcpus: 33", "1 to 32"]),
         (r#"{"name":"a/b","boot":{"kernel":"k"}}"#, &["name: ", "a/b", "1 to 48"]),
+        (r#"{"name":"Domain-0","boot":{"kernel":"k"}}"#, &["name: \"Domain-0\"", "the host"]),
+        (r#"{"name":"17","boot":{"kernel":"k"}}"#, &["name: \"17\"", "ID"]),
         (r#"{"name":"a","boot":{"kernel":"k"},"memory":"1GB"}"#, &["memory: ", "1GB", "512MiB"]),
         (r#"{"name":"a","boot":{"kernel":"k"},"memory":1}"#, &["memory: 1MiB", "16MiB"]),
         (r#"{"name":"a","boot":{"kernel":""}}"#, &["boot.kernel: \"\""]),

@@ -59,7 +59,6 @@ pub enum Command {
         json: bool,
     },
     /// List domains
-    #[command(visible_alias = "vm-list")]
     List {
         /// Only this one: its name or ID
         name: Option<String>,
