@@ -13,7 +13,7 @@ use domus_tests::ground::Ground;
 use domus_tests::mini::machine::{Disk, Machine, Plan};
 use domus_tests::mini::report::{Line, number};
 use domus_tests::mini::{programs, tap};
-use shared_abi::control::{RunnerReply, RunnerRequest, StopReason};
+use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, StopReason};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -63,7 +63,7 @@ fn acpi_clocks_timer_and_uart_are_as_promised() -> Result<()> {
 
 #[test]
 fn all_processors_come_up_and_work_at_the_same_time() -> Result<()> {
-    for vcpus in [2, 4] {
+    for vcpus in [2, 4, 32] {
         let mut plan = Plan::new("mini.test=smp,smp,acpi");
         plan.vcpus = vcpus;
         let machine = all_hold(plan)?;
@@ -147,6 +147,10 @@ fn a_paused_guest_stands_still_and_goes_on_where_it_was() -> Result<()> {
     assert_eq!(paused, RunnerReply::Done);
     machine.type_line("clock,timer")?;
     assert!(machine.line(Duration::from_secs(1)).is_err(), "a paused guest answers");
+    let RunnerReply::Status(status) = machine.runner.ask(&RunnerRequest::Status, Outgoing::default())? else {
+        panic!("no status")
+    };
+    assert!(status.paused && status.first_run_ns.is_some() && status.stopped.is_none(), "{status:?}");
     machine.runner.ask(&RunnerRequest::Resume, Outgoing::default())?;
     machine.until(MINUTE, |line| *line == Line::Ok("timer".into()))?;
     machine.type_line("quit")?;
@@ -163,5 +167,57 @@ fn rates_and_latencies_are_measured_in_the_guest() -> Result<()> {
     let machine = all_hold(plan)?;
     let rate = machine.values().find_map(|value| number::<u64>(value, "iops"));
     ensure!(rate.is_some_and(|rate| rate > 0), "no rate was measured");
+    Ok(())
+}
+
+#[test]
+fn the_least_memory_is_enough_for_a_guest_that_works() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut plan = Plan::new("mini.test=memory,blk-pattern").disk(&image(folder.path(), "disk.img", 16)?, 1);
+    plan.memory = shared_abi::limits::MIN_MEMORY;
+    all_hold(plan)?;
+    Ok(())
+}
+
+#[test]
+fn the_power_button_reaches_the_guest() -> Result<()> {
+    // The guest has no AML interpreter, so it is told where the DSDT's `_EVT` would look (see the runner's `power`).
+    let mut machine = start(Plan::new("mini.test=shell mini.buttons=0x603"))?;
+    machine.until(MINUTE, |line| *line == Line::Ready)?;
+    machine.runner.ask(&RunnerRequest::PowerButton, Outgoing::default())?;
+    assert_eq!(machine.stopped(MINUTE)?, StopReason::PowerOff);
+    Ok(())
+}
+
+#[test]
+fn a_guest_whose_backend_is_killed_stands_with_that_device_and_goes_on_without_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disk = |name| image(folder.path(), name, 16);
+    let plan = Plan::new("mini.test=shell").disk(&disk("a.img")?, 2).disk(&disk("b.img")?, 1);
+    let mut machine = start(plan)?;
+    machine.type_line("blk-pattern")?;
+    machine.until(MINUTE, |line| *line == Line::Ok("blk-pattern".into()))?;
+    drop(machine.block.take());
+    for _ in 0..2 {
+        let event = machine.runner.event(MINUTE)?;
+        assert!(matches!(event, Some(RunnerEvent::DeviceLost(_))), "{event:?}");
+    }
+    // Its registers still answer, and the rest of the machine is whole.
+    machine.type_line("pci,clock,timer")?;
+    machine.until(MINUTE, |line| *line == Line::Ok("timer".into()))?;
+    machine.all_alive()?;
+    machine.type_line("quit")?;
+    assert_eq!(machine.stopped(MINUTE)?, StopReason::PowerOff);
+    Ok(())
+}
+
+#[test]
+fn a_sleeping_guest_is_woken_by_each_completion() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = image(folder.path(), "disk.img", 64)?;
+    let machine = all_hold(Plan::new("mini.rounds=300 mini.sleep=1 mini.test=blk-latency").disk(&path, 1))?;
+    let median = machine.values().find_map(|value| number::<u64>(value, "p50_ns"));
+    // The guest's timer would wake it after 50 ms: then the interrupt did not.
+    ensure!(median.is_some_and(|ns| ns < 40_000_000), "the median latency is {median:?} ns");
     Ok(())
 }
