@@ -75,6 +75,8 @@ r0_stacks:
     .skip MAX_CPUS * R0_STACK
 r3_stacks:
     .skip MAX_CPUS * R3_STACK
+    .globl boot_stack_floor
+boot_stack_floor:
     .skip BOOT_STACK
 boot_stack_top:
 boot_info:

@@ -9,6 +9,7 @@ mod body;
 
 use core::arch::global_asm;
 use core::panic::PanicInfo;
+use core::sync::atomic::AtomicU64;
 
 global_asm!(
     include_str!("boot.S"),
@@ -67,6 +68,7 @@ global_asm!(
 unsafe extern "C" {
     static ap_trampoline: u8;
     static ap_trampoline_end: u8;
+    static boot_stack_floor: AtomicU64;
 }
 
 /// Where every CPU enters ring 3.
@@ -78,7 +80,9 @@ extern "C" fn user_start(start_info: u64, cpu: u32) -> ! {
     let len = (&raw const ap_trampoline_end) as usize - start as usize;
     // SAFETY: both symbols bound one piece of boot.S's text, which nothing writes.
     let trampoline = unsafe { core::slice::from_raw_parts(start, len) };
-    body::run(start_info, trampoline)
+    // SAFETY: boot.S reserves it, zeroed; only a stack that has overflowed writes it.
+    let floor = unsafe { &*(&raw const boot_stack_floor) };
+    body::run(start_info, trampoline, floor)
 }
 
 #[panic_handler]

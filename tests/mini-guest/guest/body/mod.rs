@@ -28,6 +28,7 @@ pub mod virtio;
 pub(crate) use print::{ensure, say};
 
 use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A check did not hold; its reason has been printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Machine {
     pub acpi: acpi::Acpi,
     /// Code for application processors.
     pub trampoline: &'static [u8],
+    /// The last word of the stack: 0 while the stack has never been full.
+    pub floor: &'static AtomicU64,
 }
 
 impl Machine {
@@ -59,7 +62,7 @@ impl Machine {
 }
 
 /// The boot processor's life.
-pub fn run(start_info: u64, trampoline: &'static [u8]) -> ! {
+pub fn run(start_info: u64, trampoline: &'static [u8], floor: &'static AtomicU64) -> ! {
     let start = match boot::Start::read(start_info) {
         Ok(start) => start,
         Err(reason) => {
@@ -82,7 +85,7 @@ pub fn run(start_info: u64, trampoline: &'static [u8]) -> ! {
         clock::hz(),
         start.line.as_str()
     );
-    let machine = Machine { start, acpi, trampoline };
+    let machine = Machine { start, acpi, trampoline, floor };
     let how = machine.start.line.value("mini.end").unwrap_or("poweroff");
     let tests = machine.start.line.value("mini.test").unwrap_or("");
     let mut score = Score::default();
@@ -155,6 +158,7 @@ impl Score {
                     say!("fail {name}");
                 }
             }
+            assert!(machine.floor.load(Ordering::Relaxed) == 0, "the stack has overflowed");
         }
     }
 }
