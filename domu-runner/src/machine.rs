@@ -36,7 +36,7 @@ use crate::vcpu::{Buses, Vcpus};
 use crate::virtio::{self, PATIENCE, Transport, Watcher};
 use crate::vm::Vm;
 
-/// How long the end of a machine waits for its last console output to be read.
+/// How long the end of a machine waits for vCPUs that are busy, and for its last console output to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// A machine whose guest can run.
@@ -121,7 +121,8 @@ impl Machine {
             RunnerRequest::Start(_) => return Err("this runner has its machine already".into()),
             _ if stopped.is_some() => return Err("the machine has stopped".into()),
             RunnerRequest::Resume => self.vcpus.resume(),
-            RunnerRequest::Pause => self.vcpus.pause(),
+            // A vCPU that waits for its backend is let go after the watcher's patience.
+            RunnerRequest::Pause => self.vcpus.pause(2 * PATIENCE),
             RunnerRequest::PowerButton => {
                 self.power.press_power_button().map_err(|error| error.to_string())?
             }
@@ -143,7 +144,7 @@ impl End {
         // The sender lives as long as the vCPU threads, which do not end.
         let Ok(reason) = reasons.recv() else { return };
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
-        self.vcpus.pause();
+        self.vcpus.pause(LAST_WORDS);
         self.serial.flush(LAST_WORDS);
         let expected = matches!(reason, StopReason::PowerOff | StopReason::Reboot);
         self.events.send(&RunnerEvent::Stopped(reason));

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::time::{ClockId, clock_gettime};
@@ -116,11 +116,12 @@ impl Vcpus {
         self.shared.changed.notify_all();
     }
 
-    /// Stops the vCPUs; returns when none is in `KVM_RUN`.
-    pub fn pause(&self) {
+    /// Stops the vCPUs; returns when none is in `KVM_RUN`, or one still waits for its backend after `longest`.
+    pub fn pause(&self, longest: Duration) {
+        let end = Instant::now() + longest;
         let mut state = self.shared.lock();
         self.shared.halt(&mut state);
-        while !state.running && state.parked < self.threads.len() {
+        while !state.running && state.parked < self.threads.len() && Instant::now() < end {
             for thread in &self.threads {
                 // A thread never ends while the process lives: its handle is good.
                 let _ = thread.handle.kill(kick_signal());
