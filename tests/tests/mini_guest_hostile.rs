@@ -111,6 +111,11 @@ fn rings_that_lie_harm_nobody() -> Result<()> {
 }
 
 #[test]
+fn rings_that_change_while_they_are_read_harm_nobody() -> Result<()> {
+    attack_with("race", 2, || Ok(None))
+}
+
+#[test]
 fn reset_storms_harm_nobody_and_end_all_dma() -> Result<()> {
     attack("resets")
 }

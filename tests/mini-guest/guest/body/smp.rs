@@ -1,6 +1,6 @@
 //! The other processors: brought up by INIT/SIPI, then asleep in [`serve`] until they are given a function.
 
-use super::{boot, clock, irq, sys};
+use super::{Machine, boot, clock, irq, say, sys};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 const MOST: usize = 32;
@@ -10,11 +10,13 @@ static IDS: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
 static UP: AtomicU32 = AtomicU32::new(1);
 static GIVEN: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
 static DONE: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
-static TASKS: [Work; 3] = [nothing, count_up, super::hostile::rage];
+static TASKS: [Work; 4] = [nothing, count_up, super::hostile::rage, super::hostile::scribble];
 /// The task that counts up.
 const COUNT: usize = 1;
-/// The task of [`super::hostile`].
+/// Tasks of [`super::hostile`].
 pub const RAGE: usize = 2;
+/// See [`RAGE`].
+pub const SCRIBBLE: usize = 3;
 static BEFORE: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
 /// What [`count_up`] adds to.
 pub static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -54,7 +56,7 @@ pub fn serve(cpu: u32) -> ! {
 /// Starts the CPUs with these APIC ids, all but the caller's own; returns how many came up in time.
 ///
 /// `trampoline` runs in real mode at a page of its own below 640 KiB.
-pub fn start(start: &boot::Start, trampoline: &[u8], ids: &[u8]) -> Result<u32, &'static str> {
+fn start(start: &boot::Start, trampoline: &[u8], ids: &[u8]) -> Result<u32, &'static str> {
     let page = (0x1000..0x9f000)
         .step_by(0x1000)
         .find(|&page| start.is_ram(page, 4096) && (0..512).all(|i| sys::read64(page + i * 8) == 0));
@@ -78,6 +80,17 @@ pub fn start(start: &boot::Start, trampoline: &[u8], ids: &[u8]) -> Result<u32, 
     }
     sys::fill(page, 4096, 0);
     Ok(running())
+}
+
+/// Starts whichever CPUs of the MADT do not run yet; returns how many run.
+pub fn start_all(machine: &Machine) -> u32 {
+    let ids = &machine.acpi.cpus[..machine.acpi.cpu_count];
+    if running() < ids.len() as u32
+        && let Err(reason) = start(&machine.start, machine.trampoline, ids)
+    {
+        say!("reason {reason}");
+    }
+    running()
 }
 
 /// Gives every other CPU a task of the table.

@@ -108,13 +108,8 @@ pub fn memory(machine: &Machine) -> Outcome {
 /// All processors of the MADT come up and work at the same time.
 pub fn smp(machine: &Machine) -> Outcome {
     let cpus = machine.acpi.cpu_count as u32;
-    if smp::running() < cpus {
-        let ids = &machine.acpi.cpus[..machine.acpi.cpu_count];
-        match smp::start(&machine.start, machine.trampoline, ids) {
-            Ok(up) => ensure!(up == cpus, "{up} of {cpus} processors came up"),
-            Err(reason) => ensure!(false, "{reason}"),
-        }
-    }
+    let up = smp::start_all(machine);
+    ensure!(up == cpus, "{up} of {cpus} processors came up");
     let begin = sys::tsc();
     let finished = smp::count_together();
     let counted = smp::COUNTER.load(core::sync::atomic::Ordering::SeqCst);

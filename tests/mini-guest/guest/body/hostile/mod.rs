@@ -8,6 +8,7 @@ mod config;
 mod machine;
 mod msix;
 mod queues;
+mod race;
 mod registers;
 mod rings;
 mod storm;
@@ -18,11 +19,14 @@ use super::rng::Rng;
 use super::virtio::{self, Virtio};
 use super::{Failed, Machine, Outcome, arena, blk, clock, ensure, say, sys};
 
+pub use race::scribble;
 pub use storm::rage;
 
 /// All attacks, by name, gentlest first.
-const ALL: [&str; 11] =
-    ["common", "device", "notify", "config", "bars", "msix", "queues", "rings", "resets", "ports", "storm"];
+const ALL: [&str; 13] = [
+    "common", "device", "notify", "config", "bars", "msix", "queues", "rings", "race", "resets", "ports",
+    "storm",
+];
 
 /// Runs one attack, or with `all` each in turn.
 pub fn run(machine: &Machine, kind: &str) -> Outcome {
@@ -42,6 +46,7 @@ pub fn run(machine: &Machine, kind: &str) -> Outcome {
         "rings" => rings::all(&mut rng, machine.rounds(60))?,
         "resets" => queues::resets(&mut rng, machine.rounds(60))?,
         "ports" => machine::ports(machine, &mut rng, machine.rounds(3000))?,
+        "race" => race::race(machine, &mut rng, machine.rounds(60))?,
         "storm" => storm::storm(machine)?,
         "mmio" => machine::mmio(machine, &mut rng, machine.rounds(1000))?,
         _ => {

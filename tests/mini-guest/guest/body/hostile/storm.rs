@@ -65,11 +65,8 @@ fn act(rng: &mut Rng, index: usize) {
 /// Half a second (`mini.ms`) of it; then every device must be whole again.
 pub fn storm(machine: &Machine) -> Outcome {
     let cpus = machine.acpi.cpu_count as u32;
-    if smp::running() < cpus {
-        let ids = &machine.acpi.cpus[..machine.acpi.cpu_count];
-        let up = smp::start(&machine.start, machine.trampoline, ids).unwrap_or(0);
-        ensure!(up == cpus, "{up} of {cpus} processors came up");
-    }
+    let up = smp::start_all(machine);
+    ensure!(up == cpus, "{up} of {cpus} processors came up");
     let mut saved = [None; MOST];
     for (index, function) in virtio::functions(0).take(MOST).enumerate() {
         let v = Virtio::from_pci(function)?;
