@@ -23,9 +23,9 @@ pub use race::scribble;
 pub use storm::rage;
 
 /// All attacks, by name, gentlest first.
-const ALL: [&str; 13] = [
+const ALL: &[&str] = &[
     "common", "device", "notify", "config", "bars", "msix", "queues", "rings", "race", "resets", "ports",
-    "storm",
+    "mmio", "storm",
 ];
 
 /// Runs one attack, or with `all` each in turn.
