@@ -50,6 +50,8 @@ pub struct Outer<'a> {
     pub memory_mib: u32,
     /// A second copy of the Debian image as `/dev/nvme1n1`, writes dropped at the end.
     pub second_disk: bool,
+    /// One instruction is one nanosecond of the machine's time: figures that repeat, whatever else the host does.
+    pub counted: bool,
     /// After this long everything is killed.
     pub limit: Duration,
 }
@@ -148,7 +150,12 @@ impl Outer<'_> {
         let memory = self.memory_mib;
         let root = self.images.debian.display();
         let mut qemu = tied("qemu-system-x86_64");
-        qemu.args(["-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-M", "q35,memory-backend=ram", "-smp", "1"]);
+        if self.counted {
+            qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off,align=off"]);
+        } else {
+            qemu.args(["-accel", "tcg"]);
+        }
+        qemu.args(["-cpu", "EPYC,+svm,+npt", "-M", "q35,memory-backend=ram", "-smp", "1"]);
         qemu.args([
             "-m",
             &memory.to_string(),

@@ -26,6 +26,11 @@ enum Command {
         /// Which ones; all when none is named.
         names: Vec<String>,
     },
+    /// Measure starts; needs what `scenarios` needs.
+    Bench {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Run the demo without a terminal and check its guest from inside.
     Smoke {
         /// The folder with Domus' binaries.
@@ -71,6 +76,10 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Scenarios { place, names } => {
             lab::run(&place.bin, &Images::load(&place.images)?, &place.folder, &names)
+        }
+        Command::Bench { place } => {
+            lab::bench::run(&place.bin, &Images::load(&place.images)?, &place.folder)?;
+            return Ok(ExitCode::SUCCESS);
         }
         Command::Smoke { bin, config } => smoke::run(&bin, &config),
         Command::Strangers { place } => {

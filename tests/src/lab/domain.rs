@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ impl Spec {
 }
 
 /// Copies a file and keeps its holes.
-pub fn copy_sparse(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
     let status = std::process::Command::new("cp").arg("--sparse=always").arg(from).arg(to).status()?;
     if !status.success() {
         bail!("cannot copy {} to {}", from.display(), to.display());
@@ -119,6 +119,11 @@ impl<'a> Domain<'a> {
     /// `domus create`.
     pub fn create(lab: &'a Lab, spec: Spec) -> Result<Self> {
         let config = spec.write(lab)?;
+        Self::create_from(lab, spec, &config)
+    }
+
+    /// `domus create` with a config that [`Spec::write`] has written.
+    pub fn create_from(lab: &'a Lab, spec: Spec, config: &Path) -> Result<Self> {
         lab.domus(&["create", &config.display().to_string()])?;
         Ok(Self { lab, spec })
     }

@@ -1,6 +1,7 @@
 //! The scenarios that run where ordinary guests can: a service of the lab's own, domains, and what is asked of them.
 
 mod bad_input;
+pub mod bench;
 mod boot;
 mod commands;
 mod domain;

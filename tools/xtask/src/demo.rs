@@ -10,12 +10,12 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use domus_tests::ground::Ground;
 use domus_tests::images::{Images, KernelId};
-use domus_tests::outer::{STEP, Serial};
+use domus_tests::outer::Serial;
 use serde_json::json;
 
 use crate::command::{command, run, run_quiet};
 use crate::images::images;
-use crate::lab::{STEP_HEAD, outer};
+use crate::lab::{STEP_HEAD, outer, tells};
 use crate::packages::{Consent, install_packages, is_root};
 use crate::terminal::Terminal;
 use crate::workspace;
@@ -129,7 +129,7 @@ fn direct(images: &Images, bin: &Path, smoke: bool) -> Result<()> {
 }
 
 fn print_line(line: &str) {
-    if !line.starts_with(STEP) {
+    if tells(line) {
         println!("{line}");
     }
 }

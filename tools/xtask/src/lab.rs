@@ -27,7 +27,7 @@ pub fn outer<'a>(
     limit: Duration,
 ) -> Result<Outer<'a>> {
     let folder = free_folder(name)?;
-    let outer = Outer { images, folder, memory_mib: MEMORY_MIB, second_disk, limit };
+    let outer = Outer { images, folder, memory_mib: MEMORY_MIB, second_disk, counted: false, limit };
     outer.prepare()?;
     for binary in workspace::BINARIES {
         outer.place(&bin.join(binary), &format!("bin/{binary}"))?;
@@ -65,6 +65,11 @@ fn free_folder(name: &str) -> Result<PathBuf> {
 /// What every step script begins with: local copies, since the share is slow to execute from.
 pub const STEP_HEAD: &str = "set -e\ncp -r /lab/bin /run/bin\n";
 
+/// Whether a line of a run is for the one who reads along: not the kernel's, not the name of a step.
+pub fn tells(line: &str) -> bool {
+    !line.starts_with(STEP) && !line.starts_with('[') && !line.starts_with("Powering off") && !line.is_empty()
+}
+
 /// Runs the scenarios `names` in a nested lab and prints their lines; a failure of the lab's own machine is tried once more.
 pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Result<Tally> {
     let step = format!(
@@ -79,7 +84,7 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
             &step,
             Serial::Lines(&mut |line| {
                 tally.count(line);
-                if !line.starts_with(STEP) {
+                if tells(line) {
                     println!("[{name}] {line}");
                 }
             }),
@@ -160,7 +165,7 @@ pub fn here(wrapper: &[&str], bin: &Path, images: &Images, action: &str, names: 
     for line in std::io::BufRead::lines(std::io::BufReader::new(output)) {
         let line = line?;
         tally.count(&line);
-        if !line.starts_with(STEP) {
+        if tells(&line) {
             println!("[{action}] {line}");
         }
     }

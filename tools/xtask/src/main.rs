@@ -1,5 +1,6 @@
 //! What builds, tests, demonstrates and measures Domus: `cargo xtask --help`.
 
+mod bench;
 mod command;
 mod demo;
 mod fuzz;
@@ -77,6 +78,11 @@ enum Task {
         #[command(flatten)]
         yes: Yes,
     },
+    /// Print figures: they are looked at, nothing fails on them.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
     /// Make the images and write the list of them to FILE, for `domus-lab` by hand.
     Images {
         #[command(flatten)]
@@ -88,6 +94,18 @@ enum Task {
     Setup {
         #[command(flatten)]
         yes: Yes,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Time from `domus create` to the guest, and what the processes weigh.
+    Start {
+        #[command(flatten)]
+        yes: Yes,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -123,6 +141,7 @@ fn run(task: Task) -> Result<()> {
             lab::script(yes.consent(), script.as_deref(), &with, !no_build)
         }
         Task::Strangers { yes } => test::strangers_only(yes.consent()),
+        Task::Bench { bench: Bench::Start { yes, json } } => bench::start(yes.consent(), json),
         Task::Images { yes, file } => {
             packages::install_packages(yes.consent())?;
             images::images(test::KERNELS)?.save(&file)

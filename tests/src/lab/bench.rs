@@ -1,0 +1,96 @@
+//! Figures of a start: from `domus create` to the guest's first instruction and to its init, and what the processes weigh then.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
+use serde_json::json;
+
+use super::domain::{BOOT, Domain, Spec};
+use super::traces::children;
+use super::{Lab, SOCKET};
+use crate::images::Images;
+
+/// The figure of each start is one of so many; the median is told.
+const STARTS: usize = 5;
+
+/// What a figure line begins with, among the lines of the outer machine.
+pub const FIGURE: &str = "FIGURE ";
+
+/// Prints a line `FIGURE {"case", "ours", "unit"}` for each figure.
+pub fn run(bin: &Path, images: &Images, folder: &Path) -> Result<()> {
+    let lab = Lab::start(bin, images.clone(), folder)?;
+    let mut first = Vec::new();
+    let mut init = Vec::new();
+    let mut weights = BTreeMap::new();
+    for _ in 0..STARTS {
+        let spec = Spec::new("measured", 2);
+        let config = spec.write(&lab)?;
+        let clock = monotonic_ns()?;
+        let start = Instant::now();
+        let domain = Domain::create_from(&lab, spec, &config)?;
+        let mut console = domain.console()?;
+        console.guest.wait_for("domus-guest: initrd", BOOT)?;
+        init.push(start.elapsed().as_secs_f64() * 1e3);
+        first.push((first_run_ns("measured")?.saturating_sub(clock)) as f64 / 1e6);
+        console.guest.wait_ready(BOOT)?;
+        for child in children()? {
+            weights.entry(child.role).or_insert_with(Vec::new).push(private_kib(child.pid)? as f64 / 1024.0);
+        }
+        drop(console);
+        drop(domain);
+    }
+    figure("create to first guest instruction", first, "ms");
+    figure("create to guest's init", init, "ms");
+    for (role, weight) in weights {
+        figure(&format!("private memory of {role}"), weight, "MiB");
+    }
+    Ok(())
+}
+
+fn figure(case: &str, mut values: Vec<f64>, unit: &str) {
+    values.sort_by(f64::total_cmp);
+    let median = values.get(values.len() / 2).copied().unwrap_or_default();
+    println!("{FIGURE}{}", json!({ "case": case, "ours": (median * 100.0).round() / 100.0, "unit": unit }));
+}
+
+/// When the domain's first vCPU first ran, by dom0's `Get`.
+fn first_run_ns(name: &str) -> Result<u64> {
+    let mut stream = UnixStream::connect(SOCKET)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let call = json!({ "method": "org.domus.Dom0.Get", "parameters": { "name": name } });
+    stream.write_all(format!("{call}\0").as_bytes())?;
+    let mut reply = Vec::new();
+    BufReader::new(stream).read_until(0, &mut reply)?;
+    reply.pop();
+    let reply: serde_json::Value = serde_json::from_slice(&reply)?;
+    reply["parameters"]["first_run_ns"].as_u64().with_context(|| format!("dom0 answered {reply}"))
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(now.num_nanoseconds())?)
+}
+
+/// Private pages of a process, without the guest's RAM, which is the mapping of a memfd.
+fn private_kib(pid: u32) -> Result<u64> {
+    let mut total = 0;
+    let mut guest_memory = false;
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if !first.ends_with(':') {
+            guest_memory = line.contains("/memfd:");
+        } else if !guest_memory && (first == "Private_Clean:" || first == "Private_Dirty:") {
+            total += words.next().unwrap_or_default().parse::<u64>()?;
+        }
+    }
+    Ok(total)
+}
