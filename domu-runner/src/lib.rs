@@ -9,7 +9,6 @@
 //! | [`layout`], [`memory`] | the machine's address map; guest RAM: one sealed memfd |
 //! | [`vm`], [`cpuid`], [`vcpu`] | KVM's objects, what CPUID tells, the vCPU threads |
 //! | [`bus`], [`irq`] | port and memory accesses to devices; GSI routes, irqfds |
-//! | [`heap`], [`thread`] | a small heap; threads that start before the seal |
 //! | [`acpi`], [`power`], [`stop`] | the tables; sleep, reset and buttons; how a machine ends |
 //! | [`pci`], [`virtio`] | bus 0 with MSI-X; virtio-pci for any device type and the vhost-user frontend |
 //! | [`uart`], [`serial`] | COM1 |
@@ -20,7 +19,6 @@ pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod cpuid;
-pub mod heap;
 pub mod irq;
 pub mod layout;
 pub mod machine;
@@ -30,7 +28,6 @@ pub mod power;
 pub mod rules;
 pub mod serial;
 pub mod stop;
-pub mod thread;
 pub mod uart;
 pub mod vcpu;
 pub mod virtio;

@@ -28,13 +28,13 @@ use crate::layout::{
 use crate::memory::GuestRam;
 use crate::pci;
 use crate::power::{I8042, I8042_PORTS, PowerRegisters, REGISTERS};
-use crate::rules::rules;
+use crate::rules::RULES;
 use crate::serial::Serial;
 use crate::stop::Stop;
-use crate::thread;
 use crate::vcpu::{Buses, Vcpus};
 use crate::virtio::{self, PATIENCE, Transport, Watcher};
 use crate::vm::Vm;
+use domus_startup::threads;
 
 /// How long the end of a machine waits for vCPUs that are busy, and for its last console output to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -97,8 +97,8 @@ impl Machine {
         serial.start()?;
         let stopped = Arc::new(Mutex::new(None));
         let end = End { vcpus: threads.clone(), serial, events: events.clone(), stopped: stopped.clone() };
-        thread::start("end".into(), move || end.wait(&reasons))?;
-        sandbox::seal(&[sandbox::COMMON, &rules(), virtio::ALLOW].concat())?;
+        threads::start("end".into(), move || end.wait(&reasons))?;
+        sandbox::seal(&[sandbox::COMMON, RULES, virtio::ALLOW].concat())?;
 
         let entry = boot::load(&ram, &kernel, initrd.as_ref(), &start.cmdline, start.vcpus)?;
         let first = vcpus.first_mut().context("a machine has a vCPU")?;

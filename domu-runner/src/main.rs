@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    domu_runner::heap::configure();
+    domus_startup::threads::one_heap();
     let control = Control::listen(&args.control)?;
     let (request, fds) = control.accept_start::<RunnerRequest>()?;
     let machine = match request {

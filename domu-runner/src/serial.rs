@@ -17,8 +17,8 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
-use crate::thread;
 use crate::uart::Uart;
+use domus_startup::threads;
 
 /// Bytes of output kept for an end that does not read.
 const BUFFER: usize = 64 << 10;
@@ -63,7 +63,7 @@ impl Serial {
                 serial.pump(socket);
             }
         };
-        thread::start("serial".into(), work).map(drop)
+        threads::start("serial".into(), work).map(drop)
     }
 
     /// Sends what is buffered, waiting for the other end at most so long.

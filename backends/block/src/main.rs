@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use domus_block::standalone::{self, Alone};
-use domus_block::{start, threads};
+use domus_block::start;
 use domus_startup::control::chain;
+use domus_startup::threads;
 
 /// Serve disks as vhost-user-blk devices.
 #[derive(Debug, Parser)]
@@ -21,7 +22,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    threads::one_arena();
+    threads::one_heap();
     let args = Args::parse();
     if args.alone.socket.print_capabilities {
         println!("{}", standalone::capabilities());

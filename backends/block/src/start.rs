@@ -10,12 +10,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
-use std::thread;
 
 use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, SandboxError};
-use domus_startup::{Control, Events, Fds, control};
+use domus_startup::{Control, Events, Fds, control, threads};
 use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, BlockStart};
 use shared_abi::ids::DeviceId;
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUES};
@@ -23,7 +22,7 @@ use vu_server::Server;
 
 use crate::device::BlockDevice;
 use crate::disk::{Disk, DiskError};
-use crate::threads::{Prepared, STACK, ThreadsError, calls};
+use crate::threads::{Prepared, ThreadsError, calls};
 
 /// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for orders, and three from the
 /// frontend; and a sealed process may have 1024 open. 31 disks with 5 queues each fit.
@@ -125,26 +124,19 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
     fds.finish()?;
     sandbox::enter(start.identity.uid)?;
 
-    // The sockets' threads are made before the seal and wait at the gate until after it. They pass it twice: a
-    // thread's first steps (rseq, set_robust_list, its name) are system calls that the seal forbids.
+    // The sockets' threads are made before the seal and wait at the gate until after it.
     let gate = Arc::new(Barrier::new(prepared.len() + 1));
     for Device { id, socket, what } in prepared {
-        let threads = |source| StartError::Threads { id: id.clone(), source };
-        let device = Device { id: id.clone(), socket, what: what.start().map_err(threads)? };
+        let failed = |source| StartError::Threads { id: id.clone(), source };
+        let device = Device { id: id.clone(), socket, what: what.start().map_err(failed)? };
         let (gate, events) = (gate.clone(), control.events());
         let work = move || {
-            gate.wait();
             gate.wait();
             serve(device, &events);
         };
         let name = format!("{}.ctl", id.as_str().chars().take(11).collect::<String>());
-        thread::Builder::new()
-            .name(name)
-            .stack_size(STACK)
-            .spawn(work)
-            .map_err(|error| threads(ThreadsError::Spawn(error)))?;
+        threads::start(name, work).map_err(|error| failed(ThreadsError::Spawn(error)))?;
     }
-    gate.wait();
     sandbox::seal(&calls())?;
     gate.wait();
     Ok(())

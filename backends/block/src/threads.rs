@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::thread;
 
 use domus_startup::sandbox::{Allow, COMMON};
+use domus_startup::threads;
 use vu_server::worker::{Orders, Port, orders};
 use vu_server::{Server, server};
 
@@ -13,9 +13,6 @@ use crate::device::BlockDevice;
 use crate::disk::Disk;
 use crate::uring::{NewUring, UringError};
 use crate::worker::Worker;
-
-/// Address space of a thread's stack; the pages that are touched count, and they are few.
-pub const STACK: usize = 256 << 10;
 
 /// The system calls of a sealed `domus-block` beyond [`COMMON`] and those of vu-server: to wait for and feed the rings.
 const OWN: &[Allow] = &[Allow::Call(libc::SYS_io_uring_enter)];
@@ -86,19 +83,10 @@ impl Prepared {
                 let _ = report.send(Ok(()));
                 worker.run();
             };
-            // Linux shows 15 bytes of it.
             let name = format!("{}.{index}", self.name.chars().take(11).collect::<String>());
-            thread::Builder::new().name(name).stack_size(STACK).spawn(work).map_err(ThreadsError::Spawn)?;
+            threads::start(name, work).map_err(ThreadsError::Spawn)?;
             enabled.recv().map_err(|_| ThreadsError::Spawn(io::ErrorKind::Other.into()))??;
         }
         Ok(Server::new(&self.name, device, self.ports))
     }
-}
-
-/// Makes all threads share one heap. The allocator would give each its own, of which every one keeps pages of its own;
-/// here threads allocate next to nothing while they work. To be called first.
-#[expect(unsafe_code, reason = "mallopt has no safe binding")]
-pub fn one_arena() {
-    // SAFETY: mallopt takes two integers; the process has one thread yet.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }

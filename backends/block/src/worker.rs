@@ -201,11 +201,13 @@ impl Worker {
         if more {
             return;
         }
-        if result >= 0 {
+        // A socket that has hung up, for instance, would be reported again and again.
+        let dead = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+        if result >= 0 && result & dead == 0 {
             self.ring.poll(queue.kick(), KICK);
             self.kick_polled = true;
         } else {
-            let error = std::io::Error::from_raw_os_error(-result);
+            let error = std::io::Error::from_raw_os_error(if result < 0 { -result } else { libc::EPIPE });
             vu_server::say::limited(format_args!(
                 "queue {} cannot be kicked any more: {error}",
                 queue.index()

@@ -118,6 +118,10 @@ impl<F: FnOnce(io::Error)> Receive<F> {
             return;
         }
         let spilled = length.saturating_sub(self.window.bytes()) as usize;
+        if spilled > self.spill.len() {
+            // Longer than any frame of 64 KiB (BIG TCP): the kernel has cut it, so it is dropped whole.
+            return;
+        }
         let mut left = length;
         while left > 0
             && let Some((buffer, segments)) = self.window.pop()
@@ -207,6 +211,8 @@ impl<F: FnOnce(io::Error)> Receive<F> {
                     queue.publish();
                     return Wait::Readable;
                 }
+                // Memory that cannot be had just now: this frame is lost, the next one may not be.
+                Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     queue.publish();
                     if let Some(lost) = self.lost.take() {
@@ -242,4 +248,10 @@ impl<F: FnOnce(io::Error)> Work for Receive<F> {
         self.queue = Some(queue);
         wait
     }
+}
+
+/// True if a read has failed for want of memory, the guest's or the host's: the tap is there still.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [Errno::EFAULT, Errno::ENOMEM, Errno::ENOBUFS, Errno::EINVAL];
+    passing.into_iter().any(|errno| error.raw_os_error() == Some(errno as i32))
 }

@@ -24,7 +24,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::stop::Stop;
-use crate::thread;
+use domus_startup::threads;
 use exit::{PortAccess, internal_error};
 
 /// How long a pause waits before it sends its signal again.
@@ -90,7 +90,7 @@ impl Vcpus {
         let spawn = |index| -> io::Result<Thread> {
             let (sender, receiver) = channel();
             let shared = shared.clone();
-            let handle = thread::start(format!("vcpu{index}"), move || shared.thread(receiver))?;
+            let handle = threads::start(format!("vcpu{index}"), move || shared.thread(receiver))?;
             Ok(Thread { handle, vcpu: Mutex::new(Some(sender)) })
         };
         let threads = (0..count).map(spawn).collect::<io::Result<_>>()?;

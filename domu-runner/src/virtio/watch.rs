@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use shared_abi::DeviceId;
 
-use crate::thread;
+use domus_startup::threads;
 
 /// How long a backend may take for one start, stop or configuration access. Stopping waits for its I/O.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,7 +47,7 @@ impl Watcher {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let watcher = Arc::new(Self { wake, watched: Mutex::default(), patience });
         let own = watcher.clone();
-        thread::start("backend-watch".into(), move || own.run(lost))?;
+        threads::start("backend-watch".into(), move || own.run(lost))?;
         Ok(watcher)
     }
 

@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen, socket,
@@ -17,6 +19,12 @@ use shared_abi::control::FromChild;
 
 use crate::fds::Fds;
 use crate::link::{Link, LinkError};
+
+/// How long the first controller may take, in milliseconds.
+const FIRST: u16 = 60_000;
+
+/// How long to wait before accepting again where the host was short of descriptors or memory.
+const SHORTAGE: Duration = Duration::from_millis(100);
 
 /// Why a child could not take up its work.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +40,9 @@ pub enum ControlError {
     /// No controller could be accepted.
     #[error("cannot accept a controller")]
     Accept(#[source] io::Error),
+    /// Whoever started this process has not connected.
+    #[error("no controller has connected within {FIRST} ms")]
+    Nobody,
     /// The first message was not a proper start message.
     #[error("the first control message is refused")]
     Start(#[source] LinkError),
@@ -88,6 +99,11 @@ impl Control {
             let fd = match accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
                 Ok(fd) => own(fd),
                 Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+                // The host is short of something just now: no reason for a guest to die.
+                Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+                    std::thread::sleep(SHORTAGE);
+                    continue;
+                }
                 Err(errno) => return Err(ControlError::Accept(errno.into())),
             };
             let peer =
@@ -103,8 +119,14 @@ impl Control {
     /// Accepts the first controller and receives the first request, which must be the start message.
     ///
     /// # Errors
-    /// [`ControlError::Start`] if it is none; the controller has been told.
+    /// [`ControlError::Nobody`] if none comes within a minute, [`ControlError::Start`] if it is no start message; the
+    /// controller has been told.
     pub fn accept_start<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
+        // Whoever starts this process may die before it connects: then nobody would ever end it.
+        let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut listener, FIRST) == Ok(0) {
+            return Err(ControlError::Nobody);
+        }
         let link = self.accept()?;
         link.receive_request().map_err(|error| {
             let _ = link.try_send(&FromChild::<(), ()>::Failed(chain(&error)));

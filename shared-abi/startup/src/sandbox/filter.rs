@@ -68,10 +68,14 @@ pub const COMMON: &[Allow] = &[
 
 /// Allows the calls listed on all threads of the process, for ever; any other kills the process.
 ///
+/// A signal to a thread of this process is always allowed: an `abort` is then seen as one.
+///
 /// # Errors
 /// [`SandboxError::Filter`].
 pub fn seal(list: &[Allow]) -> Result<(), SandboxError> {
-    apply_filter_all_threads(&program(list)?).map_err(|error| SandboxError::Filter(error.to_string()))
+    let own_threads = Allow::Argument(libc::SYS_tgkill, 0, std::process::id());
+    apply_filter_all_threads(&program(&[list, &[own_threads]].concat())?)
+        .map_err(|error| SandboxError::Filter(error.to_string()))
 }
 
 fn program(list: &[Allow]) -> Result<BpfProgram, SandboxError> {

@@ -10,7 +10,7 @@
 //! | System V IPC, host name, cgroup paths | own namespaces |
 //! | the user | the domain's own uid and gid, no supplementary group |
 //! | privilege | no capability in any set, an empty bounding set, `no_new_privs` |
-//! | core dumps, many descriptors, many processes | resource limits |
+//! | core dumps, many descriptors | resource limits |
 //! | all other system calls | a seccomp filter that kills the process |
 //!
 //! Without root the same is done inside a user namespace in which the caller's own id is the only one.
