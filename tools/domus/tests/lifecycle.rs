@@ -27,7 +27,7 @@ fn console(host: &Host, name: &str, typed: &str, wanted: &str) -> String {
             let _ = sender.send(buffer[..count].to_vec());
         }
     });
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut text = String::new();
     while !text.contains(wanted) {
         let left = deadline.saturating_duration_since(Instant::now());

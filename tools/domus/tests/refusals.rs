@@ -4,8 +4,9 @@
 
 mod common;
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use common::Host;
 
@@ -86,18 +87,19 @@ fn bad_configs() -> Vec<Bad> {
 /// Keeps the tap `busy0` busy in this test's network namespace.
 fn busy_tap(host: &Host) -> std::process::Child {
     host.ip(&["tuntap", "add", "busy0", "mode", "tap", "vnet_hdr"]);
+    host.ip(&["link", "set", "busy0", "up"]);
     // Another process has it: the one that `run` starts for another domain.
     let file = host.guest(
         "holder",
         "console=ttyS0 mini.test=shell",
         r#", "nets": [ { "id": "n", "tap": "busy0" } ]"#,
     );
-    let holder =
-        host.command(&["run", "--no-console", &file]).stderr(std::process::Stdio::null()).spawn().unwrap();
-    host.until("the tap is busy", || {
-        host.processes().iter().filter(|line| line.contains("holder")).count() == 3
-    });
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut command = host.command(&["run", &file]);
+    let mut holder = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    host.until("the tap is busy", || !host.ip(&["-o", "link", "show", "busy0"]).contains("NO-CARRIER"));
+    // Its guest runs: nothing of it will come or go any more.
+    host.until("its guest runs", || host.traces().processes.iter().any(|line| line.contains("runner")));
+    holder.stdout.as_mut().unwrap().read_exact(&mut [0; 20]).unwrap();
     holder
 }
 
@@ -340,11 +342,8 @@ fn a_build_that_hangs_can_be_given_up() {
     let file = host.guest("web1", "console=ttyS0", r#", "nets": [ { "id": "n", "bridge": "br0" } ]"#);
     let before = host.traces();
     let libexec = programs_but(&host, "domus-net", "#!/bin/sh\nexec sleep 1000\n");
-    let mut run = host
-        .command(&["run", "--libexec-dir", &libexec, &file])
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut run =
+        host.command(&["run", "--libexec-dir", &libexec, &file]).stderr(Stdio::null()).spawn().unwrap();
     host.until("its tap is made", || host.traces().links.contains("vif"));
     common::signal(run.id(), nix::sys::signal::SIGINT);
     assert_eq!(run.wait().unwrap().code(), Some(1));

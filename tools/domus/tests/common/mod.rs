@@ -192,7 +192,7 @@ impl Host {
     /// Waits until the condition holds.
     #[track_caller]
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !condition() {
             assert!(Instant::now() < deadline, "{what} did not come true");
             std::thread::sleep(Duration::from_millis(5));
