@@ -2,7 +2,6 @@
 //!
 //! RAM below 3 GiB comes first in the file, the rest follows at 4 GiB of the guest. The seals keep anybody who
 //! holds the descriptor from shrinking it under a reader (`SIGBUS`) or growing it.
-#![expect(unsafe_code, reason = "madvise has no safe binding: it takes an address")]
 
 use std::fs::File;
 use std::io;
@@ -82,17 +81,6 @@ impl GuestRam {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
-}
-
-/// Takes the host's pages for `length` bytes from `address` at once, since faulting them in one by one takes longer
-/// than filling them. Best effort: what was not taken is taken when it is touched.
-pub fn populate(memory: &GuestMemoryMmap, address: u64, length: u64) {
-    let Ok(piece) = memory.get_slice(GuestAddress(address), length as usize) else { return };
-    let start = piece.ptr_guard_mut();
-    let (from, to) = (start.as_ptr() as usize & !0xfff, start.as_ptr() as usize + piece.len());
-    // SAFETY: MADV_POPULATE_WRITE changes no byte and no mapping. The range is that of a slice of mapped guest RAM, and
-    // of the rest of its first page, which is guest RAM too: mappings begin at pages.
-    unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_POPULATE_WRITE) };
 }
 
 /// (guest physical address, offset in the memfd, bytes) of each piece of `size` bytes of RAM.

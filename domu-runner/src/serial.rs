@@ -177,13 +177,15 @@ impl BusDevice for Serial {
     fn write(&self, offset: u64, data: &[u8]) {
         let Some(&value) = data.first() else { return };
         let mut state = self.lock();
+        let before = state.uart.room();
         let effect = state.uart.write(offset, value);
-        let mut wake = false;
+        // The guest may have cleared its FIFO.
+        let mut wake = state.uart.room() > before;
         if let (Some(byte), false) = (effect.sent, state.deaf) {
             if state.output.len() == BUFFER {
                 state.output.pop_front();
             }
-            wake = state.output.is_empty();
+            wake |= state.output.is_empty();
             state.output.push_back(byte);
         }
         drop(state);
@@ -228,6 +230,26 @@ mod tests {
             }
         }
         assert_eq!(got, input);
+    }
+
+    #[test]
+    fn input_goes_on_after_the_guest_has_cleared_a_full_fifo() {
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        let serial =
+            Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
+        serial.start().unwrap();
+        host.write_all(&[b'x'; 1000]).unwrap();
+        let wait = |done: &dyn Fn() -> bool| {
+            let start = Instant::now();
+            while !done() {
+                assert!(start.elapsed() < Duration::from_secs(20), "the input stands still");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        wait(&|| serial.lock().uart.room() == 0);
+        // FIFO control: enable, clear the receiver's.
+        serial.write(2, &[0x03]);
+        wait(&|| serial.lock().uart.room() == 0);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::acpi::Tables;
 use crate::layout::HOLE_START;
-use crate::memory::{GuestRam, populate};
+use crate::memory::GuestRam;
 
 pub use pvh::entry_registers;
 
@@ -209,7 +209,6 @@ fn copy(
 ) -> Result<(), BootError> {
     /// Small enough for the second-level cache, large enough for few system calls.
     const PIECE: usize = 128 << 10;
-    populate(memory, address, length);
     let mut buffer = vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))];
     let mut done = 0;
     while done < length {
