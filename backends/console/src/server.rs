@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -135,6 +136,11 @@ impl Server {
         let fd = match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             Ok(fd) => own(fd),
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => return,
+            // The host is short of something just now. The client waits; so does everyone, for a moment.
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+                std::thread::sleep(Duration::from_millis(100));
+                return;
+            }
             Err(errno) => {
                 eprintln!("domus-console: nobody else can attach, the listening socket failed: {errno}");
                 self.listener = None;
