@@ -1,5 +1,7 @@
 //! The terminal this process was started on.
 
+use std::process::Stdio;
+
 use anyhow::{Context, Result};
 
 use crate::command::command;
@@ -11,7 +13,8 @@ pub struct Terminal(String);
 impl Terminal {
     /// Remembers the settings as they are.
     pub fn save() -> Result<Self> {
-        let settings = std::process::Command::new("stty").arg("-g").output().context("cannot start stty")?;
+        let settings =
+            command("stty", ["-g"]).stdin(Stdio::inherit()).output().context("cannot start stty")?;
         Ok(Self(String::from_utf8_lossy(&settings.stdout).trim().to_owned()))
     }
 }
