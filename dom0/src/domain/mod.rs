@@ -163,8 +163,14 @@ impl Domain {
     pub async fn run(mut self, forget: impl FnOnce()) {
         while self.state != State::Dead {
             if let Some(action) = self.actions.pop_front() {
-                if let Err(error) = self.act(action).await {
-                    self.say(&chain(&error));
+                match self.act(action).await {
+                    Ok(()) => {}
+                    // It was built and never ran: that is a start that failed, and no crash of a guest.
+                    Err(error) if self.created.is_some() => {
+                        self.failure = Some(error.into());
+                        self.feed(&Event::Destroy);
+                    }
+                    Err(error) => self.say(&chain(&error)),
                 }
                 continue;
             }
@@ -339,7 +345,10 @@ impl Domain {
                 return Some(Event::BuildFailed);
             }
         };
-        self.view.send_modify(|view| view.domid = domid);
+        self.view.send_modify(|view| {
+            view.domid = domid;
+            view.crashed = false;
+        });
         let supervisor = self.supervisor.clone();
         let result = {
             let building = async {

@@ -337,3 +337,19 @@ fn the_processes_of_a_domain_are_shut_in() {
 fn z() -> String {
     "0".repeat(16)
 }
+
+#[test]
+fn an_impatient_destroy_ends_a_restart_under_way() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    for _ in 0..5 {
+        host.ok(&["create", &host.guest("loop", "console=ttyS0 mini.test=info mini.end=reset", NIC)]);
+        let first = host.domain("loop").unwrap()["id"].as_u64().unwrap();
+        // Between two starts a second passes, so that it is found building or dying.
+        host.until("it starts again", || {
+            host.domain("loop").is_some_and(|d| d["id"].as_u64().unwrap() > first)
+        });
+        host.ok(&["destroy", "loop"]);
+        assert_eq!(host.traces(), before);
+    }
+}
