@@ -28,6 +28,9 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// does not has to wait as long.
 pub const ANSWER: Duration = Duration::from_secs(30);
 
+/// Messages that a child may send in its life without being asked. One that works sends a few.
+const UNASKED: u16 = 512;
+
 /// Why a child does not do what it should. The text follows the child's name: "runner exited …".
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
@@ -78,6 +81,8 @@ pub struct ChildLink<A, E> {
     early: VecDeque<E>,
     /// Answers that were given up and may still come.
     late: u32,
+    /// How many more messages it may send without being asked.
+    unasked_left: u16,
     answers: PhantomData<A>,
 }
 
@@ -116,7 +121,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             }
         };
         let link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
-        Ok(Self { role, link, early: VecDeque::new(), late: 0, answers: PhantomData })
+        Ok(Self { role, link, early: VecDeque::new(), late: 0, unasked_left: UNASKED, answers: PhantomData })
     }
 
     /// Sends a request with its descriptors.
@@ -138,8 +143,21 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         ChildError::Link { role: self.role, source }
     }
 
+    /// Counts a message that nobody asked for.
+    fn unasked(&mut self) -> Result<(), ChildError> {
+        match self.unasked_left.checked_sub(1) {
+            Some(left) => self.unasked_left = left,
+            None => {
+                return Err(ChildError::Failed { role: self.role, why: "floods its control socket".into() });
+            }
+        }
+        Ok(())
+    }
+
     async fn receive(&self) -> Result<FromChild<A, E>, LinkError> {
         loop {
+            // A socket that is always readable never makes a task wait; dom0's other tasks and timers want to run too.
+            tokio::task::coop::consume_budget().await;
             let mut guard = self.link.readable().await.map_err(LinkError::Io)?;
             match self.link.get_ref().receive() {
                 Err(LinkError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
@@ -152,17 +170,19 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
     /// The next event. Cancel safe.
     ///
     /// # Errors
-    /// [`ChildError::Link`], with [`LinkError::Closed`] when the child has closed its end.
+    /// [`ChildError::Link`], with [`LinkError::Closed`] when the child has closed its end; [`ChildError::Failed`] for
+    /// a child that floods its socket, which is not to be listened to any more.
     pub async fn event(&mut self) -> Result<E, ChildError> {
         if let Some(event) = self.early.pop_front() {
             return Ok(event);
         }
         loop {
-            match self.receive().await {
-                Ok(FromChild::Event(event)) => return Ok(event),
+            let message = self.receive().await.map_err(|error| self.broken(error))?;
+            self.unasked()?;
+            match message {
+                FromChild::Event(event) => return Ok(event),
                 // An answer that comes after its deadline is nobody's any more.
-                Ok(FromChild::Reply(_) | FromChild::Failed(_)) => self.late = self.late.saturating_sub(1),
-                Err(error) => return Err(self.broken(error)),
+                FromChild::Reply(_) | FromChild::Failed(_) => self.late = self.late.saturating_sub(1),
             }
         }
     }
@@ -200,9 +220,10 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 Ok(FromChild::Reply(_) | FromChild::Failed(_)) if self.late > 0 => self.late -= 1,
                 Ok(FromChild::Reply(answer)) => return Ok(answer),
                 Ok(FromChild::Failed(why)) => return Err(ChildError::Failed { role, why: one_line(&why) }),
-                // A child has no reason to send more than a few; one that floods is not listened to.
-                Ok(FromChild::Event(event)) if self.early.len() < 256 => self.early.push_back(event),
-                Ok(FromChild::Event(_)) => {}
+                Ok(FromChild::Event(event)) => {
+                    self.unasked()?;
+                    self.early.push_back(event);
+                }
                 Err(LinkError::Closed) => {
                     let how = match ended {
                         Some(how) => how,
@@ -284,14 +305,14 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_flood_of_events_and_a_wrong_message_stay_bounded() {
+    async fn a_wrong_message_after_many_events_ends_the_talk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("runner.sock");
         let process = living(dir.path()).await;
         let control = Control::listen(&path).unwrap();
         std::thread::spawn(move || {
             let (_, _) = control.accept_start::<RunnerRequest>().unwrap();
-            for n in 0..2000 {
+            for n in 0..UNASKED {
                 // Waits for a dom0 that reads.
                 control.events().send(&RunnerEvent::DeviceLost(format!("d{n}").parse().unwrap()));
             }
@@ -303,6 +324,46 @@ mod tests {
         link.send(&RunnerRequest::Resume, &[]).await.unwrap();
         let error = link.answer(&process, PATIENCE, "become ready").await.unwrap_err();
         assert!(matches!(error, ChildError::Link { .. }), "{error}");
-        assert!(link.early.len() <= 256);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_child_that_floods_its_socket_is_given_up_and_meanwhile_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runner.sock");
+        let process = living(dir.path()).await;
+        let control = Control::listen(&path).unwrap();
+        std::thread::spawn(move || {
+            let (_, _) = control.accept_start::<RunnerRequest>().unwrap();
+            loop {
+                control.events().send(&RunnerEvent::DeviceLost("disk0".parse().unwrap()));
+            }
+        });
+        let mut link = Runner::connect(Role::Runner, &path, &process).await.unwrap();
+        link.send(&RunnerRequest::Resume, &[]).await.unwrap();
+        let turns = std::rc::Rc::new(std::cell::Cell::new(0));
+        let counted = turns.clone();
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(async move {
+            loop {
+                counted.set(counted.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        });
+        let flooded = local.run_until(async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            turns.set(0);
+            link.answer(&process, PATIENCE, "become ready").await
+        });
+        let error = flooded.await.unwrap_err().to_string();
+        assert!(error.contains("floods its control socket"), "{error}");
+        assert!(turns.get() >= 2, "another task had {} turns", turns.get());
+        // What came early is still told; then it is known for what it is.
+        let error = loop {
+            match link.event().await {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, ChildError::Failed { .. }), "{error}");
     }
 }
