@@ -36,7 +36,7 @@ pub const TSS: u64 = 0xfffb_d000;
 
 /// COM1: eight ports.
 pub const COM1_PORT: u64 = 0x3f8;
-/// The keyboard controller's command port, which resets the machine.
+/// The keyboard controller's ports; a command to the last of them resets the machine: [`crate::power::I8042`].
 pub const I8042_PORT: u64 = 0x60;
 /// PCI configuration mechanism #1: address and data, eight ports.
 pub const PCI_CONFIG_PORT: u64 = 0xcf8;

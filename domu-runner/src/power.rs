@@ -17,13 +17,13 @@ use crate::bus::BusDevice;
 use crate::irq::{Gsi, IrqRouter};
 use crate::stop::Stop;
 
-/// Offsets of the registers.
+/// Offset of the sleep control register.
 pub const SLEEP_CONTROL: u64 = 0;
-/// See the module's table.
+/// Offset of the sleep status register.
 pub const SLEEP_STATUS: u64 = 1;
-/// See the module's table.
+/// Offset of the reset register.
 pub const RESET: u64 = 2;
-/// See the module's table.
+/// Offset of the register of pressed buttons.
 pub const BUTTONS: u64 = 3;
 /// How many registers there are.
 pub const REGISTERS: u64 = 4;
