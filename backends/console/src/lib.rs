@@ -1,7 +1,7 @@
 //! The console of one domain: what the guest prints is kept, shown to many, and answered by one.
 //!
 //! ```text
-//!            stream socket                     console.sock, frames of shared_abi::console
+//!            stream socket                     tty.sock, frames of shared_abi::console
 //! runner's UART ◀───────▶ serial ─ history ─▶ client, client (writer), client …
 //!                                  └────────▶ log file
 //! ```
