@@ -124,11 +124,20 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         Ok(Self { role, link, early: VecDeque::new(), late: 0, unasked_left: UNASKED, answers: PhantomData })
     }
 
-    /// Sends a request with its descriptors.
+    /// Sends a request with its descriptors. Cancel safe: it is sent or it is not.
     ///
     /// # Errors
-    /// [`ChildError::Link`].
+    /// [`ChildError::Link`]; [`ChildError::Silent`] if the child does not read what it was sent before.
     pub async fn send<R: Serialize>(&self, request: &R, fds: &[OwnedFd]) -> Result<(), ChildError> {
+        let silent = ChildError::Silent {
+            role: self.role,
+            seconds: ANSWER.as_secs(),
+            done: "read its control socket",
+        };
+        tokio::time::timeout(ANSWER, self.send_now(request, fds)).await.unwrap_or(Err(silent))
+    }
+
+    async fn send_now<R: Serialize>(&self, request: &R, fds: &[OwnedFd]) -> Result<(), ChildError> {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         loop {
             let mut guard = self.link.writable().await.map_err(|error| self.broken(LinkError::Io(error)))?;
@@ -137,6 +146,11 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 other => return other.map_err(|error| self.broken(error)),
             }
         }
+    }
+
+    /// True while it owes an answer that was given up: it will hardly be quicker with the next.
+    pub fn is_late(&self) -> bool {
+        self.late > 0
     }
 
     fn broken(&self, source: LinkError) -> ChildError {
@@ -287,6 +301,7 @@ mod tests {
         link.send(&RunnerRequest::Resume, &[]).await.unwrap();
         let error = link.answer(&process, Duration::from_millis(50), "become ready").await.unwrap_err();
         assert!(matches!(error, ChildError::Silent { .. }), "{error}");
+        assert!(link.is_late());
         link.send(&RunnerRequest::Pause, &[]).await.unwrap();
         assert_eq!(link.answer(&process, PATIENCE, "paused").await.unwrap(), RunnerReply::Done);
         assert_eq!(link.event().await.unwrap(), RunnerEvent::Stopped(StopReason::PowerOff));

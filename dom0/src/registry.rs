@@ -138,6 +138,9 @@ impl Dom0 {
         if handle.commands.send(Command::Ask { event, answer }).is_err() {
             return if destroy { Ok(()) } else { Err(gone()) };
         }
+        if destroy {
+            handle.destroy.send_replace(true);
+        }
         match answered.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(why)) => Err(AskError::Refused { name: handle.name.clone(), why }),

@@ -17,7 +17,7 @@ use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::child::{ANSWER, ChildError, one_line};
+use crate::child::{ANSWER, ChildError, ChildLink, one_line};
 use crate::config::DomainConfig;
 use crate::resources::run_dir::{DomainDir, RunDir};
 use crate::supervisor::Supervisor;
@@ -26,6 +26,9 @@ use state::{Action, Event, State, step};
 
 /// A guest that stops at once is not started again sooner than this after its last start.
 const LEAST_LIFE: Duration = Duration::from_secs(1);
+
+/// Within this time a runner says how it is, or is not asked again before it has.
+const STATUS: Duration = Duration::from_secs(1);
 
 /// What others see of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub struct Handle {
     pub console: std::path::PathBuf,
     /// Takes wishes until the domain is gone.
     pub commands: mpsc::UnboundedSender<Command>,
+    /// Set to true with the command to destroy the domain, which then waits for no answer of the runner's.
+    pub destroy: watch::Sender<bool>,
     /// Closed when the domain is gone.
     pub view: watch::Receiver<View>,
 }
@@ -89,6 +94,7 @@ pub struct Domain {
     dir: DomainDir,
     supervisor: Rc<dyn Supervisor>,
     commands: mpsc::UnboundedReceiver<Command>,
+    destroy: watch::Receiver<bool>,
     view: watch::Sender<View>,
     state: State,
     incarnation: Incarnation,
@@ -127,6 +133,7 @@ impl Domain {
         supervisor: Rc<dyn Supervisor>,
     ) -> (Self, Handle, oneshot::Receiver<Result<DomId, StartError>>) {
         let (sender, commands) = mpsc::unbounded_channel();
+        let (destroyer, destroy) = watch::channel(false);
         let (created, creation) = oneshot::channel();
         let first = View {
             domid: DomId(0),
@@ -138,14 +145,20 @@ impl Domain {
             crashed: false,
         };
         let (view, watcher) = watch::channel(first);
-        let handle =
-            Handle { name: config.name.clone(), console: dir.console(), commands: sender, view: watcher };
+        let handle = Handle {
+            name: config.name.clone(),
+            console: dir.console(),
+            commands: sender,
+            destroy: destroyer,
+            view: watcher,
+        };
         let domain = Self {
             config,
             run,
             dir,
             supervisor,
             commands,
+            destroy,
             view,
             state: State::Building,
             incarnation: Incarnation::default(),
@@ -244,8 +257,12 @@ impl Domain {
         let (event, answer) = match command {
             Command::Ask { event, answer } => (event, answer),
             Command::Status(answer) => {
+                let link = self.incarnation.runner.as_ref().and_then(|runner| runner.link.as_ref());
+                if link.is_some_and(ChildLink::is_late) {
+                    return;
+                }
                 if let Ok(Some(RunnerReply::Status(status))) =
-                    self.talk(&RunnerRequest::Status, "said how it is").await
+                    self.talk(&RunnerRequest::Status, STATUS, "said how it is").await
                 {
                     let _ = answer.send(status);
                 }
@@ -311,21 +328,31 @@ impl Domain {
         }
     }
 
-    /// The runner's answer; none if there is no runner.
+    /// The runner's answer; none if there is no runner. Does not keep an operator waiting who destroys the domain.
     async fn talk(
         &mut self,
         request: &RunnerRequest,
+        patience: Duration,
         done: &'static str,
     ) -> Result<Option<RunnerReply>, ChildError> {
         let Some(Runner { process, link: Some(link) }) = &mut self.incarnation.runner else {
             return Ok(None);
         };
-        link.send(request, &[]).await?;
-        link.answer(process, ANSWER, done).await.map(Some)
+        let exchange = async {
+            link.send(request, &[]).await?;
+            link.answer(process, patience, done).await.map(Some)
+        };
+        tokio::select! {
+            biased;
+            Ok(_) = self.destroy.wait_for(|destroy| *destroy) => {
+                Err(ChildError::Failed { role: Role::Runner, why: "the domain is being destroyed".into() })
+            }
+            answer = exchange => answer,
+        }
     }
 
     async fn request(&mut self, request: &RunnerRequest, done: &'static str) -> Result<(), ChildError> {
-        match self.talk(request, done).await? {
+        match self.talk(request, ANSWER, done).await? {
             None | Some(RunnerReply::Done | RunnerReply::Ready) => Ok(()),
             Some(RunnerReply::Status(_)) => {
                 Err(ChildError::Failed { role: Role::Runner, why: "answered with a status".into() })
