@@ -269,7 +269,7 @@ impl Domain {
                 return;
             }
         };
-        let before = self.state;
+        let mut before = self.state;
         match step(self.state, &event, self.config.policy) {
             Err(refused) => {
                 let _ = answer.send(Err(refused.to_string()));
@@ -283,11 +283,15 @@ impl Domain {
                 }
                 let mut result = Ok(());
                 while let Some(action) = self.actions.pop_front() {
-                    if let Err(error) = self.act(action).await {
+                    match self.act(action).await {
+                        Ok(()) if action == Action::Resume => before = State::Running,
+                        Ok(()) => {}
                         // The runner has refused: the machine is as it was.
-                        self.enter(before, vec![]);
-                        self.actions.clear();
-                        result = Err(chain(&error));
+                        Err(error) => {
+                            self.enter(before, vec![]);
+                            self.actions.clear();
+                            result = Err(chain(&error));
+                        }
                     }
                 }
                 let _ = answer.send(result);

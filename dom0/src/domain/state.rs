@@ -168,8 +168,9 @@ pub fn step(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<A
         (Event::Built | Event::BuildFailed, _) => stay,
 
         (Event::Pause, S::Running) => Ok((S::Paused, vec![A::Pause])),
-        (Event::Pause, S::Paused) | (Event::Unpause, S::Running) => stay,
-        (Event::Unpause, S::Paused) => Ok((S::Running, vec![A::Resume])),
+        (Event::Pause, S::Paused) => stay,
+        // Also while it runs: a pause that was given up may still have been obeyed.
+        (Event::Unpause, S::Paused | S::Running) => Ok((S::Running, vec![A::Resume])),
         (Event::Pause, _) => refuse("pause", ""),
         (Event::Unpause, _) => refuse("unpause", ""),
 
@@ -278,8 +279,9 @@ mod tests {
                     assert!(!self.processes, "built on top of an incarnation that is not gone");
                     self.processes = true;
                 }
+                // Resuming one that runs changes nothing.
                 Action::Resume => {
-                    assert!(self.processes && !self.machine_runs);
+                    assert!(self.processes);
                     self.machine_runs = true;
                 }
                 Action::Pause => {
@@ -356,6 +358,12 @@ mod tests {
             run(&[Event::Built, Event::Pause, Event::RunnerDied, Event::Destroy, Event::Gone]),
             State::Dead
         );
+    }
+
+    #[test]
+    fn a_guest_whose_pause_was_given_up_can_be_let_run_again() {
+        let next = step(State::Running, &Event::Unpause, POLICY);
+        assert_eq!(next, Ok((State::Running, vec![Action::Resume])));
     }
 
     #[test]
