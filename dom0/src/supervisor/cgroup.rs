@@ -85,19 +85,20 @@ impl Cgroups {
         self.base.join(format!("domus-{domain}"))
     }
 
-    /// The domain's cgroup, made at the first call.
+    /// The domain's cgroup, made where it is missing. One that is there may be from another dom0 and another config.
     pub fn group(&self, domain: &DomainName, memory: u64, vcpus: u8) -> Option<OwnedFd> {
         let path = self.path(domain);
-        if !path.exists() {
-            let made = || -> io::Result<()> {
-                fs::create_dir(&path)?;
-                fs::write(path.join("memory.max"), (memory + MEMORY_BESIDE_RAM).to_string())?;
-                // vCPUs, the backends' queue threads and io_uring's workers.
-                fs::write(path.join("pids.max"), (512 + 8 * u32::from(vcpus)).to_string())
-            };
-            if let Err(error) = made() {
-                crate::say::line(format_args!("{domain} runs without limits: {}: {error}", path.display()));
+        let made = || -> io::Result<()> {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
             }
+            fs::write(path.join("memory.max"), (memory + MEMORY_BESIDE_RAM).to_string())?;
+            // vCPUs, the backends' queue threads and io_uring's workers.
+            fs::write(path.join("pids.max"), (512 + 8 * u32::from(vcpus)).to_string())
+        };
+        if let Err(error) = made() {
+            crate::say::line(format_args!("{domain} runs without limits: {}: {error}", path.display()));
         }
         File::open(&path).ok().map(OwnedFd::from)
     }
@@ -116,5 +117,24 @@ impl Drop for Cgroups {
         }
         let _ = fs::write(self.base.join("cgroup.procs"), "0");
         let _ = fs::remove_dir(self.leaf());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_that_is_there_gets_the_limits_of_the_domain_that_is_made_now() {
+        let dir = tempfile::tempdir().unwrap();
+        // Not dropped: it would leave the test's own cgroup tree as it thinks it found it.
+        let cgroups = std::mem::ManuallyDrop::new(Cgroups { base: dir.path().into() });
+        let name = "web1".parse().unwrap();
+        for (memory, vcpus, pids) in [(1 << 25, 1, "520"), (1 << 30, 2, "528")] {
+            assert!(cgroups.group(&name, memory, vcpus).is_some());
+            let limit = |file: &str| fs::read_to_string(dir.path().join("domus-web1").join(file)).unwrap();
+            assert_eq!(limit("memory.max"), (memory + MEMORY_BESIDE_RAM).to_string());
+            assert_eq!(limit("pids.max"), pids);
+        }
     }
 }
