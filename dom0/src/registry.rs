@@ -128,7 +128,12 @@ impl Dom0 {
             Err(AskError::LeftOver(name)) if event == Event::Destroy => {
                 let refused =
                     |error: RunDirError| AskError::Refused { name: name.clone(), why: error.to_string() };
-                return self.run.remove_leftover(&name).map(drop).map_err(refused);
+                let (run, left) = (self.run.clone(), name.clone());
+                // On a thread of its own: it waits for the processes' end.
+                let removed = tokio::task::spawn_blocking(move || run.remove_leftover(&left)).await;
+                removed.map_or(Ok(()), |removed| removed.map(drop).map_err(refused))?;
+                self.supervisor.release(&name);
+                return Ok(());
             }
             other => other?,
         };

@@ -11,12 +11,23 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use shared_abi::{DomId, DomainName, Role};
+
+use crate::supervisor::spawn::{open_pidfd, signal};
+
+/// Within this time a process that was killed ends.
+pub const END: Duration = Duration::from_secs(5);
 
 /// Where dom0 keeps its run directory if it is not told otherwise.
 pub fn default_path() -> PathBuf {
@@ -72,6 +83,9 @@ pub enum RunDirError {
         /// Who has it.
         owner: String,
     },
+    /// Its processes were killed and do not end.
+    #[error("the processes of \"{0}\" were killed and do not end: see what they wait for, and try again")]
+    DoNotEnd(DomainName),
     /// Its processes were left by a dom0 that was killed.
     #[error(
         "a domain named \"{0}\" still runs, left by a dom0 that was killed: destroy it, or change the name"
@@ -112,6 +126,13 @@ pub struct ProcessRecord {
     pub pid: i32,
     /// Its start in clock ticks after boot (field 22 of `/proc/PID/stat`): a reused pid has another.
     pub started: u64,
+}
+
+impl ProcessRecord {
+    /// It is still there, and not another one that has got its pid.
+    fn lives(&self) -> bool {
+        self.pid > 1 && started(self.pid) == Some(self.started)
+    }
 }
 
 /// The run directory.
@@ -232,20 +253,35 @@ impl RunDir {
         Err(RunDirError::NameTaken { name: name.clone(), owner: "it comes and goes".into() })
     }
 
-    /// Ends what a killed dom0 has left of a domain, and removes its directory. False if nothing is left of it.
+    /// Ends what a killed dom0 has left of a domain, waits for that, and removes its directory. False if nothing is left
+    /// of it. Blocks, for [`END`] at most.
     ///
     /// # Errors
-    /// [`RunDirError::NameTaken`] if it is not left over.
+    /// [`RunDirError::NameTaken`] if it is not left over, [`RunDirError::DoNotEnd`].
     pub fn remove_leftover(&self, name: &DomainName) -> Result<bool, RunDirError> {
         let path = self.domain_path(name);
         if !path.exists() {
             return Ok(false);
         }
         let Some(lock) = self.lock_domain(name, &path)? else { return Ok(false) };
-        let dir = DomainDir { path, stays: false, _lock: lock };
-        for process in dir.leftovers() {
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::SIGKILL);
+        let mut dir = DomainDir { path, stays: false, _lock: lock };
+        // Held before they are looked at once more: what is killed is what was looked at.
+        let open = |process: &ProcessRecord| open_pidfd(Pid::from_raw(process.pid)).ok();
+        let held: Vec<_> = dir.leftovers().iter().filter_map(|p| Some((p.clone(), open(p)?))).collect();
+        let mut dying: Vec<_> = held.into_iter().filter(|(process, _)| process.lives()).collect();
+        dying.iter().for_each(|(_, pidfd)| signal(pidfd.as_fd(), Signal::SIGKILL));
+        let deadline = Instant::now() + END;
+        while let Some((_, pidfd)) = dying.last() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(1..) => drop(dying.pop()),
+                Err(Errno::EINTR) => {}
+                _ => {
+                    dir.stays = true;
+                    return Err(RunDirError::DoNotEnd(name.clone()));
+                }
+            }
         }
         Ok(true)
     }
@@ -256,6 +292,8 @@ impl RunDir {
         let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<DomainName>().ok());
         let left = names.filter_map(|name| {
             let path = self.domain_path(&name);
+            // Somebody may be making it just now, and would find it locked.
+            read_record(&path)?;
             let lock = self.lock_domain(&name, &path).ok()??;
             let mut dir = DomainDir { path, stays: false, _lock: lock };
             if dir.leftovers().is_empty() {
@@ -336,7 +374,7 @@ impl DomainDir {
     /// The processes of a killed dom0 that live on.
     fn leftovers(&self) -> Vec<ProcessRecord> {
         let processes = self.record().map(|record| record.processes).unwrap_or_default();
-        processes.into_iter().filter(|p| p.pid > 1 && started(p.pid) == Some(p.started)).collect()
+        processes.into_iter().filter(ProcessRecord::lives).collect()
     }
 
     /// Removes every file in it.

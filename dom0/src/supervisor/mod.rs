@@ -5,7 +5,7 @@
 
 mod cgroup;
 mod direct;
-mod spawn;
+pub mod spawn;
 
 use std::future::Future;
 use std::io;

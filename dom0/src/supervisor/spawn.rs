@@ -157,6 +157,20 @@ pub fn extended_attribute(path: &Path, name: &str, value: &mut [u8]) -> io::Resu
     usize::try_from(length).map_err(|_| io::Error::last_os_error())
 }
 
+/// Opens a pidfd of a process that is nobody's child here.
+///
+/// # Errors
+/// What `pidfd_open(2)` said: there is no such process.
+pub fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: pidfd_open has just made this descriptor; nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// Sends a signal to the process behind a pidfd; no error if it has ended.
 pub fn signal(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) {
     let no_info = ptr::null::<libc::siginfo_t>();
