@@ -92,6 +92,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         () = dom0.retire(Duration::from_secs(args.grace)) => {}
         _ = terminate.recv() => dom0.destroy_all().await,
         _ = interrupt.recv() => dom0.destroy_all().await,
+        _ = hangup.recv() => dom0.destroy_all().await,
     }
     Ok(())
 }
