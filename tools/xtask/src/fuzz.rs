@@ -20,7 +20,12 @@ pub fn short_runs() -> Result<()> {
     for target in read(&mut fuzz(&["list", "--fuzz-dir", "tests/fuzz"]))?.lines() {
         println!("fuzz target {target}");
         let seconds = format!("-max_total_time={SECONDS}");
-        let flags = ["--fuzz-dir", "tests/fuzz", "--sanitizer", "none", target];
+        // What a short run finds goes under target/: the saved corpus is read, and grows by hand only.
+        let found = workspace::target().join("fuzz").join(target);
+        std::fs::create_dir_all(&found)?;
+        let (found, saved) = (found.display().to_string(), root.join("tests/fuzz/corpus").join(target));
+        let saved = saved.display().to_string();
+        let flags = ["--fuzz-dir", "tests/fuzz", "--sanitizer", "none", target, &found, &saved];
         let limits = ["--", &seconds, "-rss_limit_mb=2048", "-timeout=10", "-verbosity=0"];
         run(&mut fuzz(&[&["run"], flags.as_slice(), &limits].concat()))?;
     }

@@ -132,7 +132,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Images, bridges and guests are root's work: an ordinary user builds, and does the rest through sudo.
+fn through_sudo() -> Result<()> {
+    workspace::build_binaries()?;
+    println!("Going on as root, through sudo");
+    let environment = "--preserve-env=PATH,HOME,TERM,CI,CARGO_HOME,CARGO_TARGET_DIR,RUSTUP_HOME";
+    let program = std::env::current_exe()?;
+    command::run(command::command("sudo", [environment]).arg(program).args(std::env::args_os().skip(1)))
+}
+
 fn run(task: Task) -> Result<()> {
+    if !packages::is_root() && !matches!(task, Task::Setup { .. }) {
+        return through_sudo();
+    }
     match task {
         Task::Demo { yes, smoke } => demo::demo(yes.consent(), smoke),
         Task::Test { yes } => test::test(yes.consent()),
