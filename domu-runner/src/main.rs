@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("domu-runner: {error:#}");
+            domus_startup::say(format_args!("domu-runner: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("domus-block: {}", chain(&*error));
+            domus_startup::say(format_args!("domus-block: {}", chain(&*error)));
             ExitCode::FAILURE
         }
     }

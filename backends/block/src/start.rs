@@ -146,7 +146,7 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
 fn serve(Device { id, socket, what }: Device<Server<BlockDevice>>, events: &Events) {
     if let Err(error) = what.serve(socket) {
         let why = control::chain(&error);
-        eprintln!("{id}: {why}");
+        domus_startup::say(format_args!("{id}: {why}"));
         events.send(&BackendEvent::DeviceFailed { device: id, why });
     }
 }

@@ -51,10 +51,10 @@ impl Prepared {
     /// [`ThreadsError`].
     pub fn new(name: &str, disk: Disk, queues: u16) -> Result<Self, ThreadsError> {
         if disk.left_over() > 0 {
-            eprintln!(
+            domus_startup::say(format_args!(
                 "{name}: the last {} bytes of the image make no whole block and are left out",
                 disk.left_over()
-            );
+            ));
         }
         let (mut rings, mut ports) = (Vec::new(), Vec::new());
         for _ in 0..queues {

@@ -179,7 +179,9 @@ impl Uring {
             Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
             Err(errno) => {
                 // The kernel holds addresses of guest memory that this thread could then neither wait for nor take back.
-                eprintln!("io_uring_enter failed with errno {errno:?}: nothing can be served any more");
+                domus_startup::say(format_args!(
+                    "io_uring_enter failed with errno {errno:?}: nothing can be served any more"
+                ));
                 std::process::abort();
             }
         }

@@ -41,7 +41,9 @@ impl Log {
             Ok(()) => self.failing = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    eprintln!("domus-console: cannot append to the console log: {error}");
+                    domus_startup::say(format_args!(
+                        "domus-console: cannot append to the console log: {error}"
+                    ));
                 }
             }
         }

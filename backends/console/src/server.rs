@@ -142,7 +142,9 @@ impl Server {
                 return;
             }
             Err(errno) => {
-                eprintln!("domus-console: nobody else can attach, the listening socket failed: {errno}");
+                domus_startup::say(format_args!(
+                    "domus-console: nobody else can attach, the listening socket failed: {errno}"
+                ));
                 self.listener = None;
                 return;
             }

@@ -111,7 +111,7 @@ pub(crate) fn spawn(server: Server) -> Result<Gate, StartError> {
         // Nobody sends: this ends when the gate is dropped.
         let _ = gone.recv();
         let Err(error) = server.run();
-        eprintln!("domus-console: cannot wait for the console's sockets: {error}");
+        domus_startup::say(format_args!("domus-console: cannot wait for the console's sockets: {error}"));
         std::process::exit(1);
     };
     threads::start("console".into(), run).map_err(StartError::Thread)?;

@@ -45,7 +45,7 @@ impl Alone {
         let own = nix::unistd::geteuid();
         sandbox::enter(if own.is_root() { self.uid } else { own.as_raw() })?;
         let server = prepared.start(move |error| {
-            eprintln!("domus-net: tap {name} cannot be read any more: {error}");
+            domus_startup::say(format_args!("domus-net: tap {name} cannot be read any more: {error}"));
             std::process::exit(1);
         })?;
         sandbox::seal(&[COMMON, CALLS].concat())?;

@@ -103,7 +103,7 @@ fn start_nic(
     let report = {
         let events = events.clone();
         move |why: String| {
-            eprintln!("domus-net: {id}: {why}");
+            domus_startup::say(format_args!("domus-net: {id}: {why}"));
             events.send(&BackendEvent::DeviceFailed { device: id.clone(), why });
         }
     };

@@ -21,9 +21,9 @@ static BUDGET: Mutex<Budget> = Mutex::new(Budget { since: None, said: 0, dropped
 pub fn limited(line: fmt::Arguments<'_>) {
     if let Some(dropped) = admit(Instant::now()) {
         if dropped > 0 {
-            eprintln!("{line} ({dropped} lines like this were dropped)");
+            domus_startup::say(format_args!("{line} ({dropped} lines like this were dropped)"));
         } else {
-            eprintln!("{line}");
+            domus_startup::say(format_args!("{line}"));
         }
     }
 }

@@ -237,7 +237,10 @@ impl Transport {
             Err(error) => {
                 // Once for a connection, so no guest can flood the log with it.
                 let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
-                eprintln!("domu-runner: device {} stands still: {error}{source}", self.device);
+                domus_startup::say(format_args!(
+                    "domu-runner: device {} stands still: {error}{source}",
+                    self.device
+                ));
                 state.backend = None;
                 None
             }

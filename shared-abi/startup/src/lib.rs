@@ -14,6 +14,7 @@
 //! | [`link`] | one typed JSON message with descriptors in one `SOCK_SEQPACKET` datagram, both directions |
 //! | [`control`] | the child's side: listen, accept one controller at a time, answer |
 //! | [`fds`] | the descriptors of one message, each taken exactly once |
+//! | [`say()`] | lines for people, to a standard error that nobody may read |
 //! | [`threads`] | threads that are ready to be sealed, and one heap for them |
 //! | [`sandbox`] | own uid, no capabilities, own namespaces, an empty root, a seccomp allow-list |
 
@@ -21,8 +22,10 @@ pub mod control;
 pub mod fds;
 pub mod link;
 pub mod sandbox;
+mod say;
 pub mod threads;
 
 pub use control::{Control, Events};
 pub use fds::Fds;
 pub use link::{Link, LinkError};
+pub use say::say;
