@@ -1,6 +1,7 @@
 //! dom0 starts the processes itself.
 
 use std::cell::RefCell;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use shared_abi::{DomainName, Role};
 
 use super::cgroup::Cgroups;
 use super::spawn::{Surroundings, spawn};
-use super::{Job, Process, Starting, Supervisor, SupervisorError};
+use super::{Job, Process, Starting, Supervisor, SupervisorError, words};
 
 /// Starts processes as children of dom0.
 #[derive(Debug)]
@@ -65,13 +66,22 @@ impl Direct {
         let program = self.program(job.role)?;
         let group =
             self.cgroups.as_ref().and_then(|cgroups| cgroups.group(job.domain, job.memory, job.vcpus));
-        let around = Surroundings {
-            cgroup: group.as_ref().map(std::os::fd::AsFd::as_fd),
-            dies_with_parent: self.dies_with_parent,
+        let around =
+            Surroundings { cgroup: group.as_ref().map(AsFd::as_fd), dies_with_parent: self.dies_with_parent };
+        let started = || {
+            let (heard, says) = words::pipe()?;
+            let args: [&[u8]; 2] = [b"--control", job.control.as_os_str().as_bytes()];
+            let (pid, pidfd) = spawn(&program, &args, says.as_fd(), around)?;
+            let mut process = Process::new(pid, pidfd)?;
+            let (domain, name) = (job.domain.clone(), job.role.program());
+            let words = words::pass_on(heard, move |line| {
+                let line = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(line);
+                crate::say::line(format_args!("{domain}: {name}: {line}"));
+            })?;
+            process.words = Some(words);
+            Ok(process)
         };
-        spawn(&program, &[b"--control", job.control.as_os_str().as_bytes()], around)
-            .and_then(|(pid, pidfd)| Process::new(pid, pidfd))
-            .map_err(|source| SupervisorError::Spawn { program, source })
+        started().map_err(|source| SupervisorError::Spawn { program: program.clone(), source })
     }
 }
 

@@ -6,18 +6,22 @@
 mod cgroup;
 mod direct;
 pub mod spawn;
+mod words;
 
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use shared_abi::{DomainName, Role};
 use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::resources::watch;
 pub use direct::Direct;
@@ -72,17 +76,22 @@ pub trait Supervisor {
     fn release(&self, domain: &DomainName);
 }
 
+/// Within this time what is left in a dead process's pipe is passed on; more is not worth a wait.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A started process. Dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
+    /// Passes on what it says, until its end.
+    words: Option<JoinHandle<()>>,
     reaped: bool,
 }
 
 impl Process {
     fn new(pid: Pid, pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { pid, pidfd: watch::readable(pidfd)?, reaped: false })
+        Ok(Self { pid, pidfd: watch::readable(pidfd)?, words: None, reaped: false })
     }
 
     /// Its process id.
@@ -111,10 +120,15 @@ impl Process {
         }
     }
 
-    /// Waits for its end and lets the kernel forget it.
+    /// Waits for its end, passes on its last words, and lets the kernel forget it.
     pub async fn reap(mut self) {
         self.ended().await;
         self.collect(WaitPidFlag::WNOHANG);
+        if let Some(mut words) = self.words.take()
+            && timeout(LAST_WORDS, &mut words).await.is_err()
+        {
+            words.abort();
+        }
     }
 
     fn collect(&mut self, how: WaitPidFlag) {
@@ -161,7 +175,8 @@ mod tests {
         let leak = fs::File::open("/dev/null").unwrap();
         nix::fcntl::fcntl(&leak, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
         let script = format!(
-            "#!/bin/sh\n{{ echo \"$*\"; /bin/ls /proc/self/fd | /usr/bin/wc -l; /usr/bin/env | /bin/grep -vc -e PWD -e _; }} >{}\nexit 3\n",
+            "#!/bin/sh\n{{ echo \"$*\"; /bin/ls /proc/self/fd | /usr/bin/wc -l; /usr/bin/env | /bin/grep -vc -e PWD -e _; }} >{}
+             [ -p /dev/fd/1 ] && [ -p /dev/fd/2 ] && exit 3\n",
             seen.display()
         );
         let direct = with_runner(dir.path(), &script);

@@ -24,12 +24,17 @@ pub struct Surroundings<'a> {
     pub dies_with_parent: bool,
 }
 
-/// Starts `program` with `args` after its own path, an empty environment, `/dev/null` as standard input, dom0's
-/// standard error as standard output and error, and no other descriptor.
+/// Starts `program` with `args` after its own path, an empty environment, `/dev/null` as standard input, `says` as
+/// standard output and error, and no other descriptor.
 ///
 /// # Errors
 /// What `open`, `clone3` said. A program that cannot be executed exits with status 127.
-pub fn spawn(program: &Path, args: &[&[u8]], around: Surroundings<'_>) -> io::Result<(Pid, OwnedFd)> {
+pub fn spawn(
+    program: &Path,
+    args: &[&[u8]],
+    says: BorrowedFd<'_>,
+    around: Surroundings<'_>,
+) -> io::Result<(Pid, OwnedFd)> {
     let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let path = text(program.as_os_str().as_bytes())?;
     let mut argv = vec![path.clone()];
@@ -42,6 +47,7 @@ pub fn spawn(program: &Path, args: &[&[u8]], around: Surroundings<'_>) -> io::Re
         path: &path,
         argv: &argv,
         null: null.as_raw_fd(),
+        says: says.as_raw_fd(),
         parent: if around.dies_with_parent { nix::unistd::getpid().as_raw() } else { 0 },
     };
     match clone(&child, libc::CLONE_NEWPID, around.cgroup) {
@@ -56,6 +62,7 @@ struct Child<'a> {
     path: &'a CStr,
     argv: &'a [*const libc::c_char],
     null: RawFd,
+    says: RawFd,
     /// Its parent's pid if it is to die with it, or 0.
     parent: libc::pid_t,
 }
@@ -121,7 +128,7 @@ impl Child<'_> {
                 exit();
             }
         }
-        for (from, to) in [(self.null, 0), (2, 1)] {
+        for (from, to) in [(self.null, 0), (self.says, 1), (self.says, 2)] {
             // SAFETY: takes no pointer; both ends are this process's own descriptors.
             unsafe { libc::syscall(libc::SYS_dup2, from, to) };
         }
