@@ -120,18 +120,20 @@ struct Opened {
     images: Vec<Option<File>>,
 }
 
-fn open(config: &DomainConfig) -> Result<Opened, StartError> {
+async fn open(config: &DomainConfig) -> Result<Opened, StartError> {
     host::check_memory(config)?;
     let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(StartError::Kvm)?;
     let kernel = files::blob(config, "boot.kernel", &config.kernel)?;
     let initrd = config.initrd.as_ref().map(|path| files::blob(config, "boot.initrd", path)).transpose()?;
-    let images = config.disks.iter().enumerate().map(|(n, disk)| match &disk.source {
-        DiskSource::Image { path, read_only, .. } => {
-            files::image(config, n, path, *read_only, For::Use).map(Some)
-        }
-        DiskSource::VhostUser(_) => Ok(None),
-    });
-    let images = images.collect::<Result<_, _>>()?;
+    let mut images = Vec::new();
+    for (n, disk) in config.disks.iter().enumerate() {
+        images.push(match &disk.source {
+            DiskSource::Image { path, read_only, .. } => {
+                Some(files::image(config, n, path, *read_only, For::Use).await?)
+            }
+            DiskSource::VhostUser(_) => None,
+        });
+    }
     Ok(Opened { kvm, kernel, initrd, images })
 }
 
@@ -163,7 +165,7 @@ pub async fn build(
     made: &mut Incarnation,
 ) -> Result<(), StartError> {
     made.domid = Some(domid);
-    let opened = open(config)?;
+    let opened = open(config).await?;
     let links =
         if config.nets.is_empty() { None } else { Some(Links::open().map_err(io_error("open rtnetlink"))?) };
     for (net, n) in config.nets.iter().zip(0..) {

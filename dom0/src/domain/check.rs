@@ -23,7 +23,7 @@ pub async fn check(config: &DomainConfig) -> Result<(), StartError> {
     for (n, disk) in config.disks.iter().enumerate() {
         match &disk.source {
             DiskSource::Image { path, read_only, .. } => {
-                files::image(config, n, path, *read_only, For::Check)?;
+                files::image(config, n, path, *read_only, For::Check).await?;
             }
             DiskSource::VhostUser(path) => {
                 sockets::foreign(config, &format!("disks[{n}].vhost_user_socket"), path, false)?;

@@ -4,10 +4,19 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::time::{Instant, sleep};
 
 use crate::config::{ConfigError, DomainConfig};
 
 use super::locks::{self, Lock};
+
+/// An image is free within this time of the end of the process that had it: the kernel lets go of what io_uring had
+/// open after that, in its own time.
+const RELEASE: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +56,20 @@ fn says(path: &Path, error: &io::Error, cure: &str) -> String {
     }
 }
 
+/// Opens what `meta` was told of a moment ago, and nothing else that has taken its name since: opening a pipe would
+/// wait for its other end, and opening a terminal could make it dom0's own.
+fn open_same(path: &Path, meta: &Metadata, options: &mut OpenOptions, flags: OFlag) -> io::Result<File> {
+    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = options.custom_flags(flags.bits()).open(path)?;
+    let now = file.metadata()?;
+    if (now.dev(), now.ino(), now.file_type()) != (meta.dev(), meta.ino(), meta.file_type()) {
+        return Err(io::Error::other("it was replaced just now"));
+    }
+    // Whoever gets it expects it to block. No other status flag is set.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(file)
+}
+
 /// Opens the kernel or the initrd at the JSON path `at`: a regular file, read-only.
 ///
 /// # Errors
@@ -54,7 +77,6 @@ fn says(path: &Path, error: &io::Error, cure: &str) -> String {
 pub fn blob(config: &DomainConfig, at: &str, path: &Path) -> Result<File, ConfigError> {
     let refuse = |problem: String| ConfigError::new(&config.file, at, problem);
     let cure = "name a file that dom0 can read";
-    // Looked at before it is opened: opening a pipe would wait for its other end.
     let meta = path.metadata().map_err(|e| refuse(says(path, &e, cure)))?;
     if !meta.is_file() {
         return Err(refuse(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta))));
@@ -62,14 +84,16 @@ pub fn blob(config: &DomainConfig, at: &str, path: &Path) -> Result<File, Config
     if meta.len() == 0 {
         return Err(refuse(format!("\"{}\" is empty: {cure}", path.display())));
     }
-    File::open(path).map_err(|e| refuse(says(path, &e, cure)))
+    open_same(path, &meta, OpenOptions::new().read(true), OFlag::empty())
+        .map_err(|e| refuse(says(path, &e, cure)))
 }
 
-/// Opens the image of disk `n` and locks it: one writer, or any number of readers.
+/// Opens the image of disk `n` and locks it: one writer, or any number of readers. To be used, an image that is in use
+/// is waited for a moment.
 ///
 /// # Errors
 /// [`ConfigError`]; if somebody else has it, the text says who as far as that can be known.
-pub fn image(
+pub async fn image(
     config: &DomainConfig,
     n: usize,
     path: &Path,
@@ -86,11 +110,21 @@ pub fn image(
     let mut options = OpenOptions::new();
     // Closing a block device that was open for writing wakes udev: a check must not.
     options.read(true).write(!(read_only || block && why == For::Check));
-    if block && !read_only {
-        // Without O_CREAT: fail if the device is mounted or otherwise in use (open(2)).
-        options.custom_flags(nix::libc::O_EXCL);
-    }
-    let file = options.open(path).map_err(|e| {
+    // Without O_CREAT: fail if the device is mounted or otherwise in use (open(2)).
+    let flags = if block && !read_only { OFlag::O_EXCL } else { OFlag::empty() };
+    let deadline = match why {
+        For::Use => Instant::now() + RELEASE,
+        For::Check => Instant::now(),
+    };
+    let opened = loop {
+        match open_same(path, &meta, &mut options, flags) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                sleep(RETRY).await;
+            }
+            other => break other,
+        }
+    };
+    let file = opened.map_err(|e| {
         let cure = match e.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !read_only => {
                 "make it writable, or set read_only"
@@ -106,7 +140,12 @@ pub fn image(
     }
     let lock = if read_only { Lock::Read } else { Lock::Write };
     let free = match why {
-        For::Use => locks::take(&file, lock),
+        For::Use => loop {
+            match locks::take(&file, lock) {
+                Ok(false) if Instant::now() < deadline => sleep(RETRY).await,
+                other => break other,
+            }
+        },
         For::Check => locks::probe(&file, lock),
     };
     match free {
@@ -119,5 +158,56 @@ pub fn image(
         }
         // A file system without locks protects nothing; that is no reason not to start.
         Err(_) => Ok(file),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    /// A config in `dir` that is as good as any, and an image there.
+    fn setting(dir: &Path) -> (DomainConfig, std::path::PathBuf) {
+        let image = dir.join("image");
+        std::fs::write(&image, [0; 512]).unwrap();
+        let text = r#"{ "name": "web1", "memory": "32MiB", "boot": { "kernel": "image" } }"#;
+        std::fs::write(dir.join("web1.json"), text).unwrap();
+        (config::load(&dir.join("web1.json")).unwrap(), image)
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_image_that_becomes_free_in_a_moment_is_waited_for_and_a_check_says_at_once_that_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, path) = setting(dir.path());
+        let holder = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(locks::take(&holder, Lock::Write).unwrap());
+        let error = image(&config, 0, &path, false, For::Check).await.unwrap_err().to_string();
+        assert!(error.contains("is in use by"), "{error}");
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(200)).await;
+            drop(holder);
+        });
+        image(&config, 0, &path, false, For::Use).await.unwrap();
+    }
+
+    #[test]
+    fn a_pipe_that_takes_a_files_place_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, path) = setting(dir.path());
+        let meta = path.metadata().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = open_same(&path, &meta, OpenOptions::new().read(true), OFlag::empty()).unwrap_err();
+        assert!(error.to_string().contains("replaced"), "{error}");
+        assert!(blob(&config, "boot.kernel", &path).unwrap_err().to_string().contains("is a pipe"));
+    }
+
+    #[test]
+    fn what_is_opened_blocks_as_its_user_expects() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, path) = setting(dir.path());
+        let file = blob(&config, "boot.kernel", &path).unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK));
     }
 }

@@ -3,10 +3,12 @@
 
 #![expect(unsafe_code, reason = "nix has no OFD locks with F_OFD_GETLK's result")]
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// How an image is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,13 +76,24 @@ pub fn holder(dev: u64, ino: u64) -> Option<String> {
         }
         let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
         for fd in open.flatten() {
-            // Follows the link: the file itself, even if its name is gone.
-            if fs::metadata(fd.path()).is_ok_and(|meta| meta.dev() == dev && meta.ino() == ino) {
+            if identity(&fd.path()) == Some((dev, ino)) {
                 return Some(describe(pid));
             }
         }
     }
     None
+}
+
+/// Device and inode of what a link in `/proc/PID/fd` leads to: the file itself, even if its name is gone. What the kernel
+/// knows already, without asking a file server that may be gone.
+fn identity(fd: &Path) -> Option<(u64, u64)> {
+    let path = CString::new(fd.as_os_str().as_bytes()).ok()?;
+    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: all-zero bytes are a valid struct statx, which holds numbers only.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: path is a C string and the kernel writes one struct statx; both outlive the call.
+    let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_INO, &mut stat) };
+    (result == 0).then(|| (libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
 /// A process for people: its name and pid, and its domain if it is one of ours.
@@ -102,6 +115,15 @@ pub fn describe(pid: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_known_by_its_descriptor_even_if_its_name_is_gone() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::tempfile().unwrap();
+        let meta = file.metadata().unwrap();
+        let fd = format!("/proc/self/fd/{}", file.as_raw_fd());
+        assert_eq!(identity(Path::new(&fd)), Some((meta.dev(), meta.ino())));
+    }
 
     #[test]
     fn one_writer_excludes_everybody_and_readers_share() {
