@@ -22,8 +22,8 @@ nix::ioctl_write_int!(
     202
 );
 
-/// Opens `/dev/net/tun` and attaches it to the tap `name`, which is made if it does not exist.
-fn attach(name: &str) -> io::Result<OwnedFd> {
+/// Opens `/dev/net/tun` and attaches it to the tap `name`, which is made if it does not exist. With `new` it must not.
+fn attach(name: &str, new: bool) -> io::Result<OwnedFd> {
     let tun =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq: an empty name and a union of plain numbers and null pointers.
@@ -32,7 +32,10 @@ fn attach(name: &str) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name[..15].iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let exclusive = if new { libc::IFF_TUN_EXCL } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | exclusive;
+    // 16 bits, of which IFF_TUN_EXCL is the highest.
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     let address = std::ptr::from_mut(&mut request) as libc::c_ulong;
     // SAFETY: TUNSETIFF reads and writes one struct ifreq, which `request` is, for the length of the call.
     unsafe { tun_set_iff(tun.as_raw_fd(), address) }?;
@@ -119,7 +122,7 @@ pub async fn open(
             if there.is_some() {
                 return Err(refuse(format!("\"{bridge}\" cannot get {name}: that interface exists; remove it")));
             }
-            let tap = attach(&name).map_err(|e| refuse(format!("cannot make the tap {name} for \"{bridge}\": {e}")))?;
+            let tap = attach(&name, true).map_err(|e| refuse(format!("cannot make the tap {name} for \"{bridge}\": {e}")))?;
             let index = links.find(&name).await.map_err(|e| refuse(format!("cannot look up {name}: {e}")))?;
             let Link { index, .. } = index.ok_or_else(|| refuse(format!("{name} was removed while it was set up")))?;
             links
@@ -128,7 +131,7 @@ pub async fn open(
                 .map_err(|e| refuse(format!("cannot put {name} on \"{bridge}\" with mtu {}: {e}", net.mtu)))?;
             Ok(tap.into())
         }
-        NetLink::Tap(name) => attach(name).map(File::from).map_err(|error| match error.raw_os_error() {
+        NetLink::Tap(name) => attach(name, false).map(File::from).map_err(|error| match error.raw_os_error() {
             Some(libc::EBUSY) => busy(config, n, name),
             Some(libc::EINVAL) => {
                 let problem = format!("\"{name}\" is no plain tap (tun, or multi_queue): make it with ip tuntap add {name} mode tap");
