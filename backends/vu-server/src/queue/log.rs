@@ -50,7 +50,7 @@ pub struct Log {
     area: Area,
     size: u16,
     counter: u64,
-    /// Given back since the last [`Log::publish`].
+    /// Given back since the last [`Self::published`].
     batch: Vec<u16>,
 }
 
