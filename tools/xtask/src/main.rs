@@ -48,6 +48,8 @@ enum Task {
         #[command(flatten)]
         yes: Yes,
     },
+    /// Run every fuzz target for some seconds on its saved corpus.
+    Fuzz,
     /// Run the lab's scenarios alone: real guests under a real dom0.
     Lab {
         #[command(flatten)]
@@ -142,7 +144,7 @@ fn through_sudo() -> Result<()> {
 }
 
 fn run(task: Task) -> Result<()> {
-    if !packages::is_root() && !matches!(task, Task::Setup { .. }) {
+    if !packages::is_root() && !matches!(task, Task::Setup { .. } | Task::Fuzz) {
         return through_sudo();
     }
     match task {
@@ -153,6 +155,7 @@ fn run(task: Task) -> Result<()> {
             lab::script(yes.consent(), script.as_deref(), &with, !no_build)
         }
         Task::Strangers { yes } => test::strangers_only(yes.consent()),
+        Task::Fuzz => fuzz::short_runs(),
         Task::Bench { bench: Bench::Start { yes, json } } => bench::start(yes.consent(), json),
         Task::Images { yes, file } => {
             packages::install_packages(yes.consent())?;
