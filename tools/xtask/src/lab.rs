@@ -78,7 +78,7 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
         names.join(" ")
     );
     for attempt in 1..=2 {
-        let outer = outer(images, bin, name, false, Duration::from_secs(20 * 60))?;
+        let outer = outer(images, bin, name, false, Duration::from_secs(25 * 60))?;
         let mut tally = Tally::default();
         let result = outer.run(
             &step,
