@@ -27,6 +27,9 @@ use state::{Action, Event, State, step};
 /// A guest that stops at once is not started again sooner than this after its last start.
 const LEAST_LIFE: Duration = Duration::from_secs(1);
 
+/// A guest that crashes time and again is started at least this often, and one that has lived as long starts afresh.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// Within this time a runner says how it is, or is not asked again before it has.
 const STATUS: Duration = Duration::from_secs(1);
 
@@ -106,6 +109,8 @@ pub struct Domain {
     /// Told when the domain is gone.
     at_end: Vec<oneshot::Sender<Result<(), String>>>,
     last_build: Option<Instant>,
+    /// The next build comes at least this long after the last one.
+    pause: Duration,
     /// Lines about what children said that may still be written for this incarnation.
     lines_left: u32,
 }
@@ -167,6 +172,7 @@ impl Domain {
             failure: None,
             at_end: Vec::new(),
             last_build: None,
+            pause: Duration::ZERO,
             lines_left: 0,
         };
         (domain, handle, creation)
@@ -366,7 +372,10 @@ impl Domain {
 
     /// Builds an incarnation, or is told to give up. None if the state machine has been told meanwhile.
     async fn build(&mut self) -> Option<Event> {
-        let not_before = self.last_build.map(|last| last + LEAST_LIFE);
+        if let Some(last) = self.last_build {
+            self.pause = pause(self.pause, last.elapsed(), self.view.borrow().crashed);
+        }
+        let not_before = self.last_build.map(|last| last + self.pause);
         self.last_build = Some(not_before.map_or(Instant::now(), |at| at.max(Instant::now())));
         self.lines_left = 32;
         let domid = match self.run.next_domid() {
@@ -479,6 +488,14 @@ impl Domain {
     }
 }
 
+/// How long after its last start a guest is started again, at the soonest.
+fn pause(before: Duration, lived: Duration, crashed: bool) -> Duration {
+    match crashed && lived < LONGEST_PAUSE {
+        true => (before * 2).clamp(LEAST_LIFE, LONGEST_PAUSE),
+        false => LEAST_LIFE,
+    }
+}
+
 async fn watch_runner(Runner { process, link }: &mut Runner) -> Happening {
     let Some(link) = link else { return Happening::RunnerEnded(process.ended().await) };
     tokio::select! {
@@ -514,4 +531,22 @@ async fn watch_backend(backend: &mut Backend) -> BackendHappening {
 /// An error and its causes in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     domus_startup::control::chain(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_crashes_in_a_loop_is_started_less_and_less_often() {
+        let seconds = Duration::from_secs;
+        let mut now = Duration::ZERO;
+        let pauses = [(); 8].map(|()| {
+            now = pause(now, seconds(1), true);
+            now.as_secs()
+        });
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pause(now, seconds(61), true), LEAST_LIFE);
+        assert_eq!(pause(now, seconds(1), false), LEAST_LIFE);
+    }
 }
