@@ -23,8 +23,8 @@ pub struct Direct {
 
 impl Direct {
     /// Looks for programs in `libexec` if given, otherwise beside the running executable and in
-    /// `/usr/libexec/domus`. `embedded` in a command in the foreground, no process gets a cgroup of its own, and one
-    /// that is not sandboxed yet dies with the thread that calls this.
+    /// `/usr/libexec/domus`. `embedded` in a command in the foreground, no process gets a cgroup of its own, and each
+    /// dies with the thread that calls this.
     pub fn new(libexec: Option<PathBuf>, embedded: bool) -> Self {
         let places = match libexec {
             Some(place) => vec![place],

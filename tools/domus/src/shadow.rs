@@ -1,7 +1,8 @@
-//! The shadow of `domus run`: a process that outlives a killed one and ends what it has left.
+//! The shadow of `domus run`: a process that outlives a killed one and removes what it has left.
 //!
-//! The kernel's own means does not do: `PR_SET_PDEATHSIG` is forgotten when a process changes its user id, which every
-//! process of a domain does. The shadow waits at a pipe whose other end only `domus run` has.
+//! The kernel kills the domain's processes (`PR_SET_PDEATHSIG`) and removes the taps, and knows nothing of the domain's
+//! directory with its sockets. The shadow waits at a pipe whose other end only `domus run` has, ends a process that lives
+//! on in spite of that, waits until all have ended, and removes the directory.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
