@@ -31,6 +31,15 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Measure starts of the mini guest; needs root and any /dev/kvm.
+    BenchPlain {
+        /// The folder with Domus' binaries.
+        #[arg(long)]
+        bin: PathBuf,
+        /// A folder to work in.
+        #[arg(long)]
+        folder: PathBuf,
+    },
     /// Run the demo without a terminal and check its guest from inside.
     Smoke {
         /// The folder with Domus' binaries.
@@ -79,6 +88,10 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Bench { place } => {
             lab::bench::run(&place.bin, &Images::load(&place.images)?, &place.folder)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::BenchPlain { bin, folder } => {
+            lab::bench::plain(&bin, &folder)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Smoke { bin, config } => smoke::run(&bin, &config),

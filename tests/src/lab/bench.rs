@@ -5,9 +5,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -15,6 +16,7 @@ use serde_json::json;
 use super::domain::{BOOT, Domain, Spec};
 use super::traces::children;
 use super::{Lab, SOCKET};
+use crate::child::{Running, poll_until, tied};
 use crate::images::Images;
 
 /// The figure of each start is one of so many; the median is told.
@@ -38,7 +40,7 @@ pub fn run(bin: &Path, images: &Images, folder: &Path) -> Result<()> {
         let mut console = domain.console()?;
         console.guest.wait_for("domus-guest: initrd", BOOT)?;
         init.push(start.elapsed().as_secs_f64() * 1e3);
-        first.push((first_run_ns("measured")?.saturating_sub(clock)) as f64 / 1e6);
+        first.push((first_run_ns(Path::new(SOCKET), "measured")?.saturating_sub(clock)) as f64 / 1e6);
         console.guest.wait_ready(BOOT)?;
         for child in children()? {
             weights.entry(child.role).or_insert_with(Vec::new).push(private_kib(child.pid)? as f64 / 1024.0);
@@ -46,8 +48,8 @@ pub fn run(bin: &Path, images: &Images, folder: &Path) -> Result<()> {
         drop(console);
         drop(domain);
     }
-    figure("create to first guest instruction", first, "ms");
-    figure("create to guest's init", init, "ms");
+    figure("create to first guest instruction, Debian 6.12", first, "ms");
+    figure("create to guest's init, Debian 6.12", init, "ms");
     for (role, weight) in weights {
         figure(&format!("private memory of {role}"), weight, "MiB");
     }
@@ -60,9 +62,51 @@ fn figure(case: &str, mut values: Vec<f64>, unit: &str) {
     println!("{FIGURE}{}", json!({ "case": case, "ours": (median * 100.0).round() / 100.0, "unit": unit }));
 }
 
-/// When the domain's first vCPU first ran, by dom0's `Get`.
-fn first_run_ns(name: &str) -> Result<u64> {
-    let mut stream = UnixStream::connect(SOCKET)?;
+/// The same figure for the mini guest, a plain ELF kernel with a disk, under a dom0 of its own. Where any /dev/kvm is.
+pub fn plain(bin: &Path, folder: &Path) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("bench").tempdir_in(folder)?;
+    let (run, file) = (folder.path().join("run"), folder.path().join("plain.json"));
+    let (kernel, disk) = (folder.path().join("kernel"), folder.path().join("disk"));
+    fs::write(&kernel, mini_guest::IMAGE)?;
+    fs::File::create(&disk)?.set_len(64 << 20)?;
+    let config = json!({
+        "name": "plain", "memory": "256MiB", "boot": { "kernel": kernel, "cmdline": "mini.test=shell" },
+        "disks": [{ "id": "root", "path": disk }],
+    });
+    fs::write(&file, config.to_string())?;
+    let log = fs::File::create(folder.path().join("dom0.log"))?;
+    let mut dom0 = tied(bin.join("dom0"));
+    let dom0 = dom0.arg("--run-dir").arg(&run).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let _dom0 = Running::start("dom0", dom0).context("cannot start dom0")?;
+    let socket = run.join("dom0.sock");
+    if !poll_until(Duration::from_secs(20), || UnixStream::connect(&socket).is_ok()) {
+        bail!("dom0 does not listen on {}", socket.display());
+    }
+    let domus = |words: &[&str]| -> Result<()> {
+        let mut domus = Command::new(bin.join("domus"));
+        let status = domus.arg("--run-dir").arg(&run).args(words).stdout(Stdio::null()).status()?;
+        if status.success() { Ok(()) } else { bail!("domus {} ended with {status}", words.join(" ")) }
+    };
+    let mut first = Vec::new();
+    for _ in 0..4 * STARTS {
+        let clock = monotonic_ns()?;
+        domus(&["create", &file.display().to_string()])?;
+        let mut ran = None;
+        poll_until(Duration::from_secs(20), || {
+            ran = first_run_ns(&socket, "plain").ok();
+            ran.is_some()
+        });
+        let ran = ran.context("the guest has not run within 20 s")?;
+        first.push(ran.saturating_sub(clock) as f64 / 1e6);
+        domus(&["destroy", "plain"])?;
+    }
+    figure("create to first guest instruction, plain kernel", first, "ms");
+    Ok(())
+}
+
+/// When the domain's first vCPU first ran, by the `Get` of the dom0 behind `socket`.
+fn first_run_ns(socket: &Path, name: &str) -> Result<u64> {
+    let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let call = json!({ "method": "org.domus.Dom0.Get", "parameters": { "name": name } });
     stream.write_all(format!("{call}\0").as_bytes())?;

@@ -12,14 +12,14 @@ use domus_tests::outer::Serial;
 use serde_json::{Value, json};
 
 use crate::command::{command, read};
-use crate::images::images;
+use crate::images::{KERNELS, images};
 use crate::lab::{STEP_HEAD, outer};
 use crate::packages::{Consent, install_packages, is_root};
-use crate::{test, workspace};
+use crate::workspace;
 
 /// What is aimed at, by the case's name: the peer of a figure that has no other.
 const TARGETS: &[(&str, f64)] = &[
-    ("create to first guest instruction", 60.0),
+    ("create to first guest instruction, plain kernel", 60.0),
     ("private memory of domu-runner", 4.0),
     ("private memory of domus-block", 4.0),
     ("private memory of domus-net", 4.0),
@@ -39,13 +39,13 @@ const PROCESSES: &[(&str, &[&str])] = &[
 pub fn start(consent: Consent, json: bool) -> Result<()> {
     install_packages(consent)?;
     let bin = workspace::build_binaries()?;
-    let images = images(test::KERNELS)?;
+    let images = images(KERNELS)?;
     let ground = Ground::detect();
     if !json {
         println!("This machine: {ground}");
         if ground != Ground::Hardware {
             println!(
-                "Times are the lab's: one emulated instruction is one nanosecond. They compare programs, not machines."
+                "Debian's times are the lab's: one emulated instruction is one nanosecond. They compare programs, not machines."
             );
         }
     }
@@ -64,8 +64,19 @@ pub fn start(consent: Consent, json: bool) -> Result<()> {
             (figure["case"].as_str().unwrap_or_default(), figure["unit"].as_str().unwrap_or_default());
         print(case, figure["ours"].as_f64().unwrap_or_default(), unit);
     };
+    if ground != Ground::None {
+        let folder = workspace::target().join("lab/runs");
+        fs::create_dir_all(&folder)?;
+        direct(&bin, &["bench-plain"], &folder, &mut take)?;
+    }
     match ground {
-        Ground::Hardware => direct(&bin, &images, &mut take),
+        Ground::Hardware => {
+            let folder = workspace::target().join("lab/runs/bench-direct");
+            fs::create_dir_all(&folder)?;
+            let list = folder.join("images.json");
+            images.save(&list)?;
+            direct(&bin, &["bench", "--images", &list.display().to_string()], &folder, &mut take)
+        }
         Ground::Paravirtual | Ground::None => nested(&bin, &images, &mut take),
     }
 }
@@ -82,20 +93,14 @@ fn nested(bin: &Path, images: &Images, take: &mut dyn FnMut(&str)) -> Result<()>
     }
 }
 
-fn direct(bin: &Path, images: &Images, take: &mut dyn FnMut(&str)) -> Result<()> {
-    let folder = workspace::target().join("lab/runs/bench-direct");
-    fs::create_dir_all(&folder)?;
-    let list = folder.join("images.json");
-    images.save(&list)?;
-    let program = bin.join("domus-lab");
-    let mut bench = if is_root() {
-        command(&program.display().to_string(), ["bench"])
-    } else {
-        let mut sudo = command("sudo", [&program]);
-        sudo.arg("bench");
-        sudo
-    };
-    bench.arg("--images").arg(list).arg("--bin").arg(bin).arg("--folder").arg(folder);
+/// Runs `domus-lab` on this host.
+fn direct(bin: &Path, action: &[&str], folder: &Path, take: &mut dyn FnMut(&str)) -> Result<()> {
+    let program = bin.join("domus-lab").display().to_string();
+    let mut bench = if is_root() { command(&program, action) } else { command("sudo", [&program]) };
+    if !is_root() {
+        bench.args(action);
+    }
+    bench.arg("--bin").arg(bin).arg("--folder").arg(folder);
     read(&mut bench)?.lines().for_each(take);
     Ok(())
 }

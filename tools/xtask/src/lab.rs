@@ -10,7 +10,7 @@ use domus_tests::outer::{Failure, Outer, STEP, Serial};
 use domus_tests::report::Tally;
 
 use crate::command::{command, read};
-use crate::images::images;
+use crate::images::{KERNELS, images};
 use crate::packages::{Consent, install_packages};
 use crate::terminal::Terminal;
 use crate::workspace;
@@ -109,7 +109,7 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
 pub fn script(consent: Consent, script: Option<&Path>, extra: &[PathBuf], build: bool) -> Result<()> {
     install_packages(consent)?;
     let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
-    let images = images(crate::test::KERNELS)?;
+    let images = images(KERNELS)?;
     let outer = outer(&images, &bin, "outer", true, Duration::from_secs(3600))?;
     for file in extra {
         let name = file.file_name().context("a file to place needs a name")?.to_string_lossy().into_owned();

@@ -159,7 +159,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { bench: Bench::Start { yes, json } } => bench::start(yes.consent(), json),
         Task::Images { yes, file } => {
             packages::install_packages(yes.consent())?;
-            images::images(test::KERNELS)?.save(&file)
+            images::images(images::KERNELS)?.save(&file)
         }
         Task::Setup { yes } => {
             packages::install_packages(yes.consent())?;

@@ -8,16 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use domus_tests::ground::Ground;
-use domus_tests::images::{Images, KernelId};
+use domus_tests::images::Images;
 use domus_tests::report::Tally;
 
 use crate::command::{command, run};
-use crate::images::images;
+use crate::images::{KERNELS, images};
 use crate::packages::{Consent, install_cargo_tools, install_packages, is_root};
 use crate::{demo, fuzz, lab, workspace};
-
-/// Kernels that the tests boot.
-pub const KERNELS: &[KernelId] = &[KernelId::V6_1Cloud, KernelId::V6_12Cloud];
 
 /// Runs everything.
 pub fn test(consent: Consent) -> Result<()> {

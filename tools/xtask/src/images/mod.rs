@@ -20,6 +20,9 @@ use domus_tests::images::{Images, KernelFiles, KernelId};
 use crate::command::{command, run_quiet};
 use crate::workspace;
 
+/// Kernels that the tests boot.
+pub const KERNELS: &[KernelId] = &[KernelId::V6_1Cloud, KernelId::V6_12Cloud];
+
 /// Makes whatever is missing and returns where everything is.
 pub fn images(ids: &[KernelId]) -> Result<Images> {
     let cache = Cache::open(workspace::images())?;
