@@ -82,11 +82,12 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// What the runner says of itself, if there is one.
+    /// What the runner says of itself, if there is one that answers soon.
     pub async fn status(&self) -> Option<RunnerStatus> {
         let (answer, answered) = oneshot::channel();
         self.commands.send(Command::Status(answer)).ok()?;
-        answered.await.ok()
+        // The task may be waiting for the answer to somebody else's wish.
+        tokio::time::timeout(STATUS * 2, answered).await.ok()?.ok()
     }
 }
 
@@ -264,7 +265,7 @@ impl Domain {
             Command::Ask { event, answer } => (event, answer),
             Command::Status(answer) => {
                 let link = self.incarnation.runner.as_ref().and_then(|runner| runner.link.as_ref());
-                if link.is_some_and(ChildLink::is_late) {
+                if answer.is_closed() || link.is_some_and(ChildLink::is_late) {
                     return;
                 }
                 if let Ok(Some(RunnerReply::Status(status))) =
