@@ -325,6 +325,14 @@ fn the_processes_of_a_domain_are_shut_in() {
         // The first process of a pid namespace of its own.
         assert!(field("NSpid").ends_with(" 1"), "{role}: {}", field("NSpid"));
         assert_eq!(std::fs::read_dir(of("root")).unwrap().count(), 0, "{role} sees files");
+        // Its words go to dom0, not to the operator's terminal.
+        for fd in [1, 2] {
+            let leads_to = std::fs::read_link(of(&format!("fd/{fd}"))).unwrap();
+            assert!(leads_to.to_string_lossy().starts_with("pipe:"), "{role}: {}", leads_to.display());
+            let info = std::fs::read_to_string(of(&format!("fdinfo/{fd}"))).unwrap();
+            // O_WRONLY and O_NONBLOCK.
+            assert!(info.lines().any(|line| line.starts_with("flags:") && line.ends_with("4001")), "{info}");
+        }
         for namespace in ["mnt", "net", "ipc", "uts", "pid"] {
             let (its, ours) =
                 (std::fs::read_link(of(&format!("ns/{namespace}"))), format!("/proc/self/ns/{namespace}"));
