@@ -18,14 +18,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            domus_startup::say(format_args!("domu-runner: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    domus_startup::report("domu-runner", run(&Args::parse()))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use domus_block::standalone::{self, Alone};
 use domus_block::start;
-use domus_startup::control::chain;
 use domus_startup::threads;
 
 /// Serve disks as vhost-user-blk devices.
@@ -32,11 +31,5 @@ fn main() -> ExitCode {
         Some(path) => start::run(path).map_err(Into::into),
         None => standalone::run(&args.alone).map_err(Into::into),
     };
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            domus_startup::say(format_args!("domus-block: {}", chain(&*error)));
-            ExitCode::FAILURE
-        }
-    }
+    domus_startup::report("domus-block", served)
 }

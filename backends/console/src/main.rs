@@ -1,6 +1,7 @@
 //! `domus-console`: see the library.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use domus_console::{alone::Alone, start};
@@ -17,11 +18,12 @@ struct Args {
     alone: Alone,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     domus_startup::threads::one_heap();
     let args = Args::parse();
-    match args.control {
-        Some(control) => Ok(start::run(&control)?),
+    let served = match args.control {
+        Some(control) => start::run(&control).map_err(Into::into),
         None => args.alone.run(),
-    }
+    };
+    domus_startup::report("domus-console", served)
 }

@@ -120,7 +120,8 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::Nobody`] if none comes within a minute, [`ControlError::Start`] if it is no start message; the
-    /// controller has been told.
+    /// controller has been told. Does not return if the controller hangs up instead: it has given this process up,
+    /// and knows it.
     pub fn accept_start<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
         // Whoever starts this process may die before it connects: then nobody would ever end it.
         let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
@@ -129,6 +130,9 @@ impl Control {
         }
         let link = self.accept()?;
         link.receive_request().map_err(|error| {
+            if matches!(error, LinkError::Closed) {
+                std::process::exit(1);
+            }
             let _ = link.try_send(&FromChild::<(), ()>::Failed(chain(&error)));
             ControlError::Start(error)
         })

@@ -28,4 +28,4 @@ pub mod threads;
 pub use control::{Control, Events};
 pub use fds::Fds;
 pub use link::{Link, LinkError};
-pub use say::say;
+pub use say::{report, say};
