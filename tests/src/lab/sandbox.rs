@@ -10,7 +10,7 @@ use super::domain::{Domain, Spec};
 use super::traces::{CHILDREN, Child, children};
 
 /// Namespaces that none of them shares with the host.
-const NAMESPACES: &[&str] = &["mnt", "net", "ipc", "uts", "cgroup"];
+const NAMESPACES: &[&str] = &["mnt", "net", "pid", "ipc", "uts", "cgroup"];
 
 /// Beginnings of what `/proc/PID/fd` may point to, for every role. Descriptors that are no file of any file system.
 const ANONYMOUS: &[&str] = &["socket:", "anon_inode:", "pipe:", "/dev/null", "/memfd:"];
@@ -98,9 +98,7 @@ fn descriptors(child: &Child, image: &Path) -> Result<()> {
             "domus-net" => text == "/dev/net/tun",
             _ => false,
         };
-        // Standard error leads to dom0's log.
-        let log = text.ends_with("/dom0.log");
-        if !own && !log && !ANONYMOUS.iter().any(|beginning| text.starts_with(beginning)) {
+        if !own && !ANONYMOUS.iter().any(|beginning| text.starts_with(beginning)) {
             bail!("it holds {text} open");
         }
     }
