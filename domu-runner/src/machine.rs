@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use domus_startup::{Events, Fds, sandbox};
+use domus_startup::{Events, Fds, sandbox, threads};
 use kvm_ioctls::VcpuFd;
 use nix::sys::sysinfo::sysinfo;
 use shared_abi::DeviceId;
@@ -34,7 +34,6 @@ use crate::stop::Stop;
 use crate::vcpu::{Buses, Vcpus};
 use crate::virtio::{self, PATIENCE, Transport, Watcher};
 use crate::vm::Vm;
-use domus_startup::threads;
 
 /// How long the end of a machine waits for vCPUs that are busy, and for its last console output to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);

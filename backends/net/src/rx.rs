@@ -146,7 +146,7 @@ impl<F: FnOnce(io::Error)> Receive<F> {
             let usable = !self.window.is_empty() || self.refill(queue);
             let Some((buffer, segments)) = self.window.pop() else {
                 if !usable || self.taken >= usize::from(queue.size()) || queue.is_broken() {
-                    self.give_up(queue);
+                    self.put_back(queue);
                     return true;
                 }
                 return false;
@@ -170,12 +170,7 @@ impl<F: FnOnce(io::Error)> Receive<F> {
         true
     }
 
-    /// Drops the frame in work: its buffers are used for the next one.
-    fn give_up(&mut self, queue: &mut Queue) {
-        self.put_back(queue);
-    }
-
-    /// Puts all buffers back that no whole frame is in.
+    /// Puts all buffers back that no whole frame is in, and with that drops the frame in work.
     fn put_back(&mut self, queue: &mut Queue) {
         // At most the ring's size.
         queue.unpop((self.filled.len() + self.window.len()) as u16);

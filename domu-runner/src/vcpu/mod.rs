@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use domus_startup::threads;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::time::{ClockId, clock_gettime};
 use shared_abi::control::StopReason;
@@ -24,7 +25,6 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::stop::Stop;
-use domus_startup::threads;
 use exit::{PortAccess, internal_error};
 
 /// How long a pause waits before it sends its signal again.

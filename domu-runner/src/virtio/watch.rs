@@ -11,11 +11,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use domus_startup::threads;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use shared_abi::DeviceId;
-
-use domus_startup::threads;
 
 /// How long a backend may take for one start, stop or configuration access. Stopping waits for its I/O.
 pub const PATIENCE: Duration = Duration::from_secs(30);
