@@ -122,6 +122,9 @@ impl Machine {
             RunnerRequest::Resume => self.vcpus.resume(),
             // A vCPU that waits for its backend is let go after the watcher's patience.
             RunnerRequest::Pause => self.vcpus.pause(2 * PATIENCE),
+            RunnerRequest::Detach(_) | RunnerRequest::Attach(_) | RunnerRequest::ReadConfig(_) => {
+                return Err("this runner cannot do that yet".into());
+            }
             RunnerRequest::PowerButton => {
                 self.power.press_power_button().map_err(|error| error.to_string())?
             }

@@ -15,7 +15,7 @@ use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, SandboxError};
 use domus_startup::{Control, Events, Fds, control, threads};
-use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, BlockStart};
+use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, BlockSource, BlockStart};
 use shared_abi::ids::DeviceId;
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUES};
 use vu_server::Server;
@@ -34,6 +34,12 @@ pub enum StartError {
     /// The control socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The first request was another one.
+    #[error("the first request must be `start`")]
+    NoStart,
+    /// A kind of disk that is not known.
+    #[error("disk {0}: only raw images are served")]
+    Kind(DeviceId),
     /// None, or more than a domain can have.
     #[error("{0} disks: 1 to {MAX_DEVICES} can be served")]
     Count(usize),
@@ -78,8 +84,12 @@ pub enum StartError {
 /// [`StartError`]; dom0 has been told, if it was there.
 pub fn run(path: &Path) -> Result<(), StartError> {
     let control = Control::listen(path)?;
-    let (BlockRequest::Start(start), fds) = control.accept_start()?;
-    if let Err(error) = bring_up(&control, start, fds) {
+    let (request, fds) = control.accept_start()?;
+    let brought_up = match request {
+        BlockRequest::Start(start) => bring_up(&control, *start, fds),
+        _ => Err(StartError::NoStart),
+    };
+    if let Err(error) = brought_up {
         control.fail(&error);
         return Err(error);
     }
@@ -88,6 +98,7 @@ pub fn run(path: &Path) -> Result<(), StartError> {
         BlockRequest::Start(_) => {
             Err::<BackendReply, _>("the disks of this process are being served already".into())
         }
+        other => Err(format!("{other:?} is not known yet")),
     })?;
     Ok(())
 }
@@ -113,7 +124,8 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
         if !(1..=MAX_QUEUES).contains(&disk.queues) {
             return Err(StartError::Queues { id, queues: disk.queues });
         }
-        let image: OwnedFd = fds.take(disk.image)?;
+        let BlockSource::Raw(image) = disk.source else { return Err(StartError::Kind(id)) };
+        let image: OwnedFd = fds.take(image)?;
         let socket = UnixStream::from(fds.take(disk.socket)?);
         let image = Disk::new(image.into(), &disk.serial, disk.read_only)
             .map_err(|source| StartError::Disk { id: id.clone(), source })?;
@@ -121,6 +133,8 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
             .map_err(|source| StartError::Threads { id: id.clone(), source })?;
         prepared.push(Device { id, socket, what });
     }
+    // Open as long as the process lives, and longer where a ring has it.
+    std::mem::forget(fds.take(start.lifeline)?);
     fds.finish()?;
     sandbox::enter(start.identity.uid)?;
 

@@ -15,7 +15,8 @@ use domus_startup::fds::Outgoing;
 use driver::*;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use shared_abi::control::{
-    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, FdIndex, FromChild, Identity,
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockSource, BlockStart, FdIndex, FromChild,
+    Identity, IoLimits,
 };
 use shared_abi::ids::DomId;
 use vhost::vhost_user::VhostUserFrontend;
@@ -56,21 +57,18 @@ fn identity() -> Identity {
 
 fn disk(fds: &mut Outgoing, id: &str, image: File, read_only: bool, queues: u16) -> (BlockDisk, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let disk = BlockDisk {
-        id: id.parse().unwrap(),
-        serial: format!("serial-{id}"),
-        image: fds.add(image),
-        read_only,
-        queues,
-        socket: fds.add(OwnedFd::from(theirs)),
-    };
-    (disk, ours)
+    let (image, socket) = (fds.add(image), fds.add(OwnedFd::from(theirs)));
+    let serial = format!("serial-{id}");
+    (BlockDisk { serial, read_only, queues, ..BlockDisk::raw(id.parse().unwrap(), image, socket) }, ours)
 }
 
-fn send(link: &Link, disks: Vec<BlockDisk>, fds: Outgoing) -> Answer {
+fn send(link: &Link, disks: Vec<BlockDisk>, mut fds: Outgoing) -> Answer {
+    let (_, lifeline) = nix::unistd::pipe().unwrap();
+    let lifeline = fds.add(lifeline);
+    let start = BlockStart { identity: identity(), disks, limits: IoLimits::default(), lifeline };
     let fds = fds.into_vec();
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    link.send_request(&BlockRequest::Start(BlockStart { identity: identity(), disks }), &borrowed).unwrap();
+    link.send_request(&BlockRequest::Start(Box::new(start)), &borrowed).unwrap();
     drop(fds);
     link.receive().unwrap().0
 }
@@ -159,7 +157,7 @@ fn a_start_that_cannot_be_is_answered_with_the_disk_and_the_reason() {
         (|disk, _| disk.read_only = false, "disk root: the image is not open for writing"),
         (|disk, _| disk.socket = FdIndex(9), "descriptor 9"),
         (|_, fds| _ = fds.add(File::open("/dev/null").unwrap()), "1 of the descriptors"),
-        (|disk, fds| disk.image = fds.add(File::open("/").unwrap()), "neither"),
+        (|disk, fds| disk.source = BlockSource::Raw(fds.add(File::open("/").unwrap())), "neither"),
     ];
     for (spoil, part) in cases {
         let (mut process, link) = controlled(dir.path());

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use domus_startup::fds::Outgoing;
 use futures_util::future::try_join_all;
+use nix::fcntl::OFlag;
 use shared_abi::control::{
     BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, ConsoleRequest, ConsoleStart, Device,
-    DeviceConfig, Identity, NetNic, NetRequest, NetStart, RunnerEvent, RunnerReply, RunnerRequest,
+    DeviceConfig, Identity, IoLimits, NetNic, NetRequest, NetStart, RunnerEvent, RunnerReply, RunnerRequest,
     RunnerStart,
 };
 use shared_abi::{DomId, Role};
@@ -229,13 +230,12 @@ fn starts(
         let socket = match (&disk.source, image) {
             (DiskSource::Image { read_only, serial, .. }, Some(image)) => {
                 let (ours, theirs) = pair()?;
+                let (image, theirs) = (block.add(image), block.add(theirs));
                 disks.push(BlockDisk {
-                    id: disk.id.clone(),
                     serial: serial.clone(),
-                    image: block.add(image),
                     read_only: *read_only,
                     queues: disk.queues,
-                    socket: block.add(theirs),
+                    ..BlockDisk::raw(disk.id.clone(), image, theirs)
                 });
                 ours
             }
@@ -307,9 +307,13 @@ fn starts(
         serial: Some(runner.add(serial)),
         devices,
     };
+    let (_, lifeline) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| io_error("make a pipe")(errno.into()))?;
+    let lifeline = block.add(lifeline);
+    let block_start = BlockStart { identity: identity.clone(), disks, limits: IoLimits::default(), lifeline };
     Ok(Starts {
         runner: (RunnerRequest::Start(Box::new(runner_start)), runner),
-        block: (BlockRequest::Start(BlockStart { identity: identity.clone(), disks }), block),
+        block: (BlockRequest::Start(Box::new(block_start)), block),
         net: (NetRequest::Start(NetStart { identity: identity.clone(), nics }), net),
         console: (ConsoleRequest::Start(console_start), console),
     })
@@ -336,8 +340,10 @@ async fn hand_out(starts: Starts, dir: &DomainDir, made: &mut Incarnation) -> Re
             } else if let Some((request, fds)) = console {
                 link.send(&request, &fds.into_vec()).await?;
             }
-            let BackendReply::Ready = link.answer(&backend.process, PATIENCE, "become ready").await?;
-            Ok::<(), StartError>(())
+            match link.answer(&backend.process, PATIENCE, "become ready").await? {
+                BackendReply::Ready => Ok::<(), StartError>(()),
+                other => Err(unexpected(backend.role, &other)),
+            }
         }
     });
     let runner = &mut made.runner;
@@ -348,10 +354,7 @@ async fn hand_out(starts: Starts, dir: &DomainDir, made: &mut Incarnation) -> Re
         link.send(&runner_start, &runner_fds.into_vec()).await?;
         match link.answer(process, PATIENCE, "become ready").await? {
             RunnerReply::Ready => Ok(()),
-            other => {
-                Err(ChildError::Failed { role: Role::Runner, why: format!("answered start with {other:?}") }
-                    .into())
-            }
+            other => Err(unexpected(Role::Runner, &other)),
         }
     };
     let everybody = async {
@@ -359,6 +362,10 @@ async fn hand_out(starts: Starts, dir: &DomainDir, made: &mut Incarnation) -> Re
         Ok(())
     };
     everybody.await
+}
+
+fn unexpected(role: Role, answer: &impl std::fmt::Debug) -> StartError {
+    ChildError::Failed { role, why: format!("answered start with {answer:?}") }.into()
 }
 
 /// Writes down which processes the domain has.

@@ -365,8 +365,8 @@ impl Domain {
     async fn request(&mut self, request: &RunnerRequest, done: &'static str) -> Result<(), ChildError> {
         match self.talk(request, ANSWER, done).await? {
             None | Some(RunnerReply::Done | RunnerReply::Ready) => Ok(()),
-            Some(RunnerReply::Status(_)) => {
-                Err(ChildError::Failed { role: Role::Runner, why: "answered with a status".into() })
+            Some(other) => {
+                Err(ChildError::Failed { role: Role::Runner, why: format!("answered with {other:?}") })
             }
         }
     }
@@ -448,6 +448,8 @@ impl Domain {
             BackendHappening::Event(BackendEvent::DeviceFailed { device, why }) => {
                 self.say_of_child(&format!("{role} device {device}: {}", one_line(&why)));
             }
+            // Nothing asks for these yet.
+            BackendHappening::Event(BackendEvent::IoError { .. } | BackendEvent::ConnectionLost { .. }) => {}
             BackendHappening::LinkLost => self.incarnation.backends[n].link = None,
             BackendHappening::Ended(how) => {
                 self.incarnation.backends.swap_remove(n);

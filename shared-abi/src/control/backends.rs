@@ -1,45 +1,9 @@
-//! The messages of `domus-block`, `domus-net` and `domus-console`.
+//! The messages of `domus-net` and `domus-console`, and the events of every backend.
 
 use serde::{Deserialize, Serialize};
 
-use super::{FdIndex, Identity};
+use super::{DiskStatistics, FdIndex, Identity};
 use crate::ids::{DeviceId, MacAddress};
-
-/// What dom0 asks of `domus-block`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum BlockRequest {
-    /// Serve these disks; answered with [`BackendReply::Ready`].
-    Start(BlockStart),
-}
-
-/// The disks of one domain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlockStart {
-    /// Whose disks they are.
-    pub identity: Identity,
-    /// One vhost-user-blk device each.
-    pub disks: Vec<BlockDisk>,
-}
-
-/// One disk: a raw image or a block device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlockDisk {
-    /// Its id.
-    pub id: DeviceId,
-    /// What `VIRTIO_BLK_T_GET_ID` returns: at most 20 bytes.
-    pub serial: String,
-    /// The image, opened read-write unless `read_only`.
-    pub image: FdIndex,
-    /// Offer `VIRTIO_BLK_F_RO` and fail every write.
-    pub read_only: bool,
-    /// Number of virtqueues, 1 to [`MAX_QUEUES`](crate::limits::MAX_QUEUES).
-    pub queues: u16,
-    /// The backend's end of the vhost-user socket.
-    pub socket: FdIndex,
-}
 
 /// What dom0 asks of `domus-net`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +69,12 @@ pub struct ConsoleStart {
 pub enum BackendReply {
     /// Sealed and serving.
     Ready,
+    /// Done.
+    Done,
+    /// The disk has so many bytes now.
+    Size(u64),
+    /// What a disk has done.
+    Disk(Box<DiskStatistics>),
 }
 
 /// What a backend reports unasked.
@@ -116,6 +86,25 @@ pub enum BackendEvent {
         /// Which.
         device: DeviceId,
         /// Why.
+        why: String,
+    },
+    /// A request of a disk has failed and is held until [`BlockRequest::Retry`](super::BlockRequest::Retry).
+    IoError {
+        /// Which disk.
+        device: DeviceId,
+        /// `read`, `write`, `flush` or `discard`.
+        operation: String,
+        /// First byte, in the disk.
+        offset: u64,
+        /// Linux' number of the error.
+        errno: i32,
+    },
+    /// The connection of a disk to its server is gone, or was never there:
+    /// [`BlockRequest::Reconnect`](super::BlockRequest::Reconnect) is waited for.
+    ConnectionLost {
+        /// Which disk.
+        device: DeviceId,
+        /// One line for the operator.
         why: String,
     },
 }

@@ -14,14 +14,17 @@
 //! makes the whole message an error.
 
 mod backends;
+mod block;
 mod runner;
 
-pub use backends::{
-    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, ConsoleRequest, ConsoleStart, NetNic,
-    NetRequest, NetStart,
+pub use backends::{BackendEvent, BackendReply, ConsoleRequest, ConsoleStart, NetNic, NetRequest, NetStart};
+pub use block::{
+    BackingImage, BlockDisk, BlockRequest, BlockSource, BlockStart, Cache, DiskStatistics, ImageFormat,
+    IoLimit, IoLimits, OnError, OpStatistics, Rate,
 };
 pub use runner::{
-    Device, DeviceConfig, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason,
+    Attachment, Device, DeviceConfig, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus,
+    StopReason,
 };
 
 use serde::{Deserialize, Serialize};

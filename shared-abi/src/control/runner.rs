@@ -19,6 +19,24 @@ pub enum RunnerRequest {
     PowerButton,
     /// Report [`RunnerStatus`].
     Status,
+    /// Let the backends of these devices finish what they have in flight, and hang up on them. The devices stand still
+    /// until they are attached.
+    Detach(Vec<DeviceId>),
+    /// These devices have new backends, which go on where the ones before them stopped or died; answered with
+    /// [`RunnerReply::Attached`].
+    Attach(Vec<Attachment>),
+    /// Ask the device's backend for its configuration space again, and tell the guest if it has changed.
+    ReadConfig(DeviceId),
+}
+
+/// A device and its new backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// The device.
+    pub device: DeviceId,
+    /// A connected stream socket to the vhost-user backend.
+    pub socket: FdIndex,
 }
 
 /// A machine to build.
@@ -85,6 +103,12 @@ pub enum RunnerReply {
     Ready,
     /// Done.
     Done,
+    /// To [`RunnerRequest::Attach`].
+    Attached {
+        /// How long the devices have stood still, in microseconds: the longest of them, from the loss of its backend or
+        /// its detaching on.
+        stalled_us: u64,
+    },
     /// To [`RunnerRequest::Status`].
     Status(RunnerStatus),
 }

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 use domus_startup::fds::Outgoing;
 use nix::unistd::geteuid;
 use shared_abi::control::{
-    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Device, DeviceConfig, Identity, NetNic,
-    NetRequest, NetStart, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, StopReason,
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Device, DeviceConfig, Identity,
+    IoLimits, NetNic, NetRequest, NetStart, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, StopReason,
 };
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tempfile::TempDir;
@@ -100,13 +100,12 @@ impl Machine {
             let image = File::options().read(true).write(!disk.read_only).open(&disk.image);
             let image = image.with_context(|| format!("cannot open {}", disk.image.display()))?;
             let (backend, frontend) = UnixStream::pair()?;
+            let (image, socket) = (to_block.add(image), to_block.add(backend));
             disks.push(BlockDisk {
-                id: id.clone(),
                 serial: format!("mini-{index}"),
-                image: to_block.add(image),
                 read_only: disk.read_only,
                 queues: disk.queues,
-                socket: to_block.add(backend),
+                ..BlockDisk::raw(id.clone(), image, socket)
             });
             devices.push(Device {
                 id,
@@ -141,7 +140,12 @@ impl Machine {
 
         let block = (!disks.is_empty())
             .then(|| {
-                let start = BlockRequest::Start(BlockStart { identity: identity.clone(), disks });
+                // Nobody here waits for the kernel to let go of the disks.
+                let (_, lifeline) = nix::unistd::pipe()?;
+                let lifeline = to_block.add(lifeline);
+                let limits = IoLimits::default();
+                let start = BlockStart { identity: identity.clone(), disks, limits, lifeline };
+                let start = BlockRequest::Start(Box::new(start));
                 Backend::start(programs, Role::Block, folder.path(), &start, to_block)
             })
             .transpose()?;
