@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use domus_startup::control::chain;
 use domus_startup::{Events, Fds, sandbox, threads};
 use kvm_ioctls::VcpuFd;
 use nix::sys::sysinfo::sysinfo;
 use shared_abi::DeviceId;
-use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason};
+use shared_abi::control::{
+    Attachment, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason,
+};
 use shared_abi::limits::{MAX_CMDLINE, MAX_DEVICES, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -44,6 +47,7 @@ pub struct Machine {
     _ram: GuestRam,
     vcpus: Arc<Vcpus>,
     power: Arc<PowerRegisters>,
+    devices: Vec<(DeviceId, Arc<Transport>)>,
     stopped: Arc<Mutex<Option<StopReason>>>,
 }
 
@@ -82,9 +86,11 @@ impl Machine {
         let reporter = events.clone();
         let lost = move |device: &DeviceId| reporter.send(&RunnerEvent::DeviceLost(device.clone()));
         let watcher = Watcher::start(PATIENCE, lost)?;
+        let mut devices = Vec::new();
         for (device, socket) in start.devices.iter().zip(sockets) {
             let (description, function) =
                 Transport::new(device, socket, &ram, fd.clone(), irq.clone(), &watcher)?;
+            devices.push((device.id.clone(), function.clone()));
             pci.add(description, function)?;
         }
         let pci = Arc::new(pci);
@@ -103,14 +109,14 @@ impl Machine {
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
         threads.give(vcpus);
-        Ok(Self { _ram: ram, vcpus: threads, power, stopped })
+        Ok(Self { _ram: ram, vcpus: threads, power, devices, stopped })
     }
 
     /// Answers one request.
     ///
     /// # Errors
     /// One line for the operator.
-    pub fn handle(&self, request: RunnerRequest) -> Result<RunnerReply, String> {
+    pub fn handle(&self, request: RunnerRequest, mut fds: Fds) -> Result<RunnerReply, String> {
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match request {
             RunnerRequest::Status => {
@@ -122,14 +128,31 @@ impl Machine {
             RunnerRequest::Resume => self.vcpus.resume(),
             // A vCPU that waits for its backend is let go after the watcher's patience.
             RunnerRequest::Pause => self.vcpus.pause(2 * PATIENCE),
-            RunnerRequest::Detach(_) | RunnerRequest::Attach(_) | RunnerRequest::ReadConfig(_) => {
-                return Err("this runner cannot do that yet".into());
+            RunnerRequest::Detach(devices) => {
+                for device in &devices {
+                    self.device(device)?.detach();
+                }
             }
+            RunnerRequest::Attach(attachments) => {
+                let mut longest = Duration::ZERO;
+                for Attachment { device, socket } in attachments {
+                    let socket = fds.take(socket).map_err(|error| error.to_string())?;
+                    let still = self.device(&device)?.attach(socket).map_err(|error| chain(&error))?;
+                    longest = longest.max(still);
+                }
+                return Ok(RunnerReply::Attached { stalled_us: longest.as_micros() as u64 });
+            }
+            RunnerRequest::ReadConfig(device) => self.device(&device)?.read_config(),
             RunnerRequest::PowerButton => {
                 self.power.press_power_button().map_err(|error| error.to_string())?
             }
         }
         Ok(RunnerReply::Done)
+    }
+
+    fn device(&self, id: &DeviceId) -> Result<&Transport, String> {
+        let found = self.devices.iter().find(|(device, _)| device == id);
+        found.map(|(_, transport)| &**transport).ok_or_else(|| format!("there is no device {id}"))
     }
 }
 

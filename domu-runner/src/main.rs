@@ -31,5 +31,5 @@ fn run(args: &Args) -> anyhow::Result<()> {
     };
     let machine = machine.inspect_err(|error| control.fail(error.as_ref()))?;
     control.reply(&RunnerReply::Ready);
-    Ok(control.serve(|request, _| machine.handle(request))?)
+    Ok(control.serve(|request, fds| machine.handle(request, fds))?)
 }

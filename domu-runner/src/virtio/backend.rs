@@ -1,15 +1,19 @@
 //! The vhost-user frontend: one connection to the backend that serves a device.
 //!
 //! A [`Session`] is everything a backend must be told to run the device; [`Backend::start`] says it from the
-//! beginning, so it can be said again to a backend that takes another's place. Every exchange is bounded by
-//! [`Watched::call`]. After an error the connection is of no more use: drop the [`Backend`].
+//! beginning, so it is said again to a backend that takes another's place. That one goes on at the used index of each
+//! ring, and with the inflight log (`GET_INFLIGHT_FD`, `SET_INFLIGHT_FD`), which is kept here because this process
+//! outlives every backend. Every exchange is bounded by [`Watched::call`]. After an error the connection is of no more
+//! use: drop the [`Backend`].
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use shared_abi::DeviceId;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{
     self, Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -55,15 +59,28 @@ pub enum BackendError {
         "the vhost-user backend does not offer VHOST_USER_PROTOCOL_F_CONFIG, and dom0 gave no configuration space"
     )]
     NoConfig,
+    /// It cannot take the place of the one before it.
+    #[error(
+        "the new vhost-user backend does not offer the feature bits {0:#x} that the guest uses: start one that does"
+    )]
+    FewerFeatures(u64),
 }
 
 /// What the backend must know to run a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// The features that guest and device agreed on.
     pub features: u64,
     /// The enabled queues.
     pub vrings: Vec<Vring>,
+    /// What is in flight, for the next backend; none before the first start, or if the backend keeps no log.
+    pub log: Option<InflightLog>,
+}
+
+/// The memory in which a backend notes what it has taken from the rings and not given back. The runner never looks into
+/// it.
+pub struct InflightLog {
+    what: VhostUserInflight,
+    memory: File,
 }
 
 /// One enabled queue.
@@ -75,12 +92,15 @@ pub struct Vring {
     pub size: u16,
     /// Where it is in this process.
     pub rings: Rings,
+    /// The index to go on with, in the available ring.
+    pub base: u16,
 }
 
 /// A connection that works.
 pub struct Backend {
     frontend: Frontend,
     watched: Arc<Watched>,
+    queues: u16,
     features: u64,
     protocol: VhostUserProtocolFeatures,
     knows_memory: bool,
@@ -107,7 +127,7 @@ impl Backend {
         let frontend = Frontend::from_stream(socket, queues.into());
         let protocol = VhostUserProtocolFeatures::empty();
         let mut backend =
-            Self { frontend, watched: watched.clone(), features: 0, protocol, knows_memory: false };
+            Self { frontend, watched: watched.clone(), queues, features: 0, protocol, knows_memory: false };
         let _call = watched.call();
         backend.negotiate(queues)?;
         Ok(backend)
@@ -123,7 +143,8 @@ impl Backend {
             let offered = exchange("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
             let known = VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
-                | VhostUserProtocolFeatures::CONFIG;
+                | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
             self.protocol = offered & known;
             exchange("SET_PROTOCOL_FEATURES", frontend.set_protocol_features(self.protocol))?;
         }
@@ -174,13 +195,14 @@ impl Backend {
         }
     }
 
-    /// Lets the backend run the device: `kicks` and `calls` are indexed by queue number.
+    /// Lets the backend run the device: `kicks` and `calls` are indexed by queue number. A session without a log gets
+    /// one, if the backend keeps any.
     ///
     /// # Errors
     /// [`BackendError`].
     pub fn start(
         &mut self,
-        session: &Session,
+        session: &mut Session,
         ram: &GuestRam,
         kicks: &[EventFd],
         calls: &[Arc<EventFd>],
@@ -196,7 +218,18 @@ impl Backend {
             exchange("SET_MEM_TABLE", frontend.set_mem_table(&memory_table(ram)))?;
             self.knows_memory = true;
         }
-        for &Vring { index, size, rings } in &session.vrings {
+        if self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) && !session.vrings.is_empty() {
+            if session.log.is_none() {
+                let size = session.vrings.iter().map(|vring| vring.size).max().unwrap_or(0);
+                let wanted = VhostUserInflight::new(0, 0, self.queues, size);
+                let (what, memory) = exchange("GET_INFLIGHT_FD", frontend.get_inflight_fd(&wanted))?;
+                session.log = Some(InflightLog { what, memory });
+            }
+            if let Some(InflightLog { what, memory }) = &session.log {
+                exchange("SET_INFLIGHT_FD", frontend.set_inflight_fd(what, memory.as_raw_fd()))?;
+            }
+        }
+        for &Vring { index, size, rings, base } in &session.vrings {
             let addresses = VringConfigData {
                 queue_max_size: size,
                 queue_size: size,
@@ -207,8 +240,7 @@ impl Backend {
                 log_addr: None,
             };
             exchange("SET_VRING_NUM", frontend.set_vring_num(index, size))?;
-            // A driver starts both indices at 0 (virtio 1.3 §2.7).
-            exchange("SET_VRING_BASE", frontend.set_vring_base(index, 0))?;
+            exchange("SET_VRING_BASE", frontend.set_vring_base(index, base))?;
             exchange("SET_VRING_ADDR", frontend.set_vring_addr(index, &addresses))?;
             exchange("SET_VRING_CALL", frontend.set_vring_call(index, &calls[index]))?;
             // Starts the ring.
@@ -229,6 +261,16 @@ impl Backend {
             exchange("GET_VRING_BASE", self.frontend.get_vring_base(vring.index))?;
         }
         Ok(())
+    }
+
+    /// Hangs up without a report.
+    pub fn let_go(self) {
+        self.watched.let_go();
+    }
+
+    /// When its loss was noticed, if it has been.
+    pub fn lost_at(&self) -> Option<Instant> {
+        self.watched.ended()
     }
 
     /// Without protocol features rings are always enabled.

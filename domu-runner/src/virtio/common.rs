@@ -112,6 +112,7 @@ pub struct Common {
     driver_feature_select: u32,
     accepted: u64,
     config_vector: u16,
+    config_generation: u8,
     status: u8,
     queue_select: u16,
     queues: Vec<Queue>,
@@ -128,6 +129,7 @@ impl Common {
             driver_feature_select: 0,
             accepted: 0,
             config_vector: NO_VECTOR,
+            config_generation: 0,
             status: 0,
             queue_select: 0,
             queues: vec![Queue::new(queue_size); usize::from(queues)],
@@ -137,6 +139,21 @@ impl Common {
     /// The queues.
     pub fn queues(&self) -> &[Queue] {
         &self.queues
+    }
+
+    /// The vector that tells of a changed configuration, or [`NO_VECTOR`].
+    pub fn config_vector(&self) -> u16 {
+        self.config_vector
+    }
+
+    /// The device's configuration is another one: a driver that reads it just now notices (§4.1.4.3.1).
+    pub fn config_changed(&mut self) {
+        self.config_generation = self.config_generation.wrapping_add(1);
+    }
+
+    /// The features that a backend must have: those agreed on, and before that, those offered.
+    pub fn needed(&self) -> u64 {
+        if self.status & status::FEATURES_OK != 0 { self.accepted } else { self.offered }
     }
 
     /// The features both sides agreed on; they count from FEATURES_OK.
@@ -161,8 +178,7 @@ impl Common {
         put(12, &half(self.accepted, self.driver_feature_select).to_le_bytes());
         put(16, &self.config_vector.to_le_bytes());
         put(18, &(self.queues.len() as u16).to_le_bytes());
-        // config_generation at 21 stays 0: the configuration does not change under the driver.
-        put(20, &[self.status]);
+        put(20, &[self.status, self.config_generation]);
         put(22, &self.queue_select.to_le_bytes());
         // A queue that does not exist has size 0 (§4.1.4.3.1).
         if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {

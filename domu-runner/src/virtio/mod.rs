@@ -12,7 +12,12 @@
 //! | [`transport`] | the PCI function that ties them together |
 //!
 //! When a backend is lost its device stands still: registers answer, kicks are kept, nothing completes. The guest
-//! is not told, since another backend may take over.
+//! is not told, since another backend takes over, whenever dom0 has one:
+//!
+//! ```text
+//!   serving ──hang-up──▶ lost ───────────────┐
+//!      │  ──Detach (drained first)──▶ detached ──Attach: features, memory, log, rings from their used index──▶ serving
+//! ```
 
 pub mod backend;
 pub mod common;
@@ -25,5 +30,7 @@ pub use transport::{Transport, TransportError};
 pub use watch::{PATIENCE, Watcher};
 
 /// System calls that PCI and virtio make while the guest runs, beyond `sandbox::COMMON` and the ioctls
-/// `KVM_SET_GSI_ROUTING`, `KVM_IRQFD` and `KVM_IOEVENTFD`: `shutdown` ends a backend's connection.
-pub const ALLOW: &[Allow] = &[Allow::Call(libc::SYS_shutdown)];
+/// `KVM_SET_GSI_ROUTING`, `KVM_IRQFD` and `KVM_IOEVENTFD`: `shutdown` ends a backend's connection, `fcntl` duplicates a
+/// new one's socket for the watcher.
+pub const ALLOW: &[Allow] =
+    &[Allow::Call(libc::SYS_shutdown), Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32)];

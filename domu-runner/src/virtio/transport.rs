@@ -14,11 +14,13 @@
 use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use shared_abi::DeviceId;
 use shared_abi::control::{Device, DeviceConfig};
 use shared_abi::limits::{MAX_DEVICE_CONFIG, MAX_QUEUE_SIZE, MAX_QUEUES};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, BackendError, Session, Vring};
@@ -98,8 +100,13 @@ pub struct Transport {
     regions: Vec<RamRegion>,
     /// One for each queue: written by the guest, read by the backend.
     kicks: Vec<EventFd>,
-    /// One for each queue: written by the backend. The sources of `interrupts`.
+    /// One for each queue: written by the backend. With the next, the sources of `interrupts`.
     calls: Vec<Arc<EventFd>>,
+    /// Tells the guest of a changed configuration.
+    config_changed: Arc<EventFd>,
+    watcher: Arc<Watcher>,
+    /// Bytes of the configuration space that the backend is asked for, if it is.
+    config_size: Option<u16>,
     /// Where the doorbells are ioeventfds.
     doorbells: Mutex<Option<u64>>,
     interrupts: Mutex<Interrupts>,
@@ -109,12 +116,17 @@ pub struct Transport {
 struct State {
     common: Common,
     config: Vec<u8>,
-    /// The backend has the configuration space, so the guest may write it.
-    config_writable: bool,
-    /// None once it is lost.
-    backend: Option<Backend>,
+    server: Server,
     /// What the backend runs, or would if it were there. From DRIVER_OK to the reset.
     session: Option<Session>,
+}
+
+/// Who serves the device.
+struct Server {
+    /// None while the device stands still.
+    backend: Option<Backend>,
+    /// Since when it has none.
+    since: Instant,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -144,7 +156,8 @@ impl Transport {
             DeviceConfig::FromBackend(size) => backend.read_config(*size).map_err(failed)?,
         };
         let vectors = device.queues + 1;
-        let interrupts = Interrupts::new(router, vectors, device.queues)
+        // A source for each queue, and the last for the configuration.
+        let interrupts = Interrupts::new(router, vectors, vectors)
             .map_err(|source| TransportError::Interrupts { device: id.clone(), source })?;
         let kicks = (0..device.queues)
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
@@ -155,17 +168,25 @@ impl Transport {
         let state = State {
             common: Common::new(features, device.queues, device.queue_size, vectors),
             config,
-            config_writable: matches!(device.config, DeviceConfig::FromBackend(_)),
-            backend: Some(backend),
+            server: Server { backend: Some(backend), since: Instant::now() },
             session: None,
         };
+        let event = |source| TransportError::EventFd { device: id.clone(), source };
+        let mut calls = interrupts.events();
+        let config_changed = calls.pop().ok_or_else(|| event(std::io::ErrorKind::NotFound.into()))?;
         let transport = Self {
             device: id.clone(),
             vm,
             regions: ram.regions(),
             ram: ram.clone(),
             kicks,
-            calls: interrupts.events(),
+            calls,
+            config_changed,
+            watcher: watcher.clone(),
+            config_size: match device.config {
+                DeviceConfig::Given(_) => None,
+                DeviceConfig::FromBackend(size) => Some(size),
+            },
             doorbells: Mutex::new(None),
             interrupts: Mutex::new(interrupts),
             state: Mutex::new(state),
@@ -178,7 +199,8 @@ impl Transport {
         match state.common.write(offset, data, &self.regions) {
             Action::None => {}
             Action::Vectors => {
-                lock(&self.interrupts).bind(state.common.queues().iter().map(|queue| queue.vector))
+                let queues = state.common.queues().iter().map(|queue| queue.vector);
+                lock(&self.interrupts).bind(queues.chain([state.common.config_vector()]));
             }
             Action::Start => self.start(&mut state),
             Action::Reset => self.reset(&mut state),
@@ -189,20 +211,96 @@ impl Transport {
         let queues = state.common.queues().iter().enumerate().filter(|(_, queue)| queue.enabled);
         // They were checked when they were enabled, so none is left out.
         let vring = |(index, queue): (usize, &common::Queue)| {
-            queue.rings(&self.regions).map(|rings| Vring { index, size: queue.size, rings })
+            // A driver starts both indices at 0 (virtio 1.3 §2.7).
+            queue.rings(&self.regions).map(|rings| Vring { index, size: queue.size, rings, base: 0 })
         };
-        let session =
-            Session { features: state.common.features(), vrings: queues.filter_map(vring).collect() };
-        self.ask(state, |backend| backend.start(&session, &self.ram, &self.kicks, &self.calls));
+        let vrings = queues.filter_map(vring).collect();
+        let mut session = Session { features: state.common.features(), vrings, log: None };
+        self.ask(&mut state.server, |backend| {
+            backend.start(&mut session, &self.ram, &self.kicks, &self.calls)
+        });
         state.session = Some(session);
+    }
+
+    /// Lets the backend finish what it has in flight, and hangs up on it: the device stands still.
+    pub fn detach(&self) {
+        let mut state = lock(&self.state);
+        let State { server, session, .. } = &mut *state;
+        let now = Instant::now();
+        if let Some(session) = session {
+            self.ask(server, |backend| backend.stop(session));
+        }
+        if let Some(backend) = server.backend.take() {
+            backend.let_go();
+            server.since = now;
+        }
+    }
+
+    /// Gives the device another backend, which goes on where the one before it stopped or died; returns how long the
+    /// device has stood still.
+    ///
+    /// # Errors
+    /// [`TransportError::Backend`]; the device stands still.
+    pub fn attach(&self, socket: OwnedFd) -> Result<Duration, TransportError> {
+        let failed = |source| TransportError::Backend { device: self.device.clone(), source };
+        let mut state = lock(&self.state);
+        let State { common, config, server, session } = &mut *state;
+        if let Some(old) = server.backend.take() {
+            server.since = old.lost_at().unwrap_or_else(Instant::now);
+            old.let_go();
+        }
+        let mut backend =
+            Backend::connect(&self.device, socket, self.kicks.len() as u16, &self.watcher).map_err(failed)?;
+        let missing = common.needed() & !backend.features();
+        if missing != 0 {
+            return Err(failed(BackendError::FewerFeatures(missing)));
+        }
+        let new = self.config_size.map(|size| backend.read_config(size)).transpose().map_err(failed)?;
+        if let Some(session) = session {
+            for vring in &mut session.vrings {
+                // The index that the last backend has shown: nothing behind it was given back.
+                let queue = &common.queues()[vring.index];
+                let used: Result<u16, _> = self.ram.memory.read_obj(GuestAddress(queue.device + 2));
+                vring.base = used.map_or(0, u16::from_le);
+            }
+            backend.start(session, &self.ram, &self.kicks, &self.calls).map_err(failed)?;
+            // The last call of the one before may be lost with it. One too many is harmless.
+            self.calls.iter().for_each(|call| _ = call.write(1));
+        }
+        server.backend = Some(backend);
+        let still = server.since.elapsed();
+        if let Some(new) = new {
+            self.take_config(common, config, new);
+        }
+        Ok(still)
+    }
+
+    /// Asks the backend for the configuration space again.
+    pub fn read_config(&self) {
+        let mut state = lock(&self.state);
+        let State { common, config, server, .. } = &mut *state;
+        let Some(size) = self.config_size else { return };
+        if let Some(new) = self.ask(server, |backend| backend.read_config(size)) {
+            self.take_config(common, config, new);
+        }
+    }
+
+    /// Takes what the backend says of the configuration space, and tells the guest if it is something else.
+    fn take_config(&self, common: &mut Common, config: &mut Vec<u8>, new: Vec<u8>) {
+        if *config != new {
+            *config = new;
+            common.config_changed();
+            // A counter that is full has its interrupt pending already.
+            let _ = self.config_changed.write(1);
+        }
     }
 
     fn reset(&self, state: &mut State) {
         if let Some(session) = state.session.take() {
-            self.ask(state, |backend| backend.stop(&session));
+            self.ask(&mut state.server, |backend| backend.stop(&session));
         }
         let mut interrupts = lock(&self.interrupts);
-        interrupts.bind(self.kicks.iter().map(|_| NO_VECTOR));
+        interrupts.bind(std::iter::repeat_n(NO_VECTOR, self.kicks.len() + 1));
         // What was meant for the driver before is nothing to the next.
         interrupts.drain();
         for kick in &self.kicks {
@@ -213,11 +311,9 @@ impl Transport {
     fn write_config(&self, offset: usize, data: &[u8]) {
         let mut state = lock(&self.state);
         let within = offset.checked_add(data.len()).is_some_and(|end| end <= state.config.len());
-        if !state.config_writable || !within {
-            return;
-        }
-        let size = state.config.len() as u16;
-        let config = self.ask(&mut state, |backend| {
+        // Only the backend's own may be written.
+        let (Some(size), true) = (self.config_size, within) else { return };
+        let config = self.ask(&mut state.server, |backend| {
             backend.write_config(offset as u32, data)?;
             backend.read_config(size)
         });
@@ -229,10 +325,10 @@ impl Transport {
     /// Asks the backend, if it is still there. One that fails is given up; the watcher reports it.
     fn ask<T>(
         &self,
-        state: &mut State,
+        server: &mut Server,
         request: impl FnOnce(&mut Backend) -> Result<T, BackendError>,
     ) -> Option<T> {
-        match request(state.backend.as_mut()?) {
+        match request(server.backend.as_mut()?) {
             Ok(answer) => Some(answer),
             Err(error) => {
                 // Once for a connection, so no guest can flood the log with it.
@@ -241,7 +337,8 @@ impl Transport {
                     "domu-runner: device {} stands still: {error}{source}",
                     self.device
                 ));
-                state.backend = None;
+                server.backend = None;
+                server.since = Instant::now();
                 None
             }
         }

@@ -2,13 +2,15 @@
 //!
 //! One thread for all devices. A backend that answers nothing would hold the vCPU that asked it, and no timeout on
 //! the socket helps, since the `vhost` crate retries. So this thread shuts the socket down when a call has
-//! taken [`PATIENCE`], and the call fails. However a connection ends, it is reported once, from here.
+//! taken [`PATIENCE`], and the call fails. However a connection ends that was not [let go](Watched::let_go), it is reported
+//! once, from here.
 
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use domus_startup::threads;
@@ -31,6 +33,8 @@ pub struct Watched {
     device: DeviceId,
     socket: UnixStream,
     deadline: Mutex<Option<Instant>>,
+    ended: OnceLock<Instant>,
+    let_go: AtomicBool,
     watcher: Arc<Watcher>,
 }
 
@@ -56,7 +60,14 @@ impl Watcher {
     /// If the descriptor cannot be duplicated.
     pub fn watch(self: &Arc<Self>, device: DeviceId, socket: &UnixStream) -> io::Result<Arc<Watched>> {
         let socket = socket.try_clone()?;
-        let watched = Arc::new(Watched { device, socket, deadline: Mutex::new(None), watcher: self.clone() });
+        let watched = Arc::new(Watched {
+            device,
+            socket,
+            deadline: Mutex::new(None),
+            ended: OnceLock::new(),
+            let_go: AtomicBool::new(false),
+            watcher: self.clone(),
+        });
         lock(&self.watched).push(watched.clone());
         self.wake();
         Ok(watched)
@@ -83,7 +94,9 @@ impl Watcher {
                 if fd.any() == Some(true) {
                     lock(&self.watched).retain(|other| !Arc::ptr_eq(one, other));
                     one.hang_up();
-                    lost(&one.device);
+                    if !one.let_go.load(Ordering::Relaxed) {
+                        lost(&one.device);
+                    }
                 } else if lock(&one.deadline).is_some_and(|deadline| deadline <= now) {
                     one.hang_up();
                 }
@@ -115,7 +128,19 @@ impl Watched {
 
     /// Ends the connection, whoever is waiting for it. It is then reported as lost.
     pub fn hang_up(&self) {
+        self.ended.get_or_init(Instant::now);
         let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Ends the connection on purpose: nobody is told.
+    pub fn let_go(&self) {
+        self.let_go.store(true, Ordering::Relaxed);
+        self.hang_up();
+    }
+
+    /// When the connection's end was noticed, if it has ended.
+    pub fn ended(&self) -> Option<Instant> {
+        self.ended.get().copied()
     }
 }
 

@@ -80,9 +80,13 @@ impl VhostUserBackendMut for Echo {
 }
 
 fn echo() -> UnixStream {
+    echo_with((0..16).collect())
+}
+
+fn echo_with(config: Vec<u8>) -> UnixStream {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("echo.sock");
-    let backend = Arc::new(std::sync::RwLock::new(Echo { memory: None, config: (0..16).collect() }));
+    let backend = Arc::new(std::sync::RwLock::new(Echo { memory: None, config }));
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("echo".into(), backend, memory).unwrap();
     let mut listener = Listener::new(&path, true).unwrap();
@@ -108,6 +112,7 @@ fn device(queues: u16, config: DeviceConfig) -> Device {
 /// A machine with one device, and a driver's hands on it.
 struct Machine {
     root: Arc<Root>,
+    transport: Arc<Transport>,
     ram: GuestRam,
     lost: Mutex<Receiver<DeviceId>>,
 }
@@ -123,8 +128,8 @@ impl Machine {
         let watcher = Watcher::start(patience, move |device| sender.send(device.clone()).unwrap()).unwrap();
         let (description, transport) = Transport::new(device, socket.into(), &ram, vm, router, &watcher)?;
         let mut root = Root::default();
-        root.add(description, transport).unwrap();
-        let machine = Self { root: Arc::new(root), ram, lost: Mutex::new(lost) };
+        root.add(description, transport.clone()).unwrap();
+        let machine = Self { root: Arc::new(root), transport, ram, lost: Mutex::new(lost) };
         // Memory decoding on, MSI-X on with every vector masked.
         machine.poke_config(0x04, &[6, 0]);
         machine.poke_config(0x42, &[0, 0x80]);
@@ -332,6 +337,70 @@ fn a_backend_that_hangs_up_is_reported_once_and_its_device_stands_still() {
     machine.start(1);
     machine.write(20, &[0]);
     assert_eq!(machine.lost(Duration::from_millis(50)), None);
+}
+
+#[test]
+fn a_device_goes_on_with_another_backend_and_is_kicked_by_what_came_meanwhile() {
+    let socket = echo();
+    let peer = std::cell::RefCell::new(socket.try_clone().unwrap());
+    let machine = Machine::new(&device(2, DeviceConfig::FromBackend(16)), socket, MINUTE).unwrap();
+    machine.start(2);
+    let mut count = 0;
+    let mut exchange = |kick: &dyn Fn(&Machine)| {
+        count += 1;
+        machine.exchange(1, count, kick);
+    };
+    for killed in [true, false, true, true] {
+        exchange(&bell(1));
+        exchange(&bell(1));
+        if killed {
+            peer.borrow().shutdown(std::net::Shutdown::Both).unwrap();
+            assert_eq!(machine.lost(MINUTE).as_deref(), Some("echo0"));
+        } else {
+            machine.transport.detach();
+        }
+        exchange(&|machine| {
+            bell(1)(machine);
+            std::thread::sleep(Duration::from_millis(20));
+            let new = echo();
+            peer.replace(new.try_clone().unwrap());
+            let still = machine.transport.attach(new.into()).unwrap();
+            assert!((Duration::from_millis(20)..MINUTE).contains(&still), "{still:?}");
+        });
+    }
+    assert_eq!(machine.lost(Duration::from_millis(50)), None, "a detached one is not lost");
+    until(|| machine.pending() & 2 == 2);
+    // One that takes the place of a backend that is still there.
+    machine.transport.attach(echo().into()).unwrap();
+    exchange(&bell(1));
+    assert_eq!(machine.lost(Duration::from_millis(50)), None);
+}
+
+#[test]
+fn a_changed_configuration_is_told_once_and_a_backend_that_offers_less_is_refused() {
+    let machine = Machine::echo();
+    machine.start(1);
+    machine.write(16, &1u16.to_le_bytes());
+    assert_eq!((machine.read(21), machine.pending() & 2), ([0], 0));
+    machine.transport.attach(echo().into()).unwrap();
+    assert_eq!((machine.read(21), machine.pending() & 2), ([0], 0), "it is the same configuration");
+    let mut changed: Vec<u8> = (0..16).collect();
+    changed[0] = 77;
+    machine.transport.attach(echo_with(changed).into()).unwrap();
+    assert_eq!((machine.read(21), machine.read(0x2000), machine.pending() & 2), ([1], [77], 2));
+    machine.transport.read_config();
+    assert_eq!(machine.read(21), [1]);
+    // This one offers VERSION_1 alone. Who has agreed on no more misses the configuration only.
+    let refused = |needed: &str| {
+        let error = machine.transport.attach(mute_after(4).into()).unwrap_err();
+        assert!(error.source().unwrap().to_string().contains(needed), "{error:?}");
+    };
+    refused("CONFIG");
+    machine.write(20, &[0]);
+    refused("0x200");
+    machine.transport.attach(echo().into()).unwrap();
+    machine.start(2);
+    machine.exchange(0, 1, bell(0));
 }
 
 /// Hands `socket` to an [`echo`] backend message by message, and from the `after`th on to nobody.
