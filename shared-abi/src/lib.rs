@@ -7,11 +7,12 @@
 //! |---|---|
 //! | [`control`] | `dom0` and each of its children, over a `SOCK_SEQPACKET` socket |
 //! | [`console`] | `domus-console` and whoever is attached to a console, over a stream socket |
-//! | [`ids`], [`limits`] | all of them |
+//! | [`ids`], [`limits`], [`nbd`] | all of them |
 
 pub mod console;
 pub mod control;
 pub mod ids;
 pub mod limits;
+pub mod nbd;
 
 pub use ids::{DeviceId, DomId, DomainName, MacAddress, Role};
