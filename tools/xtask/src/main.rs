@@ -109,6 +109,13 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// The block backend beside qemu-storage-daemon and fio: rates, latencies, CPU.
+    Block {
+        #[command(flatten)]
+        yes: Yes,
+        #[command(flatten)]
+        options: bench::block::Options,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -156,7 +163,8 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Strangers { yes } => test::strangers_only(yes.consent()),
         Task::Fuzz => fuzz::short_runs(),
-        Task::Bench { bench: Bench::Start { yes, json } } => bench::start(yes.consent(), json),
+        Task::Bench { bench: Bench::Start { yes, json } } => bench::start::start(yes.consent(), json),
+        Task::Bench { bench: Bench::Block { yes, options } } => bench::block::block(yes.consent(), &options),
         Task::Images { yes, file } => {
             packages::install_packages(yes.consent())?;
             images::images(images::KERNELS)?.save(&file)

@@ -14,6 +14,7 @@ use crate::command::{command, read, run, run_quiet, succeeds};
 const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "the guests' initrd"),
     ("e2fsprogs", "mke2fs makes disk images without mounting them"),
+    ("fio", "the limit that the block bench compares with"),
     ("iproute2", "bridges and taps"),
     ("iputils-ping", "asks the guest's NIC"),
     ("kmod", "depmod orders the guests' modules"),

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: figures to look at, never to fail on. Every line has the same shape, whatever is measured.
+//! `cargo xtask bench start`: how long a start takes, and what the processes weigh.
 
 use std::fs;
 use std::path::Path;

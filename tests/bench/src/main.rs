@@ -1,0 +1,149 @@
+//! `domus-bench`: `domus-block` and what people would use instead of it, measured in one run with one client and no guest.
+//!
+//! ```text
+//!   client on one CPU ══ vhost-user, one queue ══ backend on another CPU ── file
+//!                                                          fio on it ─────┘
+//! ```
+//!
+//! The rounds are interleaved (A B C A B C …) and each figure is a median. Nothing fails on a figure. Whatever ends this process, nothing
+//! stays: the file has no name, the backends die with their parent, and the sockets' folder is removed on Ctrl-C too.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`cases`] | the rows of the table and the programs that are compared: pure |
+//! | [`file`](mod@file) | the file they all read and write |
+//! | [`client`] | the vhost-user-blk driver |
+//! | [`backend`] | `domus-block` or `qemu-storage-daemon` on a socket |
+//! | [`fio`] | fio on the file itself |
+//! | [`cpu`] | who used the processors |
+//! | [`measure`] | the rounds |
+//! | [`report`] | medians and ratios, printed |
+//! | [`host`] | the machine and the versions |
+
+mod backend;
+mod cases;
+mod client;
+mod cpu;
+mod file;
+mod fio;
+mod host;
+mod measure;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+
+use backend::Served;
+use cases::{CASES, Case, Program, Storage};
+use cpu::Places;
+use measure::{Plan, WARM_UP};
+
+/// Measures domus-block beside qemu-storage-daemon and fio.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The folder with Domus' programs.
+    #[arg(long)]
+    bin: PathBuf,
+    /// A folder on the file system that is measured past the page cache; 1 GiB is needed.
+    #[arg(long)]
+    disk: PathBuf,
+    /// How often each program runs in each case.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// How long each time, in seconds.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Measure only the cases whose names contain this.
+    #[arg(long = "case", value_name = "NAME", default_value = "")]
+    name: String,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("domus-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let cases: Vec<&Case> = CASES.iter().filter(|case| case.name.contains(&args.name)).collect();
+    if cases.is_empty() {
+        let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+        bail!("no case contains \"{}\": there are {}", args.name, names.join(", "));
+    }
+    let bin =
+        args.bin.canonicalize().with_context(|| format!("there is no folder {}", args.bin.display()))?;
+    let folder = tempfile::Builder::new().prefix("domus-bench-").tempdir()?;
+    remove_on_interrupt(folder.path())?;
+    let places = Places::take()?;
+    let time = Duration::from_secs(args.seconds);
+    let plan = Plan { bin: &bin, folder: folder.path(), disk: &args.disk, places, rounds: args.rounds, time };
+    if !args.json {
+        host::describe(&args.disk).iter().for_each(|line| println!("{line}"));
+        println!("client on CPU {}; backends, and fio, on CPU {}", places.client, places.backend);
+        println!(
+            "medians of {} rounds of {} s, interleaved, {WARM_UP:?} before each",
+            args.rounds, args.seconds
+        );
+        println!("{}", report::head());
+    }
+    let mut failed = false;
+    for case in &cases {
+        let results = plan.case(case)?;
+        failed |= results.iter().any(|(_, rounds)| rounds.is_err());
+        let lines = if args.json { report::json(case, &results) } else { report::lines(case, &results) };
+        lines.iter().for_each(|line| println!("{line}"));
+    }
+    if !args.json {
+        println!(
+            "\"CPU µs\": of the backend, or of fio, for each request; \"others\": CPU that other processes used meanwhile"
+        );
+        commands(&cases, time);
+    }
+    if failed {
+        bail!("some programs did not run in some cases");
+    }
+    Ok(())
+}
+
+/// Prints how each program was started, once for each storage.
+fn commands(cases: &[&Case], time: Duration) {
+    let file = Path::new("FILE");
+    for storage in [Storage::Direct, Storage::Tmpfs, Storage::Null] {
+        let Some(case) = cases.iter().find(|case| case.storage == storage) else { continue };
+        for program in Program::ALL.into_iter().filter(|program| program.does(case)) {
+            let words = match program {
+                Program::Fio => fio::command_line(case, file, WARM_UP, time),
+                _ => backend::command_line(program, Served { storage, file: Some(file) }),
+            };
+            println!("{}", words.join(" "));
+        }
+    }
+}
+
+/// Removes the folder before Ctrl-C or a polite kill ends this process; its children are killed by the kernel.
+fn remove_on_interrupt(folder: &Path) -> Result<()> {
+    let mut signals = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
+    // Before any other thread is there, which inherits it.
+    signals.thread_block().context("cannot block signals")?;
+    let folder = folder.to_owned();
+    std::thread::spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            let _ = std::fs::remove_dir_all(&folder);
+            std::process::exit(128 + signal as i32);
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! `cargo xtask bench block`: the block backend beside its peers, which `domus-bench` measures.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::command::{command, run};
+use crate::packages::{Consent, install_packages};
+use crate::workspace;
+
+/// What `domus-bench` is told.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// How often each program runs in each case.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// How long each time, in seconds.
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// Measure only the cases whose names contain this.
+    #[arg(long = "case", value_name = "NAME", default_value = "")]
+    name: String,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Builds what is measured as it is shipped, and measures it on the file system of the build folder.
+pub fn block(consent: Consent, options: &Options) -> Result<()> {
+    install_packages(consent)?;
+    let mut cargo = command("cargo", ["build", "--release", "--locked", "--bins"]);
+    cargo.args(["--package", "domus-block", "--package", "domus-bench"]);
+    run(cargo.current_dir(workspace::root())).context("what is measured does not build")?;
+    let bin = workspace::target().join("release");
+    let program = bin.join("domus-bench");
+    if !program.is_file() {
+        bail!("cargo built no {}", program.display());
+    }
+    let mut bench = command(&program.display().to_string(), ["--bin"]);
+    bench.arg(&bin).arg("--disk").arg(workspace::target()).args(["--case", &options.name]);
+    bench.args(["--rounds", &options.rounds.to_string(), "--seconds", &options.seconds.to_string()]);
+    if options.json {
+        bench.arg("--json");
+    }
+    run(&mut bench)
+}
