@@ -1,5 +1,6 @@
 //! One NIC: what its driver is told, and its threads.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ impl Nic {
 }
 
 impl Device for Nic {
+    type Order = Infallible;
+
     fn features(&self) -> u64 {
         let mac = self.card.mac.map_or(0, |_| features::MAC);
         features::OFFERED | mac | self.card.mtu.map_or(0, |_| features::MTU)
@@ -74,8 +77,8 @@ pub struct Prepared {
     name: Arc<str>,
     card: Card,
     tap: Arc<Tap>,
-    ports: Vec<Port>,
-    orders: Vec<Orders>,
+    ports: Vec<Port<Infallible>>,
+    orders: Vec<Orders<Infallible>>,
 }
 
 impl Prepared {

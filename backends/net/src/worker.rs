@@ -7,6 +7,7 @@
 //! It never polls busily: an idle queue wakes nobody. A kick descriptor that is none (closed, at its end) is not
 //! waited for any more, instead of waking the thread for ever.
 
+use std::convert::Infallible;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -50,7 +51,7 @@ pub enum Wait {
 }
 
 /// Works until told to quit.
-pub fn run(mut work: impl Work, tap: &Tap, orders: &Orders) {
+pub fn run(mut work: impl Work, tap: &Tap, orders: &Orders<Infallible>) {
     let mut kick_works = true;
     loop {
         let wait = work.turn(tap);
@@ -85,6 +86,7 @@ pub fn run(mut work: impl Work, tap: &Tap, orders: &Orders) {
                         queue.set_call(call);
                     }
                 }
+                Order::Device(never) => match never {},
                 Order::Quit => return,
             }
         }
@@ -97,7 +99,7 @@ fn await_one(
     kick_works: bool,
     queue: Option<&Queue>,
     tap: &Tap,
-    orders: &Orders,
+    orders: &Orders<Infallible>,
 ) -> nix::Result<(bool, PollFlags)> {
     let orders_fd = PollFd::new(orders.as_fd(), PollFlags::POLLIN);
     let second = match (wait, queue) {

@@ -1,9 +1,15 @@
 //! What a device class must say of itself: nothing of sockets, nothing of rings.
 
+use std::fmt::Debug;
+
 /// A device class: its features and its configuration space. Its work is done by workers ([`crate::worker`]).
 ///
 /// Every argument is chosen by an untrusted frontend.
 pub trait Device: Send + 'static {
+    /// What its workers are told besides the orders that all have ([`Order::Device`](crate::Order::Device));
+    /// [`Infallible`](std::convert::Infallible) if nothing.
+    type Order: Debug + Send + 'static;
+
     /// The device-specific feature bits offered (virtio 1.3 §2.2: 0 to 23 and 50 to 127). The ring features
     /// that the server has are added by it.
     fn features(&self) -> u64;

@@ -17,9 +17,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::queue::Queue;
 
-/// What a worker is to do.
+/// What a worker is to do. `T` is what its device class has to say besides ([`Device::Order`](crate::Device::Order)).
 #[derive(Debug)]
-pub enum Order {
+pub enum Order<T> {
     /// Serve this queue from now on.
     Start(Box<Queue>),
     /// Pop no more of this queue, finish what is in flight, then give it back. Always a queue that was started.
@@ -36,6 +36,8 @@ pub enum Order {
         /// Its new eventfd.
         call: Option<Arc<File>>,
     },
+    /// What the device class means by it. It may come at any time, with or without a queue.
+    Device(T),
     /// End the thread. No queue is running.
     Quit,
 }
@@ -58,14 +60,20 @@ impl Reply {
 pub struct WorkerGone;
 
 /// The control thread's end. Clones lead to the same worker.
-#[derive(Debug, Clone)]
-pub struct Port {
-    orders: Sender<Order>,
+#[derive(Debug)]
+pub struct Port<T> {
+    orders: Sender<Order<T>>,
     wake: Arc<EventFd>,
 }
 
-impl Port {
-    fn send(&self, order: Order) -> Result<(), WorkerGone> {
+impl<T> Clone for Port<T> {
+    fn clone(&self) -> Self {
+        Self { orders: self.orders.clone(), wake: self.wake.clone() }
+    }
+}
+
+impl<T> Port<T> {
+    fn send(&self, order: Order<T>) -> Result<(), WorkerGone> {
         self.orders.send(order).map_err(|_| WorkerGone)?;
         self.wake.write(1).map(drop).map_err(|_| WorkerGone)
     }
@@ -96,6 +104,14 @@ impl Port {
         self.send(Order::Call { queue, call })
     }
 
+    /// Tells the worker what the device class has to say.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn tell(&self, order: T) -> Result<(), WorkerGone> {
+        self.send(Order::Device(order))
+    }
+
     /// Lets the worker end.
     pub fn quit(&self) {
         let _ = self.send(Order::Quit);
@@ -104,21 +120,21 @@ impl Port {
 
 /// The worker's end.
 #[derive(Debug)]
-pub struct Orders {
-    orders: Receiver<Order>,
+pub struct Orders<T> {
+    orders: Receiver<Order<T>>,
     wake: Arc<EventFd>,
 }
 
-impl Orders {
+impl<T> Orders<T> {
     /// The next order, without waiting. Take orders until there is none.
-    pub fn take(&self) -> Option<Order> {
+    pub fn take(&self) -> Option<Order<T>> {
         // The counter first: an order sent after the channel was found empty makes it readable again.
         let _ = self.wake.read();
         self.orders.try_recv().ok()
     }
 }
 
-impl AsFd for Orders {
+impl<T> AsFd for Orders<T> {
     /// Readable when there may be orders.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
@@ -129,7 +145,7 @@ impl AsFd for Orders {
 ///
 /// # Errors
 /// No eventfd could be made.
-pub fn orders() -> io::Result<(Port, Orders)> {
+pub fn orders<T>() -> io::Result<(Port<T>, Orders<T>)> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let (sender, receiver) = channel();
     Ok((Port { orders: sender, wake: wake.clone() }, Orders { orders: receiver, wake }))

@@ -174,6 +174,11 @@ impl Queue {
         self.broken
     }
 
+    /// True if what is popped and not pushed is done again by whoever serves the ring next (`SET_INFLIGHT_FD`).
+    pub fn is_logged(&self) -> bool {
+        self.log.is_some()
+    }
+
     /// The entry of the available ring to pop next (`GET_VRING_BASE`).
     pub fn next_available(&self) -> u16 {
         self.next_available
@@ -272,6 +277,11 @@ impl Queue {
         }
         // The wish must be visible before the index is read, for the same reason as in `publish`.
         fence(Ordering::SeqCst);
+        self.has_available()
+    }
+
+    /// Whether [`pop`](Self::pop) would find something, or find the ring broken.
+    pub fn has_available(&self) -> bool {
         !self.broken && (!self.again.is_empty() || self.ring.available_index() != self.next_available)
     }
 

@@ -52,7 +52,7 @@ pub enum ConnectionError {
 #[derive(Debug)]
 pub struct Server<D: Device> {
     state: Arc<Mutex<State<D>>>,
-    workers: Vec<Port>,
+    workers: Vec<Port<D::Order>>,
 }
 
 impl<D: Device> Server<D> {
@@ -61,7 +61,7 @@ impl<D: Device> Server<D> {
     ///
     /// # Panics
     /// Without queues, or with more than 256: vhost-user numbers them in a byte.
-    pub fn new(name: &str, device: D, queues: Vec<Port>) -> Self {
+    pub fn new(name: &str, device: D, queues: Vec<Port<D::Order>>) -> Self {
         assert!((1..=256).contains(&queues.len()), "a device has 1 to 256 queues");
         let workers = queues.clone();
         Self { state: Arc::new(Mutex::new(State::new(name.into(), device, queues))), workers }

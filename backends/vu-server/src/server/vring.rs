@@ -29,9 +29,9 @@ pub enum VringError {
 
 /// One ring as the frontend sees it.
 #[derive(Debug)]
-pub struct Vring {
+pub struct Vring<T> {
     index: u16,
-    worker: Port,
+    worker: Port<T>,
     pub size: u16,
     pub addresses: Option<RingAddresses>,
     pub base: u16,
@@ -42,8 +42,8 @@ pub struct Vring {
     running: bool,
 }
 
-impl Vring {
-    pub fn new(index: u16, worker: Port) -> Self {
+impl<T> Vring<T> {
+    pub fn new(index: u16, worker: Port<T>) -> Self {
         Self {
             index,
             worker,
