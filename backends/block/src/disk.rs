@@ -1,103 +1,133 @@
-//! An image: a regular file or a block device that was opened by somebody else.
+//! What every disk has, whatever its data is in: a size, a shape, a name, limits, and what becomes of its errors.
 //!
-//! Refused: anything that is neither, and a writable disk on a descriptor that cannot write. Promised: the bounds are
-//! taken once; an image that grows is not noticed, one that shrinks gives read errors.
+//! One disk is shared by the threads of its queues, its vhost-user thread and the control thread. What changes while it
+//! is served is atomic: its size ([`Disk::resize`]) and whether its driver can flush.
 
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use shared_abi::control::Cache;
 
+use crate::faults::Faults;
 use crate::request::{Bounds, ID_LEN, SECTOR};
+use crate::throttle::Gate;
 
-/// Why an image cannot be a disk.
+/// Why there cannot be such a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// It is a directory, a socket, a pipe, a character device.
-    #[error("an image is a regular file or a block device, this is neither")]
-    NotAnImage,
-    /// Less than one sector.
-    #[error("an image of {0} bytes has no sector: at least {SECTOR} are needed")]
-    Empty(u64),
-    /// The descriptor cannot do what the disk needs.
-    #[error("the image is not open for {0}")]
-    Access(&'static str),
+    /// Less than one block.
+    #[error("an image of {bytes} bytes has no block: at least {block_size} are needed")]
+    Empty {
+        /// Its size.
+        bytes: u64,
+        /// Of a logical block.
+        block_size: u32,
+    },
+    /// No driver expects it.
+    #[error("logical blocks of {0} bytes: 512 to 4096, a power of two, can be served")]
+    BlockSize(u32),
     /// Longer than what `VIRTIO_BLK_T_GET_ID` returns.
     #[error("serial \"{0}\" has more than {ID_LEN} bytes")]
     Serial(String),
-    /// The system refused to say.
-    #[error("cannot {act} the image")]
-    System {
-        /// What was attempted.
-        act: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
+}
+
+/// What a guest is told of a disk besides its size; it stays the same while the disk is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes of a logical block: 512 to 4096, a power of two.
+    pub block_size: u32,
+    /// Bytes of what the storage writes at once, a power of two from `block_size` on.
+    pub physical_block: u32,
+    /// Bytes of a request that the storage likes, a multiple of `block_size`; 0 if it does not say.
+    pub optimal_io: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Discards are offered, unless it is read-only.
+    pub discard: bool,
+}
+
+/// How a disk is served.
+#[derive(Debug)]
+pub struct Service {
+    /// What `VIRTIO_BLK_T_GET_ID` returns, at most [`ID_LEN`] bytes.
+    pub serial: String,
+    /// What an acknowledged write is worth.
+    pub cache: Cache,
+    /// What it may do.
+    pub gate: Gate,
+    /// What becomes of errors.
+    pub faults: Faults,
 }
 
 /// A disk to serve.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
-    bounds: Bounds,
-    block_size: u32,
+    bytes: AtomicU64,
+    shape: Shape,
     id: [u8; ID_LEN],
-    left_over: u64,
+    cache: Cache,
+    /// The driver can flush, so that writes may be acknowledged before they survive a power cut.
+    ///
+    /// `VIRTIO_BLK_F_CONFIG_WCE`, by which a driver could change it at any time, is not offered: a backend that is
+    /// replaced would not know of it.
+    writeback: AtomicBool,
+    gate: Gate,
+    faults: Faults,
 }
 
 impl Disk {
-    /// Looks at an open image.
+    /// A disk of `bytes` bytes; those that make no whole block are left out.
     ///
     /// # Errors
     /// [`DiskError`].
-    pub fn new(mut file: File, serial: &str, read_only: bool) -> Result<Self, DiskError> {
-        let system = |act| move |source| DiskError::System { act, source };
-        let kind = file.metadata().map_err(system("stat"))?.file_type();
-        let flags = fcntl(&file, FcntlArg::F_GETFL).map_err(|errno| system("look at")(errno.into()))?;
-        match OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE {
-            OFlag::O_RDWR => {}
-            OFlag::O_RDONLY if read_only => {}
-            OFlag::O_RDONLY => {
-                return Err(DiskError::Access("writing: open it so, or make the disk read-only"));
-            }
-            _ => return Err(DiskError::Access("reading")),
+    pub fn new(bytes: u64, shape: Shape, service: Service) -> Result<Self, DiskError> {
+        let Shape { block_size, .. } = shape;
+        if !block_size.is_power_of_two() || !(512..=4096).contains(&block_size) {
+            return Err(DiskError::BlockSize(block_size));
         }
-        let block_size = match () {
-            () if kind.is_file() => SECTOR as u32,
-            () if kind.is_block_device() => {
-                logical_block_size(&file).map_err(system("ask the block size of"))?
-            }
-            () => return Err(DiskError::NotAnImage),
-        };
-        let bytes = file.seek(SeekFrom::End(0)).map_err(system("measure"))?;
-        // A guest works in whole blocks of the device.
-        let sectors = bytes / u64::from(block_size) * (u64::from(block_size) / SECTOR);
-        if sectors == 0 {
-            return Err(DiskError::Empty(bytes));
+        if bytes < block_size.into() {
+            return Err(DiskError::Empty { bytes, block_size });
         }
+        let Service { serial, cache, gate, faults } = service;
         let mut id = [0; ID_LEN];
-        id.get_mut(..serial.len())
-            .ok_or_else(|| DiskError::Serial(serial.into()))?
-            .copy_from_slice(serial.as_bytes());
-        let left_over = bytes - sectors * SECTOR;
-        Ok(Self { file, bounds: Bounds { sectors, read_only }, block_size, id, left_over })
+        match id.get_mut(..serial.len()) {
+            Some(part) => part.copy_from_slice(serial.as_bytes()),
+            None => return Err(DiskError::Serial(serial)),
+        }
+        let disk = Self {
+            bytes: AtomicU64::new(0),
+            shape,
+            id,
+            cache,
+            writeback: AtomicBool::new(false),
+            gate,
+            faults,
+        };
+        disk.resize(bytes);
+        Ok(disk)
     }
 
-    /// The image, for the kernel to read and write.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// Its size in bytes: whole blocks.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Gives it another size: requests taken from now on are checked against it. Returns the size in whole blocks.
+    pub fn resize(&self, bytes: u64) -> u64 {
+        let bytes = bytes - bytes % u64::from(self.shape.block_size);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        bytes
     }
 
     /// What requests are checked against.
+    #[inline]
     pub fn bounds(&self) -> Bounds {
-        self.bounds
+        let Shape { block_size, read_only, discard, .. } = self.shape;
+        Bounds { sectors: self.bytes() / SECTOR, block_size, read_only, discard }
     }
 
-    /// Logical block size in bytes: 512 to 4096.
-    pub fn block_size(&self) -> u32 {
-        self.block_size
+    /// What a guest is told.
+    pub fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// What `VIRTIO_BLK_T_GET_ID` returns: the serial, filled up with zeros.
@@ -105,62 +135,74 @@ impl Disk {
         &self.id
     }
 
-    /// Bytes at the image's end that make no whole block: the guest does not see them.
-    pub fn left_over(&self) -> u64 {
-        self.left_over
+    /// The driver has said whether it can flush.
+    pub fn set_writeback(&self, on: bool) {
+        self.writeback.store(on, Ordering::Relaxed);
     }
-}
 
-nix::ioctl_read_bad!(
-    /// The logical block size of a block device, in bytes.
-    blksszget, libc::BLKSSZGET,
-    libc::c_int
-);
+    /// Whether a write must survive a power cut before it is acknowledged: so it is where the driver cannot flush
+    /// (virtio 1.3 §5.2.6.2), unless nobody cares.
+    #[inline]
+    pub fn is_durable(&self) -> bool {
+        self.cache != Cache::Unsafe && !self.writeback.load(Ordering::Relaxed)
+    }
 
-#[expect(unsafe_code, reason = "an ioctl that writes an int")]
-fn logical_block_size(file: &File) -> io::Result<u32> {
-    let mut size = 0;
-    // SAFETY: BLKSSZGET writes one int, to `size`, which lives here.
-    unsafe { blksszget(file.as_raw_fd(), &raw mut size) }?;
-    u32::try_from(size).ok().filter(|size| size.is_power_of_two() && (512..=4096).contains(size)).ok_or_else(
-        || {
-            io::Error::new(
-                io::ErrorKind::Unsupported,
-                format!("its blocks have {size} bytes: 512 to 4096 are served"),
-            )
-        },
-    )
+    /// Whether a flush does anything.
+    pub fn flushes(&self) -> bool {
+        self.cache != Cache::Unsafe
+    }
+
+    /// What its requests pass.
+    #[inline]
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// What becomes of its errors.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::OpenOptions;
+pub(crate) mod tests {
+    use shared_abi::control::IoLimits;
+
+    use crate::throttle;
 
     use super::*;
 
-    #[test]
-    fn an_image_is_rounded_down_to_whole_sectors() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        std::fs::write(&path, vec![0; 1000]).unwrap();
-        let disk = Disk::new(File::open(&path).unwrap(), "abc", true).unwrap();
-        assert_eq!((disk.bounds().sectors, disk.left_over()), (1, 488));
-        assert_eq!(disk.id(), b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    /// A writable shape of 512-byte blocks.
+    pub const SHAPE: Shape =
+        Shape { block_size: 512, physical_block: 4096, optimal_io: 0, read_only: false, discard: true };
+
+    /// A disk without limits whose errors are reported.
+    pub fn disk(bytes: u64, shape: Shape, serial: &str) -> Result<Disk, DiskError> {
+        let gate = Gate::new(IoLimits::default(), throttle::shared(IoLimits::default()));
+        let service =
+            Service { serial: serial.into(), cache: Cache::Writeback, gate, faults: Faults::reported() };
+        Disk::new(bytes, shape, service)
     }
 
     #[test]
-    fn what_cannot_be_a_disk_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        std::fs::write(&path, vec![0; 512]).unwrap();
-        let open = |read, write| OpenOptions::new().read(read).write(write).open(&path).unwrap();
-        assert!(matches!(Disk::new(open(true, false), "", false), Err(DiskError::Access(_))));
-        assert!(matches!(Disk::new(open(false, true), "", false), Err(DiskError::Access(_))));
-        assert!(matches!(Disk::new(open(true, true), &"x".repeat(21), false), Err(DiskError::Serial(_))));
-        assert!(Disk::new(open(true, true), &"x".repeat(20), false).is_ok());
-        assert!(matches!(Disk::new(File::open(&dir).unwrap(), "", true), Err(DiskError::NotAnImage)));
-        assert!(matches!(Disk::new(File::open("/dev/zero").unwrap(), "", true), Err(DiskError::NotAnImage)));
-        open(true, true).set_len(511).unwrap();
-        assert!(matches!(Disk::new(open(true, true), "", false), Err(DiskError::Empty(511))));
+    fn a_disk_has_whole_blocks_and_a_serial_of_20_bytes() {
+        let made = disk(10_000, Shape { block_size: 4096, ..SHAPE }, "abc").unwrap();
+        assert_eq!((made.bytes(), made.bounds().sectors), (8192, 16));
+        assert_eq!(made.id(), b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!((made.resize(4097), made.bytes()), (4096, 4096));
+        assert!(matches!(disk(512, SHAPE, &"x".repeat(21)), Err(DiskError::Serial(_))));
+        assert!(matches!(disk(511, SHAPE, ""), Err(DiskError::Empty { .. })));
+        for block_size in [0, 256, 1000, 8192] {
+            let shape = Shape { block_size, ..SHAPE };
+            assert!(matches!(disk(1 << 20, shape, ""), Err(DiskError::BlockSize(_))));
+        }
+    }
+
+    #[test]
+    fn without_flush_every_write_must_be_durable() {
+        let disk = disk(512, SHAPE, "").unwrap();
+        assert!(disk.is_durable());
+        disk.set_writeback(true);
+        assert!(!disk.is_durable() && disk.flushes());
     }
 }

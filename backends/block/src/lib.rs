@@ -4,7 +4,7 @@
 //! between image and guest memory; this process touches the 16 bytes of a request's header and its status byte only.
 //!
 //! ```text
-//!   queue ─▶ chain ─▶ request::parse (pure) ─▶ io_uring ─▶ status byte ─▶ used ring
+//!   queue ─▶ chain ─▶ request::parse (pure) ─▶ limits ─▶ engine (io_uring) ─▶ status byte ─▶ used ring
 //! ```
 //!
 //! Refused: reads and writes beyond the end of the disk or not in whole sectors, writes to a read-only disk, requests
@@ -15,19 +15,32 @@
 //! | module | does |
 //! |---|---|
 //! | [`request`] | what a guest asks for, checked: pure |
-//! | [`disk`] | an image: its bounds, its name |
+//! | [`disk`] | what every disk has: size, shape, name, cache |
 //! | [`device`] | the disk as vu-server's `Device`: feature bits and configuration space |
+//! | [`throttle`], [`faults`], [`statistics`] | its limits, what becomes of its errors, what it has done |
+//! | [`intake`], [`slot`] | requests between the driver and whoever carries them out |
+//! | [`worker`], [`order`] | the thread of one queue, what it is told, and the contract of an engine |
 //! | [`uring`] | the io_uring of one thread, restricted to what a disk needs |
-//! | [`worker`] | the thread of one queue |
+//! | [`raw`], [`fixed`] | engines: raw images, disks without data |
 //! | [`threads`] | a disk and its threads |
-//! | [`start`] | the start-up contract |
+//! | [`start`], [`control`] | the start-up contract, and what dom0 asks afterwards |
 //! | [`standalone`] | the backend program conventions |
 
+mod clock;
+pub mod control;
 pub mod device;
 pub mod disk;
+pub mod faults;
+pub mod fixed;
+pub mod intake;
+pub mod order;
+pub mod raw;
 pub mod request;
+pub mod slot;
 pub mod standalone;
 pub mod start;
+pub mod statistics;
 pub mod threads;
+pub mod throttle;
 pub mod uring;
 pub mod worker;

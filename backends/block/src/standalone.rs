@@ -4,16 +4,22 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use domus_startup::sandbox::{self, SandboxError};
 use nix::unistd::geteuid;
+use shared_abi::control::{Cache, IoLimits};
 use shared_abi::limits::MAX_QUEUES;
 use vu_server::server::ConnectionError;
 use vu_server::standalone::{Frontend, Socket, SocketError};
 
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, Service};
+use crate::faults::Faults;
+use crate::raw::{Raw, RawEngine, RawError};
 use crate::threads::{Prepared, ThreadsError, calls};
+use crate::throttle::{self, Gate};
 
 /// Whom a process becomes that root started by hand: `nobody` of every distribution.
 const NOBODY: u32 = 65534;
@@ -53,6 +59,14 @@ pub enum StandaloneError {
         source: io::Error,
     },
     /// The image cannot be used.
+    #[error("cannot serve {}", path.display())]
+    Raw {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: RawError,
+    },
+    /// There cannot be such a disk.
     #[error("cannot serve {}", path.display())]
     Disk {
         /// The image.
@@ -95,9 +109,18 @@ pub fn run(args: &Alone) -> Result<(), StandaloneError> {
         .write(!args.read_only)
         .open(&path)
         .map_err(|source| StandaloneError::Open { path: path.clone(), source })?;
-    let disk = Disk::new(image, &args.serial, args.read_only)
+    let opened = Raw::open(image, args.read_only, true, Cache::Writeback, None)
+        .map_err(|source| StandaloneError::Raw { path: path.clone(), source })?;
+    let service = Service {
+        serial: args.serial.clone(),
+        cache: Cache::Writeback,
+        gate: Gate::new(IoLimits::default(), throttle::shared(IoLimits::default())),
+        faults: Faults::reported(),
+    };
+    let disk = Disk::new(opened.bytes, opened.shape, service)
         .map_err(|source| StandaloneError::Disk { path, source })?;
-    let prepared = Prepared::new("disk", disk, args.queues)?;
+    let raw = Arc::new(opened.raw);
+    let prepared = Prepared::new("disk", disk, args.queues, &[raw.as_fd()], || RawEngine::new(raw.clone()))?;
     let own = geteuid();
     sandbox::enter(if own.is_root() { NOBODY } else { own.as_raw() })?;
     let server = prepared.start()?;

@@ -6,7 +6,7 @@
 //!
 //! A guest's bytes are looked at after the seal only: the vhost-user sockets are not read before.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -15,14 +15,19 @@ use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, SandboxError};
 use domus_startup::{Control, Events, Fds, control, threads};
-use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, BlockSource, BlockStart};
+use shared_abi::control::{BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockSource, BlockStart};
 use shared_abi::ids::DeviceId;
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUES};
 use vu_server::Server;
 
+use crate::control::{Disks, Storage};
 use crate::device::BlockDevice;
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, Service, Shape};
+use crate::faults::Faults;
+use crate::fixed::Fixed;
+use crate::raw::{Raw, RawEngine, RawError};
 use crate::threads::{Prepared, ThreadsError, calls};
+use crate::throttle::{self, Gate, Shared};
 
 /// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for orders, and three from the
 /// frontend; and a sealed process may have 1024 open. 31 disks with 5 queues each fit.
@@ -57,7 +62,15 @@ pub enum StartError {
     /// The message's descriptors do not fit it.
     #[error("start message")]
     Fds(#[from] FdError),
-    /// An image cannot be used.
+    /// A raw image cannot be used.
+    #[error("disk {id}")]
+    Raw {
+        /// The disk.
+        id: DeviceId,
+        /// Why.
+        source: RawError,
+    },
+    /// There cannot be such a disk.
     #[error("disk {id}")]
     Disk {
         /// The disk.
@@ -89,17 +102,9 @@ pub fn run(path: &Path) -> Result<(), StartError> {
         BlockRequest::Start(start) => bring_up(&control, *start, fds),
         _ => Err(StartError::NoStart),
     };
-    if let Err(error) = brought_up {
-        control.fail(&error);
-        return Err(error);
-    }
+    let disks = brought_up.inspect_err(|error| control.fail(error))?;
     control.reply(&BackendReply::Ready);
-    control.serve(|request: BlockRequest, _| match request {
-        BlockRequest::Start(_) => {
-            Err::<BackendReply, _>("the disks of this process are being served already".into())
-        }
-        other => Err(format!("{other:?} is not known yet")),
-    })?;
+    control.serve(|request, fds| disks.handle(request, fds))?;
     Ok(())
 }
 
@@ -110,7 +115,7 @@ struct Device<T> {
     what: T,
 }
 
-fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), StartError> {
+fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks, StartError> {
     if !(1..=MAX_DEVICES).contains(&start.disks.len()) {
         return Err(StartError::Count(start.disks.len()));
     }
@@ -118,24 +123,22 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
     if queues > MAX_ALL_QUEUES {
         return Err(StartError::AllQueues(queues));
     }
-    let mut prepared = Vec::new();
+    let lifeline = fds.take(start.lifeline)?;
+    let domain = throttle::shared(start.limits);
+    let (mut prepared, mut served) = (Vec::new(), Vec::new());
     for disk in start.disks {
-        let id = disk.id;
+        let id = disk.id.clone();
         if !(1..=MAX_QUEUES).contains(&disk.queues) {
             return Err(StartError::Queues { id, queues: disk.queues });
         }
-        let BlockSource::Raw(image) = disk.source else { return Err(StartError::Kind(id)) };
-        let image: OwnedFd = fds.take(image)?;
         let socket = UnixStream::from(fds.take(disk.socket)?);
-        let image = Disk::new(image.into(), &disk.serial, disk.read_only)
-            .map_err(|source| StartError::Disk { id: id.clone(), source })?;
-        let what = Prepared::new(id.as_str(), image, disk.queues)
-            .map_err(|source| StartError::Threads { id: id.clone(), source })?;
+        let (what, storage) = prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
+        served.push(what.served(id.clone(), storage));
         prepared.push(Device { id, socket, what });
     }
-    // Open as long as the process lives, and longer where a ring has it.
-    std::mem::forget(fds.take(start.lifeline)?);
     fds.finish()?;
+    // The rings have it: it is closed when the kernel has finished everything they were asked to do.
+    drop(lifeline);
     sandbox::enter(start.identity.uid)?;
 
     // The sockets' threads are made before the seal and wait at the gate until after it.
@@ -153,7 +156,58 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<(), St
     }
     sandbox::seal(&calls())?;
     gate.wait();
-    Ok(())
+    Ok(Disks::new(served, domain))
+}
+
+/// What a disk is made of, and what is behind it.
+type Made = (Prepared, Option<Arc<dyn Storage>>);
+
+/// Looks at what a disk is made of, and makes its rings.
+fn prepare(
+    control: &Control,
+    disk: BlockDisk,
+    fds: &mut Fds,
+    domain: Shared,
+    lifeline: BorrowedFd<'_>,
+) -> Result<Made, StartError> {
+    let BlockDisk { id, queues, cache, read_only, discard, .. } = disk;
+    let service = Service {
+        serial: disk.serial,
+        cache,
+        gate: Gate::new(disk.limits, domain),
+        faults: Faults::new(disk.read_error, disk.write_error, id.clone(), control.events()),
+    };
+    let unfit = |source| StartError::Disk { id: id.clone(), source };
+    let failed = |source| StartError::Threads { id: id.clone(), source };
+    match disk.source {
+        BlockSource::Raw(image) => {
+            let image = fds.take(image)?.into();
+            let opened = Raw::open(image, read_only, discard, cache, disk.block_size)
+                .map_err(|source| StartError::Raw { id: id.clone(), source })?;
+            let (made, raw) = (Disk::new(opened.bytes, opened.shape, service).map_err(unfit)?, opened.raw);
+            let left_over = opened.bytes - made.bytes();
+            if left_over > 0 {
+                domus_startup::say(format_args!(
+                    "{id}: the last {left_over} bytes of the image make no whole block and are left out"
+                ));
+            }
+            let raw = Arc::new(raw);
+            let files = [raw.as_fd(), lifeline];
+            let engine = || RawEngine::new(raw.clone());
+            let prepared = Prepared::new(id.as_str(), made, queues, &files, engine).map_err(failed)?;
+            Ok((prepared, Some(raw)))
+        }
+        BlockSource::Lost { bytes } => {
+            let block_size = disk.block_size.unwrap_or(512);
+            let shape = Shape { block_size, physical_block: block_size, optimal_io: 0, read_only, discard };
+            // Its errors are the guest's: nothing could be done again.
+            let service = Service { faults: Faults::reported(), ..service };
+            let made = Disk::new(bytes, shape, service).map_err(unfit)?;
+            let prepared = Prepared::new(id.as_str(), made, queues, &[lifeline], || Fixed::Lost);
+            Ok((prepared.map_err(failed)?, None))
+        }
+        BlockSource::Qcow2 { .. } | BlockSource::Nbd { .. } => Err(StartError::Kind(id)),
+    }
 }
 
 /// Serves one disk's frontend until it hangs up, which a runner that ends does.

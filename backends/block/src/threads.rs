@@ -1,25 +1,32 @@
 //! A disk and its threads: made in two steps, since rings are made with privileges and threads without.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use domus_startup::sandbox::{Allow, COMMON};
 use domus_startup::threads;
-use vu_server::worker::{Orders, Port, orders};
+use shared_abi::ids::DeviceId;
+use vu_server::worker::{Port, orders};
 use vu_server::{Server, server};
 
+use crate::control::{Served, Storage};
 use crate::device::BlockDevice;
 use crate::disk::Disk;
+use crate::intake::Intake;
+use crate::order::BlockOrder;
+use crate::raw;
+use crate::statistics::Counters;
 use crate::uring::{NewUring, UringError};
-use crate::worker::Worker;
+use crate::worker::{Engine, Worker};
 
 /// The system calls of a sealed `domus-block` beyond [`COMMON`] and those of vu-server: to wait for and feed the rings.
 const OWN: &[Allow] = &[Allow::Call(libc::SYS_io_uring_enter)];
 
 /// Every system call of a sealed `domus-block`.
 pub fn calls() -> Vec<Allow> {
-    [COMMON, server::CALLS, OWN].concat()
+    [COMMON, server::CALLS, OWN, raw::CALLS].concat()
 }
 
 /// Why a disk cannot be served.
@@ -36,33 +43,54 @@ pub enum ThreadsError {
     Spawn(#[source] io::Error),
 }
 
+/// What a worker's thread does: it says whether its ring is in use, and works.
+type Work = Box<dyn FnOnce(SyncSender<Result<(), UringError>>) + Send>;
+
 /// A disk with a ring for each queue, and no thread yet.
 pub struct Prepared {
     name: String,
     disk: Arc<Disk>,
-    rings: Vec<(NewUring, Orders)>,
-    ports: Vec<Port>,
+    work: Vec<Work>,
+    counters: Vec<Arc<Counters>>,
+    ports: Vec<Port<BlockOrder>>,
 }
 
 impl Prepared {
-    /// Makes the rings of a disk that messages call `name`. Says so if the guest will not see all of the image.
+    /// Makes the rings of a disk that messages call `name`: one for each queue, each holding `files`, with an engine
+    /// that `engine` makes.
     ///
     /// # Errors
     /// [`ThreadsError`].
-    pub fn new(name: &str, disk: Disk, queues: u16) -> Result<Self, ThreadsError> {
-        if disk.left_over() > 0 {
-            domus_startup::say(format_args!(
-                "{name}: the last {} bytes of the image make no whole block and are left out",
-                disk.left_over()
-            ));
-        }
-        let (mut rings, mut ports) = (Vec::new(), Vec::new());
+    pub fn new<E: Engine>(
+        name: &str,
+        disk: Disk,
+        queues: u16,
+        files: &[BorrowedFd<'_>],
+        mut engine: impl FnMut() -> E,
+    ) -> Result<Self, ThreadsError> {
+        let disk = Arc::new(disk);
+        let (mut work, mut counters, mut ports) = (Vec::<Work>::new(), Vec::new(), Vec::new());
         for _ in 0..queues {
             let (port, orders) = orders().map_err(ThreadsError::EventFd)?;
-            rings.push((NewUring::new()?, orders));
+            let (ring, engine, disk) = (NewUring::new(files)?, engine(), disk.clone());
+            let count = Arc::<Counters>::default();
             ports.push(port);
+            counters.push(count.clone());
+            work.push(Box::new(move |report| match ring.enable() {
+                Ok(ring) => {
+                    let _ = report.send(Ok(()));
+                    Worker::new(ring, Intake::new(disk, count), engine, orders).run();
+                }
+                Err(error) => drop(report.send(Err(error))),
+            }));
         }
-        Ok(Self { name: name.into(), disk: Arc::new(disk), rings, ports })
+        Ok(Self { name: name.into(), disk, work, counters, ports })
+    }
+
+    /// The disk as the control thread knows it.
+    pub fn served(&self, id: DeviceId, storage: Option<Arc<dyn Storage>>) -> Served {
+        let (disk, counters, ports) = (self.disk.clone(), self.counters.clone(), self.ports.clone());
+        Served { id, disk, storage, counters, ports }
     }
 
     /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`calls`].
@@ -70,21 +98,11 @@ impl Prepared {
     /// # Errors
     /// [`ThreadsError`].
     pub fn start(self) -> Result<Server<BlockDevice>, ThreadsError> {
-        let (device, writeback) = BlockDevice::new(self.disk.clone(), self.ports.len() as u16);
-        for (index, (ring, orders)) in self.rings.into_iter().enumerate() {
-            let (disk, writeback) = (self.disk.clone(), writeback.clone());
+        let device = BlockDevice::new(self.disk, self.ports.len() as u16);
+        for (index, work) in self.work.into_iter().enumerate() {
             let (report, enabled) = sync_channel(1);
-            let work = move || {
-                let ring = match ring.enable() {
-                    Ok(ring) => ring,
-                    Err(error) => return drop(report.send(Err(error))),
-                };
-                let worker = Worker::new(ring, disk, writeback, orders);
-                let _ = report.send(Ok(()));
-                worker.run();
-            };
             let name = format!("{}.{index}", self.name.chars().take(11).collect::<String>());
-            threads::start(name, work).map_err(ThreadsError::Spawn)?;
+            threads::start(name, move || work(report)).map_err(ThreadsError::Spawn)?;
             enabled.recv().map_err(|_| ThreadsError::Spawn(io::ErrorKind::Other.into()))??;
         }
         Ok(Server::new(&self.name, device, self.ports))

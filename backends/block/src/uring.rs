@@ -1,15 +1,18 @@
 //! The io_uring of one queue thread: made before the sandbox is closed, restricted to what a disk needs.
 //!
 //! A system-call filter does not see what an io_uring is asked to do, so the ring itself refuses everything but reading,
-//! writing, syncing, polling and cancelling: it can open and connect nothing.
+//! writing, allocating, syncing, polling and cancelling: it can open and connect nothing.
+//!
+//! The files that a ring works with are registered with it: it holds them until the kernel has finished everything it
+//! was asked to do, which may be after the process has ended.
 #![expect(
     unsafe_code,
     reason = "the kernel works with the addresses in submitted entries until it completes them"
 )]
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use io_uring::register::Restriction;
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types};
@@ -29,6 +32,9 @@ pub enum UringError {
          (or 1, for root)"
     )]
     Setup(#[source] io::Error),
+    /// The files could not be registered.
+    #[error("cannot register files with an io_uring")]
+    Files(#[source] io::Error),
     /// The ring could not be restricted, or its restrictions not be put in force.
     #[error("cannot restrict an io_uring")]
     Restrict(#[source] io::Error),
@@ -48,17 +54,29 @@ pub struct Completion {
     pub more: bool,
 }
 
+/// How long [`Uring::wait`] waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    Not,
+    /// For a completion.
+    Completion,
+    /// For a completion, or so long.
+    AtMost(Duration),
+}
+
 /// The ring of one thread, which alone may use it.
 pub struct Uring(IoUring);
 
 impl NewUring {
     /// Makes a ring with the best flags that this kernel knows: single issuer and deferred task work need Linux 6.1.
+    /// It holds `files`, which operations name by their place.
     ///
     /// # Errors
     /// [`UringError`].
-    pub fn new() -> Result<Self, UringError> {
+    pub fn new(files: &[BorrowedFd<'_>]) -> Result<Self, UringError> {
         let attempts: [fn(&mut Builder) -> &mut Builder; 3] = [
-            |ring| ring.setup_single_issuer().setup_coop_taskrun().setup_defer_taskrun(),
+            |ring| ring.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag().setup_defer_taskrun(),
             |ring| ring.setup_coop_taskrun(),
             |ring| ring,
         ];
@@ -68,6 +86,10 @@ impl NewUring {
             builder.dontfork().setup_r_disabled().setup_cqsize(COMPLETIONS);
             match flags(&mut builder).build(SUBMISSIONS) {
                 Ok(ring) => {
+                    let files: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+                    if !files.is_empty() {
+                        ring.submitter().register_files(&files).map_err(UringError::Files)?;
+                    }
                     restrict(&ring).map_err(UringError::Restrict)?;
                     return Ok(Self(ring));
                 }
@@ -90,50 +112,73 @@ impl NewUring {
 }
 
 fn restrict(ring: &IoUring) -> io::Result<()> {
-    let mut allowed = [
+    let operations = [
+        opcode::Read::CODE,
         opcode::Readv::CODE,
+        opcode::Write::CODE,
         opcode::Writev::CODE,
         opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
         opcode::PollAdd::CODE,
         opcode::AsyncCancel::CODE,
     ]
     .map(Restriction::sqe_op);
+    let flags = Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits());
+    let mut allowed: Vec<Restriction> = operations.into_iter().chain([flags]).collect();
     ring.submitter().register_restrictions(&mut allowed)
 }
 
 impl Uring {
-    /// Queues filling `buffers` from `offset` of `file`.
+    /// Queues filling `buffers` from `offset` of a registered file.
     ///
     /// # Safety
-    /// The buffers must stay mapped until this completes, the array itself until the next [`wait`](Self::wait) or
-    /// [`room`](Self::room) has returned.
-    pub unsafe fn read(&mut self, file: &File, buffers: &[iovec], offset: u64, tag: u64) {
-        let fd = types::Fd(file.as_raw_fd());
-        let entry = opcode::Readv::new(fd, buffers.as_ptr(), buffers.len() as u32).offset(offset).build();
+    /// The buffers must stay mapped until this completes; the array itself, if there is more than one buffer, until the
+    /// next [`wait`](Self::wait) or [`room`](Self::room) has returned.
+    pub unsafe fn read(&mut self, file: u32, buffers: &[iovec], offset: u64, tag: u64) {
+        let fd = types::Fixed(file);
+        let entry = match buffers {
+            // One buffer is named by the entry itself: the kernel has no array to look at.
+            &[iovec { iov_base, iov_len }] if u32::try_from(iov_len).is_ok() => {
+                opcode::Read::new(fd, iov_base.cast(), iov_len as u32).offset(offset).build()
+            }
+            _ => opcode::Readv::new(fd, buffers.as_ptr(), buffers.len() as u32).offset(offset).build(),
+        };
         // SAFETY: the caller's promise is exactly what the kernel needs for this entry.
         unsafe { self.push(entry, tag) }
     }
 
-    /// Queues storing `buffers` at `offset` of `file`; `durable` makes it survive a power cut when it completes.
+    /// Queues storing `buffers` at `offset` of a registered file; `durable` makes it survive a power cut when it completes.
     ///
     /// # Safety
     /// As for [`read`](Self::read).
-    pub unsafe fn write(&mut self, file: &File, buffers: &[iovec], offset: u64, durable: bool, tag: u64) {
-        let fd = types::Fd(file.as_raw_fd());
+    pub unsafe fn write(&mut self, file: u32, buffers: &[iovec], offset: u64, durable: bool, tag: u64) {
+        let fd = types::Fixed(file);
         let flags = if durable { libc::RWF_DSYNC } else { 0 };
-        let entry = opcode::Writev::new(fd, buffers.as_ptr(), buffers.len() as u32)
-            .offset(offset)
-            .rw_flags(flags)
-            .build();
+        let entry = match buffers {
+            &[iovec { iov_base, iov_len }] if u32::try_from(iov_len).is_ok() => {
+                let base = iov_base.cast_const().cast();
+                opcode::Write::new(fd, base, iov_len as u32).offset(offset).rw_flags(flags).build()
+            }
+            _ => {
+                let count = buffers.len() as u32;
+                opcode::Writev::new(fd, buffers.as_ptr(), count).offset(offset).rw_flags(flags).build()
+            }
+        };
         // SAFETY: the caller's promise is exactly what the kernel needs for this entry.
         unsafe { self.push(entry, tag) }
     }
 
-    /// Queues `fdatasync` of `file`.
-    pub fn flush(&mut self, file: &File, tag: u64) {
-        let entry =
-            opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
-        // SAFETY: the entry has no address; the kernel takes its own reference to the file when it is submitted.
+    /// Queues `fdatasync` of a registered file.
+    pub fn flush(&mut self, file: u32, tag: u64) {
+        let entry = opcode::Fsync::new(types::Fixed(file)).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry has no address.
+        unsafe { self.push(entry, tag) }
+    }
+
+    /// Queues `fallocate` of a part of a registered file, in a mode of `FALLOC_FL_…`.
+    pub fn allocate(&mut self, file: u32, mode: i32, offset: u64, len: u64, tag: u64) {
+        let entry = opcode::Fallocate::new(types::Fixed(file), len).offset(offset).mode(mode).build();
+        // SAFETY: the entry has no address.
         unsafe { self.push(entry, tag) }
     }
 
@@ -165,18 +210,26 @@ impl Uring {
     /// Hands the kernel what is queued if the submission queue is full.
     pub fn room(&mut self) {
         while self.0.submission().is_full() {
-            self.enter(0);
+            self.enter(Wait::Not);
         }
     }
 
-    /// Hands the kernel what is queued, and waits for a completion if `wait`.
-    pub fn wait(&mut self, wait: bool) {
-        self.enter(usize::from(wait));
+    /// Hands the kernel what is queued, and waits.
+    pub fn wait(&mut self, wait: Wait) {
+        self.enter(wait);
     }
 
-    fn enter(&mut self, want: usize) {
-        match self.0.submit_and_wait(want).map_err(|error| error.raw_os_error()) {
-            Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+    fn enter(&mut self, wait: Wait) {
+        let entered = match wait {
+            Wait::Not => self.0.submit_and_wait(0),
+            Wait::Completion => self.0.submit_and_wait(1),
+            Wait::AtMost(time) => {
+                let time = types::Timespec::from(time);
+                self.0.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
+            }
+        };
+        match entered.map_err(|error| error.raw_os_error()) {
+            Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME)) => {}
             Err(errno) => {
                 // The kernel holds addresses of guest memory that this thread could then neither wait for nor take back.
                 domus_startup::say(format_args!(
@@ -196,21 +249,50 @@ impl Uring {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::eventfd::EventFd;
     use std::os::fd::AsFd;
+
+    use nix::sys::eventfd::EventFd;
 
     use super::*;
 
+    fn ring(files: &[BorrowedFd<'_>]) -> Uring {
+        NewUring::new(files).unwrap().enable().unwrap()
+    }
+
+    #[test]
+    fn a_wait_ends_when_its_time_is_over() {
+        let mut ring = ring(&[]);
+        let start = std::time::Instant::now();
+        ring.wait(Wait::AtMost(Duration::from_millis(20)));
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        assert_eq!(ring.completion(), None);
+    }
+
+    #[test]
+    fn a_registered_file_stays_open_as_long_as_the_ring_lives() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let ring = ring(&[writer.as_fd()]);
+        drop(writer);
+        let hung_up = |ms: u16| {
+            use nix::poll::{PollFd, PollFlags, poll};
+            let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, ms).unwrap() == 1
+        };
+        assert!(!hung_up(50));
+        drop(ring);
+        assert!(hung_up(10_000));
+    }
+
     #[test]
     fn a_poll_completes_with_every_kick_until_it_is_cancelled() {
-        let mut ring = NewUring::new().unwrap().enable().unwrap();
+        let mut ring = ring(&[]);
         let kick = EventFd::new().unwrap();
         ring.poll(kick.as_fd(), 1);
         for _ in 0..3 {
-            ring.wait(false);
+            ring.wait(Wait::Not);
             assert_eq!(ring.completion(), None);
             kick.write(1).unwrap();
-            ring.wait(true);
+            ring.wait(Wait::Completion);
             assert_eq!(
                 ring.completion(),
                 Some(Completion { tag: 1, result: libc::POLLIN.into(), more: true })
@@ -219,7 +301,7 @@ mod tests {
         ring.cancel(1, 2);
         let mut ended = Vec::new();
         while ended.len() < 2 {
-            ring.wait(true);
+            ring.wait(Wait::Completion);
             ended.extend(ring.completion());
         }
         assert!(ended.contains(&Completion { tag: 1, result: -libc::ECANCELED, more: false }));
@@ -227,12 +309,12 @@ mod tests {
 
     #[test]
     fn the_ring_opens_nothing() {
-        let mut ring = NewUring::new().unwrap().enable().unwrap();
+        let mut ring = ring(&[]);
         let path = c"/etc/passwd";
         let entry = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
         // SAFETY: the path is a constant.
         unsafe { ring.push(entry, 7) };
-        ring.wait(true);
+        ring.wait(Wait::Completion);
         assert_eq!(ring.completion(), Some(Completion { tag: 7, result: -libc::EACCES, more: false }));
     }
 }

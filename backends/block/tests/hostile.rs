@@ -57,8 +57,7 @@ fn each_broken_request_has_its_status_and_the_next_one_is_served() {
         ("id in too small a buffer", T_GET_ID, 0, input(19), S_IOERR),
         ("id in too large a buffer", T_GET_ID, 0, input(21), S_IOERR),
         ("id to nowhere", T_GET_ID, 0, vec![(NOWHERE, 20, true)], S_IOERR),
-        ("discard, not offered", 11, 0, output(16), S_UNSUPP),
-        ("write zeroes, not offered", 13, 0, output(16), S_UNSUPP),
+        ("a secure erase, not offered", 14, 0, output(16), S_UNSUPP),
         ("a SCSI command", 2, 0, vec![], S_UNSUPP),
         ("a type that does not exist", u32::MAX, 0, vec![], S_UNSUPP),
         ("read of nothing at the end", T_IN, SECTORS, vec![], S_OK),
@@ -91,6 +90,46 @@ fn each_broken_request_has_its_status_and_the_next_one_is_served() {
     );
 }
 
+/// What is done, with which type, and the segments and the bytes of them that are given.
+type SegmentCase<'a> = (&'a str, u32, &'a [(u64, u32, u32)], u32, u8);
+
+/// Virtio 1.3 §5.2.6.1 and §5.2.6.2 of discard and write-zeroes, each rule broken once.
+#[test]
+fn each_broken_discard_and_write_zeroes_has_its_status_and_changes_nothing() {
+    let (dir, mut backend, mut driver) = served(1, F_FLUSH, &[]);
+    let before = std::fs::read(dir.path().join("image.raw")).unwrap();
+    let fits = (8, 8, 0);
+    let cases: &[SegmentCase<'_>] = &[
+        ("a discard of nothing", T_DISCARD, &[], 0, S_IOERR),
+        ("half a segment", T_DISCARD, &[fits], 8, S_IOERR),
+        ("a segment and a half", T_WRITE_ZEROES, &[fits, fits], 24, S_IOERR),
+        ("more segments than there may be", T_DISCARD, &[fits; 17], 272, S_IOERR),
+        ("more sectors than there may be", T_WRITE_ZEROES, &[(0, (1 << 21) + 1, 0)], 16, S_IOERR),
+        ("a discard beyond the end", T_DISCARD, &[(SECTORS, 1, 0)], 16, S_IOERR),
+        ("a discard across the end", T_DISCARD, &[(SECTORS - 1, 2, 0)], 16, S_IOERR),
+        ("a start at the end of all numbers", T_WRITE_ZEROES, &[(u64::MAX, 8, 0)], 16, S_IOERR),
+        ("a start whose byte offset wraps around", T_DISCARD, &[(1 << 55, 8, 0)], 16, S_IOERR),
+        ("a good segment before a bad one", T_WRITE_ZEROES, &[fits, (SECTORS, 8, 0)], 32, S_IOERR),
+        ("a discard with the flag of write-zeroes", T_DISCARD, &[(8, 8, 1)], 16, S_UNSUPP),
+        ("a reserved flag of a discard", T_DISCARD, &[(8, 8, 2)], 16, S_UNSUPP),
+        ("a reserved flag of write-zeroes", T_WRITE_ZEROES, &[(8, 8, 3)], 16, S_UNSUPP),
+        ("no sectors at all", T_WRITE_ZEROES, &[(8, 0, 0)], 16, S_OK),
+    ];
+    for (case, kind, segments, given, status) in cases {
+        driver.segments(segments);
+        assert_eq!(driver.request(0, *kind, 0, &[(DATA, *given, false)]).0, *status, "{case}");
+        assert_eq!(driver.sector(0, 42), 42, "the read after: {case}");
+    }
+    driver.segments(&[fits]);
+    assert_eq!(driver.request(0, T_DISCARD, 0, &[(NOWHERE, 16, false)]).0, S_IOERR);
+    assert_eq!(driver.request(0, T_DISCARD, 0, &[(DATA, 16, false), (DATA, 16, true)]).0, S_IOERR);
+    backend.assert_alive();
+    assert!(
+        std::fs::read(dir.path().join("image.raw")).unwrap() == before,
+        "a refused request changed the image"
+    );
+}
+
 #[test]
 fn a_read_only_disk_says_so_and_refuses_to_write() {
     const F_RO: u64 = 1 << 5;
@@ -98,6 +137,9 @@ fn a_read_only_disk_says_so_and_refuses_to_write() {
     let before = std::fs::read(dir.path().join("image.raw")).unwrap();
     assert_eq!(driver.request(0, T_OUT, 0, &[(DATA, 512, false)]).0, S_IOERR);
     assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
+    driver.segments(&[(0, 8, 0)]);
+    assert_eq!(driver.request(0, T_DISCARD, 0, &[(DATA, 16, false)]).0, S_UNSUPP);
+    assert_eq!(driver.request(0, T_WRITE_ZEROES, 0, &[(DATA, 16, false)]).0, S_UNSUPP);
     assert_eq!(driver.sector(0, 1), 1);
     assert!(std::fs::read(dir.path().join("image.raw")).unwrap() == before);
 }

@@ -77,6 +77,68 @@ fn the_header_may_be_in_pieces_and_the_status_in_the_last_data_buffer() {
     assert_eq!(driver.read::<u64>(STATUS - 512), 9);
 }
 
+/// The bytes of the image, and how many of them have space on the disk.
+fn bytes_and_space(dir: &tempfile::TempDir) -> (Vec<u8>, u64) {
+    use std::os::unix::fs::MetadataExt;
+    let path = dir.path().join("image.raw");
+    let space = std::fs::metadata(&path).unwrap().blocks() * 512;
+    (std::fs::read(&path).unwrap(), space)
+}
+
+#[test]
+fn a_discard_gives_space_back_and_what_is_around_it_stays() {
+    let (dir, _backend, mut driver) = served(1, F_FLUSH | F_DISCARD, &[]);
+    assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
+    let before = bytes_and_space(&dir).1;
+    driver.segments(&[(1024, 256, 0), (2048, 256, 0)]);
+    assert_eq!(driver.request(0, T_DISCARD, 0, &[(DATA, 32, false)]), (S_OK, 1));
+    let (bytes, after) = bytes_and_space(&dir);
+    assert_eq!(before - after, 256 << 10);
+    assert!(bytes[1024 * 512..1280 * 512].iter().all(|&byte| byte == 0));
+    for sector in [1023, 1280, 2047, 2304] {
+        assert_eq!(driver.sector(0, sector), sector);
+    }
+}
+
+#[test]
+fn zeroes_are_written_and_keep_their_space_unless_they_may_give_it_back() {
+    // Without flush everything must be durable when it is answered.
+    for features in [F_WRITE_ZEROES, F_WRITE_ZEROES | F_FLUSH] {
+        let (dir, _backend, mut driver) = served(1, features, &[]);
+        let flushed = std::fs::File::open(dir.path().join("image.raw")).unwrap().sync_all();
+        flushed.unwrap();
+        let before = bytes_and_space(&dir).1;
+        driver.segments(&[(1001, 300, 0)]);
+        assert_eq!(driver.request(0, T_WRITE_ZEROES, 0, &[(DATA, 16, false)]), (S_OK, 1));
+        driver.segments(&[(2048, 256, 1)]);
+        assert_eq!(driver.request(0, T_WRITE_ZEROES, 0, &[(DATA, 16, false)]), (S_OK, 1));
+        let (bytes, after) = bytes_and_space(&dir);
+        assert_eq!(before - after, 128 << 10);
+        assert!(bytes[1001 * 512..1301 * 512].iter().all(|&byte| byte == 0));
+        assert!(bytes[2048 * 512..2304 * 512].iter().all(|&byte| byte == 0));
+        for sector in [1000, 1301, 2047, 2304] {
+            assert_eq!(driver.sector(0, sector), sector);
+        }
+    }
+}
+
+/// `tmpfs` punches holes and has no way to zero a range: the zeros are written.
+#[test]
+fn zeroes_are_written_where_the_file_system_cannot_make_them() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let image = image(dir.path(), 32 << 20);
+    let mut backend = Backend::start(dir.path(), &image, &[]);
+    let mut driver = Driver::new(backend.connect(), 1, F_FLUSH | F_WRITE_ZEROES);
+    driver.segments(&[(3, 30_001, 0), (40_000, 5, 1)]);
+    assert_eq!(driver.request(0, T_WRITE_ZEROES, 0, &[(DATA, 32, false)]), (S_OK, 1));
+    let bytes = std::fs::read(&image).unwrap();
+    assert!(bytes[3 * 512..30_004 * 512].iter().all(|&byte| byte == 0));
+    for sector in [2, 30_004, 39_999, 40_005] {
+        assert_eq!(driver.sector(0, sector), sector);
+    }
+    assert_eq!(driver.request(0, T_OUT, 77, &[(SEAM - 256, 512, false)]), (S_OK, 1));
+}
+
 #[test]
 fn chains_in_indirect_tables_are_served() {
     let (_dir, _backend, mut driver) = served(1, F_INDIRECT, &[]);

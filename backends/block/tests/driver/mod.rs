@@ -22,6 +22,8 @@ pub const T_IN: u32 = 0;
 pub const T_OUT: u32 = 1;
 pub const T_FLUSH: u32 = 4;
 pub const T_GET_ID: u32 = 8;
+pub const T_DISCARD: u32 = 11;
+pub const T_WRITE_ZEROES: u32 = 13;
 pub const S_OK: u8 = 0;
 pub const S_IOERR: u8 = 1;
 pub const S_UNSUPP: u8 = 2;
@@ -36,6 +38,8 @@ pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_PROTOCOL: u64 = 1 << 30;
 pub const F_VERSION_1: u64 = 1 << 32;
 pub const F_FLUSH: u64 = 1 << 9;
+pub const F_DISCARD: u64 = 1 << 13;
+pub const F_WRITE_ZEROES: u64 = 1 << 14;
 
 /// Descriptors in each ring.
 pub const SIZE: u16 = 64;
@@ -321,6 +325,15 @@ impl Driver {
         self.write(kind, at);
         self.write(0_u32, at + 4);
         self.write(sector, at + 8);
+    }
+
+    /// Puts the segments of a discard or write-zeroes (sector, sectors, flags) at [`DATA`].
+    pub fn segments(&self, segments: &[(u64, u32, u32)]) {
+        for (at, &(sector, sectors, flags)) in (DATA..).step_by(16).zip(segments) {
+            self.write(sector, at);
+            self.write(sectors, at + 8);
+            self.write(flags, at + 12);
+        }
     }
 
     /// One request with its header at [`HEADER`] and its status at [`STATUS`]; returns status and used length.

@@ -1,0 +1,187 @@
+//! What dom0 asks of disks that are being served: limits, another size, "do it again", numbers.
+//!
+//! Refused: a disk that is not here, a size that is no whole number of blocks, a size for what has one of its own.
+//! Promised: an answer within seconds, whatever the storage does; when a smaller size is answered, nothing that was
+//! begun before reaches beyond it.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use domus_startup::Fds;
+use shared_abi::control::{BackendReply, BlockRequest, DiskStatistics, IoLimits};
+use shared_abi::ids::DeviceId;
+use vu_server::Port;
+
+use crate::disk::Disk;
+use crate::order::BlockOrder;
+use crate::statistics::Counters;
+use crate::throttle::{self, Shared};
+
+/// How long requests beyond a smaller size are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is behind a disk, as far as its size is concerned. Errors are one line for the operator.
+pub trait Storage: Send + Sync + 'static {
+    /// Its size in bytes as it is now.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    fn measure(&self) -> Result<u64, String>;
+
+    /// Gives it another size, in bytes.
+    ///
+    /// # Errors
+    /// It has a size of its own, or cannot be changed.
+    fn set_len(&self, bytes: u64) -> Result<(), String>;
+}
+
+/// A disk that is served.
+pub struct Served {
+    /// Its id.
+    pub id: DeviceId,
+    /// The disk.
+    pub disk: Arc<Disk>,
+    /// What is behind it; none if nothing is.
+    pub storage: Option<Arc<dyn Storage>>,
+    /// What its workers have counted.
+    pub counters: Vec<Arc<Counters>>,
+    /// The way to its workers.
+    pub ports: Vec<Port<BlockOrder>>,
+}
+
+impl Served {
+    fn tell(&self, order: impl Fn() -> BlockOrder) -> Result<(), String> {
+        self.ports
+            .iter()
+            .try_for_each(|port| port.tell(order()))
+            .map_err(|gone| format!("{}: {gone}", self.id))
+    }
+
+    fn limits_changed(&self) -> Result<(), String> {
+        self.disk.gate().look();
+        self.tell(|| BlockOrder::Limits)
+    }
+
+    fn statistics(&self) -> DiskStatistics {
+        let mut sum = DiskStatistics {
+            bytes: self.disk.bytes(),
+            stalls: self.disk.faults().stalls(),
+            ..DiskStatistics::default()
+        };
+        self.counters.iter().for_each(|counters| counters.add_to(&mut sum));
+        sum
+    }
+
+    fn resize(&self, asked: Option<u64>) -> Result<u64, String> {
+        let id = &self.id;
+        let storage = self.storage.as_deref().ok_or_else(|| format!("disk {id} has no image to resize"))?;
+        let shape = self.disk.shape();
+        let bytes = match asked {
+            Some(_) if shape.read_only => return Err(format!("disk {id} is read-only: its size stays")),
+            Some(bytes) => bytes,
+            None => storage.measure().map_err(|why| format!("disk {id}: {why}"))?,
+        };
+        let block = u64::from(shape.block_size);
+        if bytes < block || (asked.is_some() && !bytes.is_multiple_of(block)) {
+            return Err(format!("disk {id}: a size of {bytes} bytes, its blocks have {block}"));
+        }
+        let set_len = || match asked {
+            Some(_) => storage.set_len(bytes).map_err(|why| format!("disk {id}: {why}")),
+            None => Ok(()),
+        };
+        let old = self.disk.bytes();
+        if bytes >= old {
+            set_len()?;
+            return Ok(self.disk.resize(bytes));
+        }
+        // First nothing more is begun beyond the new end, then what was begun ends, then the image becomes shorter: a
+        // write that came later would make it longer again.
+        let size = self.disk.resize(bytes);
+        self.settle().and_then(|()| set_len()).inspect_err(|_| {
+            self.disk.resize(old);
+        })?;
+        Ok(size)
+    }
+
+    /// Waits until nothing that was begun reaches beyond the end of the disk.
+    fn settle(&self) -> Result<(), String> {
+        let (sender, settled) = sync_channel(self.ports.len());
+        self.tell(|| BlockOrder::Settle(sender.clone()))?;
+        let end = Instant::now() + PATIENCE;
+        for _ in &self.ports {
+            settled.recv_timeout(end.saturating_duration_since(Instant::now())).map_err(|_| {
+                format!(
+                    "disk {}: requests beyond the new end are not done after {} s: try again later",
+                    self.id,
+                    PATIENCE.as_secs()
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The disks of one domain.
+pub struct Disks {
+    served: Vec<Served>,
+    /// What they may do together.
+    domain: Shared,
+}
+
+impl Disks {
+    /// These disks, whose gates know the limits of the domain.
+    pub fn new(served: Vec<Served>, domain: Shared) -> Self {
+        Self { served, domain }
+    }
+
+    fn find(&self, id: &DeviceId) -> Result<&Served, String> {
+        self.served
+            .iter()
+            .find(|served| served.id == *id)
+            .ok_or_else(|| format!("there is no disk {id} here"))
+    }
+
+    /// Does what dom0 asks.
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn handle(&self, request: BlockRequest, fds: Fds) -> Result<BackendReply, String> {
+        match request {
+            BlockRequest::Start(_) => Err("the disks of this process are being served already".into()),
+            BlockRequest::Limit { disk, limits } => self.limit(disk.as_ref(), limits),
+            BlockRequest::Resize { disk, bytes } => self.find(&disk)?.resize(bytes).map(BackendReply::Size),
+            BlockRequest::Retry => {
+                for served in &self.served {
+                    served.disk.faults().again();
+                    served.tell(|| BlockOrder::Again)?;
+                }
+                Ok(BackendReply::Done)
+            }
+            BlockRequest::Statistics(disk) => {
+                Ok(BackendReply::Disk(Box::new(self.find(&disk)?.statistics())))
+            }
+            BlockRequest::Reconnect { disk, .. } => {
+                // Its socket is closed with the message.
+                drop(fds);
+                self.find(&disk)?;
+                Err(format!("disk {disk} has no server to connect to"))
+            }
+        }
+    }
+
+    fn limit(&self, disk: Option<&DeviceId>, limits: IoLimits) -> Result<BackendReply, String> {
+        match disk {
+            Some(id) => {
+                let served = self.find(id)?;
+                served.disk.gate().set(limits);
+                served.limits_changed()?;
+            }
+            None => {
+                throttle::change(&self.domain, limits);
+                self.served.iter().try_for_each(Served::limits_changed)?;
+            }
+        }
+        Ok(BackendReply::Done)
+    }
+}
