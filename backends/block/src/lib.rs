@@ -24,7 +24,7 @@
 //! | [`raw`], [`fixed`] | engines: raw images, disks without data |
 //! | [`threads`] | a disk and its threads |
 //! | [`start`], [`control`] | the start-up contract, and what dom0 asks afterwards |
-//! | [`standalone`] | the backend program conventions |
+//! | [`standalone`], [`rates`] | the backend program conventions, limits on a command line |
 
 mod clock;
 pub mod control;
@@ -34,6 +34,7 @@ pub mod faults;
 pub mod fixed;
 pub mod intake;
 pub mod order;
+pub mod rates;
 pub mod raw;
 pub mod request;
 pub mod slot;

@@ -67,6 +67,11 @@ fn what_it_cannot_serve_is_one_line_with_the_value_and_the_cure() {
         (&["--socket-path", &socket, "--blk-file", image, "--queues", "0"], 2, "--queues"),
         (&["--socket-path", &socket, "--blk-file", image, "--queues", "65"], 2, "64"),
         (&["--control", "/x", "--blk-file", image], 2, "--control"),
+        (&["--socket-path", &socket, "--blk-file", image, "--null", "4096"], 2, "--null"),
+        (&["--socket-path", &socket, "--null", "511"], 1, "511 bytes has no block"),
+        (&["--socket-path", &socket, "--blk-file", image, "--cache", "writethrough"], 2, "writeback"),
+        (&["--socket-path", &socket, "--blk-file", image, "--block-size", "1024"], 2, "4096"),
+        (&["--socket-path", &socket, "--blk-file", image, "--iops", "100:50"], 2, "RATE:BURST"),
     ];
     for (args, code, part) in cases {
         let output = program().args(*args).output().unwrap();
@@ -76,6 +81,38 @@ fn what_it_cannot_serve_is_one_line_with_the_value_and_the_cure() {
         assert!(*code == 2 || said.lines().count() == 1, "{said}");
     }
     assert_eq!(std::fs::metadata(image).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn a_null_disk_answers_everything_and_touches_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut backend = Backend::of(dir.path(), &["--null", "1048576", "--serial", "nothing"]);
+    let mut driver = Driver::new(backend.connect(), 1, F_FLUSH);
+    driver.write(0x5a5a_u64, DATA);
+    assert_eq!(driver.request(0, T_IN, 0, &[(DATA, 512, true)]), (S_OK, 513));
+    assert_eq!(driver.read::<u64>(DATA), 0x5a5a);
+    assert_eq!(driver.request(0, T_OUT, 2047, &[(DATA, 512, false)]), (S_OK, 1));
+    assert_eq!(driver.request(0, T_OUT, 2048, &[(DATA, 512, false)]).0, S_IOERR);
+    assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
+    assert_eq!(driver.request(0, T_GET_ID, 0, &[(DATA, 20, true)]).0, S_OK);
+    assert_eq!(driver.read_bytes(DATA, 7), b"nothing");
+}
+
+#[test]
+fn a_limit_on_the_command_line_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut backend = Backend::of(dir.path(), &["--null", "1048576", "--read-iops", "50"]);
+    let mut driver = Driver::new(backend.connect(), 1, 0);
+    let start = std::time::Instant::now();
+    for _ in 0..20 {
+        assert_eq!(driver.request(0, T_IN, 0, &[(DATA, 512, true)]).0, S_OK);
+    }
+    // The first 6 go at once, 14 in a fiftieth of a second each.
+    assert!(start.elapsed().as_millis() >= 250, "{:?}", start.elapsed());
+    for _ in 0..200 {
+        assert_eq!(driver.request(0, T_OUT, 0, &[(DATA, 512, false)]).0, S_OK);
+    }
+    assert!(start.elapsed().as_secs() < 4, "{:?}", start.elapsed());
 }
 
 #[test]

@@ -62,14 +62,18 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// Of an image.
     pub fn start(dir: &Path, image: &Path, more: &[&str]) -> Self {
+        Self::of(dir, &[&["--blk-file", image.to_str().unwrap()], more].concat())
+    }
+
+    /// Of what the arguments say.
+    pub fn of(dir: &Path, args: &[&str]) -> Self {
         let socket = dir.join("block.sock");
         let child = Command::new(env!("CARGO_BIN_EXE_domus-block"))
             .arg("--socket-path")
             .arg(&socket)
-            .arg("--blk-file")
-            .arg(image)
-            .args(more)
+            .args(args)
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
