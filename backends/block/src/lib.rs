@@ -22,6 +22,7 @@
 //! | [`worker`], [`order`] | the thread of one queue, what it is told, and the contract of an engine |
 //! | [`uring`] | the io_uring of one thread, restricted to what a disk needs |
 //! | [`raw`], [`fixed`] | engines: raw images, disks without data |
+//! | [`image`], [`nbd`] | disks whose work is asynchronous code: qcow2 images, exports of NBD servers |
 //! | [`threads`] | a disk and its threads |
 //! | [`start`], [`control`] | the start-up contract, and what dom0 asks afterwards |
 //! | [`standalone`], [`rates`] | the backend program conventions, limits on a command line |
@@ -32,7 +33,9 @@ pub mod device;
 pub mod disk;
 pub mod faults;
 pub mod fixed;
+pub mod image;
 pub mod intake;
+pub mod nbd;
 pub mod order;
 pub mod rates;
 pub mod raw;

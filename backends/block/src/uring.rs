@@ -119,6 +119,7 @@ fn restrict(ring: &IoUring) -> io::Result<()> {
         opcode::Writev::CODE,
         opcode::Fsync::CODE,
         opcode::Fallocate::CODE,
+        opcode::Timeout::CODE,
         opcode::PollAdd::CODE,
         opcode::AsyncCancel::CODE,
     ]
@@ -196,9 +197,11 @@ impl Uring {
         unsafe { self.push(entry, tag) }
     }
 
+    /// Queues any operation that the ring allows.
+    ///
     /// # Safety
     /// Every address in the entry must be valid as long as its operation needs it.
-    unsafe fn push(&mut self, entry: squeue::Entry, tag: u64) {
+    pub unsafe fn push(&mut self, entry: squeue::Entry, tag: u64) {
         let entry = entry.user_data(tag);
         self.room();
         // SAFETY: the caller's promise.

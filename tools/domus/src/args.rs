@@ -87,6 +87,15 @@ pub enum Command {
         /// The domain's name or ID
         name: String,
     },
+    /// Make, look at, convert, resize and snapshot disk images
+    Disk {
+        /// What to do
+        #[command(subcommand)]
+        command: crate::disk::Command,
+    },
+    /// Work on a disk image behind a closed sandbox
+    #[command(hide = true)]
+    DiskSealed,
     /// Ask a guest to switch itself off
     Shutdown {
         /// The domain's name or ID

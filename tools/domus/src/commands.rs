@@ -48,6 +48,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Pause { name } => answer(connect(dir).await?.pause(&name).await)?,
         Command::Unpause { name } => answer(connect(dir).await?.unpause(&name).await)?,
+        Command::Disk { command } => crate::disk::run(command)?,
+        Command::DiskSealed => anyhow::bail!("this command is of use to domus itself only"),
         Command::Shutdown { name, wait } => shutdown(dir, &name, wait).await?,
         Command::Reboot { name } => answer(connect(dir).await?.reboot(&name).await)?,
         Command::Destroy { name } => answer(connect(dir).await?.destroy(&name).await)?,
@@ -142,7 +144,7 @@ async fn shutdown(dir: Option<&Path>, name: &str, wait: bool) -> anyhow::Result<
 }
 
 /// Prints a line. A reader that has gone is no failure of the command.
-fn print(text: &str) -> anyhow::Result<()> {
+pub fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -8,6 +8,7 @@ mod attach;
 mod client;
 mod commands;
 mod console;
+mod disk;
 mod run;
 mod shadow;
 mod terminal;
@@ -19,6 +20,10 @@ use clap::Parser;
 fn main() -> ExitCode {
     // A reader that goes away (`domus list | head -1`) ends the command, quietly.
     let args = args::Args::parse();
+    // A sandbox is closed around one thread.
+    if matches!(args.command, args::Command::DiskSealed) {
+        return disk::sealed::serve();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let local = tokio::task::LocalSet::new();

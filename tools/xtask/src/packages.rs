@@ -19,8 +19,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iputils-ping", "asks the guest's NIC"),
     ("kmod", "depmod orders the guests' modules"),
     ("mmdebstrap", "the guests' root file system"),
+    ("nbdkit", "an NBD server that disks are tested against"),
     ("qemu-system-common", "virtiofsd and qemu-storage-daemon"),
     ("qemu-system-x86", "the nested lab, and the other VMM in the tests"),
+    ("qemu-utils", "qemu-img and qemu-nbd, which qcow2 and NBD disks are tested against"),
     ("util-linux", "setpriv ties children to their parent"),
     ("xz-utils", "unpacks kernel modules"),
 ];

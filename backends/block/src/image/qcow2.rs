@@ -1,0 +1,402 @@
+//! Images with their backing chains, through imago: qcow2, and raw ones behind them.
+//!
+//! Refused: a backing image that the config does not list, or that is named twice in one chain; external data files,
+//! encryption, extended L2 entries ([`super::header`]). A format is never guessed: the config says it. Promised: after
+//! a flush, data and the metadata that leads to it are in the file, in this order of the caches: reference counts before
+//! the mappings that need them, so that a process killed at any time leaks clusters at the worst.
+
+use std::fs::File;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::LocalBoxFuture;
+use imago::format::PreallocateMode;
+use imago::io_buffers::IoBuffer;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::storage::ext::StorageExt;
+use imago::{FormatAccess, FormatCreateBuilder, Mapping};
+use shared_abi::control::ImageFormat;
+use tokio::sync::RwLock;
+
+use super::header::{self, HeaderError};
+use super::reactor::Reactor;
+use super::storage::RingFile;
+use super::{AsyncDisk, write_zeros};
+
+/// An image that was opened by somebody else.
+#[derive(Debug)]
+pub struct OpenImage {
+    /// Its absolute path, which a relative backing path in it starts from.
+    pub path: PathBuf,
+    /// The image.
+    pub file: File,
+    /// `O_DIRECT`.
+    pub direct: bool,
+}
+
+/// Why a chain of images cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// The header is refused.
+    #[error("{}", path.display())]
+    Header {
+        /// Of which image.
+        path: PathBuf,
+        /// Why.
+        source: HeaderError,
+    },
+    /// The config does not list it.
+    #[error(
+        "{} is backed by {}, which its disk does not list: add \"backing\": [{{\"path\": \"{}\", \"format\": \"{}\"}}] to \
+         the disk if it may be read", image.display(), backing.display(), backing.display(), format
+    )]
+    Unlisted {
+        /// The image that names it.
+        image: PathBuf,
+        /// What it names.
+        backing: PathBuf,
+        /// What it says of the format, if that is one of ours.
+        format: &'static str,
+    },
+    /// Listed once, named twice: a loop.
+    #[error("{} is backed by {}, which is in its chain already", image.display(), backing.display())]
+    Loop {
+        /// The image that names it.
+        image: PathBuf,
+        /// What it names.
+        backing: PathBuf,
+    },
+    /// imago refuses it, or it cannot be read.
+    #[error("{}", path.display())]
+    Image {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Smaller than a sector.
+    #[error("{} has {bytes} bytes, which are less than a sector", path.display())]
+    Empty {
+        /// Which.
+        path: PathBuf,
+        /// The guest's size.
+        bytes: u64,
+    },
+}
+
+/// An image and what is behind it.
+#[derive(Debug)]
+pub struct Image {
+    /// Everything but discarding shares it: imago wants to be alone when mappings go away.
+    access: RwLock<FormatAccess<RingFile>>,
+    sync: bool,
+    /// The size of what is behind it: what is new up to there would show it.
+    behind: u64,
+}
+
+/// The images a chain may have; what has been opened is taken out.
+struct Listed {
+    reactor: Arc<Reactor>,
+    images: Vec<(PathBuf, ImageFormat, Option<OpenImage>)>,
+    /// What is behind the first image is left out.
+    alone: bool,
+    /// The size of what is behind the image opened last, which is the first of the chain.
+    behind: u64,
+}
+
+impl Image {
+    /// Opens a chain. With `sync` unset a flush brings everything into the host's cache only.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn open(
+        reactor: &Arc<Reactor>,
+        image: OpenImage,
+        format: ImageFormat,
+        backing: Vec<(ImageFormat, OpenImage)>,
+        writable: bool,
+        sync: bool,
+    ) -> Result<Self, ChainError> {
+        let path = image.path.clone();
+        let images = backing.into_iter().map(|(format, image)| (image.path.clone(), format, Some(image)));
+        let mut listed =
+            Listed { reactor: reactor.clone(), images: images.collect(), alone: false, behind: 0 };
+        let access = listed.open(image, format, writable).await?;
+        let bytes = access.size();
+        if bytes < crate::request::SECTOR {
+            return Err(ChainError::Empty { path, bytes });
+        }
+        Ok(Self { access: RwLock::new(access), sync, behind: listed.behind })
+    }
+
+    /// Opens an image that nothing is read through: what is behind it does not matter.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn open_alone(
+        reactor: &Arc<Reactor>,
+        image: OpenImage,
+        format: ImageFormat,
+    ) -> Result<Self, ChainError> {
+        let mut alone = Listed { reactor: reactor.clone(), images: Vec::new(), alone: true, behind: 0 };
+        let access = RwLock::new(alone.open(image, format, true).await?);
+        Ok(Self { access, sync: true, behind: alone.behind })
+    }
+
+    /// Its size in bytes, as the guest sees it.
+    pub async fn size(&self) -> u64 {
+        self.access.read().await.size()
+    }
+
+    /// The next range from `offset` on that does not read as zeros by the image's own account.
+    ///
+    /// # Errors
+    /// What imago or the system says.
+    pub async fn next_data(&self, mut offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let access = self.access.read().await;
+        loop {
+            let left = access.size().saturating_sub(offset);
+            match access.get_mapping(offset, left).await? {
+                (Mapping::Eof { .. }, _) | (_, 0) => return Ok(None),
+                (Mapping::Zero { .. }, len) => offset += len,
+                (_, len) => return Ok(Some((offset, len))),
+            }
+        }
+    }
+
+    /// Makes a disk that nobody uses shorter: what is behind its new end is lost.
+    ///
+    /// # Errors
+    /// What imago or the system says.
+    pub async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        let mut access = self.access.write().await;
+        access.resize_shrink(bytes).await?;
+        access.flush().await?;
+        access.sync().await
+    }
+}
+
+/// Makes a file a qcow2 image of `bytes` bytes, of which everything is zeros or, with the path and format of one, what is
+/// in the backing image.
+///
+/// # Errors
+/// What imago or the system says.
+pub async fn create(
+    reactor: &Arc<Reactor>,
+    image: OpenImage,
+    bytes: u64,
+    backing: Option<(String, ImageFormat)>,
+) -> io::Result<()> {
+    let file = RingFile::new(reactor.clone(), image.file, &image.path, image.direct);
+    let mut builder = Qcow2::<RingFile>::create_builder(file).size(bytes);
+    if let Some((path, format)) = backing {
+        builder = builder.backing(path, format_name(format).into());
+    }
+    builder.create().await
+}
+
+/// What a qcow2 image says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its header.
+    pub header: header::Facts,
+    /// The path of its backing image, as it is written there.
+    pub backing: Option<String>,
+    /// The format of its backing image, as it is written there.
+    pub backing_format: Option<String>,
+}
+
+/// Looks at an image, and not at what is behind it.
+///
+/// # Errors
+/// [`ChainError`].
+pub async fn look(reactor: &Arc<Reactor>, image: OpenImage) -> Result<Facts, ChainError> {
+    let path = image.path.clone();
+    let file = RingFile::new(reactor.clone(), image.file, &path, image.direct);
+    let header = check(&file, &path).await?;
+    let refused = |source| ChainError::Image { path, source };
+    let image = Qcow2::<RingFile>::open_image(file, false).await.map_err(refused)?;
+    let backing = image.implicit_backing_file().cloned();
+    Ok(Facts { header, backing, backing_format: image.implicit_backing_format().cloned() })
+}
+
+async fn check(file: &RingFile, path: &Path) -> Result<header::Facts, ChainError> {
+    let mut first = [0; header::LEN];
+    let read = file.read(&mut first[..], 0).await;
+    read.map_err(|source| ChainError::Image { path: path.into(), source })?;
+    header::check(&first).map_err(|source| ChainError::Header { path: path.into(), source })
+}
+
+/// What an image calls the format of what is behind it.
+fn format_name(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Raw => "raw",
+        ImageFormat::Qcow2 => "qcow2",
+    }
+}
+
+impl AsyncDisk for Image {
+    async fn read(&self, mut buffer: IoBuffer, len: usize, offset: u64) -> (IoBuffer, io::Result<()>) {
+        let read = self.access.read().await.read(buffer.as_mut_range(0..len).into_slice(), offset).await;
+        (buffer, read)
+    }
+
+    async fn write(
+        &self,
+        buffer: IoBuffer,
+        len: usize,
+        offset: u64,
+        durable: bool,
+    ) -> (IoBuffer, io::Result<()>) {
+        let mut written =
+            self.access.read().await.write(buffer.as_ref_range(0..len).into_slice(), offset).await;
+        if durable && written.is_ok() {
+            written = self.flush().await;
+        }
+        (buffer, written)
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        let access = self.access.read().await;
+        access.flush().await?;
+        if self.sync { access.sync().await } else { Ok(()) }
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        if unmap && self.give_back(offset, len, true).await? {
+            return Ok(());
+        }
+        let zeroed = self.access.read().await.write_zeroes(offset, len).await;
+        match zeroed {
+            // Version 2 has no way to say it.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(self, offset, len).await,
+            other => other,
+        }
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.give_back(offset, len, false).await.map(drop)
+    }
+
+    async fn resize(&self, bytes: Option<u64>) -> io::Result<u64> {
+        let access = self.access.write().await;
+        let bytes = bytes.unwrap_or(access.size());
+        if bytes < access.size() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a qcow2 disk in use is not made smaller",
+            ));
+        }
+        let before = access.size();
+        access.resize_grow(bytes, PreallocateMode::None).await?;
+        let shown = self.behind.min(bytes);
+        if shown > before {
+            access.write_zeroes(before, shown - before).await?;
+        }
+        access.flush().await?;
+        access.sync().await?;
+        Ok(access.size())
+    }
+}
+
+impl Image {
+    /// Gives a range back: to the image, and to the host's file system where clusters are the guest's alone. What is
+    /// there reads as zeros if `zero`, as anything otherwise. False if the image's version cannot say it.
+    async fn give_back(&self, offset: u64, len: u64, zero: bool) -> io::Result<bool> {
+        let mut access = self.access.write().await;
+        // Data first, mapping second: a crash in between leaves zeros, which is what was asked for.
+        let (mut at, end) = (offset, offset.saturating_add(len));
+        while at < end {
+            let (mapping, found) = access.get_mapping(at, end - at).await?;
+            if found == 0 {
+                break;
+            }
+            if let Mapping::Raw { storage, offset, writable: true, .. } = mapping {
+                storage.punch(offset, found).await?;
+            }
+            at += found;
+        }
+        let done = match zero {
+            true => access.discard_to_zero(offset, len).await,
+            false => access.discard_to_any(offset, len).await,
+        };
+        match done {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A path without `.`, `..` and double slashes. It is only compared, never opened.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            // Above the root is the root.
+            Component::ParentDir => drop(normal.pop()),
+            other => normal.push(other),
+        }
+    }
+    normal
+}
+
+impl Listed {
+    /// Opens an image and, again with this, what is behind it.
+    fn open(
+        &mut self,
+        image: OpenImage,
+        format: ImageFormat,
+        writable: bool,
+    ) -> LocalBoxFuture<'_, Result<FormatAccess<RingFile>, ChainError>> {
+        Box::pin(async move {
+            let path = image.path.clone();
+            let refused = |source| ChainError::Image { path: path.clone(), source };
+            let file = RingFile::new(self.reactor.clone(), image.file, &path, image.direct);
+            if format == ImageFormat::Raw {
+                return Ok(FormatAccess::new(Raw::open_image(file, writable).await.map_err(refused)?));
+            }
+            check(&file, &path).await?;
+            let mut image = Qcow2::<RingFile>::open_image(file, writable).await.map_err(refused)?;
+            let backing = match image.implicit_backing_file() {
+                Some(name) if !self.alone => {
+                    let named = normal(&path.parent().unwrap_or(Path::new("/")).join(name));
+                    let qcow2 = image.implicit_backing_format().is_some_and(|format| format == "qcow2");
+                    let (format, behind) = self.take(&path, named, if qcow2 { "qcow2" } else { "raw" })?;
+                    Some(self.open(behind, format, false).await?)
+                }
+                _ => None,
+            };
+            self.behind = match (&backing, image.implicit_backing_file()) {
+                (Some(backing), _) => backing.size(),
+                (None, Some(_)) => u64::MAX,
+                (None, None) => 0,
+            };
+            image.set_data_file(None);
+            image.set_backing(backing);
+            Ok(FormatAccess::new(image))
+        })
+    }
+
+    fn take(
+        &mut self,
+        image: &Path,
+        named: PathBuf,
+        format: &'static str,
+    ) -> Result<(ImageFormat, OpenImage), ChainError> {
+        let (image, backing) = (image.to_path_buf(), named);
+        match self.images.iter_mut().find(|(path, ..)| normal(path) == backing) {
+            None => Err(ChainError::Unlisted { image, backing, format }),
+            Some((_, format, open)) => match open.take() {
+                None => Err(ChainError::Loop { image, backing }),
+                Some(open) => Ok((*format, open)),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
