@@ -69,12 +69,18 @@ impl Backend {
 
     /// Of what the arguments say.
     pub fn of(dir: &Path, args: &[&str]) -> Self {
+        Self::logged(dir, args, Stdio::inherit())
+    }
+
+    /// The same, with its words going there.
+    pub fn logged(dir: &Path, args: &[&str], words: Stdio) -> Self {
         let socket = dir.join("block.sock");
         let child = Command::new(env!("CARGO_BIN_EXE_domus-block"))
             .arg("--socket-path")
             .arg(&socket)
             .args(args)
             .stdin(Stdio::null())
+            .stderr(words)
             .spawn()
             .unwrap();
         Self { child, socket }
