@@ -4,6 +4,7 @@
 //! Promised: an answer within seconds, whatever the storage does; when a smaller size is answered, nothing that was
 //! begun before reaches beyond it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -14,12 +15,15 @@ use shared_abi::ids::DeviceId;
 use vu_server::Port;
 
 use crate::disk::Disk;
+use crate::nbd::client::Offer;
 use crate::order::BlockOrder;
 use crate::statistics::Counters;
 use crate::throttle::{self, Shared};
 
 /// How long requests beyond a smaller size are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a new connection to a server is waited for: longer than the handshake may take.
+const SERVER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What is behind a disk, as far as its size is concerned. Errors are one line for the operator.
 pub trait Storage: Send + Sync + 'static {
@@ -48,6 +52,8 @@ pub struct Served {
     pub counters: Vec<Arc<Counters>>,
     /// The way to its workers.
     pub ports: Vec<Port<BlockOrder>>,
+    /// It is at a server, to which it can be connected again.
+    pub remote: bool,
 }
 
 impl Served {
@@ -104,6 +110,20 @@ impl Served {
         Ok(size)
     }
 
+    /// Hands a connection to the disk, and waits whether it is of use.
+    fn reconnect(&self, socket: OwnedFd) -> Result<(), String> {
+        let Some(port) = self.ports.first().filter(|_| self.remote) else {
+            return Err(format!("disk {} has no server to connect to", self.id));
+        };
+        let (answer, answered) = sync_channel(1);
+        port.tell(BlockOrder::Offer(Offer { socket, answer }))
+            .map_err(|gone| format!("{}: {gone}", self.id))?;
+        let answer = answered
+            .recv_timeout(SERVER_PATIENCE)
+            .unwrap_or_else(|_| Err("no answer from its thread".into()));
+        answer.map_err(|why| format!("disk {}: {why}", self.id))
+    }
+
     /// Waits until nothing that was begun reaches beyond the end of the disk.
     fn settle(&self) -> Result<(), String> {
         let (sender, settled) = sync_channel(self.ports.len());
@@ -146,7 +166,7 @@ impl Disks {
     ///
     /// # Errors
     /// One line for the operator.
-    pub fn handle(&self, request: BlockRequest, fds: Fds) -> Result<BackendReply, String> {
+    pub fn handle(&self, request: BlockRequest, mut fds: Fds) -> Result<BackendReply, String> {
         match request {
             BlockRequest::Start(_) => Err("the disks of this process are being served already".into()),
             BlockRequest::Limit { disk, limits } => self.limit(disk.as_ref(), limits),
@@ -161,11 +181,9 @@ impl Disks {
             BlockRequest::Statistics(disk) => {
                 Ok(BackendReply::Disk(Box::new(self.find(&disk)?.statistics())))
             }
-            BlockRequest::Reconnect { disk, .. } => {
-                // Its socket is closed with the message.
-                drop(fds);
-                self.find(&disk)?;
-                Err(format!("disk {disk} has no server to connect to"))
+            BlockRequest::Reconnect { disk, socket } => {
+                let socket = fds.take(socket).map_err(|error| error.to_string())?;
+                self.find(&disk)?.reconnect(socket).map(|()| BackendReply::Done)
             }
         }
     }

@@ -118,6 +118,15 @@ impl Disk {
         bytes
     }
 
+    /// It has turned out to have so many bytes.
+    ///
+    /// # Errors
+    /// [`DiskError::Empty`].
+    pub fn sized(&self, bytes: u64) -> Result<(), DiskError> {
+        let block_size = self.shape.block_size;
+        if self.resize(bytes) == 0 { Err(DiskError::Empty { bytes, block_size }) } else { Ok(()) }
+    }
+
     /// What requests are checked against.
     #[inline]
     pub fn bounds(&self) -> Bounds {

@@ -1,15 +1,17 @@
 //! The start-up contract: one start message with all disks of a domain, then the sandbox, then serving for ever.
 //!
 //! ```text
-//! listen ─▶ start message ─▶ disks, rings ─▶ sandbox::enter ─▶ threads ─▶ sandbox::seal ─▶ Ready ─▶ serve
+//! listen ─▶ start message ─▶ disks, rings ─▶ sandbox::enter ─▶ threads ─▶ sandbox::seal ─▶ open images ─▶ Ready ─▶ serve
 //! ```
 //!
-//! A guest's bytes are looked at after the seal only: the vhost-user sockets are not read before.
+//! A guest's bytes are looked at after the seal only: the vhost-user sockets are not read before, nor is what a guest may
+//! have written into an image's metadata, nor what a server says.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
@@ -25,8 +27,11 @@ use crate::device::BlockDevice;
 use crate::disk::{Disk, DiskError, Service, Shape};
 use crate::faults::Faults;
 use crate::fixed::Fixed;
+use crate::image;
+use crate::image::open::{AskedThread, Chain, OpenError};
+use crate::nbd::client::Remote;
 use crate::raw::{Raw, RawEngine, RawError};
-use crate::threads::{Prepared, ThreadsError, calls};
+use crate::threads::{Opening, Prepared, ThreadsError, calls};
 use crate::throttle::{self, Gate, Shared};
 
 /// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for orders, and three from the
@@ -42,9 +47,6 @@ pub enum StartError {
     /// The first request was another one.
     #[error("the first request must be `start`")]
     NoStart,
-    /// A kind of disk that is not known.
-    #[error("disk {0}: only raw images are served")]
-    Kind(DeviceId),
     /// None, or more than a domain can have.
     #[error("{0} disks: 1 to {MAX_DEVICES} can be served")]
     Count(usize),
@@ -69,6 +71,14 @@ pub enum StartError {
         id: DeviceId,
         /// Why.
         source: RawError,
+    },
+    /// An image or an export cannot be opened.
+    #[error("disk {id}")]
+    Open {
+        /// The disk.
+        id: DeviceId,
+        /// Why.
+        source: OpenError,
     },
     /// There cannot be such a disk.
     #[error("disk {id}")]
@@ -126,14 +136,20 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks,
     let lifeline = fds.take(start.lifeline)?;
     let domain = throttle::shared(start.limits);
     let (mut prepared, mut served) = (Vec::new(), Vec::new());
+    let (mut openings, mut unconnected) = (Vec::new(), Vec::new());
     for disk in start.disks {
         let id = disk.id.clone();
         if !(1..=MAX_QUEUES).contains(&disk.queues) {
             return Err(StartError::Queues { id, queues: disk.queues });
         }
         let socket = UnixStream::from(fds.take(disk.socket)?);
-        let (what, storage) = prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
-        served.push(what.served(id.clone(), storage));
+        let remote = matches!(disk.source, BlockSource::Nbd { .. });
+        if matches!(disk.source, BlockSource::Nbd { socket: None, .. }) {
+            unconnected.push(id.clone());
+        }
+        let (mut what, storage) = prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
+        served.push(what.served(id.clone(), storage, remote));
+        openings.extend(what.opening().map(|opening| (id.clone(), opening)));
         prepared.push(Device { id, socket, what });
     }
     fds.finish()?;
@@ -155,8 +171,42 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks,
         threads::start(name, work).map_err(|error| failed(ThreadsError::Spawn(error)))?;
     }
     sandbox::seal(&calls())?;
+    let disks = Disks::new(served, domain);
+    finish(control, &disks, openings, unconnected)?;
     gate.wait();
-    Ok(Disks::new(served, domain))
+    Ok(disks)
+}
+
+/// Opens what is looked into after the seal only. Disks whose server could not be reached get their connections from
+/// dom0, which asks for nothing else before this process is ready.
+fn finish(
+    control: &Control,
+    disks: &Disks,
+    openings: Vec<(DeviceId, Opening)>,
+    mut unconnected: Vec<DeviceId>,
+) -> Result<(), StartError> {
+    openings.iter().for_each(|(_, opening)| opening.begin());
+    let (later, now): (Vec<_>, Vec<_>) = openings.into_iter().partition(|(id, _)| unconnected.contains(id));
+    let end = |(id, opening): (DeviceId, Opening)| {
+        opening.finish().map_err(|source| StartError::Open { id, source })
+    };
+    now.into_iter().try_for_each(end)?;
+    while !unconnected.is_empty() {
+        let (request, fds) = control.receive()?;
+        let BlockRequest::Reconnect { disk, .. } = &request else {
+            control.refuse("only connections to servers are waited for before the disks are ready".into());
+            continue;
+        };
+        let disk = disk.clone();
+        match disks.handle(request, fds) {
+            Ok(reply) => {
+                unconnected.retain(|id| *id != disk);
+                control.reply(&reply);
+            }
+            Err(why) => control.refuse(why),
+        }
+    }
+    later.into_iter().try_for_each(end)
 }
 
 /// What a disk is made of, and what is behind it.
@@ -206,7 +256,42 @@ fn prepare(
             let prepared = Prepared::new(id.as_str(), made, queues, &[lifeline], || Fixed::Lost);
             Ok((prepared.map_err(failed)?, None))
         }
-        BlockSource::Qcow2 { .. } | BlockSource::Nbd { .. } => Err(StartError::Kind(id)),
+        BlockSource::Qcow2 { image, path, backing } => {
+            let image = (path.into(), fds.take(image)?.into());
+            let backing = backing
+                .into_iter()
+                .map(|behind| Ok((behind.path.into(), fds.take(behind.image)?.into(), behind.format)))
+                .collect::<Result<_, FdError>>()?;
+            let chain = Chain::new(image, backing, !read_only, cache)
+                .map_err(|source| StartError::Open { id: id.clone(), source })?;
+            let shape = Chain::shape(disk.block_size, read_only, discard);
+            let made = Disk::new(shape.block_size.into(), shape, service).map_err(unfit)?;
+            let open = move |reactor: &_, _: &_| chain.open(reactor);
+            let prepared =
+                Prepared::opened_later(id.as_str(), made, queues, &[lifeline], open).map_err(failed)?;
+            let storage = Arc::new(AskedThread(prepared.port()));
+            Ok((prepared, Some(storage)))
+        }
+        BlockSource::Nbd { socket, export, error_after } => {
+            let socket = socket.map(|socket| fds.take(socket)).transpose()?;
+            let block_size = disk.block_size.unwrap_or(512);
+            let shape = Shape { block_size, physical_block: block_size, optimal_io: 0, read_only, discard };
+            let made = Disk::new(block_size.into(), shape, service).map_err(unfit)?;
+            let error_after = error_after.map(|seconds| Duration::from_secs(seconds.into()));
+            let remote = Remote { export, writable: !read_only, error_after };
+            let (events, device) = (control.events(), id.clone());
+            let open = move |reactor: &_, orders: &_| {
+                let lost = Box::new(move |why: &str| {
+                    let (device, why) = (device.clone(), why.to_owned());
+                    events.send(&BackendEvent::ConnectionLost { device, why });
+                });
+                image::open::connect(reactor, orders, remote, socket, block_size, lost)
+            };
+            let prepared =
+                Prepared::opened_later(id.as_str(), made, queues, &[lifeline], open).map_err(failed)?;
+            let storage = Arc::new(AskedThread(prepared.port()));
+            Ok((prepared, Some(storage)))
+        }
     }
 }
 

@@ -3,17 +3,21 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use domus_startup::sandbox::{Allow, COMMON};
 use domus_startup::threads;
 use shared_abi::ids::DeviceId;
-use vu_server::worker::{Port, orders};
+use vu_server::worker::{Orders, Port, orders};
 use vu_server::{Server, server};
 
 use crate::control::{Served, Storage};
 use crate::device::BlockDevice;
 use crate::disk::Disk;
+use crate::image::AsyncDisk;
+use crate::image::open::OpenError;
+use crate::image::reactor::Reactor;
+use crate::image::worker::ImageWorker;
 use crate::intake::Intake;
 use crate::order::BlockOrder;
 use crate::raw;
@@ -46,13 +50,36 @@ pub enum ThreadsError {
 /// What a worker's thread does: it says whether its ring is in use, and works.
 type Work = Box<dyn FnOnce(SyncSender<Result<(), UringError>>) + Send>;
 
-/// A disk with a ring for each queue, and no thread yet.
+/// A disk that is opened after the seal, by its own thread.
+pub struct Opening {
+    go: SyncSender<()>,
+    opened: Receiver<Result<(), OpenError>>,
+}
+
+impl Opening {
+    /// Lets the thread open the disk.
+    pub fn begin(&self) {
+        // A thread that has gone is noticed in `finish`.
+        let _ = self.go.try_send(());
+    }
+
+    /// Waits until the disk is open and has its size.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn finish(self) -> Result<(), OpenError> {
+        self.opened.recv().unwrap_or(Err(OpenError::Gone))
+    }
+}
+
+/// A disk with a ring for each queue, or one for all, and no thread yet.
 pub struct Prepared {
     name: String,
     disk: Arc<Disk>,
     work: Vec<Work>,
     counters: Vec<Arc<Counters>>,
     ports: Vec<Port<BlockOrder>>,
+    opening: Option<Opening>,
 }
 
 impl Prepared {
@@ -84,13 +111,66 @@ impl Prepared {
                 Err(error) => drop(report.send(Err(error))),
             }));
         }
-        Ok(Self { name: name.into(), disk, work, counters, ports })
+        Ok(Self { name: name.into(), disk, work, counters, ports, opening: None })
+    }
+
+    /// Makes the ring of a disk whose work is asynchronous: one thread, which opens it when it is told to
+    /// ([`Self::opening`]) and then serves all queues. Until then the disk has no proper size.
+    ///
+    /// # Errors
+    /// [`ThreadsError`].
+    pub fn opened_later<D: AsyncDisk>(
+        name: &str,
+        disk: Disk,
+        queues: u16,
+        files: &[BorrowedFd<'_>],
+        open: impl FnOnce(&Arc<Reactor>, &Orders<BlockOrder>) -> Result<(D, u64), OpenError> + Send + 'static,
+    ) -> Result<Self, ThreadsError> {
+        let disk = Arc::new(disk);
+        let (port, orders) = orders().map_err(ThreadsError::EventFd)?;
+        let counters: Vec<_> = (0..queues).map(|_| Arc::<Counters>::default()).collect();
+        let ring = NewUring::new(files)?;
+        let ((go, told), (opened, result)) = (sync_channel(1), sync_channel(1));
+        let (served, counts) = (disk.clone(), counters.clone());
+        let work = move |report: SyncSender<Result<(), UringError>>| {
+            let ring = match ring.enable() {
+                Ok(ring) => ring,
+                Err(error) => return drop(report.send(Err(error))),
+            };
+            let _ = report.send(Ok(()));
+            if told.recv().is_err() {
+                return;
+            }
+            let reactor = Arc::new(Reactor::new(ring));
+            match open(&reactor, &orders).and_then(|(made, bytes)| Ok(served.sized(bytes).map(|()| made)?)) {
+                Ok(made) => {
+                    let _ = opened.send(Ok(()));
+                    let intakes =
+                        counts.into_iter().map(|count| Intake::new(served.clone(), count)).collect();
+                    ImageWorker::new(reactor, made, intakes, orders).run();
+                }
+                Err(error) => drop(opened.send(Err(error))),
+            }
+        };
+        let ports = vec![port; queues.into()];
+        let opening = Some(Opening { go, opened: result });
+        Ok(Self { name: name.into(), disk, work: vec![Box::new(work)], counters, ports, opening })
+    }
+
+    /// What is left to do after the seal, if anything is.
+    pub fn opening(&mut self) -> Option<Opening> {
+        self.opening.take()
+    }
+
+    /// The way to its first worker.
+    pub fn port(&self) -> Port<BlockOrder> {
+        self.ports[0].clone()
     }
 
     /// The disk as the control thread knows it.
-    pub fn served(&self, id: DeviceId, storage: Option<Arc<dyn Storage>>) -> Served {
+    pub fn served(&self, id: DeviceId, storage: Option<Arc<dyn Storage>>, remote: bool) -> Served {
         let (disk, counters, ports) = (self.disk.clone(), self.counters.clone(), self.ports.clone());
-        Served { id, disk, storage, counters, ports }
+        Served { id, disk, storage, counters, ports, remote }
     }
 
     /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`calls`].

@@ -117,7 +117,8 @@ impl<E: Engine> Worker<E> {
             Order::Device(BlockOrder::Again) => self.intake.do_again(),
             Order::Device(BlockOrder::Limits) => self.intake.look_again(),
             Order::Device(BlockOrder::Settle(done)) => self.settling.push(done),
-            Order::Quit => {}
+            // Whoever waits for an answer learns that there is none.
+            Order::Device(BlockOrder::Resize(..) | BlockOrder::Offer(_)) | Order::Quit => {}
         }
     }
 

@@ -100,7 +100,9 @@ fn two_disks_are_served_sealed_small_and_without_their_controller() {
 
     let memory = private(pid);
     println!("private memory idle: {memory} KiB");
-    assert!(memory <= 4096, "{memory} KiB of private memory");
+    // What is not optimised has more that the loader must relocate.
+    let most = if cfg!(debug_assertions) { 6144 } else { 4096 };
+    assert!(memory <= most, "{memory} KiB of private memory");
     let uid = identity().uid.to_string();
     assert_eq!(status(pid, "Uid").split_whitespace().collect::<Vec<_>>(), [&uid; 4]);
     assert_eq!(status(pid, "CapEff"), "0000000000000000");

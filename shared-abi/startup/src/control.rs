@@ -138,7 +138,28 @@ impl Control {
         })
     }
 
-    /// Answers the start message.
+    /// Receives a request that comes before the start message is answered. Malformed ones are answered with a failure.
+    ///
+    /// # Errors
+    /// There is no controller. Does not return if the controller hangs up: it has given this process up, and knows it.
+    pub fn receive<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
+        let link = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let link = link.ok_or(ControlError::Nobody)?;
+        loop {
+            match link.receive_request() {
+                Ok(received) => return Ok(received),
+                Err(LinkError::Closed | LinkError::Io(_)) => std::process::exit(1),
+                Err(refused) => self.refuse(chain(&refused)),
+            }
+        }
+    }
+
+    /// Answers a request with a failure that is not the end.
+    pub fn refuse(&self, why: String) {
+        let _ = self.answer::<()>(Err(why));
+    }
+
+    /// Answers the start message, or another request that came before it was answered.
     pub fn reply<A: Serialize>(&self, reply: &A) {
         let _ = self.answer(Ok(reply));
     }

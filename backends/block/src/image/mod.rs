@@ -16,11 +16,18 @@
 //! | [`storage`] | a file as imago's storage |
 //! | [`header`] | what a qcow2 header may say |
 //! | [`qcow2`] | qcow2 images with their backing chains |
+//! | [`carry`], [`guest`] | one request as a future, and the guest's buffers |
+//! | [`worker`] | the thread of a disk |
+//! | [`open`] | from what a message names to a disk |
 
+pub mod carry;
+pub mod guest;
 pub mod header;
+pub mod open;
 pub mod qcow2;
 pub mod reactor;
 pub mod storage;
+pub mod worker;
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -1,9 +1,12 @@
 //! Images with their backing chains, through imago: qcow2, and raw ones behind them.
 //!
 //! Refused: a backing image that the config does not list, or that is named twice in one chain; external data files,
-//! encryption, extended L2 entries ([`super::header`]). A format is never guessed: the config says it. Promised: after
-//! a flush, data and the metadata that leads to it are in the file, in this order of the caches: reference counts before
-//! the mappings that need them, so that a process killed at any time leaks clusters at the worst.
+//! encryption, extended L2 entries ([`super::header`]). A format is never guessed: the config says it. Promised: what
+//! is acknowledged is in the file, data and the metadata that leads to it, so that it is there for the process that
+//! replaces this one ([`disk`]); and mappings get there after the reference counts that they need, so that a process killed
+//! at any time leaks clusters at the worst.
+
+mod disk;
 
 use std::fs::File;
 use std::io;
@@ -11,8 +14,6 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::LocalBoxFuture;
-use imago::format::PreallocateMode;
-use imago::io_buffers::IoBuffer;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::storage::ext::StorageExt;
@@ -20,10 +21,11 @@ use imago::{FormatAccess, FormatCreateBuilder, Mapping};
 use shared_abi::control::ImageFormat;
 use tokio::sync::RwLock;
 
+use disk::WriteBack;
+
 use super::header::{self, HeaderError};
 use super::reactor::Reactor;
 use super::storage::RingFile;
-use super::{AsyncDisk, write_zeros};
 
 /// An image that was opened by somebody else.
 #[derive(Debug)]
@@ -92,6 +94,7 @@ pub struct Image {
     /// Everything but discarding shares it: imago wants to be alone when mappings go away.
     access: RwLock<FormatAccess<RingFile>>,
     sync: bool,
+    write_back: WriteBack,
     /// The size of what is behind it: what is new up to there would show it.
     behind: u64,
 }
@@ -128,7 +131,12 @@ impl Image {
         if bytes < crate::request::SECTOR {
             return Err(ChainError::Empty { path, bytes });
         }
-        Ok(Self { access: RwLock::new(access), sync, behind: listed.behind })
+        Ok(Self {
+            access: RwLock::new(access),
+            sync,
+            write_back: WriteBack::default(),
+            behind: listed.behind,
+        })
     }
 
     /// Opens an image that nothing is read through: what is behind it does not matter.
@@ -142,7 +150,7 @@ impl Image {
     ) -> Result<Self, ChainError> {
         let mut alone = Listed { reactor: reactor.clone(), images: Vec::new(), alone: true, behind: 0 };
         let access = RwLock::new(alone.open(image, format, true).await?);
-        Ok(Self { access, sync: true, behind: alone.behind })
+        Ok(Self { access, sync: true, write_back: WriteBack::default(), behind: alone.behind })
     }
 
     /// Its size in bytes, as the guest sees it.
@@ -234,99 +242,6 @@ fn format_name(format: ImageFormat) -> &'static str {
     match format {
         ImageFormat::Raw => "raw",
         ImageFormat::Qcow2 => "qcow2",
-    }
-}
-
-impl AsyncDisk for Image {
-    async fn read(&self, mut buffer: IoBuffer, len: usize, offset: u64) -> (IoBuffer, io::Result<()>) {
-        let read = self.access.read().await.read(buffer.as_mut_range(0..len).into_slice(), offset).await;
-        (buffer, read)
-    }
-
-    async fn write(
-        &self,
-        buffer: IoBuffer,
-        len: usize,
-        offset: u64,
-        durable: bool,
-    ) -> (IoBuffer, io::Result<()>) {
-        let mut written =
-            self.access.read().await.write(buffer.as_ref_range(0..len).into_slice(), offset).await;
-        if durable && written.is_ok() {
-            written = self.flush().await;
-        }
-        (buffer, written)
-    }
-
-    async fn flush(&self) -> io::Result<()> {
-        let access = self.access.read().await;
-        access.flush().await?;
-        if self.sync { access.sync().await } else { Ok(()) }
-    }
-
-    async fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        if unmap && self.give_back(offset, len, true).await? {
-            return Ok(());
-        }
-        let zeroed = self.access.read().await.write_zeroes(offset, len).await;
-        match zeroed {
-            // Version 2 has no way to say it.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(self, offset, len).await,
-            other => other,
-        }
-    }
-
-    async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.give_back(offset, len, false).await.map(drop)
-    }
-
-    async fn resize(&self, bytes: Option<u64>) -> io::Result<u64> {
-        let access = self.access.write().await;
-        let bytes = bytes.unwrap_or(access.size());
-        if bytes < access.size() {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "a qcow2 disk in use is not made smaller",
-            ));
-        }
-        let before = access.size();
-        access.resize_grow(bytes, PreallocateMode::None).await?;
-        let shown = self.behind.min(bytes);
-        if shown > before {
-            access.write_zeroes(before, shown - before).await?;
-        }
-        access.flush().await?;
-        access.sync().await?;
-        Ok(access.size())
-    }
-}
-
-impl Image {
-    /// Gives a range back: to the image, and to the host's file system where clusters are the guest's alone. What is
-    /// there reads as zeros if `zero`, as anything otherwise. False if the image's version cannot say it.
-    async fn give_back(&self, offset: u64, len: u64, zero: bool) -> io::Result<bool> {
-        let mut access = self.access.write().await;
-        // Data first, mapping second: a crash in between leaves zeros, which is what was asked for.
-        let (mut at, end) = (offset, offset.saturating_add(len));
-        while at < end {
-            let (mapping, found) = access.get_mapping(at, end - at).await?;
-            if found == 0 {
-                break;
-            }
-            if let Mapping::Raw { storage, offset, writable: true, .. } = mapping {
-                storage.punch(offset, found).await?;
-            }
-            at += found;
-        }
-        let done = match zero {
-            true => access.discard_to_zero(offset, len).await,
-            false => access.discard_to_any(offset, len).await,
-        };
-        match done {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 

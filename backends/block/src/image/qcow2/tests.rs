@@ -1,9 +1,11 @@
 use std::fs::OpenOptions;
 use std::process::Command;
 
+use imago::io_buffers::IoBuffer;
 use tempfile::TempDir;
 
 use super::*;
+use crate::image::AsyncDisk;
 use crate::uring::NewUring;
 
 const MIB: u64 = 1 << 20;

@@ -1,0 +1,261 @@
+//! The thread of a disk whose work is asynchronous: all its queues, one ring, one set of futures.
+//!
+//! ```text
+//!   wait ─▶ completions (wake futures) ─▶ orders ─▶ next requests ─▶ poll futures ─▶ answers ─▶ publish ─▶ wait
+//! ```
+//!
+//! Bounded: so many requests are futures at once, the others stay in their rings.
+
+use std::convert::Infallible;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::{FuturesUnordered, Stream};
+use vu_server::{Order, Orders};
+
+use super::AsyncDisk;
+use super::carry::{Carried, Pool, carry, errno};
+use super::guest::GuestBuffers;
+use super::reactor::{Alarm, OWN_TAGS, Reactor};
+use crate::clock;
+use crate::intake::Intake;
+use crate::order::BlockOrder;
+use crate::uring::{Completion, Wait};
+
+/// Most requests that are carried out at once.
+const DEPTH: usize = 64;
+
+/// Completions that are no operation's: the kick of queue *n* is `KICKS + n`.
+const ORDERS: u64 = OWN_TAGS;
+const KICKS: u64 = OWN_TAGS + 1;
+
+/// One queue.
+struct Lane {
+    intake: Intake,
+    /// A poll of the kick eventfd is submitted.
+    kick_polled: bool,
+}
+
+/// A request that is done.
+struct Done {
+    lane: usize,
+    slot: u16,
+    request: Carried,
+    result: Result<(), i32>,
+}
+
+/// The worker of one disk. It lives as long as the process; queues come and go.
+pub struct ImageWorker<D> {
+    reactor: Arc<Reactor>,
+    disk: Rc<D>,
+    pool: Rc<Pool>,
+    orders: Orders<BlockOrder>,
+    lanes: Vec<Lane>,
+    running: FuturesUnordered<LocalBoxFuture<'static, Done>>,
+    /// What is asked for by others than the driver.
+    chores: FuturesUnordered<LocalBoxFuture<'static, ()>>,
+    /// Who wants to know when nothing reaches beyond the end of the disk.
+    settling: Vec<SyncSender<()>>,
+}
+
+impl<D: AsyncDisk> ImageWorker<D> {
+    /// A worker for the queues that these intakes are for; to be run by the thread that enabled the ring.
+    pub fn new(reactor: Arc<Reactor>, disk: D, intakes: Vec<Intake>, orders: Orders<BlockOrder>) -> Self {
+        let lanes = intakes.into_iter().map(|intake| Lane { intake, kick_polled: false }).collect();
+        let (disk, pool) = (Rc::new(disk), Rc::default());
+        let (running, chores) = (FuturesUnordered::new(), FuturesUnordered::new());
+        Self { reactor, disk, pool, orders, lanes, running, chores, settling: Vec::new() }
+    }
+
+    /// Works until told to quit.
+    pub fn run(mut self) {
+        let alarm = Arc::new(Alarm::default());
+        let waker = Waker::from(alarm.clone());
+        let mut context = Context::from_waker(&waker);
+        let disk = self.disk.clone();
+        let mut drive: LocalBoxFuture<'static, Infallible> = Box::pin(async move { disk.drive().await });
+        self.reactor.poll(self.orders.as_fd(), ORDERS);
+        let mut own = Vec::new();
+        let mut wait = Wait::Not;
+        loop {
+            self.reactor.wait(wait, |completion| own.push(completion));
+            let now = clock::now();
+            self.lanes.iter_mut().for_each(|lane| lane.intake.begin_batch(now));
+            for completion in own.drain(..) {
+                if !self.completed(completion) {
+                    return;
+                }
+            }
+            let Poll::Pending = drive.as_mut().poll(&mut context);
+            while let Poll::Ready(Some(())) = Pin::new(&mut self.chores).poll_next(&mut context) {}
+            self.carry_on(&mut context);
+            self.settle();
+            for lane in &mut self.lanes {
+                lane.intake.publish();
+                if !lane.kick_polled {
+                    lane.intake.finish();
+                }
+            }
+            wait = if alarm.take() { Wait::Not } else { self.rest() };
+        }
+    }
+
+    /// Takes requests and answers them as long as some are done.
+    fn carry_on(&mut self, context: &mut Context<'_>) {
+        loop {
+            for lane in 0..self.lanes.len() {
+                while self.running.len() < DEPTH
+                    && let Some(slot) = self.lanes[lane].intake.next_request()
+                {
+                    self.begin(lane, slot);
+                }
+            }
+            let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(context) else { return };
+            let Done { lane, slot, request, result } = done;
+            let intake = &mut self.lanes[lane].intake;
+            // As they were: a request that is held is done again from there.
+            intake.slot(slot).buffers = request.guest.into_inner();
+            intake.slot(slot).ranges = request.ranges;
+            intake.answer(slot, result);
+        }
+    }
+
+    fn begin(&mut self, lane: usize, index: u16) {
+        let slot = self.lanes[lane].intake.slot(index);
+        #[expect(unsafe_code, reason = "reaches guest memory")]
+        // SAFETY: a slot's buffers are mapped guest memory until it is answered, and that is after this has gone.
+        let guest = unsafe { GuestBuffers::new(std::mem::take(&mut slot.buffers)) };
+        let ranges = std::mem::take(&mut slot.ranges);
+        let (work, durable, offset, len) = (slot.work, slot.durable, slot.offset, slot.left);
+        let request = Carried { work, durable, offset, len, guest, ranges };
+        let (disk, pool) = (self.disk.clone(), self.pool.clone());
+        self.running.push(Box::pin(async move {
+            let result = carry(&*disk, &pool, &request).await;
+            Done { lane, slot: index, request, result: result.map_err(|error| errno(&error)) }
+        }));
+    }
+
+    /// How long there is nothing to do.
+    fn rest(&mut self) -> Wait {
+        let full = self.running.len() == DEPTH;
+        let mut first = None;
+        for Lane { intake, .. } in &mut self.lanes {
+            // With no room for more, only a completion helps.
+            if !full && !intake.rests() {
+                return Wait::Not;
+            }
+            let time = intake.wake_in(intake.now());
+            first = match (first, time) {
+                (Some(first), Some(time)) => Some(time.min(first)),
+                (first, time) => first.or(time),
+            };
+        }
+        match first {
+            Some(time) if !full => Wait::AtMost(Duration::from_nanos(time)),
+            _ => Wait::Completion,
+        }
+    }
+
+    /// Something of our own is completed. False if this is the end.
+    fn completed(&mut self, completion: Completion) -> bool {
+        if completion.tag != ORDERS {
+            self.kicked(completion);
+            return true;
+        }
+        if !completion.more {
+            self.reactor.poll(self.orders.as_fd(), ORDERS);
+        }
+        while let Some(order) = self.orders.take() {
+            match order {
+                Order::Quit => return false,
+                order => self.obey(order),
+            }
+        }
+        true
+    }
+
+    fn obey(&mut self, order: Order<BlockOrder>) {
+        match order {
+            Order::Start(queue) => {
+                let index = queue.index();
+                let Some(lane) = self.lanes.get_mut(usize::from(index)) else { return };
+                self.reactor.poll(queue.kick(), KICKS + u64::from(index));
+                lane.kick_polled = true;
+                lane.intake.start(queue);
+                lane.intake.begin_batch(lane.intake.now());
+            }
+            Order::Stop { queue, reply } => {
+                if let Some(lane) = self.lanes.get_mut(usize::from(queue)) {
+                    lane.intake.stop(reply);
+                    self.reactor.cancel(KICKS + u64::from(queue));
+                }
+            }
+            Order::Call { queue, call } => {
+                if let Some(lane) = self.lanes.get_mut(usize::from(queue)) {
+                    lane.intake.set_call(call);
+                }
+            }
+            Order::Device(BlockOrder::Again) => self.lanes.iter_mut().for_each(|lane| lane.intake.do_again()),
+            Order::Device(BlockOrder::Limits) => {
+                self.lanes.iter_mut().for_each(|lane| lane.intake.look_again());
+            }
+            Order::Device(BlockOrder::Settle(done)) => self.settling.push(done),
+            Order::Device(BlockOrder::Offer(offer)) => self.disk.offer(offer),
+            Order::Device(BlockOrder::Resize(bytes, done)) => self.resize(bytes, done),
+            Order::Quit => {}
+        }
+    }
+
+    fn resize(&mut self, bytes: Option<u64>, done: SyncSender<Result<u64, String>>) {
+        let disk = self.disk.clone();
+        // Not among the requests: it is not counted, and answers somebody else.
+        self.chores.push(Box::pin(async move {
+            let resized = disk.resize(bytes).await.map_err(|error| error.to_string());
+            // Whoever asked may have stopped waiting.
+            let _ = done.try_send(resized);
+        }));
+    }
+
+    fn kicked(&mut self, Completion { tag, result, more }: Completion) {
+        let index = tag - KICKS;
+        let Some(lane) = usize::try_from(index).ok().and_then(|index| self.lanes.get_mut(index)) else {
+            return;
+        };
+        lane.kick_polled = more;
+        lane.intake.kicked();
+        if more || lane.intake.is_stopping() {
+            return;
+        }
+        let Some(kick) = lane.intake.kick() else { return };
+        // A socket that has hung up, for instance, would be reported again and again.
+        let dead = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+        if result >= 0 && result & dead == 0 {
+            self.reactor.poll(kick, tag);
+            lane.kick_polled = true;
+        } else {
+            let error = std::io::Error::from_raw_os_error(if result < 0 { -result } else { libc::EPIPE });
+            vu_server::say::limited(format_args!("queue {index} cannot be kicked any more: {error}"));
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.settling.is_empty() {
+            return;
+        }
+        // All of them, not up to the first that is not done: each fails what rests beyond the end.
+        let unsettled =
+            self.lanes.iter_mut().filter_map(|lane| (!lane.intake.settle()).then_some(())).count();
+        if unsettled == 0 {
+            for done in self.settling.drain(..) {
+                // Whoever asked may have stopped waiting.
+                let _ = done.try_send(());
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! qcow2 images and NBD exports behind the real `domus-block`.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod driver;
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use driver::*;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserInflight;
+
+const LEN: u64 = 64 << 10;
+const DEPTH: u64 = 20;
+const QUEUES: usize = 2;
+
+fn qemu_img(dir: &Path, args: &[&str]) -> std::process::Output {
+    Command::new("qemu-img").current_dir(dir).args(args).output().unwrap()
+}
+
+fn created(dir: &Path, args: &[&str]) -> PathBuf {
+    let output = qemu_img(dir, &[&["create", "-q", "-f", "qcow2"], args].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    dir.join("disk.qcow2")
+}
+
+/// Clean, or with nothing worse than leaked clusters.
+fn assert_consistent(dir: &Path, when: &str) {
+    let output = qemu_img(dir, &["check", "disk.qcow2"]);
+    let code = output.status.code();
+    assert!(matches!(code, Some(0 | 3)), "{when}: {code:?} {}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn a_guest_reads_through_a_chain_writes_discards_and_flushes() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path(), 4 << 20);
+    let top = created(dir.path(), &["-F", "raw", "-b", "image.raw", "disk.qcow2", "16M"]);
+    let base = format!("{}:raw", dir.path().join("image.raw").display());
+    let args = ["--format", "qcow2", "--backing", &base, "--queues", "2"];
+    let mut backend = Backend::start(dir.path(), &top, &args);
+    let mut driver = Driver::new(backend.connect(), 2, F_FLUSH | F_DISCARD | F_WRITE_ZEROES);
+    assert_eq!((driver.sector(0, 77), driver.sector(1, 8191), driver.sector(1, 8192)), (77, 8191, 0));
+    driver.write_bytes(&[5; 1 << 20], DATA);
+    assert_eq!(driver.request(0, T_OUT, 100, &[(DATA, 1 << 20, false)]).0, S_OK);
+    assert_eq!(driver.request(1, T_OUT, 8192, &[(DATA, 512, false)]).0, S_OK);
+    assert_eq!((driver.sector(1, 99), driver.sector(0, 2148)), (99, 2148));
+    driver.write_bytes(&[0; 1 << 20], DATA);
+    assert_eq!(driver.request(1, T_IN, 100, &[(DATA, 4096, true), (DATA + 4096, 1 << 19, true)]).0, S_OK);
+    assert!(driver.read_bytes(DATA, 4096 + (1 << 19)).iter().all(|&byte| byte == 5));
+    driver.write_bytes(&[[100, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 0, 0, 0, 0, 0]].concat(), DATA);
+    assert_eq!(driver.request(0, T_WRITE_ZEROES, 0, &[(DATA, 16, false)]).0, S_OK);
+    assert_eq!(driver.request(0, T_DISCARD, 0, &[(DATA, 16, false)]).0, S_OK);
+    assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
+    assert_eq!(driver.request(0, T_IN, 32768, &[(DATA, 512, true)]).0, S_IOERR);
+    drop(backend);
+    assert_consistent(dir.path(), "after all");
+    assert!(std::fs::read(dir.path().join("image.raw")).unwrap()[77 * 512] == 77, "the base is as it was");
+}
+
+#[test]
+fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = created(dir.path(), &["disk.qcow2", "64M"]);
+    let args = ["--format", "qcow2", "--queues", "2"];
+    let mut backend = Backend::start(dir.path(), &image, &args);
+    let mut driver = Driver::negotiated(backend.connect(), QUEUES as u16, F_FLUSH);
+    let regions = driver.regions();
+    vhost::VhostBackend::set_mem_table(&driver.frontend, &regions).unwrap();
+    let asked = VhostUserInflight::new(0, 0, QUEUES as u16, SIZE);
+    let (log, log_file) = driver.frontend.get_inflight_fd(&asked).unwrap();
+    driver.frontend.set_inflight_fd(&log, log_file.as_raw_fd()).unwrap();
+    for queue in 0..QUEUES {
+        driver.start(queue, 0);
+    }
+    let mut redone = 0;
+    // What was written last, and flushed, at each place.
+    let mut known = [0_u8; 512];
+    for round in 0..25_u64 {
+        let byte = round as u8 + 1;
+        driver.write_bytes(&vec![byte; LEN as usize], DATA);
+        let mut places = Vec::new();
+        for queue in 0..QUEUES {
+            for i in 0..DEPTH {
+                let number = queue as u64 * DEPTH + i;
+                // Another order in each round; 37 and 512 have no common factor.
+                let place = (round * 40 + number) * 37 % 512;
+                places.push(place as usize);
+                let (header, status) = (HEADER + 16 * number, STATUS + number);
+                driver.header(T_OUT, place * 128 * 2, header);
+                driver.write(UNTOUCHED, status);
+                let chain = [(header, 16, false), (DATA, LEN as u32, false), (status, 1, true)];
+                let head = driver.chain(queue, &chain);
+                driver.offer(queue, head);
+            }
+            driver.show(queue);
+        }
+        let moment = Instant::now();
+        while moment.elapsed() < Duration::from_micros(round * 531 % 9000) {
+            std::hint::spin_loop();
+        }
+        backend.child.kill().unwrap();
+        backend.child.wait().unwrap();
+        assert_consistent(dir.path(), &format!("killed in round {round}"));
+        redone += (0..QUEUES)
+            .map(|queue| u64::from(driver.rings[queue].available.wrapping_sub(driver.used(queue))))
+            .sum::<u64>();
+        std::fs::remove_file(&backend.socket).unwrap();
+        backend = Backend::start(dir.path(), &image, &args);
+        driver.take_over(backend.connect(), &log, &log_file);
+        for queue in 0..QUEUES {
+            assert_eq!(driver.wait(queue, DEPTH as u16).len(), DEPTH as usize);
+            assert_eq!(driver.used(queue), driver.rings[queue].available, "answered twice in round {round}");
+        }
+        assert!((0..40).all(|number| driver.read::<u8>(STATUS + number) == S_OK), "round {round}");
+        assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
+        places.iter().for_each(|&place| known[place] = byte);
+    }
+    assert!(redone > 0, "no kill came while requests were in flight");
+    backend.child.kill().unwrap();
+    backend.child.wait().unwrap();
+    assert_consistent(dir.path(), "at the end");
+    let output = qemu_img(dir.path(), &["convert", "-O", "raw", "disk.qcow2", "end.raw"]);
+    assert!(output.status.success());
+    let end = std::fs::read(dir.path().join("end.raw")).unwrap();
+    for (place, &byte) in known.iter().enumerate() {
+        let at = place * 2 * LEN as usize;
+        assert!(end[at..at + LEN as usize].iter().all(|&found| found == byte), "place {place}");
+    }
+    println!("25 kills, {redone} requests not answered at the time");
+}
+
+/// An NBD server of an image, killed when dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(dir: &Path, image: &Path) -> Self {
+        let mut nbd = Command::new("qemu-nbd");
+        nbd.args(["--persistent", "--format=raw", "--export-name=disk", "--socket"])
+            .arg(dir.join("nbd.sock"));
+        let child = nbd.arg(image).stdin(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        while !dir.join("nbd.sock").exists() {
+            assert!(start.elapsed() < Duration::from_secs(10), "no NBD server");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_export_is_a_disk_until_its_server_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), 4 << 20);
+    let server = Server::start(dir.path(), &image);
+    let uri = format!("nbd+unix:///disk?socket={}", dir.path().join("nbd.sock").display());
+    let mut backend = Backend::of(dir.path(), &["--nbd", &uri]);
+    let mut driver = Driver::new(backend.connect(), 1, F_FLUSH);
+    assert_eq!((driver.sector(0, 3), driver.sector(0, 8191)), (3, 8191));
+    driver.write_bytes(&[9; 512], DATA);
+    assert_eq!(driver.request(0, T_OUT, 3, &[(DATA, 512, false)]).0, S_OK);
+    assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
+    assert_eq!(std::fs::read(&image).unwrap()[3 * 512..4 * 512], [9; 512]);
+    drop(server);
+    assert_eq!(backend.child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn images_and_servers_that_cannot_be_served_are_one_line_with_the_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path(), 4 << 20);
+    let top = created(dir.path(), &["-F", "raw", "-b", "image.raw", "disk.qcow2", "16M"]);
+    let (socket, top) = (dir.path().join("s.sock"), top.to_str().unwrap().to_owned());
+    let raw = dir.path().join("image.raw");
+    let cases: [(&[&str], &str); 3] = [
+        (&["--blk-file", &top, "--format", "qcow2"], r#"image.raw", "format": "raw"}]"#),
+        (&["--blk-file", raw.to_str().unwrap(), "--format", "qcow2"], "no qcow2 image"),
+        (
+            &["--nbd", "nbd+unix:///x?socket=/none"],
+            "cannot connect to nbd+unix:///x?socket=/none: No such file",
+        ),
+    ];
+    for (args, part) in cases {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
+        let output = program.arg("--socket-path").arg(&socket).args(args).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+        assert!(text.contains(part), "{text}");
+    }
+}
