@@ -28,8 +28,9 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// does not has to wait as long.
 pub const ANSWER: Duration = Duration::from_secs(30);
 
-/// Messages that a child may send in its life without being asked. One that works sends a few.
+/// Messages that a child may send within an hour without being asked. One that works sends a few.
 const UNASKED: u16 = 512;
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Why a child does not do what it should. The text follows the child's name: "runner exited …".
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +82,9 @@ pub struct ChildLink<A, E> {
     early: VecDeque<E>,
     /// Answers that were given up and may still come.
     late: u32,
-    /// How many more messages it may send without being asked.
+    /// How many more messages it may send without being asked, of those of the hour that began then.
     unasked_left: u16,
+    hour: Instant,
     answers: PhantomData<A>,
 }
 
@@ -121,7 +123,15 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             }
         };
         let link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
-        Ok(Self { role, link, early: VecDeque::new(), late: 0, unasked_left: UNASKED, answers: PhantomData })
+        Ok(Self {
+            role,
+            link,
+            early: VecDeque::new(),
+            late: 0,
+            unasked_left: UNASKED,
+            hour: Instant::now(),
+            answers: PhantomData,
+        })
     }
 
     /// Sends a request with its descriptors. Cancel safe: it is sent or it is not.
@@ -159,6 +169,9 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
 
     /// Counts a message that nobody asked for.
     fn unasked(&mut self) -> Result<(), ChildError> {
+        if self.hour.elapsed() > HOUR {
+            (self.unasked_left, self.hour) = (UNASKED, Instant::now());
+        }
         match self.unasked_left.checked_sub(1) {
             Some(left) => self.unasked_left = left,
             None => {
@@ -179,6 +192,11 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 other => return other.map(|(message, _fds)| message),
             }
         }
+    }
+
+    /// Forgets the events that came while an answer was awaited and that `these` are.
+    pub fn forget(&mut self, these: impl Fn(&E) -> bool) {
+        self.early.retain(|event| !these(event));
     }
 
     /// The next event. Cancel safe.
@@ -278,8 +296,14 @@ mod tests {
         .unwrap();
         let direct = Direct::new(Some(dir.into()), true);
         let domain = "test".parse().unwrap();
-        let job =
-            Job { domain: &domain, role: Role::Runner, control: Path::new("x"), memory: 1 << 25, vcpus: 1 };
+        let job = Job {
+            domain: &domain,
+            role: Role::Runner,
+            control: Path::new("x"),
+            program: None,
+            memory: 1 << 25,
+            vcpus: 1,
+        };
         direct.start(job).await.unwrap()
     }
 

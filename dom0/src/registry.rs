@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::config::DomainConfig;
 use crate::domain::build::StartError;
+use crate::domain::operate::Order;
 use crate::domain::state::{Event, State};
 use crate::domain::{Command, Domain, Handle, View};
 use crate::resources::run_dir::{RunDir, RunDirError};
@@ -152,6 +153,27 @@ impl Dom0 {
             // It went away by itself meanwhile.
             Err(_) if destroy => Ok(()),
             Err(_) => Err(gone()),
+        }
+    }
+
+    /// Gives a running domain an order about its disks or backends, and waits for what comes of it.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn order<T>(
+        &self,
+        name: &str,
+        order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
+    ) -> Result<T, AskError> {
+        let handle = self.find(name)?;
+        let gone = || AskError::NoSuchDomain(handle.name.to_string());
+        let (answer, answered) = oneshot::channel();
+        handle.commands.send(Command::Order(order(answer))).map_err(|_| gone())?;
+        let refused = |why| AskError::Refused { name: handle.name.clone(), why };
+        match answered.await {
+            Ok(answer) => answer.map_err(refused),
+            Err(_) if handle.commands.is_closed() => Err(gone()),
+            Err(_) => Err(refused("is being started just now: try again".into())),
         }
     }
 

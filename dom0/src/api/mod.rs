@@ -4,12 +4,14 @@
 //! dom0 runs as, may change anything or have dom0 look at files.
 
 mod bounded;
+mod disks;
 mod server;
 mod service;
 
 use serde::{Deserialize, Serialize};
 use zlink::introspect;
 
+pub use disks::{DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded};
 pub use server::{Server, ServerError};
 pub use service::{Plan, start_message};
 
@@ -34,6 +36,8 @@ pub struct DomainInfo {
     pub ended: Option<String>,
     /// The process id of its runner.
     pub runner_pid: Option<i32>,
+    /// Backends that were started again, or connected to again, in its life.
+    pub restarts: u64,
 }
 
 /// The answer to `List`.
@@ -177,6 +181,31 @@ pub trait Dom0Client {
     async fn console(&mut self, name: &str) -> zlink::Result<Result<Console, ApiError>>;
     /// Answered when the machine that the domain has now has stopped.
     async fn wait(&mut self, name: &str) -> zlink::Result<Result<Ended, ApiError>>;
+    /// The disks of a domain, with what they have done.
+    async fn block_list(&mut self, name: &str) -> zlink::Result<Result<DiskList, ApiError>>;
+    /// Changes limits of a disk, or without one of all disks together; those not named stay.
+    async fn block_set(
+        &mut self,
+        name: &str,
+        disk: Option<&str>,
+        limits: &[Limit],
+    ) -> zlink::Result<Result<(), ApiError>>;
+    /// Gives a disk another size, or without one measures again what has grown by itself; the guest is told.
+    async fn block_resize(
+        &mut self,
+        name: &str,
+        disk: &str,
+        bytes: Option<u64>,
+    ) -> zlink::Result<Result<Resized, ApiError>>;
+    /// Exchanges the process that serves a device, for this program if given, while the guest runs.
+    async fn backend_upgrade(
+        &mut self,
+        name: &str,
+        device: &str,
+        program: Option<&str>,
+    ) -> zlink::Result<Result<Upgraded, ApiError>>;
+    /// What is amiss with a domain, why, and what to do.
+    async fn why(&mut self, name: &str) -> zlink::Result<Result<Troubles, ApiError>>;
     /// The host and dom0 itself.
     async fn info(&mut self) -> zlink::Result<Result<HostInfo, ApiError>>;
 }

@@ -3,12 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use shared_abi::{DomainName, Role};
+use shared_abi::ids::IdError;
+use shared_abi::{DeviceId, DomainName, Role};
 
+use super::disks::{
+    self, DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded,
+};
 use super::{ApiError, Console, Created, DomainInfo, Domains, Ended, HostInfo, OneDomain};
 use crate::child::ChildError;
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
+use crate::domain::operate::Order;
 use crate::domain::state::{Event, State};
 use crate::domain::{View, chain, check};
 use crate::registry::{AskError, Dom0};
@@ -132,6 +137,10 @@ impl Session {
     }
 }
 
+fn device(id: &str) -> Result<DeviceId, ApiError> {
+    id.parse().map_err(|error: IdError| ApiError::Refused { message: error.to_string() })
+}
+
 fn domain_0() -> DomainInfo {
     DomainInfo {
         name: "Domain-0".into(),
@@ -143,6 +152,7 @@ fn domain_0() -> DomainInfo {
         cpu_seconds: usage::host_seconds(),
         ended: None,
         runner_pid: None,
+        restarts: 0,
     }
 }
 
@@ -182,6 +192,7 @@ pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
         cpu_seconds: view.runner.map_or(0.0, usage::cpu_seconds),
         ended: view.ended.clone(),
         runner_pid: view.runner,
+        restarts: view.restarts,
     }
 }
 
@@ -200,13 +211,14 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
         cpu_seconds: 0.0,
         ended: None,
         runner_pid: None,
+        restarts: 0,
     }));
     list
 }
 
 #[zlink::service(
     interface = "org.domus.Dom0",
-    types = [DomainInfo],
+    types = [DomainInfo, DiskInfo, DiskCounters, OpInfo, Limit, TroubleInfo],
     vendor = "Domus",
     product = "dom0",
     version = env!("CARGO_PKG_VERSION"),
@@ -287,6 +299,61 @@ impl Session {
         let view = self.dom0.wait(&name).await?;
         let restarted_as = if view.domid == before { None } else { Some(view.domid.0) };
         Ok(Ended { ended: view.ended, crashed: view.crashed, restarted_as })
+    }
+
+    async fn block_list(&self, name: String) -> Result<DiskList, ApiError> {
+        let disks = self.dom0.order(&name, Order::Disks).await?;
+        Ok(DiskList { disks: disks.into_iter().map(Into::into).collect() })
+    }
+
+    async fn block_set(
+        &self,
+        name: String,
+        disk: Option<String>,
+        limits: Vec<Limit>,
+    ) -> Result<(), ApiError> {
+        self.may_change("changing a limit")?;
+        let change = disks::change(&limits).map_err(|message| ApiError::Refused { message })?;
+        let disk = disk.map(|disk| device(&disk)).transpose()?;
+        Ok(self.dom0.order(&name, |answer| Order::Limit(disk, change, answer)).await?)
+    }
+
+    async fn block_resize(
+        &self,
+        name: String,
+        disk: String,
+        bytes: Option<u64>,
+    ) -> Result<Resized, ApiError> {
+        self.may_change("resizing a disk")?;
+        let disk = device(&disk)?;
+        let bytes = self.dom0.order(&name, |answer| Order::Resize(disk, bytes, answer)).await?;
+        Ok(Resized { bytes })
+    }
+
+    async fn backend_upgrade(
+        &self,
+        name: String,
+        device: String,
+        program: Option<String>,
+    ) -> Result<Upgraded, ApiError> {
+        self.may_change("upgrading a backend")?;
+        let device = self::device(&device)?;
+        let program = program.map(PathBuf::from);
+        if let Some(program) = program.as_ref().filter(|program| !program.is_absolute()) {
+            let message = format!("the program \"{}\" is not absolute", program.display());
+            return Err(ApiError::Refused { message });
+        }
+        let stalled = self.dom0.order(&name, |answer| Order::Upgrade(device, program, answer)).await?;
+        Ok(Upgraded { stalled_us: stalled.as_micros() as u64 })
+    }
+
+    async fn why(&self, name: String) -> Result<Troubles, ApiError> {
+        let handle = self.dom0.find(&name)?;
+        let view = handle.view.borrow().clone();
+        Ok(Troubles {
+            state: describe(&handle.name, &view).state,
+            troubles: disks::troubles(&handle.name, &view),
+        })
     }
 
     async fn info(&self) -> Result<HostInfo, ApiError> {

@@ -4,35 +4,37 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use shared_abi::control::DeviceConfig;
+use shared_abi::control::{DeviceConfig, IoLimits};
 use shared_abi::limits::{
-    MAX_CMDLINE, MAX_DEVICE_CONFIG, MAX_DEVICES, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VCPUS, MEMORY_UNIT,
+    MAX_CMDLINE, MAX_DEVICE_CONFIG, MAX_DEVICES, MAX_FDS, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VCPUS, MEMORY_UNIT,
     MIN_MEMORY,
 };
 use shared_abi::{DeviceId, DomainName, MacAddress};
 
-use super::file::{DeviceFile, DiskFile, DomainFile, NetFile};
-use super::{ConfigError, Disk, DiskSource, DomainConfig, Foreign, MemorySize, Net, NetLink, Policy};
+use super::file::{DeviceFile, DomainFile, NetFile};
+use super::{
+    ConfigError, Disk, DiskData, DomainConfig, Foreign, MemorySize, Net, NetLink, OwnDisk, Policy, disk,
+};
 
 /// What every check needs: for messages, and to make paths absolute.
-struct Context<'a> {
+pub(super) struct Context<'a> {
     file: &'a Path,
     directory: &'a Path,
 }
 
 impl Context<'_> {
-    fn refuse(&self, at: impl Display, problem: impl Display) -> ConfigError {
+    pub(super) fn refuse(&self, at: impl Display, problem: impl Display) -> ConfigError {
         ConfigError::new(self.file, at, problem)
     }
 
-    fn path(&self, at: &str, text: &str) -> Result<PathBuf, ConfigError> {
+    pub(super) fn path(&self, at: &str, text: &str) -> Result<PathBuf, ConfigError> {
         if text.is_empty() || text.contains('\0') {
             return Err(self.refuse(at, format!("{text:?} is no path: name a file")));
         }
         Ok(self.directory.join(text))
     }
 
-    fn range(&self, at: &str, value: u64, least: u64, most: u64) -> Result<u16, ConfigError> {
+    pub(super) fn range(&self, at: &str, value: u64, least: u64, most: u64) -> Result<u16, ConfigError> {
         match u16::try_from(value) {
             Ok(small) if (least..=most).contains(&value) => Ok(small),
             _ => Err(self.refuse(at, format!("{value} is out of range: {least} to {most} would do"))),
@@ -88,7 +90,13 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
     let mut disks = Vec::new();
     for (n, disk) in text.disks.into_iter().enumerate() {
         let id = unique(format!("disks[{n}].id"), &disk.id)?;
-        disks.push(self::disk(&context, n, id, disk, vcpus)?);
+        disks.push(disk::check(&context, n, id, disk, vcpus)?);
+    }
+    // Each has its image and its socket, and there is the lifeline of all.
+    let descriptors = 1 + disks.iter().filter_map(Disk::own).map(descriptors).sum::<usize>();
+    if descriptors > MAX_FDS {
+        let problem = format!("need {descriptors} open files: at most {MAX_FDS} can be handed to a backend");
+        return Err(context.refuse("disks", problem));
     }
     let mut nets = Vec::new();
     for (n, net) in text.nets.into_iter().enumerate() {
@@ -115,10 +123,18 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         initrd,
         cmdline,
         disks,
+        disk_limits: text.disk_limits.over(IoLimits::default()),
         nets,
         devices,
         policy,
     })
+}
+
+fn descriptors(disk: &OwnDisk) -> usize {
+    match &disk.data {
+        DiskData::Qcow2(_, backing) => 2 + backing.len(),
+        DiskData::Raw(_) | DiskData::Nbd(_) => 2,
+    }
 }
 
 fn memory(context: &Context<'_>, size: MemorySize) -> Result<u64, ConfigError> {
@@ -131,54 +147,6 @@ fn memory(context: &Context<'_>, size: MemorySize) -> Result<u64, ConfigError> {
         }
         None => Err(context.refuse("memory", format!("{size} is more than any machine has"))),
     }
-}
-
-fn disk(
-    context: &Context<'_>,
-    n: usize,
-    id: DeviceId,
-    disk: DiskFile,
-    vcpus: u8,
-) -> Result<Disk, ConfigError> {
-    let at = |key: &str| format!("disks[{n}].{key}");
-    let queues = match disk.queues {
-        Some(queues) => context.range(&at("queues"), queues, 1, MAX_QUEUES.into())?,
-        None => u16::from(vcpus.min(4)),
-    };
-    let source = match (disk.path, disk.vhost_user_socket) {
-        (Some(path), None) => {
-            let serial = disk.serial.unwrap_or_else(|| id.to_string());
-            if serial.len() > 20 || !serial.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-                let problem =
-                    format!("{serial:?} is no serial number: at most 20 printable ASCII characters");
-                return Err(context.refuse(at("serial"), problem));
-            }
-            let path = context.path(&at("path"), &path)?;
-            DiskSource::Image { path, read_only: disk.read_only.unwrap_or(false), serial }
-        }
-        (None, Some(socket)) => {
-            let given = [
-                ("format", disk.format.is_some()),
-                ("read_only", disk.read_only.is_some()),
-                ("serial", disk.serial.is_some()),
-            ];
-            if let Some((key, _)) = given.into_iter().find(|(_, given)| *given) {
-                let problem = "is the backend's to decide when vhost_user_socket is given: leave it out";
-                return Err(context.refuse(at(key), problem));
-            }
-            DiskSource::VhostUser(context.path(&at("vhost_user_socket"), &socket)?)
-        }
-        (Some(_), Some(_)) => {
-            let problem = "excludes path: give the image's path, or the socket of a backend that serves it";
-            return Err(context.refuse(at("vhost_user_socket"), problem));
-        }
-        (None, None) => {
-            let problem =
-                "is missing: give the image's path, or vhost_user_socket of a backend that serves it";
-            return Err(context.refuse(at("path"), problem));
-        }
-    };
-    Ok(Disk { id, source, queues })
 }
 
 fn net(

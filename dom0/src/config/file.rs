@@ -5,6 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::disk::{BackingFile, CacheFile, OnErrorFile, OnLoss};
+use super::rate::LimitsFile;
 use super::size::MemorySize;
 
 /// A domain: one guest with its devices. Relative paths start at the directory of this file.
@@ -30,6 +32,9 @@ pub struct DomainFile {
     /// Disks, in the order the guest sees them.
     #[serde(default)]
     pub disks: Vec<DiskFile>,
+    /// What all disks that Domus serves may do together a second.
+    #[serde(default)]
+    pub disk_limits: LimitsFile,
     /// NICs, in the order the guest sees them.
     #[serde(default)]
     pub nets: Vec<NetFile>,
@@ -67,12 +72,16 @@ pub struct BootFile {
 pub struct DiskFile {
     /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
     pub id: String,
-    /// The image: a regular file or a block device.
+    /// The image: a regular file, a block device, or an NBD export (`nbd://HOST[:PORT][/EXPORT]`,
+    /// `nbd+unix:///[EXPORT]?socket=/PATH`).
     #[serde(default)]
     pub path: Option<String>,
     /// The image's format.
     #[serde(default)]
     pub format: Option<DiskFormat>,
+    /// The images that a qcow2 image is allowed to refer to.
+    #[serde(default)]
+    pub backing: Vec<BackingFile>,
     /// The guest cannot write to it.
     #[serde(default)]
     pub read_only: Option<bool>,
@@ -83,6 +92,28 @@ pub struct DiskFile {
     #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub queues: Option<u64>,
+    /// Of what worth an acknowledged write is before it is flushed: `none` where the file system has it, else
+    /// `writeback`.
+    #[serde(default)]
+    pub cache: Option<CacheFile>,
+    /// The guest may give space back to the host.
+    #[serde(default)]
+    pub discard: Option<bool>,
+    /// The logical block size that the guest sees, 512 or 4096 bytes: the image's own.
+    #[serde(default)]
+    pub block_size: Option<u64>,
+    /// What becomes of a write that fails: `pause-if-full`.
+    #[serde(default)]
+    pub werror: Option<OnErrorFile>,
+    /// What becomes of a read that fails: `report`.
+    #[serde(default)]
+    pub rerror: Option<OnErrorFile>,
+    /// What it may do a second.
+    #[serde(default)]
+    pub limits: LimitsFile,
+    /// What becomes of the domain if the disk's backend is lost.
+    #[serde(default)]
+    pub on_backend_loss: OnLoss,
     /// The listening socket of a vhost-user-blk backend that serves this disk.
     #[serde(default)]
     pub vhost_user_socket: Option<String>,
@@ -94,6 +125,8 @@ pub struct DiskFile {
 pub enum DiskFormat {
     /// The disk's bytes as they are.
     Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
 }
 
 /// A NIC on a bridge (a tap is made for it) or on a tap that exists.

@@ -20,6 +20,13 @@
 //! | `disks[].read_only` | `false` |
 //! | `disks[].serial` | the disk's `id` |
 //! | `disks[].queues` | one for each vCPU, at most 4 |
+//! | `disks[].backing` | none |
+//! | `disks[].cache` | `"none"` where the file system has it, else `"writeback"` |
+//! | `disks[].discard` | `true` |
+//! | `disks[].block_size` | the image's own |
+//! | `disks[].werror`, `rerror` | `"pause-if-full"`, `"report"` |
+//! | `disks[].limits`, `disk_limits` | none |
+//! | `disks[].on_backend_loss` | `"stall"` |
 //! | `nets[].mac` | made from the domain's name and the NIC's id, locally administered, always the same |
 //! | `nets[].mtu` | 1500 |
 //! | `devices[].queue_size` | 256 |
@@ -31,7 +38,9 @@
 //! Relative paths start at the config file's directory.
 
 mod check;
+mod disk;
 mod file;
+mod rate;
 mod size;
 
 use std::fmt::Display;
@@ -39,10 +48,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use shared_abi::control::DeviceConfig;
+use shared_abi::control::{DeviceConfig, IoLimits};
 use shared_abi::{DeviceId, DomainName, MacAddress};
 
+pub use disk::{Disk, DiskData, DiskSource, OnLoss, OwnDisk};
 pub use file::{DomainFile, OnStop};
+pub use rate::{LimitsFile, RateText};
 pub use size::MemorySize;
 
 /// Longest config text, in bytes: far above any real one.
@@ -90,39 +101,14 @@ pub struct DomainConfig {
     pub cmdline: String,
     /// Disks, in the order of their PCI slots.
     pub disks: Vec<Disk>,
+    /// What all of them together may do.
+    pub disk_limits: IoLimits,
     /// NICs, after the disks.
     pub nets: Vec<Net>,
     /// Devices of backends that Domus does not start, last.
     pub devices: Vec<Foreign>,
     /// What to do when the machine stops.
     pub policy: Policy,
-}
-
-/// A disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
-    /// Its id.
-    pub id: DeviceId,
-    /// Who serves it.
-    pub source: DiskSource,
-    /// Number of virtqueues.
-    pub queues: u16,
-}
-
-/// Who serves a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskSource {
-    /// `domus-block`, from a raw image or a block device.
-    Image {
-        /// The image.
-        path: PathBuf,
-        /// The guest cannot write.
-        read_only: bool,
-        /// What the guest reads as the serial number, at most 20 bytes.
-        serial: String,
-    },
-    /// A vhost-user-blk backend that listens on this socket.
-    VhostUser(PathBuf),
 }
 
 /// A NIC.

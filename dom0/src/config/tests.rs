@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use shared_abi::control::{Cache, ImageFormat, OnError};
+
 use super::*;
 
 fn parsed(text: &str) -> Result<DomainConfig, ConfigError> {
@@ -18,11 +20,11 @@ fn ten_lines_are_a_domain_and_the_rest_has_defaults() {
     assert_eq!(config.kernel, Path::new("/srv/web1/vmlinuz"));
     assert_eq!(config.cmdline, "console=ttyS0");
     assert_eq!(config.disks[0].queues, 1);
-    let image = PathBuf::from("/srv/web1/web1.img");
-    assert_eq!(
-        config.disks[0].source,
-        DiskSource::Image { path: image, read_only: false, serial: "root".into() }
-    );
+    let root = config.disks[0].own().unwrap();
+    assert_eq!(root.data, DiskData::Raw("/srv/web1/web1.img".into()));
+    assert_eq!((root.read_only, root.serial.as_str(), root.cache), (false, "root", None));
+    assert_eq!((root.write_error, root.read_error), (OnError::PauseIfFull, OnError::Report));
+    assert_eq!(config.disks[0].on_loss, OnLoss::Stall);
     assert_eq!(config.nets[0].mtu, 1500);
     assert_eq!(config.policy.on_reboot, OnStop::Restart);
 }
@@ -52,6 +54,38 @@ fn a_refusal_names_file_path_value_and_what_would_do() {
             &["disks[0].format: ", "vmdk", "raw"],
         ),
         (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","path":"x","backing":[{"path":"y","format":"raw"}]}]}"#,
+            &["disks[0].backing: ", "qcow2"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","path":"x","format":"qcow2","backing":[{"path":"y"}]}]}"#,
+            &["disks[0].backing[0]: ", "format"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","path":"x","block_size":1024}]}"#,
+            &["disks[0].block_size: 1024", "4096"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","path":"x","limits":{"iops":"fast"}}]}"#,
+            &["disks[0].limits.iops: ", "fast", "50MiB"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","path":"nbd://h:x"}]}"#,
+            &["disks[0].path: ", "nbd://h:x", "HOST[:PORT]"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","path":"nbd://h","cache":"none"}]}"#,
+            &["disks[0].cache: ", "server"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","vhost_user_socket":"s","werror":"pause"}]}"#,
+            &["disks[0].werror: ", "leave it out"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","vhost_user_socket":"s","on_backend_loss":{"error_after":3}}]}"#,
+            &["disks[0].on_backend_loss: ", "stall"],
+        ),
+        (
             r#"{"name":"a","boot":{"kernel":"k"},"disks":[{"id":"a","path":"x"}],"nets":[{"id":"a","tap":"t"}]}"#,
             &["nets[0].id: ", "\"a\"", "disks[0].id"],
         ),
@@ -76,6 +110,29 @@ fn a_refusal_names_file_path_value_and_what_would_do() {
             assert!(error.contains(part), "{text}\n  gave  {error}\n  which lacks {part}");
         }
     }
+}
+
+#[test]
+fn a_disk_says_format_backing_cache_errors_and_limits() {
+    let config = parsed(
+        r#"{ "name": "web1", "boot": { "kernel": "vmlinuz" }, "disk_limits": { "bytes": "1GiB" }, "disks": [
+             { "id": "root", "path": "web1.qcow2", "format": "qcow2", "cache": "writeback", "block_size": 4096,
+               "backing": [ { "path": "/srv/base.raw", "format": "raw" } ], "discard": false,
+               "werror": "pause", "rerror": "pause-if-full", "limits": { "read_iops": "500:2000:10" },
+               "on_backend_loss": { "error_after": 30 } },
+             { "id": "far", "path": "nbd://store.example/far", "on_backend_loss": "pause" } ] }"#,
+    )
+    .unwrap();
+    let root = config.disks[0].own().unwrap();
+    let backing = vec![("/srv/base.raw".into(), ImageFormat::Raw)];
+    assert_eq!(root.data, DiskData::Qcow2("/srv/web1/web1.qcow2".into(), backing));
+    assert_eq!((root.cache, root.block_size, root.discard), (Some(Cache::Writeback), Some(4096), false));
+    assert_eq!((root.write_error, root.read_error), (OnError::Pause, OnError::PauseIfFull));
+    assert_eq!(root.limits.read.iops.map(|rate| (rate.per_second, rate.burst_seconds)), Some((500, 10)));
+    assert_eq!(config.disk_limits.total.bytes.map(|rate| rate.burst), Some(1 << 30));
+    assert_eq!(config.disks[0].on_loss, OnLoss::ErrorAfter(30));
+    assert!(matches!(&config.disks[1].own().unwrap().data, DiskData::Nbd(uri) if uri.export == "far"));
+    assert_eq!(config.disks[1].on_loss, OnLoss::Pause);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::io;
 use nix::unistd::{AccessFlags, access};
 
 use super::build::StartError;
-use crate::config::{DiskSource, DomainConfig};
+use super::disks::Disks;
+use crate::config::DomainConfig;
 use crate::resources::files::{self, For};
 use crate::resources::links::Links;
 use crate::resources::{host, sockets, tap};
@@ -20,16 +21,7 @@ pub async fn check(config: &DomainConfig) -> Result<(), StartError> {
     if let Some(initrd) = &config.initrd {
         files::blob(config, "boot.initrd", initrd)?;
     }
-    for (n, disk) in config.disks.iter().enumerate() {
-        match &disk.source {
-            DiskSource::Image { path, read_only, .. } => {
-                files::image(config, n, path, *read_only, For::Check).await?;
-            }
-            DiskSource::VhostUser(path) => {
-                sockets::foreign(config, &format!("disks[{n}].vhost_user_socket"), path, false)?;
-            }
-        }
-    }
+    Disks::open(config, For::Check).await?;
     if !config.nets.is_empty() {
         let links = Links::open().map_err(|source| StartError::Io { act: "open rtnetlink", source })?;
         for (n, net) in config.nets.iter().enumerate() {

@@ -2,11 +2,19 @@
 //!
 //! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once.
 
+pub mod backend;
 pub mod build;
 pub mod check;
+pub mod disks;
+pub mod kept;
+pub mod operate;
+mod recovery;
+pub mod revive;
 pub mod state;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,7 +29,12 @@ use crate::child::{ANSWER, ChildError, ChildLink, one_line};
 use crate::config::DomainConfig;
 use crate::resources::run_dir::{DomainDir, RunDir};
 use crate::supervisor::Supervisor;
-use build::{Backend, Incarnation, Runner, StartError, build};
+use backend::Backend;
+use build::{Incarnation, Runner, StartError, build};
+use operate::Order;
+use recovery::Held;
+pub use recovery::Trouble;
+use revive::Revived;
 use state::{Action, Event, State, step};
 
 /// A guest that stops at once is not started again sooner than this after its last start.
@@ -50,6 +63,10 @@ pub struct View {
     pub ended: Option<String>,
     /// It ended by a crash.
     pub crashed: bool,
+    /// Backends that were started again, or connected to again.
+    pub restarts: u64,
+    /// What is amiss just now.
+    pub troubles: Vec<Trouble>,
 }
 
 /// What a domain's task is asked.
@@ -62,6 +79,8 @@ pub enum Command {
         /// Answered when it is done or refused; for `Destroy`, when nothing of the domain is left.
         answer: oneshot::Sender<Result<(), String>>,
     },
+    /// A wish about disks and backends.
+    Order(Order),
     /// What the runner says of itself; not answered if there is none.
     Status(oneshot::Sender<RunnerStatus>),
 }
@@ -93,10 +112,16 @@ impl Handle {
 
 /// What a domain's task is made of.
 pub struct Domain {
-    config: DomainConfig,
+    config: Rc<DomainConfig>,
     run: RunDir,
     dir: DomainDir,
     supervisor: Rc<dyn Supervisor>,
+    /// What is started in place of the installed programs.
+    programs: BTreeMap<Role, PathBuf>,
+    /// How many backends in a row have died young.
+    young: BTreeMap<Role, u32>,
+    /// Requests of disks that wait for an operator.
+    held: Vec<Held>,
     commands: mpsc::UnboundedReceiver<Command>,
     destroy: watch::Receiver<bool>,
     view: watch::Sender<View>,
@@ -122,6 +147,9 @@ enum Happening {
     Runner(Result<RunnerEvent, ChildError>),
     RunnerEnded(String),
     Backend(usize, BackendHappening),
+    Revived(usize, Result<Revived, StartError>),
+    /// A loss has lasted as long as a policy allows.
+    Overdue,
 }
 
 enum BackendHappening {
@@ -149,6 +177,8 @@ impl Domain {
             runner: None,
             ended: None,
             crashed: false,
+            restarts: 0,
+            troubles: Vec::new(),
         };
         let (view, watcher) = watch::channel(first);
         let handle = Handle {
@@ -159,10 +189,13 @@ impl Domain {
             view: watcher,
         };
         let domain = Self {
-            config,
+            config: Rc::new(config),
             run,
             dir,
             supervisor,
+            programs: BTreeMap::new(),
+            young: BTreeMap::new(),
+            held: Vec::new(),
             commands,
             destroy,
             view,
@@ -203,7 +236,7 @@ impl Domain {
                     self.feed(&Event::Stopped(reason));
                 }
                 Happening::Runner(Ok(RunnerEvent::DeviceLost(device))) => {
-                    self.say_of_child(&format!("device {device} has lost its backend and stands still"));
+                    self.device_lost(&device);
                 }
                 // Its end, if that is the cause, is seen by its pidfd.
                 Happening::Runner(Err(_)) => {
@@ -221,6 +254,8 @@ impl Domain {
                     self.feed(&Event::RunnerDied);
                 }
                 Happening::Backend(n, happening) => self.backend(n, happening),
+                Happening::Revived(n, result) => self.revived(n, result).await,
+                Happening::Overdue => self.pause_for_the_lost(),
             }
         }
         let Self { dir, supervisor, config, created, failure, at_end, .. } = self;
@@ -263,6 +298,7 @@ impl Domain {
     async fn command(&mut self, command: Command) {
         let (event, answer) = match command {
             Command::Ask { event, answer } => (event, answer),
+            Command::Order(order) => return self.order(order).await,
             Command::Status(answer) => {
                 let link = self.incarnation.runner.as_ref().and_then(|runner| runner.link.as_ref());
                 if answer.is_closed() || link.is_some_and(ChildLink::is_late) {
@@ -315,9 +351,11 @@ impl Domain {
                 Ok(())
             }
             Action::Resume => {
+                self.retry().await;
                 self.request(&RunnerRequest::Resume, "let the guest run").await?;
                 if let (Some(created), Some(domid)) = (self.created.take(), self.incarnation.domid) {
                     let _ = created.send(Ok(domid));
+                    self.learn_sizes().await;
                 }
                 Ok(())
             }
@@ -332,6 +370,8 @@ impl Domain {
             }
             Action::TearDown => {
                 self.incarnation.tear_down().await;
+                self.held.clear();
+                self.tell();
                 self.feed(&Event::Gone);
                 Ok(())
             }
@@ -346,11 +386,21 @@ impl Domain {
         patience: Duration,
         done: &'static str,
     ) -> Result<Option<RunnerReply>, ChildError> {
+        self.talk_with(request, Vec::new(), patience, done).await
+    }
+
+    async fn talk_with(
+        &mut self,
+        request: &RunnerRequest,
+        fds: Vec<OwnedFd>,
+        patience: Duration,
+        done: &'static str,
+    ) -> Result<Option<RunnerReply>, ChildError> {
         let Some(Runner { process, link: Some(link) }) = &mut self.incarnation.runner else {
             return Ok(None);
         };
         let exchange = async {
-            link.send(request, &[]).await?;
+            link.send(request, &fds).await?;
             link.answer(process, patience, done).await.map(Some)
         };
         tokio::select! {
@@ -427,39 +477,42 @@ impl Domain {
     }
 
     async fn happening(&mut self) -> Happening {
+        let overdue: OptionFuture<_> = self.next_policy().map(sleep_until).into();
         let Self { commands, incarnation, .. } = self;
-        let Incarnation { runner, backends, .. } = incarnation;
+        let Incarnation { runner, backends, reviving, .. } = incarnation;
         let runner: OptionFuture<_> = runner.as_mut().map(watch_runner).into();
         let backends: OptionFuture<_> = match backends.is_empty() {
             true => None,
             false => Some(select_all(backends.iter_mut().map(|backend| Box::pin(watch_backend(backend))))),
         }
         .into();
+        let reviving: OptionFuture<_> = match reviving.is_empty() {
+            true => None,
+            false => Some(select_all(reviving.iter_mut().map(|one| one.attempt.as_mut()))),
+        }
+        .into();
         tokio::select! {
             command = commands.recv() => Happening::Command(command),
             Some(happening) = runner => happening,
             Some((happening, n, _)) = backends => Happening::Backend(n, happening),
+            Some((result, n, _)) = reviving => Happening::Revived(n, result),
+            Some(()) = overdue => Happening::Overdue,
         }
     }
 
     fn backend(&mut self, n: usize, happening: BackendHappening) {
-        let role = self.incarnation.backends[n].role;
+        let backend = &mut self.incarnation.backends[n];
         match happening {
-            BackendHappening::Event(BackendEvent::DeviceFailed { device, why }) => {
-                self.say_of_child(&format!("{role} device {device}: {}", one_line(&why)));
+            BackendHappening::Event(event) => {
+                let role = backend.role;
+                self.backend_event(role, event);
             }
-            // Nothing asks for these yet.
-            BackendHappening::Event(BackendEvent::IoError { .. } | BackendEvent::ConnectionLost { .. }) => {}
-            BackendHappening::LinkLost => self.incarnation.backends[n].link = None,
-            BackendHappening::Ended(how) => {
-                self.incarnation.backends.swap_remove(n);
-                let effect = match role {
-                    Role::Console => "its console is gone until it is restarted",
-                    _ => "its devices stand still until the domain is restarted",
-                };
-                self.say(&format!("{} {how}: {effect}", role.program()));
-                self.feed(&Event::BackendDied);
+            // It does not know what it says, or says too much: another one takes its place.
+            BackendHappening::LinkLost => {
+                backend.link = None;
+                backend.process.kill();
             }
+            BackendHappening::Ended(how) => self.backend_ended(n, &how),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The life of a domain, decided in pure code: (state, event) → (state, actions).
 //!
 //! ```text
-//!            Create                Built              Pause / Unpause
+//!            Create                Built          Pause, Trouble / Unpause
 //!   (none) ────────▶ Building ───────────▶ Running ◀────────────────▶ Paused
 //!                     ▲  │ BuildFailed       │ │ Shutdown, Reboot        │
 //!                     │  │ Destroy           │ ▼                         │
@@ -79,6 +79,8 @@ pub enum Event {
     Pause,
     /// An operator asks to let them run again.
     Unpause,
+    /// Something the guest needs is gone or fails, and its vCPUs are to wait for an operator.
+    Trouble,
     /// An operator asks the guest to switch itself off.
     Shutdown,
     /// An operator asks the guest to switch itself off, and to be started again.
@@ -91,8 +93,6 @@ pub enum Event {
     Stopped(StopReason),
     /// The runner is gone without a word.
     RunnerDied,
-    /// Another of its processes is gone.
-    BackendDied,
     /// Everything of the incarnation is removed.
     Gone,
 }
@@ -102,7 +102,7 @@ pub enum Event {
 pub enum Action {
     /// Start an incarnation, with a new number.
     Build,
-    /// Let the vCPUs run.
+    /// Have the requests done again that are held, and let the vCPUs run.
     Resume,
     /// Stop the vCPUs.
     Pause,
@@ -167,10 +167,12 @@ pub fn step(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<A
         (Event::BuildFailed, S::Building) => Ok((S::Dying(Next::Dead), vec![A::TearDown])),
         (Event::Built | Event::BuildFailed, _) => stay,
 
-        (Event::Pause, S::Running) => Ok((S::Paused, vec![A::Pause])),
-        (Event::Pause, S::Paused) => stay,
+        (Event::Pause | Event::Trouble, S::Running) => Ok((S::Paused, vec![A::Pause])),
+        (Event::Pause, S::Paused) | (Event::Trouble, _) => stay,
         // Also while it runs: a pause that was given up may still have been obeyed.
         (Event::Unpause, S::Paused | S::Running) => Ok((S::Running, vec![A::Resume])),
+        // Its vCPUs run, but requests may be held.
+        (Event::Unpause, S::Stopping(_)) => Ok((state, vec![A::Resume])),
         (Event::Pause, _) => refuse("pause", ""),
         (Event::Unpause, _) => refuse("unpause", ""),
 
@@ -199,7 +201,7 @@ pub fn step(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<A
             let killed = StopReason::VcpuFailed(String::new());
             Ok(ended(state, &killed, policy))
         }
-        (Event::Stopped(_) | Event::RunnerDied | Event::BackendDied, _) => stay,
+        (Event::Stopped(_) | Event::RunnerDied, _) => stay,
 
         (Event::Gone, S::Dying(Next::Restart)) => Ok((S::Building, vec![A::Build])),
         (Event::Gone, S::Dying(Next::Dead)) => Ok((S::Dead, vec![A::Forget])),
@@ -251,6 +253,7 @@ mod tests {
             1 => Just(Event::BuildFailed),
             2 => Just(Event::Pause),
             2 => Just(Event::Unpause),
+            2 => Just(Event::Trouble),
             2 => Just(Event::Shutdown),
             2 => Just(Event::Reboot),
             1 => Just(Event::Retire),
@@ -259,7 +262,6 @@ mod tests {
             2 => Just(Event::Stopped(StopReason::Reboot)),
             1 => Just(Event::Stopped(StopReason::TripleFault)),
             1 => Just(Event::RunnerDied),
-            1 => Just(Event::BackendDied),
             4 => Just(Event::Gone),
         ]
     }

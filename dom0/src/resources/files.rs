@@ -27,6 +27,17 @@ pub enum For {
     Check,
 }
 
+/// Whether an image is to be opened with `O_DIRECT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direct {
+    /// It must be.
+    Must,
+    /// If its file system can.
+    IfPossible,
+    /// No.
+    No,
+}
+
 /// The kind of a file that is in the way, for people.
 fn kind(meta: &Metadata) -> &'static str {
     let kind = meta.file_type();
@@ -88,20 +99,21 @@ pub fn blob(config: &DomainConfig, at: &str, path: &Path) -> Result<File, Config
         .map_err(|e| refuse(says(path, &e, cure)))
 }
 
-/// Opens the image of disk `n` and locks it: one writer, or any number of readers. To be used, an image that is in use
-/// is waited for a moment.
+/// Opens the image at the JSON path `at` and locks it: one writer, or any number of readers. To be used, an image that
+/// is in use is waited for a moment. Whether it is open with `O_DIRECT` its flags tell ([`is_direct`]).
 ///
 /// # Errors
 /// [`ConfigError`]; if somebody else has it, the text says who as far as that can be known.
 pub async fn image(
     config: &DomainConfig,
-    n: usize,
+    at: &str,
     path: &Path,
     read_only: bool,
+    direct: Direct,
     why: For,
 ) -> Result<File, ConfigError> {
-    let refuse = |problem: String| ConfigError::new(&config.file, format!("disks[{n}].path"), problem);
-    let cure = "name a raw image or a block device";
+    let refuse = |problem: String| ConfigError::new(&config.file, at, problem);
+    let cure = "name an image, a regular file, or a block device";
     let meta = path.metadata().map_err(|e| refuse(says(path, &e, cure)))?;
     let block = meta.file_type().is_block_device();
     if !block && !meta.is_file() {
@@ -138,6 +150,17 @@ pub async fn image(
         let length = meta.len();
         return Err(refuse(format!("\"{}\" has {length} bytes, less than a sector: {cure}", path.display())));
     }
+    // Set on the open file: an open with the flag that fails would not say whether the flag is why.
+    if direct != Direct::No
+        && let Err(errno) = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_DIRECT))
+        && direct == Direct::Must
+    {
+        let problem = format!(
+            "\"{}\" cannot be opened round the page cache (O_DIRECT: {errno}): set cache to \"writeback\"",
+            path.display()
+        );
+        return Err(refuse(problem));
+    }
     let lock = if read_only { Lock::Read } else { Lock::Write };
     let free = match why {
         For::Use => loop {
@@ -161,6 +184,12 @@ pub async fn image(
     }
 }
 
+/// True if the image is open with `O_DIRECT`.
+pub fn is_direct(image: &File) -> bool {
+    fcntl(image, FcntlArg::F_GETFL)
+        .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,13 +210,14 @@ mod tests {
         let (config, path) = setting(dir.path());
         let holder = File::options().read(true).write(true).open(&path).unwrap();
         assert!(locks::take(&holder, Lock::Write).unwrap());
-        let error = image(&config, 0, &path, false, For::Check).await.unwrap_err().to_string();
+        let open = |why| image(&config, "disks[0].path", &path, false, Direct::No, why);
+        let error = open(For::Check).await.unwrap_err().to_string();
         assert!(error.contains("is in use by"), "{error}");
         tokio::spawn(async move {
             sleep(Duration::from_millis(200)).await;
             drop(holder);
         });
-        image(&config, 0, &path, false, For::Use).await.unwrap();
+        open(For::Use).await.unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod files;
 pub mod host;
 pub mod links;
 pub mod locks;
+pub mod nbd;
 pub mod run_dir;
 pub mod sockets;
 pub mod tap;

@@ -63,7 +63,10 @@ impl Direct {
     }
 
     fn start_now(&self, job: Job<'_>) -> Result<Process, SupervisorError> {
-        let program = self.program(job.role)?;
+        let program = match job.program {
+            Some(program) => program.into(),
+            None => self.program(job.role)?,
+        };
         let group =
             self.cgroups.as_ref().and_then(|cgroups| cgroups.group(job.domain, job.memory, job.vcpus));
         let around =

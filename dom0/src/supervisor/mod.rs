@@ -58,6 +58,8 @@ pub struct Job<'a> {
     pub role: Role,
     /// Where it will listen.
     pub control: &'a Path,
+    /// The program to start; none for the installed one.
+    pub program: Option<&'a Path>,
     /// The guest's RAM in bytes, for the limits.
     pub memory: u64,
     /// The guest's vCPUs, for the limits.
@@ -164,7 +166,16 @@ mod tests {
 
     async fn start(direct: &Direct, control: &Path) -> Result<Process, SupervisorError> {
         let domain = "test".parse().unwrap();
-        direct.start(Job { domain: &domain, role: Role::Runner, control, memory: 1 << 25, vcpus: 1 }).await
+        direct
+            .start(Job {
+                domain: &domain,
+                role: Role::Runner,
+                control,
+                program: None,
+                memory: 1 << 25,
+                vcpus: 1,
+            })
+            .await
     }
 
     #[tokio::test(flavor = "current_thread")]

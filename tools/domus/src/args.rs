@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::block::{self, BackendCommand, Limits};
+
 /// Creates and drives domains.
 #[derive(Debug, Parser)]
 #[command(name = "domus", version, disable_help_subcommand = true)]
@@ -113,5 +115,50 @@ pub enum Command {
     Destroy {
         /// The domain's name or ID
         name: String,
+    },
+    /// Say what is amiss with a domain, why, and what to do
+    Why {
+        /// The domain's name or ID
+        name: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List a domain's disks with what they have done
+    BlockList {
+        /// The domain's name or ID
+        name: String,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change what a disk, or all disks of a domain together, may do a second
+    BlockSet {
+        /// The domain's name or ID
+        name: String,
+        /// The disk's id; without it, all disks together
+        disk: Option<String>,
+        /// What is to change
+        #[command(flatten)]
+        limits: Limits,
+    },
+    /// Give a disk another size; the guest is told
+    BlockResize {
+        /// The domain's name or ID
+        name: String,
+        /// The disk's id
+        disk: String,
+        /// Its new size, such as 20GiB; without it, the disk is measured again
+        #[arg(value_parser = block::size)]
+        size: Option<u64>,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Exchange backends
+    Backend {
+        /// What to do
+        #[command(subcommand)]
+        command: BackendCommand,
     },
 }

@@ -15,6 +15,7 @@ use serde_json::json;
 use shared_abi::console::Mode;
 
 use crate::args::{Args, Command};
+use crate::block;
 use crate::client::{answer, connect};
 use crate::console;
 use crate::run::{self, Options};
@@ -52,6 +53,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::DiskSealed => anyhow::bail!("this command is of use to domus itself only"),
         Command::Shutdown { name, wait } => shutdown(dir, &name, wait).await?,
         Command::Reboot { name } => answer(connect(dir).await?.reboot(&name).await)?,
+        Command::Why { name, json } => block::why(dir, &name, json).await?,
+        Command::BlockList { name, json } => block::list(dir, &name, json).await?,
+        Command::BlockSet { name, disk, limits } => block::set(dir, &name, disk.as_deref(), limits).await?,
+        Command::BlockResize { name, disk, size, json } => {
+            block::resize(dir, &name, &disk, size, json).await?;
+        }
+        Command::Backend { command } => block::backend(dir, command).await?,
         Command::Destroy { name } => answer(connect(dir).await?.destroy(&name).await)?,
     }
     Ok(ExitCode::SUCCESS)

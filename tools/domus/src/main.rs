@@ -5,6 +5,7 @@
 
 mod args;
 mod attach;
+mod block;
 mod client;
 mod commands;
 mod console;

@@ -39,6 +39,8 @@ pub fn programs() -> &'static Path {
 pub struct Host {
     dir: TempDir,
     dom0: Option<Child>,
+    /// Programs of its own, for tests that take some away.
+    own_programs: Option<PathBuf>,
 }
 
 /// What there is before and after.
@@ -63,7 +65,7 @@ impl Host {
         programs();
         // For this thread and the processes it starts.
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let host = Self { dir: tempfile::tempdir().unwrap(), dom0: None };
+        let host = Self { dir: tempfile::tempdir().unwrap(), dom0: None, own_programs: None };
         fs::write(host.path("mini.elf"), mini_guest::IMAGE).unwrap();
         host.ip(&["link", "add", "br0", "type", "bridge"]);
         host.ip(&["link", "set", "br0", "up"]);
@@ -73,6 +75,19 @@ impl Host {
     /// Makes it, with the service running.
     pub fn with_service(guests: bool) -> Self {
         let mut host = Self::new(guests);
+        host.start_service();
+        host
+    }
+
+    /// Makes it, with the service running on copies of the programs.
+    pub fn with_own_programs() -> Self {
+        let mut host = Self::new(true);
+        let folder = host.path("libexec");
+        fs::create_dir(&folder).unwrap();
+        for program in ["domu-runner", "domus-block", "domus-net", "domus-console"] {
+            fs::copy(programs().join(program), folder.join(program)).unwrap();
+        }
+        host.own_programs = Some(folder);
         host.start_service();
         host
     }
@@ -96,6 +111,7 @@ impl Host {
             .arg("--run-dir")
             .arg(self.run_dir())
             .args(["--grace", "1"])
+            .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -185,6 +201,28 @@ impl Host {
         serde_json::from_str(&self.ok(&["list", "--json"])).unwrap()
     }
 
+    /// The disks of a domain as `block-list --json` shows them.
+    pub fn disks(&self, name: &str) -> Vec<serde_json::Value> {
+        serde_json::from_str(&self.ok(&["block-list", name, "--json"])).unwrap()
+    }
+
+    /// The process that serves a domain's disks, once there is one that is not `old`.
+    pub fn block_pid(&self, name: &str, old: u64) -> u64 {
+        let mut pid = 0;
+        self.until("a new backend", || {
+            pid = self.disks(name)[0]["backend_pid"].as_u64().unwrap_or(0);
+            pid != 0 && pid != old
+        });
+        pid
+    }
+
+    /// Makes an empty image and returns the JSON of a disk on it. `more` is JSON to add, beginning with a comma.
+    pub fn disk(&self, id: &str, mib: u64, more: &str) -> String {
+        let path = self.path(&format!("{id}.img"));
+        fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
+        format!(r#"{{ "id": "{id}", "path": "{}"{more} }}"#, path.display())
+    }
+
     pub fn domain(&self, name: &str) -> Option<serde_json::Value> {
         self.list().into_iter().find(|domain| domain["name"] == name)
     }
@@ -243,6 +281,64 @@ pub fn end(child: &mut Child) {
     while child.try_wait().unwrap().is_none() {
         signal(child.id(), nix::sys::signal::SIGTERM);
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Everything a domain's console prints, to be waited for.
+pub struct Console {
+    client: Child,
+    receiver: std::sync::mpsc::Receiver<Vec<u8>>,
+    text: String,
+}
+
+impl Console {
+    pub fn attach(host: &Host, name: &str) -> Self {
+        let mut client =
+            host.command(&["console", name]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = client.stdout.take().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = std::io::Read::read(&mut stdout, &mut buffer) {
+                let _ = sender.send(buffer[..count].to_vec());
+            }
+        });
+        Self { client, receiver, text: String::new() }
+    }
+
+    pub fn send(&mut self, line: &str) {
+        use std::io::Write;
+        self.client.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// True if it has printed this by now.
+    pub fn has(&mut self, wanted: &str) -> bool {
+        while let Ok(bytes) = self.receiver.try_recv() {
+            self.text += &String::from_utf8_lossy(&bytes);
+        }
+        assert!(!self.text.contains("mini: failed"), "{}", self.text);
+        self.text.contains(wanted)
+    }
+
+    /// Waits until it has printed this, and returns the last line with it.
+    #[track_caller]
+    pub fn wait(&mut self, wanted: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !self.has(wanted) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.receiver.recv_timeout(left) {
+                Ok(bytes) => self.text += &String::from_utf8_lossy(&bytes),
+                Err(error) => panic!("{error}: {wanted:?} was not printed, but\n{}", self.text),
+            }
+        }
+        self.text.lines().rfind(|line| line.contains(wanted)).unwrap_or_default().trim().into()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
     }
 }
 

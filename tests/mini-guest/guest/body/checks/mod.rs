@@ -1,6 +1,7 @@
 //! The checks by name. Those whose name begins with `hostile-` are in [`super::hostile`].
 
 mod blk;
+mod endure;
 mod machine;
 mod net;
 mod pci;
@@ -26,6 +27,7 @@ pub fn run(machine: &Machine, name: &str) -> Outcome {
         "blk-readonly" => blk::read_only(),
         "blk-irq" => blk::interrupts(machine),
         "blk-mask" => blk::masked(),
+        "blk-endure" => endure::endure(machine),
         "blk-iops" => rate::iops(machine),
         "blk-latency" => rate::latency(machine),
         "blk-bringup" => rate::bring_up(machine),

@@ -110,7 +110,7 @@ pub fn bring_up(machine: &Machine) -> Outcome {
 }
 
 /// Minimum, median, 99th percentile and maximum of `count` tick counts at `at`, in nanoseconds; sorts them (Shell).
-fn quantiles(at: u64, count: u64) -> [u64; 4] {
+pub fn quantiles(at: u64, count: u64) -> [u64; 4] {
     for gap in [701, 301, 132, 57, 23, 10, 4, 1] {
         for i in gap..count {
             let value = sys::read64(at + i * 8);

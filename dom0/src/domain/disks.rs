@@ -1,0 +1,270 @@
+//! The disks of a domain: what dom0 keeps open of them, and what it tells their backend, as often as one is started.
+//!
+//! dom0 keeps its own descriptor of every image: the next backend gets the same open file, whatever has become of the
+//! path, and the image's lock is held from the domain's first moment to its last.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use domus_startup::fds::Outgoing;
+use nix::fcntl::OFlag;
+use shared_abi::DeviceId;
+use shared_abi::control::{
+    BackingImage, BlockDisk, BlockRequest, BlockSource, BlockStart, Cache, Identity, ImageFormat, IoLimits,
+};
+use shared_abi::nbd::NbdUri;
+
+use super::backend::{Message, Start};
+use crate::config::{ConfigError, DiskData, DiskSource, DomainConfig, OnLoss, OwnDisk};
+use crate::resources::files::{self, Direct, For};
+use crate::resources::{nbd, sockets};
+
+/// What is open of the disks that `domus-block` serves, and what has been changed since.
+#[derive(Debug, Default)]
+pub struct Disks {
+    disks: Vec<OpenDisk>,
+    /// What all of them together may do.
+    limits: IoLimits,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct OpenDisk {
+    id: DeviceId,
+    /// None for a remote disk.
+    image: Option<File>,
+    /// A connection to a remote disk's server, for the next backend.
+    connection: Option<OwnedFd>,
+    backing: Vec<(String, File, ImageFormat)>,
+    cache: Cache,
+    limits: IoLimits,
+    /// Its size as its backend has told it last.
+    bytes: Option<u64>,
+    /// It was not to be had for so long that its requests are to fail.
+    lost: bool,
+}
+
+impl Disks {
+    /// Opens all images of a config. For a check nothing is kept.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub async fn open(config: &DomainConfig, why: For) -> Result<Self, ConfigError> {
+        let mut disks = Vec::new();
+        for (n, disk) in config.disks.iter().enumerate() {
+            match &disk.source {
+                DiskSource::Own(own) => disks.push(OpenDisk::open(config, n, &disk.id, own, why).await?),
+                DiskSource::VhostUser(path) if why == For::Check => {
+                    sockets::foreign(config, &format!("disks[{n}].vhost_user_socket"), path, false)?;
+                }
+                DiskSource::VhostUser(_) => {}
+            }
+        }
+        Ok(Self { disks, limits: config.disk_limits })
+    }
+
+    fn find(&mut self, id: &DeviceId) -> Option<&mut OpenDisk> {
+        self.disks.iter_mut().find(|disk| disk.id == *id)
+    }
+
+    /// Keeps a disk's new limits, or with none those of all together, for the backends to come.
+    pub fn keep_limits(&mut self, disk: Option<&DeviceId>, limits: IoLimits) {
+        match disk {
+            None => self.limits = limits,
+            Some(id) => {
+                if let Some(disk) = self.find(id) {
+                    disk.limits = limits;
+                }
+            }
+        }
+    }
+
+    /// A disk's limits, or with none those of all together. None for a disk that is not here.
+    pub fn limits(&self, disk: Option<&DeviceId>) -> Option<IoLimits> {
+        match disk {
+            None => Some(self.limits),
+            Some(id) => self.disks.iter().find(|disk| disk.id == *id).map(|disk| disk.limits),
+        }
+    }
+
+    /// How a disk's image is open; none for a remote one.
+    pub fn cache(&self, disk: &DeviceId) -> Option<Cache> {
+        let disk = self.disks.iter().find(|one| one.id == *disk)?;
+        disk.image.as_ref().map(|_| disk.cache)
+    }
+
+    /// Keeps a disk's size as its backend tells it.
+    pub fn keep_size(&mut self, disk: &DeviceId, bytes: u64) {
+        if let Some(disk) = self.find(disk) {
+            disk.bytes = Some(bytes);
+        }
+    }
+
+    /// From now on the requests of a disk whose size is known fail, or it is tried to be served again.
+    pub fn lose(&mut self, disk: &DeviceId, lost: bool) {
+        if let Some(disk) = self.find(disk) {
+            disk.lost = lost && disk.bytes.is_some();
+        }
+    }
+
+    /// The remote disks that have no connection for the next backend.
+    pub fn unconnected(&self, config: &DomainConfig) -> Vec<(DeviceId, NbdUri)> {
+        let without = self.disks.iter().filter(|disk| disk.connection.is_none() && !disk.lost);
+        without.filter_map(|disk| Some((disk.id.clone(), remote(config, &disk.id)?.clone()))).collect()
+    }
+
+    /// Keeps a connection for the next backend.
+    pub fn keep_connection(&mut self, disk: &DeviceId, connection: OwnedFd) {
+        if let Some(disk) = self.find(disk) {
+            disk.connection = Some(connection);
+        }
+    }
+
+    /// The start message of their backend.
+    ///
+    /// # Errors
+    /// No descriptors left; `NotConnected` for a remote disk that has no connection.
+    pub fn start(&mut self, config: &DomainConfig, identity: &Identity) -> io::Result<Start> {
+        let mut fds = Outgoing::default();
+        let (mut disks, mut sockets) = (Vec::new(), Vec::new());
+        for open in &mut self.disks {
+            // Made from the same config.
+            let Some(disk) = config.disks.iter().find(|disk| disk.id == open.id) else { continue };
+            let Some(own) = disk.own() else { continue };
+            let error_after = match disk.on_loss {
+                OnLoss::ErrorAfter(seconds) => Some(seconds),
+                OnLoss::Stall | OnLoss::Pause | OnLoss::PauseAfter(_) => None,
+            };
+            let source = open.source(own, error_after, &mut fds)?;
+            let (ours, theirs) = sockets::pair()?;
+            sockets.push((open.id.clone(), ours));
+            disks.push(BlockDisk {
+                id: open.id.clone(),
+                serial: own.serial.clone(),
+                source,
+                read_only: own.read_only,
+                queues: disk.queues,
+                block_size: own.block_size,
+                cache: open.cache,
+                discard: own.discard,
+                write_error: own.write_error,
+                read_error: own.read_error,
+                limits: open.limits,
+                socket: fds.add(theirs),
+            });
+        }
+        let (lifeline, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let start =
+            BlockStart { identity: identity.clone(), disks, limits: self.limits, lifeline: fds.add(end) };
+        let message = Message::Block(BlockRequest::Start(Box::new(start)));
+        Ok(Start { message, fds: fds.into_vec(), sockets, lifeline: Some(lifeline) })
+    }
+}
+
+impl OpenDisk {
+    async fn open(
+        config: &DomainConfig,
+        n: usize,
+        id: &DeviceId,
+        own: &OwnDisk,
+        why: For,
+    ) -> Result<Self, ConfigError> {
+        let at = |key: &str| format!("disks[{n}].{key}");
+        let direct = match own.cache {
+            None => Direct::IfPossible,
+            Some(Cache::None) => Direct::Must,
+            Some(Cache::Writeback | Cache::Unsafe) => Direct::No,
+        };
+        let image = async |path: &Path| {
+            files::image(config, &at("path"), path, own.read_only, direct, why).await.map(Some)
+        };
+        let (mut behind, mut connection) = (Vec::new(), None);
+        let image = match &own.data {
+            DiskData::Raw(path) => image(path).await?,
+            DiskData::Qcow2(path, backing) => {
+                for (k, (path, format)) in backing.iter().enumerate() {
+                    let at = at(&format!("backing[{k}].path"));
+                    // Through the page cache: what is behind many images is worth keeping there.
+                    let file = files::image(config, &at, path, true, Direct::No, why).await?;
+                    behind.push((text(config, &at, path)?, file, *format));
+                }
+                text(config, &at("path"), path)?;
+                image(path).await?
+            }
+            // A server may serve one connection only, so none is made for a check.
+            DiskData::Nbd(_) if why == For::Check => None,
+            DiskData::Nbd(uri) => {
+                let refuse = |error| {
+                    let problem =
+                        format!("\"{uri}\" cannot be reached ({error}): start the NBD server first");
+                    ConfigError::new(&config.file, at("path"), problem)
+                };
+                connection = Some(nbd::dial(uri).await.map_err(refuse)?);
+                None
+            }
+        };
+        let cache = match own.cache {
+            Some(cache) => cache,
+            None if image.as_ref().is_some_and(files::is_direct) => Cache::None,
+            None => Cache::Writeback,
+        };
+        let limits = own.limits;
+        Ok(Self {
+            id: id.clone(),
+            image,
+            connection,
+            backing: behind,
+            cache,
+            limits,
+            bytes: None,
+            lost: false,
+        })
+    }
+
+    fn source(
+        &mut self,
+        own: &OwnDisk,
+        error_after: Option<u32>,
+        fds: &mut Outgoing,
+    ) -> io::Result<BlockSource> {
+        let mut add = |file: &File| file.try_clone().map(|file| fds.add(file));
+        Ok(match (&own.data, &self.image, self.bytes) {
+            (_, _, Some(bytes)) if self.lost => BlockSource::Lost { bytes },
+            (DiskData::Raw(_), Some(image), _) => BlockSource::Raw(add(image)?),
+            (DiskData::Qcow2(path, _), Some(image), _) => BlockSource::Qcow2 {
+                image: add(image)?,
+                path: path.to_string_lossy().into_owned(),
+                backing: self
+                    .backing
+                    .iter()
+                    .map(|(path, file, format)| {
+                        Ok(BackingImage { path: path.clone(), image: add(file)?, format: *format })
+                    })
+                    .collect::<io::Result<_>>()?,
+            },
+            (DiskData::Nbd(uri), _, _) => {
+                let socket = self.connection.take().ok_or(io::ErrorKind::NotConnected)?;
+                BlockSource::Nbd { socket: Some(fds.add(socket)), export: uri.export.clone(), error_after }
+            }
+            // An image is opened for every other kind.
+            _ => return Err(io::ErrorKind::NotFound.into()),
+        })
+    }
+}
+
+/// The server of a disk, if it is remote.
+pub fn remote<'a>(config: &'a DomainConfig, disk: &DeviceId) -> Option<&'a NbdUri> {
+    match &config.disks.iter().find(|one| one.id == *disk)?.own()?.data {
+        DiskData::Nbd(uri) => Some(uri),
+        DiskData::Raw(_) | DiskData::Qcow2(..) => None,
+    }
+}
+
+/// A path that goes into a message.
+fn text(config: &DomainConfig, at: &str, path: &Path) -> Result<String, ConfigError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        ConfigError::new(&config.file, at, format!("\"{}\" is no UTF-8: rename it", path.display()))
+    })
+}

@@ -1,0 +1,217 @@
+//! Another backend in the place of one that is gone: how it is made, and how soon.
+//!
+//! ```text
+//!   lost ─▶ (pause) ─▶ process started ─▶ connected ─┐
+//!              ▲       nothing left of the old one ──┴▶ told what to serve ─▶ Revived ─▶ the runner attaches it
+//!              └────────────────────── failed ◀───────┘
+//! ```
+//!
+//! There is no last attempt: the device stands still until one succeeds or the domain ends.
+
+use std::fmt;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use shared_abi::control::Identity;
+use shared_abi::nbd::NbdUri;
+use shared_abi::{DeviceId, Role};
+use tokio::time::{Instant, sleep};
+
+use super::backend::{Backend, Remains};
+use super::build::StartError;
+use super::kept::Kept;
+use crate::config::{ConfigError, DomainConfig};
+use crate::resources::{nbd, sockets};
+use crate::supervisor::{Job, Supervisor};
+
+/// Attempts, or deaths soon after a start, that are followed by the next attempt at once.
+const AT_ONCE: u32 = 3;
+/// The first pause after that; each next one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A backend that has lived as long did not die of its start.
+pub const GOOD_LIFE: Duration = Duration::from_secs(1);
+
+/// What is to be had again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// A backend of the domain's own.
+    Own(Role),
+    /// A connection to a backend that Domus does not start.
+    Foreign(DeviceId),
+    /// The connection of a remote disk to its server, whose backend lives.
+    Server(DeviceId),
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(role) => f.write_str(role.program()),
+            Self::Foreign(device) => write!(f, "the backend of {device}"),
+            Self::Server(device) => write!(f, "the server of {device}"),
+        }
+    }
+}
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub struct Revived {
+    /// The new process, if it is the domain's own.
+    pub backend: Option<Backend>,
+    /// What the runner is to attach; of a remote disk, what its backend is to connect with.
+    pub sockets: Vec<(DeviceId, OwnedFd)>,
+}
+
+/// An attempt under way.
+pub type Attempt = Pin<Box<dyn Future<Output = Result<Revived, StartError>>>>;
+
+/// Something lost, and the attempt to have it again.
+pub struct Reviving {
+    /// What.
+    pub lost: Lost,
+    /// How it was lost, for people.
+    pub how: String,
+    /// When.
+    pub since: Instant,
+    /// Attempts made, those for the ones before it that died young among them.
+    pub attempts: u32,
+    /// Why the last attempt failed.
+    pub problem: Option<String>,
+    /// The domain has been paused for it, or need not be.
+    pub settled: bool,
+    /// What is left of the old one.
+    pub remains: Rc<Remains>,
+    /// The attempt.
+    pub attempt: Attempt,
+}
+
+impl fmt::Debug for Reviving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reviving").field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
+/// How long the attempt after so many others waits.
+pub fn pause(attempts: u32) -> Duration {
+    match attempts.checked_sub(AT_ONCE) {
+        None => Duration::ZERO,
+        Some(more) => FIRST_PAUSE.saturating_mul(1 << more.min(16)).min(LONGEST_PAUSE),
+    }
+}
+
+/// What an attempt needs.
+#[derive(Clone)]
+pub struct Means {
+    /// The domain's config.
+    pub config: Rc<DomainConfig>,
+    /// Whom its processes become.
+    pub identity: Identity,
+    /// Where the control socket is.
+    pub control: PathBuf,
+    /// The program; none for the installed one.
+    pub program: Option<PathBuf>,
+    /// Starts processes.
+    pub supervisor: Rc<dyn Supervisor>,
+    /// What the backend is given.
+    pub kept: Rc<Kept>,
+}
+
+impl Means {
+    /// Starts a process and connects to it. What it is to serve it is not told yet.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn connected(&self, role: Role) -> Result<Backend, StartError> {
+        // The old process may live, or its socket may: nobody is to be taken for the new one.
+        let _ = std::fs::remove_file(&self.control);
+        let (memory, vcpus) = (self.config.memory, self.config.vcpus);
+        let job = Job {
+            domain: &self.config.name,
+            role,
+            control: &self.control,
+            program: self.program.as_deref(),
+            memory,
+            vcpus,
+        };
+        let mut backend = Backend::new(role, self.supervisor.start(job).await?);
+        backend.connect(&self.control).await?;
+        Ok(backend)
+    }
+
+    /// Lets a connected process serve. Nothing of the one before it may be left.
+    ///
+    /// # Errors
+    /// It refuses, or a server that it needs cannot be reached.
+    pub async fn serve(&self, mut backend: Backend) -> Result<Revived, StartError> {
+        let io = |source| StartError::Io { act: "make what a backend is given", source };
+        if backend.role == Role::Block {
+            let unconnected = self.kept.disks.borrow().unconnected(&self.config);
+            for (disk, uri) in unconnected {
+                let connection = dial(&uri).await?;
+                self.kept.disks.borrow_mut().keep_connection(&disk, connection);
+            }
+        }
+        let start = self.kept.start(backend.role, &self.config, &self.identity).map_err(io)?;
+        let sockets = backend.start(start).await?;
+        Ok(Revived { backend: Some(backend), sockets })
+    }
+}
+
+/// An attempt for a backend of the domain's own.
+pub fn own(means: Means, role: Role, attempts: u32, remains: Rc<Remains>) -> Attempt {
+    Box::pin(async move {
+        sleep(pause(attempts)).await;
+        let gone = async {
+            remains.gone().await.map_err(|source| StartError::Io { act: "watch a backend's remains", source })
+        };
+        let (backend, ()) = tokio::try_join!(means.connected(role), gone)?;
+        means.serve(backend).await
+    })
+}
+
+/// An attempt for a backend that somebody else starts, whose socket the config names at this JSON path.
+pub fn foreign(
+    config: Rc<DomainConfig>,
+    device: DeviceId,
+    at: String,
+    path: Box<Path>,
+    attempts: u32,
+) -> Attempt {
+    Box::pin(async move {
+        sleep(pause(attempts)).await;
+        let socket = sockets::foreign(&config, &at, &path, true)?.ok_or(StartError::GivenUp)?;
+        Ok(Revived { backend: None, sockets: vec![(device, socket)] })
+    })
+}
+
+/// An attempt for a remote disk's server.
+pub fn server(device: DeviceId, uri: NbdUri, attempts: u32) -> Attempt {
+    Box::pin(async move {
+        sleep(pause(attempts)).await;
+        Ok(Revived { backend: None, sockets: vec![(device, dial(&uri).await?)] })
+    })
+}
+
+async fn dial(uri: &NbdUri) -> Result<OwnedFd, StartError> {
+    nbd::dial(uri).await.map_err(|error| {
+        let problem = format!("\"{uri}\" cannot be reached ({error}): start the NBD server");
+        StartError::Config(ConfigError::new(Path::new("disks"), "path", problem))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_attempts_come_at_once_and_the_later_ones_ever_more_slowly_to_a_bound() {
+        let pauses: Vec<_> = (0..14).map(|attempts| pause(attempts).as_millis()).collect();
+        assert_eq!(pauses[..7], [0, 0, 0, 50, 100, 200, 400]);
+        assert_eq!((pauses[12], pause(u32::MAX)), (5000, LONGEST_PAUSE));
+    }
+}
