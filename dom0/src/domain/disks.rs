@@ -17,7 +17,7 @@ use shared_abi::control::{
 use shared_abi::nbd::NbdUri;
 
 use super::backend::{Message, Start};
-use crate::config::{ConfigError, DiskData, DiskSource, DomainConfig, OnLoss, OwnDisk};
+use crate::config::{ConfigError, Disk, DiskData, DiskSource, DomainConfig, OnLoss, OwnDisk};
 use crate::resources::files::{self, Direct, For};
 use crate::resources::{nbd, sockets};
 
@@ -252,6 +252,11 @@ impl OpenDisk {
             _ => return Err(io::ErrorKind::NotFound.into()),
         })
     }
+}
+
+/// True if the backend reads and keeps metadata of an image.
+pub fn have_metadata(config: &DomainConfig) -> bool {
+    config.disks.iter().filter_map(Disk::own).any(|own| matches!(own.data, DiskData::Qcow2(..)))
 }
 
 /// The server of a disk, if it is remote.

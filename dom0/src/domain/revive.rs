@@ -1,12 +1,13 @@
 //! Another backend in the place of one that is gone: how it is made, and how soon.
 //!
 //! ```text
-//!   lost ─▶ (pause) ─▶ process started ─▶ connected ─┐
-//!              ▲       nothing left of the old one ──┴▶ told what to serve ─▶ Revived ─▶ the runner attaches it
-//!              └────────────────────── failed ◀───────┘
+//!   lost ─▶ (pause) ─▶ process started ─▶ connected ─▶ told what to serve ─┐
+//!              ▲                          nothing left of the old one ─────┴▶ Revived ─▶ the runner attaches it
+//!              └────────────────────── failed ◀────────────────────────────┘
 //! ```
 //!
-//! There is no last attempt: the device stands still until one succeeds or the domain ends.
+//! An image with metadata (qcow2) is looked at only when nothing is left of the old one, and the two come one after the
+//! other. There is no last attempt: the device stands still until one succeeds or the domain ends.
 
 use std::fmt;
 use std::future::Future;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep};
 
 use super::backend::{Backend, Remains};
 use super::build::StartError;
+use super::disks;
 use super::kept::Kept;
 use crate::config::{ConfigError, DomainConfig};
 use crate::resources::{nbd, sockets};
@@ -143,7 +145,7 @@ impl Means {
         Ok(backend)
     }
 
-    /// Lets a connected process serve. Nothing of the one before it may be left.
+    /// Lets a connected process serve. Nothing of the one before it may be left if it looks at metadata.
     ///
     /// # Errors
     /// It refuses, or a server that it needs cannot be reached.
@@ -169,8 +171,15 @@ pub fn own(means: Means, role: Role, attempts: u32, remains: Rc<Remains>) -> Att
         let gone = async {
             remains.gone().await.map_err(|source| StartError::Io { act: "watch a backend's remains", source })
         };
-        let (backend, ()) = tokio::try_join!(means.connected(role), gone)?;
-        means.serve(backend).await
+        let in_turn = role == Role::Block && disks::have_metadata(&means.config);
+        if in_turn {
+            let (backend, ()) = tokio::try_join!(means.connected(role), gone)?;
+            return means.serve(backend).await;
+        }
+        // It touches nothing before the runner attaches it.
+        let serving = async { means.serve(means.connected(role).await?).await };
+        let (revived, ()) = tokio::try_join!(serving, gone)?;
+        Ok(revived)
     })
 }
 

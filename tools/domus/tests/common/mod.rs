@@ -311,16 +311,16 @@ impl Console {
         self.client.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
-    /// True if it has printed this by now.
+    /// True if it has printed a line with this by now.
     pub fn has(&mut self, wanted: &str) -> bool {
         while let Ok(bytes) = self.receiver.try_recv() {
             self.text += &String::from_utf8_lossy(&bytes);
         }
         assert!(!self.text.contains("mini: failed"), "{}", self.text);
-        self.text.contains(wanted)
+        self.text.split_inclusive('\n').any(|line| line.contains(wanted) && line.ends_with('\n'))
     }
 
-    /// Waits until it has printed this, and returns the last line with it.
+    /// Waits until it has printed a line with this, and returns the last one.
     #[track_caller]
     pub fn wait(&mut self, wanted: &str) -> String {
         let deadline = Instant::now() + Duration::from_secs(120);
