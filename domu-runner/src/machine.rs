@@ -129,9 +129,11 @@ impl Machine {
             // A vCPU that waits for its backend is let go after the watcher's patience.
             RunnerRequest::Pause => self.vcpus.pause(2 * PATIENCE),
             RunnerRequest::Detach(devices) => {
+                let mut drained = true;
                 for device in &devices {
-                    self.device(device)?.detach();
+                    drained &= self.device(device)?.detach();
                 }
+                return Ok(RunnerReply::Detached { drained });
             }
             RunnerRequest::Attach(attachments) => {
                 let mut longest = Duration::ZERO;

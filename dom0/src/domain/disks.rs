@@ -254,9 +254,10 @@ impl OpenDisk {
     }
 }
 
-/// True if the backend reads and keeps metadata of an image.
-pub fn have_metadata(config: &DomainConfig) -> bool {
-    config.disks.iter().filter_map(Disk::own).any(|own| matches!(own.data, DiskData::Qcow2(..)))
+/// True if two backends must not be at these disks at a time: one reads metadata that the other writes, or a server serves
+/// one client only.
+pub fn one_at_a_time(config: &DomainConfig) -> bool {
+    config.disks.iter().filter_map(Disk::own).any(|own| !matches!(own.data, DiskData::Raw(_)))
 }
 
 /// The server of a disk, if it is remote.

@@ -28,6 +28,9 @@ use super::{Domain, chain, disks};
 use crate::child::{ANSWER, ChildError, one_line};
 use crate::config::{DiskSource, OnLoss};
 
+/// Within this time a runner has let go of its devices. It waits for each backend as long as for any answer.
+const DRAIN: Duration = Duration::from_secs(120);
+
 /// A loss, or a fault, that an operator may want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
@@ -37,6 +40,14 @@ pub struct Trouble {
     pub cause: String,
     /// What to do, or what is being done.
     pub next: String,
+}
+
+/// The process that an upgrade has started.
+enum New {
+    /// It waits to be told what to serve.
+    Connected(Backend),
+    /// It serves, and is not attached yet.
+    Serves(Revived),
 }
 
 /// A request of a disk that is held.
@@ -316,30 +327,31 @@ impl Domain {
             kept.disks.borrow_mut().lose(device, false);
         }
         means.program = program.or(means.program);
-        // Nothing of the old one is touched before the new one is there.
-        let new = means.connected(role).await.map_err(|error| chain(&error))?;
-        let devices = match role {
-            Role::Block => self
-                .config
-                .disks
-                .iter()
-                .filter(|disk| disk.own().is_some())
-                .map(|disk| &disk.id)
-                .cloned()
-                .collect(),
-            _ => self.config.nets.iter().map(|net| net.id.clone()).collect(),
+        // Nothing of the old one is touched before the new one is there. Where both can be at the same data, it serves
+        // before the old one stops.
+        let failed = |error: StartError| chain(&error);
+        let one_at_a_time = role == Role::Block && disks::one_at_a_time(&self.config);
+        let new = means.connected(role).await.map_err(failed)?;
+        let new = match one_at_a_time {
+            true => New::Connected(new),
+            false => New::Serves(means.serve(new).await.map_err(failed)?),
         };
-        self.request(&RunnerRequest::Detach(devices), "let go of its devices")
-            .await
-            .map_err(|error| chain(&error))?;
+        let drained = self.detach(role).await?;
         let old = self.incarnation.backends.swap_remove(served);
         let (process, remains) = old.into_parts();
-        process.kill();
-        process.reap().await;
         self.held.clear();
         let exchanged = async {
-            remains.gone().await.map_err(|error| error.to_string())?;
-            let revived = means.serve(new).await.map_err(|error| chain(&error))?;
+            process.kill();
+            if drained && !one_at_a_time {
+                tokio::task::spawn_local(process.reap());
+            } else {
+                process.reap().await;
+                remains.gone().await.map_err(|error| error.to_string())?;
+            }
+            let revived = match new {
+                New::Connected(new) => means.serve(new).await.map_err(failed)?,
+                New::Serves(revived) => revived,
+            };
             self.put_in_place(&Lost::Own(role), revived).await
         };
         match exchanged.await {
@@ -351,6 +363,22 @@ impl Domain {
                 self.lost(Lost::Own(role), "could not be upgraded".into(), 0, Rc::new(remains));
                 Err(error)
             }
+        }
+    }
+
+    /// Has the runner let go of all devices of a backend; true if that backend has finished with them.
+    async fn detach(&mut self, role: Role) -> Result<bool, String> {
+        let devices = match role {
+            Role::Block => {
+                let own = self.config.disks.iter().filter(|disk| disk.own().is_some());
+                own.map(|disk| disk.id.clone()).collect()
+            }
+            _ => self.config.nets.iter().map(|net| net.id.clone()).collect(),
+        };
+        match self.talk(&RunnerRequest::Detach(devices), DRAIN, "let go of its devices").await {
+            Ok(Some(RunnerReply::Detached { drained })) => Ok(drained),
+            Ok(_) => Ok(false),
+            Err(error) => Err(chain(&error)),
         }
     }
 

@@ -6,8 +6,7 @@
 //!              └────────────────────── failed ◀────────────────────────────┘
 //! ```
 //!
-//! An image with metadata (qcow2) is looked at only when nothing is left of the old one, and the two come one after the
-//! other. There is no last attempt: the device stands still until one succeeds or the domain ends.
+//! An image with metadata (qcow2) is looked at only when nothing is left of the old one: the two come one after the other. There is no last attempt: the device stands still until one succeeds or the domain ends.
 
 use std::fmt;
 use std::future::Future;
@@ -171,7 +170,7 @@ pub fn own(means: Means, role: Role, attempts: u32, remains: Rc<Remains>) -> Att
         let gone = async {
             remains.gone().await.map_err(|source| StartError::Io { act: "watch a backend's remains", source })
         };
-        let in_turn = role == Role::Block && disks::have_metadata(&means.config);
+        let in_turn = role == Role::Block && disks::one_at_a_time(&means.config);
         if in_turn {
             let (backend, ()) = tokio::try_join!(means.connected(role), gone)?;
             return means.serve(backend).await;

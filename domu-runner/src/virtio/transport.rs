@@ -222,18 +222,19 @@ impl Transport {
         state.session = Some(session);
     }
 
-    /// Lets the backend finish what it has in flight, and hangs up on it: the device stands still.
-    pub fn detach(&self) {
+    /// Lets the backend finish what it has in flight, and hangs up on it: the device stands still. True if the backend
+    /// has said that it has finished.
+    pub fn detach(&self) -> bool {
         let mut state = lock(&self.state);
         let State { server, session, .. } = &mut *state;
         let now = Instant::now();
         if let Some(session) = session {
             self.ask(server, |backend| backend.stop(session));
         }
-        if let Some(backend) = server.backend.take() {
-            backend.let_go();
-            server.since = now;
-        }
+        let Some(backend) = server.backend.take() else { return false };
+        backend.let_go();
+        server.since = now;
+        true
     }
 
     /// Gives the device another backend, which goes on where the one before it stopped or died; returns how long the

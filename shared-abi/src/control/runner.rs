@@ -19,8 +19,8 @@ pub enum RunnerRequest {
     PowerButton,
     /// Report [`RunnerStatus`].
     Status,
-    /// Let the backends of these devices finish what they have in flight, and hang up on them. The devices stand still
-    /// until they are attached.
+    /// Let the backends of these devices finish what they have in flight, and hang up on them; answered with
+    /// [`RunnerReply::Detached`]. The devices stand still until they are attached.
     Detach(Vec<DeviceId>),
     /// These devices have new backends, which go on where the ones before them stopped or died; answered with
     /// [`RunnerReply::Attached`].
@@ -103,6 +103,11 @@ pub enum RunnerReply {
     Ready,
     /// Done.
     Done,
+    /// To [`RunnerRequest::Detach`].
+    Detached {
+        /// Every backend has said that it has finished. If not, one may still be at work.
+        drained: bool,
+    },
     /// To [`RunnerRequest::Attach`].
     Attached {
         /// How long the devices have stood still, in microseconds: the longest of them, from the loss of its backend or

@@ -357,7 +357,8 @@ fn a_device_goes_on_with_another_backend_and_is_kicked_by_what_came_meanwhile() 
             peer.borrow().shutdown(std::net::Shutdown::Both).unwrap();
             assert_eq!(machine.lost(MINUTE).as_deref(), Some("echo0"));
         } else {
-            machine.transport.detach();
+            assert!(machine.transport.detach());
+            assert!(!machine.transport.detach(), "nobody is there any more");
         }
         exchange(&|machine| {
             bell(1)(machine);
