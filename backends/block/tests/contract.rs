@@ -4,74 +4,12 @@
 mod driver;
 
 use std::fs::{File, OpenOptions, read_to_string};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use domus_startup::Link;
 use domus_startup::fds::Outgoing;
+use driver::dom0::*;
 use driver::*;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use shared_abi::control::{
-    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockSource, BlockStart, FdIndex, FromChild,
-    Identity, IoLimits,
-};
-use shared_abi::ids::DomId;
+use shared_abi::control::{BackendEvent, BackendReply, BlockDisk, BlockSource, FdIndex, FromChild};
 use vhost::vhost_user::VhostUserFrontend;
-
-type Answer = FromChild<BackendReply, BackendEvent>;
-
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts the program and connects to its control socket.
-fn controlled(dir: &Path) -> (Process, Link) {
-    let path = dir.join("block.sock");
-    let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
-    let process = Process(program.arg("--control").arg(&path).stdin(Stdio::null()).spawn().unwrap());
-    let start = Instant::now();
-    loop {
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        if connect(fd.as_raw_fd(), &UnixAddr::new(&path).unwrap()).is_ok() {
-            return (process, Link::from(fd));
-        }
-        assert!(start.elapsed() < Duration::from_secs(10), "no control socket");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A user that is not root, or whoever runs the test.
-fn identity() -> Identity {
-    let own = nix::unistd::geteuid();
-    let uid = if own.is_root() { 64_999 } else { own.as_raw() };
-    Identity { domain: "blocktest".parse().unwrap(), domid: DomId(7), uid }
-}
-
-fn disk(fds: &mut Outgoing, id: &str, image: File, read_only: bool, queues: u16) -> (BlockDisk, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let (image, socket) = (fds.add(image), fds.add(OwnedFd::from(theirs)));
-    let serial = format!("serial-{id}");
-    (BlockDisk { serial, read_only, queues, ..BlockDisk::raw(id.parse().unwrap(), image, socket) }, ours)
-}
-
-fn send(link: &Link, disks: Vec<BlockDisk>, mut fds: Outgoing) -> Answer {
-    let (_, lifeline) = nix::unistd::pipe().unwrap();
-    let lifeline = fds.add(lifeline);
-    let start = BlockStart { identity: identity(), disks, limits: IoLimits::default(), lifeline };
-    let fds = fds.into_vec();
-    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    link.send_request(&BlockRequest::Start(Box::new(start)), &borrowed).unwrap();
-    drop(fds);
-    link.receive().unwrap().0
-}
 
 fn status(pid: u32, field: &str) -> String {
     let text = read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -129,9 +67,7 @@ fn two_disks_are_served_sealed_small_and_without_their_controller() {
     // The controller goes: the guest notices nothing. The next one is told that it came too late to start anything.
     drop(link);
     assert_eq!(root.request(1, T_OUT, 3, &[(DATA, 512, false)]).0, S_OK);
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    connect(fd.as_raw_fd(), &UnixAddr::new(&dir.path().join("block.sock")).unwrap()).unwrap();
-    let link = Link::from(fd);
+    let link = dial(dir.path()).unwrap();
     assert!(matches!(send(&link, vec![], Outgoing::default()), FromChild::Failed(_)));
 
     // A frontend that breaks the protocol loses its disk, which the controller hears; the other disk goes on.

@@ -1,6 +1,8 @@
 //! A frontend and driver of our own for the real `domus-block`: it can do what no sane driver does.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod dom0;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;

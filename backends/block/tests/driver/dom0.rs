@@ -1,0 +1,113 @@
+//! The other side of `domus-block --control`: what dom0 says to it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use domus_startup::Link;
+use domus_startup::fds::Outgoing;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use shared_abi::control::{
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, DiskStatistics, FromChild, Identity,
+    IoLimits,
+};
+use shared_abi::ids::DomId;
+
+pub type Answer = FromChild<BackendReply, BackendEvent>;
+
+/// A running program, killed when dropped.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the program and connects to its control socket.
+pub fn controlled(dir: &Path) -> (Process, Link) {
+    let path = dir.join("block.sock");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
+    let process = Process(program.arg("--control").arg(&path).stdin(Stdio::null()).spawn().unwrap());
+    let start = Instant::now();
+    loop {
+        if let Some(link) = dial(dir) {
+            return (process, link);
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "no control socket");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A connection to the control socket.
+pub fn dial(dir: &Path) -> Option<Link> {
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    connect(fd.as_raw_fd(), &UnixAddr::new(&dir.join("block.sock")).unwrap()).ok().map(|()| Link::from(fd))
+}
+
+/// A user that is not root, or whoever runs the test.
+pub fn identity() -> Identity {
+    let own = nix::unistd::geteuid();
+    let uid = if own.is_root() { 64_999 } else { own.as_raw() };
+    Identity { domain: "blocktest".parse().unwrap(), domid: DomId(7), uid }
+}
+
+/// A disk with a serial, and the frontend's end of its socket.
+pub fn disk(
+    fds: &mut Outgoing,
+    id: &str,
+    image: File,
+    read_only: bool,
+    queues: u16,
+) -> (BlockDisk, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (image, socket) = (fds.add(image), fds.add(OwnedFd::from(theirs)));
+    let serial = format!("serial-{id}");
+    (BlockDisk { serial, read_only, queues, ..BlockDisk::raw(id.parse().unwrap(), image, socket) }, ours)
+}
+
+/// Starts disks; returns the answer.
+pub fn send(link: &Link, disks: Vec<BlockDisk>, fds: Outgoing) -> Answer {
+    send_limited(link, disks, fds, IoLimits::default()).0
+}
+
+/// Starts disks of a domain with limits; returns the answer, and the other end of the lifeline.
+pub fn send_limited(
+    link: &Link,
+    disks: Vec<BlockDisk>,
+    mut fds: Outgoing,
+    limits: IoLimits,
+) -> (Answer, OwnedFd) {
+    let (reader, lifeline) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    let lifeline = fds.add(lifeline);
+    let start = BlockStart { identity: identity(), disks, limits, lifeline };
+    let fds = fds.into_vec();
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    link.send_request(&BlockRequest::Start(Box::new(start)), &borrowed).unwrap();
+    drop(fds);
+    (link.receive().unwrap().0, reader)
+}
+
+/// Asks something; returns the answer, and the events that came before it.
+pub fn ask(link: &Link, request: &BlockRequest) -> (Answer, Vec<BackendEvent>) {
+    link.send_request(request, &[]).unwrap();
+    let mut events = Vec::new();
+    loop {
+        match link.receive::<Answer>().unwrap().0 {
+            FromChild::Event(event) => events.push(event),
+            answer => return (answer, events),
+        }
+    }
+}
+
+/// What a disk has done.
+pub fn statistics(link: &Link, id: &str) -> DiskStatistics {
+    match ask(link, &BlockRequest::Statistics(id.parse().unwrap())).0 {
+        FromChild::Reply(BackendReply::Disk(statistics)) => *statistics,
+        other => panic!("{other:?}"),
+    }
+}

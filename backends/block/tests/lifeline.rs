@@ -1,0 +1,83 @@
+//! The lifeline of a real `domus-block`: it hangs up when the kernel has finished everything a killed process asked for.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod driver;
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use domus_startup::fds::Outgoing;
+use driver::dom0::*;
+use driver::*;
+use nix::poll::{PollFd, PollFlags, poll};
+use shared_abi::control::{BackendReply, Cache, FromChild, IoLimits};
+
+const KILLS: usize = 25;
+/// Requests in flight in each of two queues.
+const DEPTH: u64 = 20;
+const LEN: u64 = 64 << 10;
+
+fn hung_up(lifeline: &OwnedFd, ms: u16) -> bool {
+    let mut fds = [PollFd::new(lifeline.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, ms).unwrap() == 1 && fds[0].revents().unwrap().contains(PollFlags::POLLHUP)
+}
+
+/// Kills processes under load, and says how long it took from there to the hang-up.
+fn kill(dir: &Path, cache: Cache) {
+    let path = image(dir, (2 * DEPTH * LEN) as usize);
+    let flags = if cache == Cache::None { libc::O_DIRECT } else { 0 };
+    let open =
+        || -> File { OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).unwrap() };
+    let mut times = Vec::new();
+    for round in 0..KILLS {
+        let (mut process, link) = controlled(dir);
+        let mut fds = Outgoing::default();
+        let (mut root, socket) = disk(&mut fds, "root", open(), false, 2);
+        root.cache = cache;
+        let (answer, lifeline) = send_limited(&link, vec![root], fds, IoLimits::default());
+        assert_eq!(answer, FromChild::Reply(BackendReply::Ready));
+        let mut driver = Driver::new(socket, 2, F_FLUSH);
+        for queue in 0..2 {
+            for i in 0..DEPTH {
+                let number = queue as u64 * DEPTH + i;
+                let kind = if i % 2 == 0 { T_OUT } else { T_IN };
+                driver.header(kind, number * (LEN / 512), HEADER + 16 * number);
+                let data = (DATA, LEN as u32, kind == T_IN);
+                let head = driver
+                    .chain(queue, &[(HEADER + 16 * number, 16, false), data, (STATUS + number, 1, true)]);
+                driver.offer(queue, head);
+            }
+            driver.show(queue);
+        }
+        let moment = Instant::now();
+        while moment.elapsed() < Duration::from_micros(round as u64 * 97 % 1500) {
+            std::hint::spin_loop();
+        }
+        assert!(!hung_up(&lifeline, 0), "hung up while the process lives");
+        let start = Instant::now();
+        process.0.kill().unwrap();
+        assert!(hung_up(&lifeline, 10_000), "no hang-up after the process was killed");
+        times.push(start.elapsed());
+        process.0.wait().unwrap();
+        std::fs::remove_file(dir.join("block.sock")).unwrap();
+    }
+    times.sort_unstable();
+    println!(
+        "{cache:?}: from kill to hang-up: median {:?}, longest {:?}",
+        times[KILLS / 2],
+        times[KILLS - 1]
+    );
+}
+
+#[test]
+fn it_hangs_up_soon_after_a_kill_with_direct_io_in_flight() {
+    kill(tempfile::tempdir().unwrap().path(), Cache::None);
+}
+
+#[test]
+fn it_hangs_up_soon_after_a_kill_with_the_page_cache_at_work() {
+    kill(tempfile::tempdir().unwrap().path(), Cache::Writeback);
+}
