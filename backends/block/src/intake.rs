@@ -214,11 +214,15 @@ impl Intake {
         true
     }
 
-    /// Whether chains have come that may be popped, without having asked for kicks.
-    pub fn has_more(&self) -> bool {
-        self.stopping.is_none()
-            && !self.free.is_empty()
-            && self.queue.as_deref().is_some_and(Queue::has_available)
+    /// Whether nothing is in flight and all depends on the driver, which was busy just now.
+    pub fn is_expecting(&self) -> bool {
+        self.ready && self.free.len() == self.slots.len()
+    }
+
+    /// Whether chains have come, without having asked for kicks.
+    #[inline]
+    pub fn expect_more(&self) -> bool {
+        self.queue.as_deref().is_some_and(Queue::has_available)
     }
 
     /// Nanoseconds until a limit lets something through; none if nothing waits.

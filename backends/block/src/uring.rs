@@ -217,9 +217,25 @@ impl Uring {
         }
     }
 
-    /// Hands the kernel what is queued, and waits.
+    /// Hands the kernel what is queued, and waits. Makes no system call if there is nothing to hand over, to wait for or
+    /// to fetch.
     pub fn wait(&mut self, wait: Wait) {
-        self.enter(wait);
+        if wait != Wait::Not || self.is_behind() {
+            self.enter(wait);
+        }
+    }
+
+    /// Whether there is something to hand over to the kernel, or to fetch from it.
+    #[inline]
+    fn is_behind(&mut self) -> bool {
+        let queue = self.0.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// Whether something is completed, as far as can be seen without a system call.
+    #[inline]
+    pub fn has_completed(&mut self) -> bool {
+        self.0.submission().taskrun() || !self.0.completion().is_empty()
     }
 
     fn enter(&mut self, wait: Wait) {

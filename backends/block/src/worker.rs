@@ -6,6 +6,9 @@
 //!
 //! The worker sleeps in one place, in the kernel, for kicks, orders and the disk together. Waiting also submits.
 //! Nothing is allocated on the way once the buffers of the slots have grown.
+//!
+//! Waking up costs more than most requests. So where requests have come one soon after the other, the worker looks at
+//! the rings for a few microseconds ([`Attention`]) before it sleeps; a disk that rests costs nothing.
 
 use std::os::fd::AsFd;
 use std::sync::mpsc::SyncSender;
@@ -13,6 +16,7 @@ use std::time::Duration;
 
 use vu_server::{Order, Orders};
 
+use crate::attention::Attention;
 use crate::clock;
 use crate::intake::Intake;
 use crate::order::BlockOrder;
@@ -22,6 +26,9 @@ use crate::uring::{Completion, Uring, Wait};
 const KICK: u64 = 1 << 32;
 const ORDERS: u64 = KICK + 1;
 const CANCELLED: u64 = KICK + 2;
+
+/// Looks at the rings between two looks at the clock.
+const LOOKS: u32 = 32;
 
 /// What carries out the requests of one queue.
 pub trait Engine: Send + 'static {
@@ -41,6 +48,7 @@ pub struct Worker<E> {
     orders: Orders<BlockOrder>,
     /// A poll of the kick eventfd is submitted.
     kick_polled: bool,
+    attention: Attention,
     /// Who wants to know when nothing reaches beyond the end of the disk.
     settling: Vec<SyncSender<()>>,
 }
@@ -48,16 +56,29 @@ pub struct Worker<E> {
 impl<E: Engine> Worker<E> {
     /// A worker for one queue; to be run by the thread that enabled the ring.
     pub fn new(ring: Uring, intake: Intake, engine: E, orders: Orders<BlockOrder>) -> Self {
-        Self { ring, intake, engine, orders, kick_polled: false, settling: Vec::new() }
+        Self {
+            ring,
+            intake,
+            engine,
+            orders,
+            kick_polled: false,
+            attention: Attention::default(),
+            settling: Vec::new(),
+        }
     }
 
     /// Works until told to quit.
     pub fn run(mut self) {
         self.ring.poll(self.orders.as_fd(), ORDERS);
         loop {
+            let (before, expecting) = (self.intake.now(), self.intake.is_expecting());
             let wait = self.wait();
             self.ring.wait(wait);
-            self.intake.begin_batch(clock::now());
+            let now = clock::now();
+            if expecting {
+                self.attention.came(now.saturating_sub(before));
+            }
+            self.intake.begin_batch(now);
             let mut ordered = false;
             while let Some(completion) = self.ring.completion() {
                 match completion.tag {
@@ -92,12 +113,34 @@ impl<E: Engine> Worker<E> {
 
     /// How long there is nothing to do.
     fn wait(&mut self) -> Wait {
+        if self.intake.is_expecting() && self.look_out() {
+            return Wait::Not;
+        }
         if !self.intake.rests() {
             return Wait::Not;
         }
         match self.intake.wake_in(self.intake.now()) {
             Some(time) => Wait::AtMost(Duration::from_nanos(time)),
             None => Wait::Completion,
+        }
+    }
+
+    /// Looks for the next request, or for anything else to do, as long as that is likely to come. True if it has.
+    fn look_out(&mut self) -> bool {
+        let (start, limit) = (clock::now(), self.attention.limit());
+        if limit == 0 {
+            return false;
+        }
+        loop {
+            for _ in 0..LOOKS {
+                if self.intake.expect_more() || self.ring.has_completed() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if clock::now().saturating_sub(start) > limit {
+                return false;
+            }
         }
     }
 

@@ -13,7 +13,8 @@ use memmap2::MmapMut;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use virtio_driver::{
-    EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
+    EventFd, QueueNotifier, VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport,
+    VirtioFeatureFlags,
 };
 
 use crate::cases::{Access, Case, Storage};
@@ -59,8 +60,10 @@ impl Client {
     /// Connects to the backend that listens on `socket`.
     pub fn connect(socket: &Path, case: &Case) -> Result<Self> {
         let socket = socket.to_str().context("the socket's path is no UTF-8")?;
+        // A driver that cannot flush would have every write made durable before it is answered.
         let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
-        let transport = VhostUser::new(socket, features.bits()).context("cannot connect to the backend")?;
+        let features = features.bits() | VirtioBlkFeatureFlags::FLUSH.bits();
+        let transport = VhostUser::new(socket, features).context("cannot connect to the backend")?;
         let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
         let capacity = u64::from(transport.get_config()?.capacity) * 512;
         ensure!(capacity == SIZE, "the backend's disk has {capacity} bytes, {SIZE} are expected");

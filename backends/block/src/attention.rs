@@ -1,0 +1,40 @@
+//! How long to look for work before sleeping: pure.
+//!
+//! The rule is that of KVM's halt polling: look only where the last pauses were so short that looking would have met
+//! the next request, and give up at the first pause that was longer.
+
+/// The longest look, in nanoseconds. It is what a driver needs to wake up and to ask for more.
+const LONGEST: u64 = 50_000;
+
+/// What the last pauses say of the next one.
+#[derive(Debug, Default)]
+pub struct Attention {
+    looks: bool,
+}
+
+impl Attention {
+    /// How long to look, in nanoseconds; 0 for not at all.
+    pub fn limit(&self) -> u64 {
+        if self.looks { LONGEST } else { 0 }
+    }
+
+    /// The driver has come back `pause` nanoseconds after it was answered.
+    pub fn came(&mut self, pause: u64) {
+        self.looks = pause <= LONGEST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_pause_makes_the_worker_look_and_a_long_one_makes_it_sleep() {
+        let mut attention = Attention::default();
+        assert_eq!(attention.limit(), 0);
+        attention.came(20_000);
+        assert_eq!(attention.limit(), LONGEST);
+        attention.came(LONGEST + 1);
+        assert_eq!(attention.limit(), 0);
+    }
+}
