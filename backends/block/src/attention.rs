@@ -3,8 +3,8 @@
 //! The rule is that of KVM's halt polling: look only where the last pauses were so short that looking would have met
 //! the next request, and give up at the first pause that was longer.
 
-/// The longest look, in nanoseconds. It is what a driver needs to wake up and to ask for more.
-const LONGEST: u64 = 50_000;
+/// The longest look, in nanoseconds: what a driver needs to wake up and to ask for more, or a fast disk to answer.
+const LONGEST: u64 = 100_000;
 
 /// What the last pauses say of the next one.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ impl Attention {
         if self.looks { LONGEST } else { 0 }
     }
 
-    /// The driver has come back `pause` nanoseconds after it was answered.
+    /// Something has come `pause` nanoseconds after all else was done.
     pub fn came(&mut self, pause: u64) {
         self.looks = pause <= LONGEST;
     }

@@ -311,7 +311,7 @@ fn image(args: &Alone, path: &Path) -> Result<Prepared, StandaloneError> {
     let disk = Disk::new(opened.bytes, opened.shape, service(args, cache))
         .map_err(|source| StandaloneError::Disk { path: path.into(), source })?;
     let raw = Arc::new(opened.raw);
-    Ok(Prepared::new("disk", disk, args.queues, &[raw.as_fd()], || RawEngine::new(raw.clone()))?)
+    Ok(Prepared::new("disk", disk, args.queues, &[], || RawEngine::new(raw.clone()))?)
 }
 
 fn null(args: &Alone, bytes: u64) -> Result<Prepared, StandaloneError> {

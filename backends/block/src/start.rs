@@ -242,9 +242,8 @@ fn prepare(
                 ));
             }
             let raw = Arc::new(raw);
-            let files = [raw.as_fd(), lifeline];
             let engine = || RawEngine::new(raw.clone());
-            let prepared = Prepared::new(id.as_str(), made, queues, &files, engine).map_err(failed)?;
+            let prepared = Prepared::new(id.as_str(), made, queues, &[lifeline], engine).map_err(failed)?;
             Ok((prepared, Some(raw)))
         }
         BlockSource::Lost { bytes } => {

@@ -3,8 +3,9 @@
 //! A system-call filter does not see what an io_uring is asked to do, so the ring itself refuses everything but reading,
 //! writing, allocating, syncing, polling and cancelling: it can open and connect nothing.
 //!
-//! The files that a ring works with are registered with it: it holds them until the kernel has finished everything it
-//! was asked to do, which may be after the process has ended.
+//! A ring holds the files that are registered with it until the kernel has freed it, and that is after it has finished
+//! everything that it was asked to do: after the process has ended, if that was killed. Images are not registered: each
+//! operation holds its own until it is done, so that the locks on them end with the last one, which is sooner.
 #![expect(
     unsafe_code,
     reason = "the kernel works with the addresses in submitted entries until it completes them"
@@ -69,14 +70,16 @@ pub enum Wait {
 pub struct Uring(IoUring);
 
 impl NewUring {
-    /// Makes a ring with the best flags that this kernel knows: single issuer and deferred task work need Linux 6.1.
-    /// It holds `files`, which operations name by their place.
+    /// Makes a ring with the best flags that this kernel knows (a single issuer needs Linux 6.0). It holds `files`.
+    ///
+    /// Task work is not deferred (`IORING_SETUP_DEFER_TASKRUN`): it gains nothing measurable here, and what completes
+    /// after its process was killed would be finished tens of milliseconds later.
     ///
     /// # Errors
     /// [`UringError`].
     pub fn new(files: &[BorrowedFd<'_>]) -> Result<Self, UringError> {
         let attempts: [fn(&mut Builder) -> &mut Builder; 3] = [
-            |ring| ring.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag().setup_defer_taskrun(),
+            |ring| ring.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag(),
             |ring| ring.setup_coop_taskrun(),
             |ring| ring,
         ];
@@ -112,7 +115,7 @@ impl NewUring {
 }
 
 fn restrict(ring: &IoUring) -> io::Result<()> {
-    let operations = [
+    let mut allowed = [
         opcode::Read::CODE,
         opcode::Readv::CODE,
         opcode::Write::CODE,
@@ -124,19 +127,18 @@ fn restrict(ring: &IoUring) -> io::Result<()> {
         opcode::AsyncCancel::CODE,
     ]
     .map(Restriction::sqe_op);
-    let flags = Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits());
-    let mut allowed: Vec<Restriction> = operations.into_iter().chain([flags]).collect();
     ring.submitter().register_restrictions(&mut allowed)
 }
 
 impl Uring {
-    /// Queues filling `buffers` from `offset` of a registered file.
+    /// Queues filling `buffers` from `offset` of `file`.
     ///
     /// # Safety
-    /// The buffers must stay mapped until this completes; the array itself, if there is more than one buffer, until the
+    /// The file must stay open until the next [`wait`](Self::wait) has returned. The buffers must stay mapped until this
+    /// completes; the array itself, if there is more than one buffer, until the
     /// next [`wait`](Self::wait) or [`room`](Self::room) has returned.
-    pub unsafe fn read(&mut self, file: u32, buffers: &[iovec], offset: u64, tag: u64) {
-        let fd = types::Fixed(file);
+    pub unsafe fn read(&mut self, file: BorrowedFd<'_>, buffers: &[iovec], offset: u64, tag: u64) {
+        let fd = types::Fd(file.as_raw_fd());
         let entry = match buffers {
             // One buffer is named by the entry itself: the kernel has no array to look at.
             &[iovec { iov_base, iov_len }] if u32::try_from(iov_len).is_ok() => {
@@ -148,12 +150,19 @@ impl Uring {
         unsafe { self.push(entry, tag) }
     }
 
-    /// Queues storing `buffers` at `offset` of a registered file; `durable` makes it survive a power cut when it completes.
+    /// Queues storing `buffers` at `offset` of `file`; `durable` makes it survive a power cut when it completes.
     ///
     /// # Safety
     /// As for [`read`](Self::read).
-    pub unsafe fn write(&mut self, file: u32, buffers: &[iovec], offset: u64, durable: bool, tag: u64) {
-        let fd = types::Fixed(file);
+    pub unsafe fn write(
+        &mut self,
+        file: BorrowedFd<'_>,
+        buffers: &[iovec],
+        offset: u64,
+        durable: bool,
+        tag: u64,
+    ) {
+        let fd = types::Fd(file.as_raw_fd());
         let flags = if durable { libc::RWF_DSYNC } else { 0 };
         let entry = match buffers {
             &[iovec { iov_base, iov_len }] if u32::try_from(iov_len).is_ok() => {
@@ -169,16 +178,18 @@ impl Uring {
         unsafe { self.push(entry, tag) }
     }
 
-    /// Queues `fdatasync` of a registered file.
-    pub fn flush(&mut self, file: u32, tag: u64) {
-        let entry = opcode::Fsync::new(types::Fixed(file)).flags(types::FsyncFlags::DATASYNC).build();
-        // SAFETY: the entry has no address.
+    /// Queues `fdatasync` of `file`.
+    pub fn flush(&mut self, file: BorrowedFd<'_>, tag: u64) {
+        let entry =
+            opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry has no address; the kernel takes its own reference to the file when it is submitted.
         unsafe { self.push(entry, tag) }
     }
 
-    /// Queues `fallocate` of a part of a registered file, in a mode of `FALLOC_FL_…`.
-    pub fn allocate(&mut self, file: u32, mode: i32, offset: u64, len: u64, tag: u64) {
-        let entry = opcode::Fallocate::new(types::Fixed(file), len).offset(offset).mode(mode).build();
+    /// Queues `fallocate` of a part of `file`, in a mode of `FALLOC_FL_…`.
+    pub fn allocate(&mut self, file: BorrowedFd<'_>, mode: i32, offset: u64, len: u64, tag: u64) {
+        let entry =
+            opcode::Fallocate::new(types::Fd(file.as_raw_fd()), len).offset(offset).mode(mode).build();
         // SAFETY: the entry has no address.
         unsafe { self.push(entry, tag) }
     }

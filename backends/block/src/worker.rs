@@ -48,7 +48,9 @@ pub struct Worker<E> {
     orders: Orders<BlockOrder>,
     /// A poll of the kick eventfd is submitted.
     kick_polled: bool,
-    attention: Attention,
+    /// To the driver where nothing is in flight, and to the disk where one request is. With more in flight the next one
+    /// is never far, and looking for it would cost more than waking up for it.
+    attention: [Attention; 2],
     /// Who wants to know when nothing reaches beyond the end of the disk.
     settling: Vec<SyncSender<()>>,
 }
@@ -62,7 +64,7 @@ impl<E: Engine> Worker<E> {
             engine,
             orders,
             kick_polled: false,
-            attention: Attention::default(),
+            attention: Default::default(),
             settling: Vec::new(),
         }
     }
@@ -71,12 +73,13 @@ impl<E: Engine> Worker<E> {
     pub fn run(mut self) {
         self.ring.poll(self.orders.as_fd(), ORDERS);
         loop {
-            let (before, expecting) = (self.intake.now(), self.intake.is_expecting());
-            let wait = self.wait();
+            let before = self.intake.now();
+            let expecting = self.intake.expecting().filter(|&in_flight| in_flight < 2);
+            let wait = self.wait(expecting);
             self.ring.wait(wait);
             let now = clock::now();
-            if expecting {
-                self.attention.came(now.saturating_sub(before));
+            if let Some(in_flight) = expecting {
+                self.attention[in_flight].came(now.saturating_sub(before));
             }
             self.intake.begin_batch(now);
             let mut ordered = false;
@@ -112,8 +115,10 @@ impl<E: Engine> Worker<E> {
     }
 
     /// How long there is nothing to do.
-    fn wait(&mut self) -> Wait {
-        if self.intake.is_expecting() && self.look_out() {
+    fn wait(&mut self, expecting: Option<usize>) -> Wait {
+        if let Some(limit) = expecting.map(|in_flight| self.attention[in_flight].limit())
+            && self.look_out(limit)
+        {
             return Wait::Not;
         }
         if !self.intake.rests() {
@@ -125,12 +130,14 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Looks for the next request, or for anything else to do, as long as that is likely to come. True if it has.
-    fn look_out(&mut self) -> bool {
-        let (start, limit) = (clock::now(), self.attention.limit());
+    /// Looks for the next request, or for anything else to do, for `limit` nanoseconds. True if it has come.
+    fn look_out(&mut self, limit: u64) -> bool {
         if limit == 0 {
             return false;
         }
+        // What is queued must be under way before anything can come of it.
+        self.ring.wait(Wait::Not);
+        let start = clock::now();
         loop {
             for _ in 0..LOOKS {
                 if self.intake.expect_more() || self.ring.has_completed() {

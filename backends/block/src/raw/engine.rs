@@ -7,6 +7,7 @@
 //!   discard, write-zeroes ─▶ punch, else zero, else write zeros: range by range ─▶ sync if it must be durable ─▶ answer
 //! ```
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use domus_startup::sandbox::Allow;
@@ -21,8 +22,6 @@ use crate::worker::Engine;
 /// The system calls beyond those of every worker: to read and write at once, and to change an image's size.
 pub const CALLS: &[Allow] = &[Allow::Call(libc::SYS_preadv2), Allow::Call(libc::SYS_pwritev2)];
 
-/// The image among the files of the ring.
-const IMAGE: u32 = 0;
 /// Times that one request is submitted again because the kernel says so.
 const RETRIES: u8 = 8;
 /// Reads that are not tried at once after one that was not in the page cache, at most.
@@ -54,7 +53,7 @@ pub struct RawEngine {
 }
 
 impl RawEngine {
-    /// For one queue of `raw`, which is the first file of its ring.
+    /// For one queue of `raw`.
     pub fn new(raw: Arc<Raw>) -> Self {
         Self { raw, bounce: Bounce::default(), punches: true, zeroes: true, skip: 0, miss: 0 }
     }
@@ -120,16 +119,17 @@ impl RawEngine {
         };
         if slot.work == Work::Read {
             #[expect(unsafe_code, reason = "the kernel writes to guest memory")]
-            // SAFETY: the buffers are guest memory, mapped until the slot is answered, or a bounce buffer that is this
+            // SAFETY: the image is open as long as this engine lives; the buffers are guest memory, mapped until the slot is
+            // answered, or a bounce buffer that is this
             // slot's until then; an array of several is the slot's and is not touched before completion.
             unsafe {
-                ring.read(IMAGE, buffers, offset, tag);
+                ring.read(self.raw.as_fd(), buffers, offset, tag);
             }
         } else {
             #[expect(unsafe_code, reason = "the kernel reads from guest memory")]
             // SAFETY: as for reading, or the buffers are zeros that live for ever.
             unsafe {
-                ring.write(IMAGE, buffers, offset, durable, tag);
+                ring.write(self.raw.as_fd(), buffers, offset, durable, tag);
             }
         }
     }
@@ -145,19 +145,19 @@ impl RawEngine {
                     return intake.answer(index, Ok(()));
                 }
                 slot.stage = SYNCING;
-                return ring.flush(IMAGE, tag);
+                return ring.flush(self.raw.as_fd(), tag);
             };
             let punch = range.unmap && discards && self.punches;
             match slot.work {
                 _ if punch => {
                     slot.stage = PUNCHING;
-                    return ring.allocate(IMAGE, PUNCH, range.offset, range.len, tag);
+                    return ring.allocate(self.raw.as_fd(), PUNCH, range.offset, range.len, tag);
                 }
                 // Space that cannot be given back is kept: a discard is a hint.
                 Work::Discard => slot.range += 1,
                 _ if self.zeroes => {
                     slot.stage = ZEROING;
-                    return ring.allocate(IMAGE, ZERO, range.offset, range.len, tag);
+                    return ring.allocate(self.raw.as_fd(), ZERO, range.offset, range.len, tag);
                 }
                 _ => {
                     slot.stage = FILLING;
@@ -215,7 +215,7 @@ impl Engine for RawEngine {
         match work {
             Work::Read | Work::Write if self.at_once(intake, index) => intake.answer(index, Ok(())),
             Work::Read | Work::Write => self.transfer(ring, intake, index),
-            Work::Flush => ring.flush(IMAGE, index.into()),
+            Work::Flush => ring.flush(self.raw.as_fd(), index.into()),
             Work::Discard | Work::WriteZeroes => self.ranges(ring, intake, index),
         }
     }
@@ -246,7 +246,7 @@ impl Engine for RawEngine {
                 libc::EINTR | libc::EAGAIN if slot.retries < RETRIES => {
                     slot.retries += 1;
                     match (work, stage) {
-                        (Work::Flush, _) | (_, SYNCING) => ring.flush(IMAGE, index.into()),
+                        (Work::Flush, _) | (_, SYNCING) => ring.flush(self.raw.as_fd(), index.into()),
                         (_, PUNCHING | ZEROING) => self.ranges(ring, intake, index),
                         _ => self.transfer(ring, intake, index),
                     }

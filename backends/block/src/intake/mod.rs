@@ -15,38 +15,25 @@
 //! stopped comes to an end although requests wait or are held: what waits is let through, what is held stays in the
 //! inflight log for the next backend, or is failed where there is no log.
 
+mod take;
+mod waiting;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vu_server::worker::Reply;
-use vu_server::{Chain, MemoryTable, Queue, Segment};
+use vu_server::{Chain, MemoryTable, Queue};
 
 use crate::disk::Disk;
-use crate::request::{self, HEADER, MAX_SEGMENTS, Refusal, Request, SEGMENT};
-use crate::slot::{Slot, Work};
-use crate::statistics::{Counters, Op};
-use crate::throttle::Direction;
-
-/// `VIRTIO_BLK_S_OK`, `_IOERR`, `_UNSUPP` (virtio 1.3 §5.2.6).
-const OK: u8 = 0;
-const IO_ERROR: u8 = 1;
-const UNSUPPORTED: u8 = 2;
+use crate::request::Refusal;
+use crate::slot::Slot;
+use crate::statistics::Counters;
+use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 
 /// Most requests in flight in one queue.
 pub const SLOTS: usize = 256;
-/// Most buffers of one request (`IOV_MAX`).
-const MAX_BUFFERS: usize = 1024;
-
-/// What becomes of a chain that was popped.
-enum Taken {
-    /// It is in its slot, and something is to be done.
-    Begun,
-    /// Nothing is to be done; it counts as one of these.
-    Done(Option<Op>),
-}
-
 /// The requests of one queue. It lives as long as its worker; queues come and go.
 pub struct Intake {
     disk: Arc<Disk>,
@@ -214,21 +201,15 @@ impl Intake {
         true
     }
 
-    /// Whether nothing is in flight and all depends on the driver, which was busy just now.
-    pub fn is_expecting(&self) -> bool {
-        self.ready && self.free.len() == self.slots.len()
+    /// How many requests are in flight, if the driver was busy just now.
+    pub fn expecting(&self) -> Option<usize> {
+        (self.ready && !self.free.is_empty()).then(|| self.slots.len() - self.free.len())
     }
 
     /// Whether chains have come, without having asked for kicks.
     #[inline]
     pub fn expect_more(&self) -> bool {
         self.queue.as_deref().is_some_and(Queue::has_available)
-    }
-
-    /// Nanoseconds until a limit lets something through; none if nothing waits.
-    pub fn wake_in(&self, now: u64) -> Option<u64> {
-        let waits = self.waiting.iter().any(|waiting| !waiting.is_empty());
-        waits.then(|| self.wake.saturating_sub(now))
     }
 
     /// A request in flight.
@@ -292,117 +273,6 @@ impl Intake {
             }
         }
         None
-    }
-
-    /// Fills a slot with what a chain asks for.
-    fn take(&mut self, queue: &Queue, chain: &Chain, index: u16, status: Segment) -> Result<Taken, Refusal> {
-        let slot = &mut self.slots[usize::from(index)];
-        slot.take(chain.head, status);
-        let memory = queue.memory();
-        let mut header = [0; HEADER as usize];
-        if memory.read(&chain.readable, 0, &mut header) != Ok(header.len()) {
-            return Err(Refusal::Bad);
-        }
-        let (given, taken) = (chain.readable_len() - HEADER, chain.writable_len() - 1);
-        let bounds = self.disk.bounds();
-        let request = request::parse(bounds, &header, given, taken)?;
-        match request {
-            Request::Read { offset, len } => {
-                memory.iovecs(&chain.writable, 0, len, &mut slot.buffers).map_err(|_| Refusal::Bad)?;
-                (slot.work, slot.offset, slot.left) = (Work::Read, offset, len);
-                slot.written = u32::try_from(len).unwrap_or(u32::MAX);
-            }
-            Request::Write { offset, len } => {
-                memory.iovecs(&chain.readable, HEADER, len, &mut slot.buffers).map_err(|_| Refusal::Bad)?;
-                (slot.work, slot.offset, slot.left) = (Work::Write, offset, len);
-            }
-            Request::Flush if self.disk.flushes() => {}
-            Request::Flush => return Ok(Taken::Done(Some(Op::Flush))),
-            Request::Id => {
-                let id = self.disk.id();
-                slot.written = id.len() as u32;
-                let said = memory.write(&chain.writable, 0, id);
-                return said.map(|_| Taken::Done(None)).map_err(|_| Refusal::Bad);
-            }
-            Request::Discard { segments } | Request::WriteZeroes { segments } => {
-                let zeroes = matches!(request, Request::WriteZeroes { .. });
-                slot.work = if zeroes { Work::WriteZeroes } else { Work::Discard };
-                let mut bytes = [0; SEGMENT * MAX_SEGMENTS];
-                let bytes = &mut bytes[..SEGMENT * segments];
-                if memory.read(&chain.readable, HEADER, bytes) != Ok(bytes.len()) {
-                    return Err(Refusal::Bad);
-                }
-                for bytes in bytes.as_chunks().0 {
-                    let range = request::segment(bounds, zeroes, bytes)?;
-                    if range.len > 0 {
-                        slot.ranges.push(range);
-                        slot.bytes += range.len;
-                        slot.end = slot.end.max(range.offset + range.len);
-                    }
-                }
-            }
-        }
-        if slot.buffers.len() > MAX_BUFFERS {
-            return Err(Refusal::Bad);
-        }
-        if matches!(slot.work, Work::Read | Work::Write) {
-            slot.bytes = slot.left;
-            slot.end = slot.offset + slot.left;
-        }
-        if slot.work != Work::Flush && slot.bytes == 0 {
-            return Ok(Taken::Done(Some(slot.work.op())));
-        }
-        slot.durable = slot.work != Work::Read && self.disk.is_durable();
-        (slot.taken, slot.order, slot.busy) = (self.now, self.order, true);
-        self.order += 1;
-        Ok(Taken::Begun)
-    }
-
-    /// Whether a request may go now. If not, it waits.
-    fn pass(&mut self, index: u16) -> bool {
-        let slot = &self.slots[usize::from(index)];
-        let Some(direction) = slot.work.direction() else { return true };
-        let waiting = &mut self.waiting[direction as usize];
-        let (now, bytes) = (self.now, slot.bytes);
-        let wait = if waiting.is_empty() {
-            match self.disk.gate().pass(|| now, direction, bytes) {
-                Ok(()) => return true,
-                Err(wait) => now.saturating_add(wait),
-            }
-        } else {
-            // In its turn.
-            self.wake
-        };
-        waiting.push_back(index);
-        let others = self.waiting[direction.other() as usize].is_empty();
-        self.wake = if others { wait } else { self.wake.min(wait) };
-        self.counters.throttled();
-        false
-    }
-
-    /// The first of those that wait that may go now.
-    fn let_through(&mut self) -> Option<u16> {
-        let stopping = self.stopping.is_some();
-        let waits = self.waiting.iter().any(|waiting| !waiting.is_empty());
-        if !waits || (self.now < self.wake && !stopping) {
-            return None;
-        }
-        let mut wake = u64::MAX;
-        for direction in [Direction::Read, Direction::Write] {
-            let Some(&index) = self.waiting[direction as usize].front() else { continue };
-            let (now, bytes) = (self.now, self.slots[usize::from(index)].bytes);
-            match self.disk.gate().pass(|| now, direction, bytes) {
-                Err(wait) if !stopping => wake = wake.min(now.saturating_add(wait)),
-                _ => return self.waiting[direction as usize].pop_front(),
-            }
-        }
-        self.wake = wake;
-        None
-    }
-
-    /// The limits have changed.
-    pub fn look_again(&mut self) {
-        self.wake = 0;
     }
 
     /// What is held is done again, in the order in which it was taken.
@@ -480,17 +350,3 @@ impl Intake {
 
 /// The [`stage`](Slot::stage) of a request that is held.
 const HELD: u8 = u8::MAX;
-
-/// The last byte of what the device writes.
-fn status_byte(chain: &Chain) -> Option<Segment> {
-    let last = chain.writable.iter().rfind(|segment| segment.len > 0)?;
-    Some(Segment { addr: last.addr.checked_add(u64::from(last.len) - 1)?, len: 1 })
-}
-
-/// Writes the status and gives the chain back.
-fn finish(queue: &mut Queue, slot: &Slot, code: u8) {
-    let said = queue.memory().write(&[slot.status], 0, &[code]).is_ok();
-    let written = if code == OK { slot.written } else { 0 };
-    // Only with the data complete is everything up to the status written (virtio 1.3 §2.7.8.2).
-    queue.push(slot.head, if said { written.saturating_add(1) } else { 0 });
-}
