@@ -3,18 +3,30 @@
 
 mod driver;
 
-use std::os::fd::AsRawFd;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use domus_startup::Link;
+use domus_startup::fds::Outgoing;
+use driver::dom0::*;
 use driver::*;
+use nix::poll::{PollFd, PollFlags, poll};
+use shared_abi::control::{
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockSource, FdIndex, FromChild, IoLimits,
+};
+use shared_abi::ids::DeviceId;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 
 const LEN: u64 = 64 << 10;
 const DEPTH: u64 = 20;
 const QUEUES: usize = 2;
+/// Places that are written to, each followed by as much that is not.
+const PLACES: u64 = 512;
 
 fn qemu_img(dir: &Path, args: &[&str]) -> std::process::Output {
     Command::new("qemu-img").current_dir(dir).args(args).output().unwrap()
@@ -60,13 +72,46 @@ fn a_guest_reads_through_a_chain_writes_discards_and_flushes() {
     assert!(std::fs::read(dir.path().join("image.raw")).unwrap()[77 * 512] == 77, "the base is as it was");
 }
 
+/// A process that serves one qcow2 image, the frontend's end of its socket, and the other end of its lifeline.
+struct Served {
+    process: Process,
+    frontend: UnixStream,
+    lifeline: OwnedFd,
+    link: Link,
+}
+
+impl Served {
+    fn qcow2(dir: &Path, image: &Path) -> Self {
+        let (process, link) = controlled(dir);
+        let mut fds = Outgoing::default();
+        let (mut root, frontend) = disk(&mut fds, "root", writable(image), false, QUEUES as u16);
+        let BlockSource::Raw(index) = root.source else { panic!("{root:?}") };
+        let path = image.to_str().unwrap().into();
+        root.source = BlockSource::Qcow2 { image: index, path, backing: Vec::new() };
+        let (answer, lifeline) = send_limited(&link, vec![root], fds, IoLimits::default());
+        assert_eq!(answer, FromChild::Reply(BackendReply::Ready));
+        Self { process, frontend, lifeline, link }
+    }
+
+    /// Kills it; returns when the kernel has finished everything it was asked to do.
+    fn kill(&mut self) {
+        self.process.0.kill().unwrap();
+        self.process.0.wait().unwrap();
+        let mut lifeline = [PollFd::new(self.lifeline.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut lifeline, 10_000_u16), Ok(1), "something of it is left");
+    }
+}
+
+fn writable(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
 #[test]
 fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() {
     let dir = tempfile::tempdir().unwrap();
     let image = created(dir.path(), &["disk.qcow2", "64M"]);
-    let args = ["--format", "qcow2", "--queues", "2"];
-    let mut backend = Backend::start(dir.path(), &image, &args);
-    let mut driver = Driver::negotiated(backend.connect(), QUEUES as u16, F_FLUSH);
+    let mut backend = Served::qcow2(dir.path(), &image);
+    let mut driver = Driver::negotiated(backend.frontend.try_clone().unwrap(), QUEUES as u16, F_FLUSH);
     let regions = driver.regions();
     vhost::VhostBackend::set_mem_table(&driver.frontend, &regions).unwrap();
     let asked = VhostUserInflight::new(0, 0, QUEUES as u16, SIZE);
@@ -76,20 +121,19 @@ fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() 
         driver.start(queue, 0);
     }
     let mut redone = 0;
-    // What was written last, and flushed, at each place.
-    let mut known = [0_u8; 512];
+    // What was acknowledged last at each place. Nothing is flushed before the end: the guest lives on, and so must this.
+    let mut known = [0_u8; PLACES as usize];
     for round in 0..25_u64 {
         let byte = round as u8 + 1;
         driver.write_bytes(&vec![byte; LEN as usize], DATA);
-        let mut places = Vec::new();
         for queue in 0..QUEUES {
             for i in 0..DEPTH {
                 let number = queue as u64 * DEPTH + i;
                 // Another order in each round; 37 and 512 have no common factor.
-                let place = (round * 40 + number) * 37 % 512;
-                places.push(place as usize);
+                let place = (round * 40 + number) * 37 % PLACES;
+                known[place as usize] = byte;
                 let (header, status) = (HEADER + 16 * number, STATUS + number);
-                driver.header(T_OUT, place * 128 * 2, header);
+                driver.header(T_OUT, place * 2 * LEN / 512, header);
                 driver.write(UNTOUCHED, status);
                 let chain = [(header, 16, false), (DATA, LEN as u32, false), (status, 1, true)];
                 let head = driver.chain(queue, &chain);
@@ -101,26 +145,21 @@ fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() 
         while moment.elapsed() < Duration::from_micros(round * 531 % 9000) {
             std::hint::spin_loop();
         }
-        backend.child.kill().unwrap();
-        backend.child.wait().unwrap();
+        backend.kill();
         assert_consistent(dir.path(), &format!("killed in round {round}"));
         redone += (0..QUEUES)
             .map(|queue| u64::from(driver.rings[queue].available.wrapping_sub(driver.used(queue))))
             .sum::<u64>();
-        std::fs::remove_file(&backend.socket).unwrap();
-        backend = Backend::start(dir.path(), &image, &args);
-        driver.take_over(backend.connect(), &log, &log_file);
+        backend = Served::qcow2(dir.path(), &image);
+        driver.take_over(backend.frontend.try_clone().unwrap(), &log, &log_file);
         for queue in 0..QUEUES {
             assert_eq!(driver.wait(queue, DEPTH as u16).len(), DEPTH as usize);
             assert_eq!(driver.used(queue), driver.rings[queue].available, "answered twice in round {round}");
         }
         assert!((0..40).all(|number| driver.read::<u8>(STATUS + number) == S_OK), "round {round}");
-        assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
-        places.iter().for_each(|&place| known[place] = byte);
     }
     assert!(redone > 0, "no kill came while requests were in flight");
-    backend.child.kill().unwrap();
-    backend.child.wait().unwrap();
+    backend.kill();
     assert_consistent(dir.path(), "at the end");
     let output = qemu_img(dir.path(), &["convert", "-O", "raw", "disk.qcow2", "end.raw"]);
     assert!(output.status.success());
@@ -132,21 +171,58 @@ fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() 
     println!("25 kills, {redone} requests not answered at the time");
 }
 
+#[test]
+fn a_qcow2_disk_grows_under_its_guest_and_a_bad_one_is_refused_before_it_is_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = created(dir.path(), &["disk.qcow2", "1M"]);
+    let backend = Served::qcow2(dir.path(), &image);
+    let mut driver = Driver::new(backend.frontend.try_clone().unwrap(), QUEUES as u16, F_FLUSH);
+    assert_eq!(driver.request(0, T_OUT, 2048, &[(DATA, 512, false)]).0, S_IOERR);
+    let resize = |bytes| BlockRequest::Resize { disk: "root".parse().unwrap(), bytes };
+    assert_eq!(ask(&backend.link, &resize(Some(8 << 20))).0, FromChild::Reply(BackendReply::Size(8 << 20)));
+    assert_eq!(driver.request(1, T_OUT, 2048, &[(DATA, 512, false)]).0, S_OK);
+    assert!(matches!(ask(&backend.link, &resize(Some(1 << 20))).0, FromChild::Failed(_)));
+    assert_eq!(driver.request(1, T_IN, 2048, &[(DATA, 512, true)]).0, S_OK);
+    drop(backend);
+    assert_consistent(dir.path(), "at the end");
+
+    std::fs::write(&image, [0x5a; 4096]).unwrap();
+    let (_process, link) = controlled(dir.path());
+    let mut fds = Outgoing::default();
+    let (mut root, _frontend) = disk(&mut fds, "root", writable(&image), false, 1);
+    root.source = BlockSource::Qcow2 { image: FdIndex(0), path: "/d/disk.qcow2".into(), backing: Vec::new() };
+    match send(&link, vec![root], fds) {
+        FromChild::Failed(why) => {
+            assert!(why.contains("root") && why.contains("/d/disk.qcow2: it is no qcow2"), "{why}")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// An NBD server of an image, killed when dropped.
 struct Server(Child);
 
 impl Server {
     fn start(dir: &Path, image: &Path) -> Self {
         let mut nbd = Command::new("qemu-nbd");
-        nbd.args(["--persistent", "--format=raw", "--export-name=disk", "--socket"])
+        nbd.args(["--persistent", "--format=raw", "--shared=8", "--export-name=disk", "--socket"])
             .arg(dir.join("nbd.sock"));
-        let child = nbd.arg(image).stdin(Stdio::null()).spawn().unwrap();
+        let _ = std::fs::remove_file(dir.join("nbd.sock"));
+        let server = Self(nbd.arg(image).stdin(Stdio::null()).spawn().unwrap());
+        // Now it listens.
+        drop(server.connect(dir));
+        server
+    }
+
+    fn connect(&self, dir: &Path) -> UnixStream {
         let start = Instant::now();
-        while !dir.join("nbd.sock").exists() {
-            assert!(start.elapsed() < Duration::from_secs(10), "no NBD server");
+        loop {
+            match UnixStream::connect(dir.join("nbd.sock")) {
+                Ok(stream) => return stream,
+                Err(error) => assert!(start.elapsed() < Duration::from_secs(10), "no NBD server: {error}"),
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Self(child)
     }
 }
 
@@ -196,4 +272,53 @@ fn images_and_servers_that_cannot_be_served_are_one_line_with_the_cure() {
         assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[test]
+fn an_export_whose_server_comes_and_goes_is_a_disk_all_the_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), 4 << 20);
+    let (_process, link) = controlled(dir.path());
+    let mut fds = Outgoing::default();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let socket = fds.add(OwnedFd::from(theirs));
+    let source = BlockSource::Nbd { socket: None, export: "disk".into(), error_after: None };
+    let id: DeviceId = "far".parse().unwrap();
+    let disk = BlockDisk { source, ..BlockDisk::raw(id.clone(), FdIndex(0), socket) };
+    // There is no server yet: dom0 is told, and asked for a connection before the disk is ready.
+    let lost = send(&link, vec![disk], fds);
+    assert!(matches!(lost, FromChild::Event(BackendEvent::ConnectionLost { .. })), "{lost:?}");
+    let reconnect = |server: &Server| {
+        let stream = OwnedFd::from(server.connect(dir.path()));
+        let request = BlockRequest::Reconnect { disk: id.clone(), socket: FdIndex(0) };
+        link.send_request(&request, &[stream.as_fd()]).unwrap();
+    };
+    let mut server = Server::start(dir.path(), &image);
+    reconnect(&server);
+    assert_eq!(link.receive::<Answer>().unwrap().0, FromChild::Reply(BackendReply::Done));
+    assert_eq!(link.receive::<Answer>().unwrap().0, FromChild::Reply(BackendReply::Ready));
+    let mut driver = Driver::new(ours, 1, F_FLUSH);
+    assert_eq!(driver.sector(0, 8191), 8191);
+    for round in 1..=5_u8 {
+        driver.write_bytes(&[round; 4096], DATA);
+        for number in 0..DEPTH {
+            let (header, status) = (HEADER + 16 * number, STATUS + number);
+            driver.header(T_OUT, number * 8, header);
+            driver.write(UNTOUCHED, status);
+            let head = driver.chain(0, &[(header, 16, false), (DATA, 4096, false), (status, 1, true)]);
+            driver.offer(0, head);
+        }
+        driver.show(0);
+        drop(server);
+        let event = link.receive::<Answer>().unwrap().0;
+        assert!(matches!(event, FromChild::Event(BackendEvent::ConnectionLost { .. })), "{event:?}");
+        server = Server::start(dir.path(), &image);
+        reconnect(&server);
+        // One loss is told once: what comes next is the answer.
+        assert_eq!(link.receive::<Answer>().unwrap().0, FromChild::Reply(BackendReply::Done));
+        assert_eq!(driver.wait(0, DEPTH as u16).len(), DEPTH as usize);
+        assert!((0..DEPTH).all(|number| driver.read::<u8>(STATUS + number) == S_OK), "round {round}");
+        assert!(std::fs::read(&image).unwrap()[..DEPTH as usize * 4096].iter().all(|&byte| byte == round));
+    }
+    assert_eq!(driver.sector(0, 8190), 8190);
 }
