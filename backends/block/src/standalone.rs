@@ -271,7 +271,7 @@ fn qcow2(args: &Alone, path: &Path) -> Result<Prepared, StandaloneError> {
     let shape = Chain::shape(args.block_size, args.read_only, args.discard == Switch::On);
     let disk = Disk::new(shape.block_size.into(), shape, service(args, cache))
         .map_err(|source| StandaloneError::Disk { path: path.into(), source })?;
-    let open = move |reactor: &_, _: &_| chain.open(reactor);
+    let open = move |reactor: &_, _: &_, _: &_| chain.open(reactor);
     Ok(Prepared::opened_later("disk", disk, args.queues, &[], open)?)
 }
 
@@ -292,7 +292,7 @@ fn remote(args: &Alone, uri: &NbdUri) -> Result<Prepared, StandaloneError> {
     let disk = Disk::new(block_size.into(), shape, service(args, args.cache.cache()))
         .map_err(|source| StandaloneError::Disk { path: uri.to_string().into(), source })?;
     let remote = Remote { export: uri.export.clone(), writable: !read_only, error_after: None };
-    let open = move |reactor: &_, orders: &_| {
+    let open = move |reactor: &_, orders: &_, _: &_| {
         let lost = Box::new(|why: &str| {
             // In an empty root and without a network there is no other way to the server.
             domus_startup::say(format_args!("{why}"));

@@ -265,7 +265,7 @@ fn prepare(
                 .map_err(|source| StartError::Open { id: id.clone(), source })?;
             let shape = Chain::shape(disk.block_size, read_only, discard);
             let made = Disk::new(shape.block_size.into(), shape, service).map_err(unfit)?;
-            let open = move |reactor: &_, _: &_| chain.open(reactor);
+            let open = move |reactor: &_, _: &_, _: &_| chain.open(reactor);
             let prepared =
                 Prepared::opened_later(id.as_str(), made, queues, &[lifeline], open).map_err(failed)?;
             let storage = Arc::new(AskedThread(prepared.port()));
@@ -279,8 +279,10 @@ fn prepare(
             let error_after = error_after.map(|seconds| Duration::from_secs(seconds.into()));
             let remote = Remote { export, writable: !read_only, error_after };
             let (events, device) = (control.events(), id.clone());
-            let open = move |reactor: &_, orders: &_| {
+            let open = move |reactor: &_, orders: &_, served: &Arc<Disk>| {
+                let served = served.clone();
                 let lost = Box::new(move |why: &str| {
+                    served.faults().stalled();
                     let (device, why) = (device.clone(), why.to_owned());
                     events.send(&BackendEvent::ConnectionLost { device, why });
                 });

@@ -124,7 +124,9 @@ impl Prepared {
         disk: Disk,
         queues: u16,
         files: &[BorrowedFd<'_>],
-        open: impl FnOnce(&Arc<Reactor>, &Orders<BlockOrder>) -> Result<(D, u64), OpenError> + Send + 'static,
+        open: impl FnOnce(&Arc<Reactor>, &Orders<BlockOrder>, &Arc<Disk>) -> Result<(D, u64), OpenError>
+        + Send
+        + 'static,
     ) -> Result<Self, ThreadsError> {
         let disk = Arc::new(disk);
         let (port, orders) = orders().map_err(ThreadsError::EventFd)?;
@@ -142,7 +144,9 @@ impl Prepared {
                 return;
             }
             let reactor = Arc::new(Reactor::new(ring));
-            match open(&reactor, &orders).and_then(|(made, bytes)| Ok(served.sized(bytes).map(|()| made)?)) {
+            match open(&reactor, &orders, &served)
+                .and_then(|(made, bytes)| Ok(served.sized(bytes).map(|()| made)?))
+            {
                 Ok(made) => {
                     let _ = opened.send(Ok(()));
                     let intakes =

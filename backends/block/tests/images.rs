@@ -25,6 +25,8 @@ use vhost::vhost_user::message::VhostUserInflight;
 const LEN: u64 = 64 << 10;
 const DEPTH: u64 = 20;
 const QUEUES: usize = 2;
+/// Images behind one another: as many as a config may list, less the raw one.
+const CHAIN: usize = 15;
 /// Places that are written to, each followed by as much that is not.
 const PLACES: u64 = 512;
 
@@ -70,6 +72,29 @@ fn a_guest_reads_through_a_chain_writes_discards_and_flushes() {
     drop(backend);
     assert_consistent(dir.path(), "after all");
     assert!(std::fs::read(dir.path().join("image.raw")).unwrap()[77 * 512] == 77, "the base is as it was");
+}
+
+#[test]
+fn a_long_chain_is_read_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path(), 1 << 20);
+    let mut args = vec!["--format".into(), "qcow2".into(), "--backing".into()];
+    args.push(format!("{}:raw", dir.path().join("image.raw").display()));
+    let (mut below, mut format) = ("image.raw".to_owned(), "raw");
+    for level in 0..CHAIN {
+        let name = format!("{level}.qcow2");
+        created(dir.path(), &["-F", format, "-b", &below, &name]);
+        args.extend(["--backing".into(), format!("{}:qcow2", dir.path().join(&name).display())]);
+        (below, format) = (name, "qcow2");
+    }
+    let top = created(dir.path(), &["-F", format, "-b", &below, "disk.qcow2"]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let mut backend = Backend::start(dir.path(), &top, &args);
+    let mut driver = Driver::new(backend.connect(), 1, F_FLUSH);
+    assert_eq!((driver.sector(0, 0), driver.sector(0, 2047)), (0, 2047));
+    driver.write_bytes(&[7; 512], DATA);
+    assert_eq!(driver.request(0, T_OUT, 5, &[(DATA, 512, false)]).0, S_OK);
+    assert_eq!((driver.sector(0, 4), driver.sector(0, 6)), (4, 6));
 }
 
 /// A process that serves one qcow2 image, the frontend's end of its socket, and the other end of its lifeline.
@@ -321,4 +346,6 @@ fn an_export_whose_server_comes_and_goes_is_a_disk_all_the_time() {
         assert!(std::fs::read(&image).unwrap()[..DEPTH as usize * 4096].iter().all(|&byte| byte == round));
     }
     assert_eq!(driver.sector(0, 8190), 8190);
+    // The five, and that there was none at first.
+    assert_eq!(statistics(&link, "far").stalls, 6);
 }

@@ -59,6 +59,9 @@ pub enum HeaderError {
     /// Subclusters.
     #[error("the image has extended L2 entries, which are not served: convert it with qemu-img")]
     ExtendedL2,
+    /// Blocks of reference counts are missing in the middle.
+    #[error("the image's reference counts have gaps: run `qemu-img check -r all` on it")]
+    Gaps,
     /// Something newer.
     #[error("the image has unknown incompatible features {0:#x}: convert it with qemu-img")]
     Features(u64),
@@ -75,6 +78,8 @@ pub struct Facts {
     pub bytes: u64,
     /// Number of internal snapshots.
     pub snapshots: u32,
+    /// Where the refcount table is, and how many bytes it has.
+    pub refcount_table: (u64, u64),
 }
 
 fn be32(bytes: &[u8; LEN], at: usize) -> u32 {
@@ -121,6 +126,7 @@ pub fn check(bytes: &[u8; LEN]) -> Result<Facts, HeaderError> {
             cluster: 1 << cluster_bits,
             bytes: be64(bytes, 24),
             snapshots: be32(bytes, 60),
+            refcount_table: (be64(bytes, 48), refcount_table),
         }),
         features if features & CORRUPT != 0 => Err(HeaderError::Corrupt),
         features if features & DIRTY != 0 => Err(HeaderError::Dirty),
@@ -128,6 +134,23 @@ pub fn check(bytes: &[u8; LEN]) -> Result<Facts, HeaderError> {
         features if features & COMPRESSION != 0 => Err(HeaderError::Compression),
         features if features & EXTENDED_L2 != 0 => Err(HeaderError::ExtendedL2),
         features => Err(HeaderError::Features(features)),
+    }
+}
+
+/// Checks the refcount table of an image that is to be written to: the blocks of counts that it lists come without a gap.
+///
+/// All programs write it so. With a gap where it looks for free clusters first, imago calls itself without an end.
+///
+/// # Errors
+/// [`HeaderError::Gaps`].
+pub fn check_refcount_table(table: &[u8]) -> Result<(), HeaderError> {
+    let mut entries = table.as_chunks::<8>().0.iter().map(|entry| entry.iter().any(|&byte| byte != 0));
+    let first = entries.next().unwrap_or(false);
+    // Behind the first that is missing, all are.
+    if first && !entries.skip_while(|&there| there).any(|there| there) {
+        Ok(())
+    } else {
+        Err(HeaderError::Gaps)
     }
 }
 
@@ -145,7 +168,8 @@ mod tests {
 
     #[test]
     fn each_rule_broken_once_has_its_refusal() {
-        let facts = Facts { version: 3, cluster: 1 << 16, bytes: 1 << 16, snapshots: 0 };
+        let facts =
+            Facts { version: 3, cluster: 1 << 16, bytes: 1 << 16, snapshots: 0, refcount_table: (0, 0) };
         assert_eq!(check(&header()), Ok(facts));
         for (at, byte, refusal) in [
             (3, 0, HeaderError::Magic),
@@ -172,5 +196,21 @@ mod tests {
         second[7] = 2;
         second[79] = 0xff;
         assert!(check(&second).is_ok(), "version 2 has no features");
+    }
+
+    #[test]
+    fn a_refcount_table_with_a_gap_is_refused() {
+        let table =
+            |there: &[u8]| there.iter().flat_map(|&byte| [0, 0, 0, 0, 0, byte, 0, 0]).collect::<Vec<_>>();
+        for (there, result) in [
+            (&[1, 0, 0][..], Ok(())),
+            (&[1, 2], Ok(())),
+            (&[0, 0], Err(HeaderError::Gaps)),
+            (&[0, 1], Err(HeaderError::Gaps)),
+            (&[1, 0, 1], Err(HeaderError::Gaps)),
+            (&[], Err(HeaderError::Gaps)),
+        ] {
+            assert_eq!(check_refcount_table(&table(there)), result, "{there:?}");
+        }
     }
 }

@@ -223,18 +223,27 @@ pub struct Facts {
 pub async fn look(reactor: &Arc<Reactor>, image: OpenImage) -> Result<Facts, ChainError> {
     let path = image.path.clone();
     let file = RingFile::new(reactor.clone(), image.file, &path, image.direct);
-    let header = check(&file, &path).await?;
+    let header = check(&file, &path, false).await?;
     let refused = |source| ChainError::Image { path, source };
     let image = Qcow2::<RingFile>::open_image(file, false).await.map_err(refused)?;
     let backing = image.implicit_backing_file().cloned();
     Ok(Facts { header, backing, backing_format: image.implicit_backing_format().cloned() })
 }
 
-async fn check(file: &RingFile, path: &Path) -> Result<header::Facts, ChainError> {
+/// Looks at what imago is not trusted with.
+async fn check(file: &RingFile, path: &Path, writable: bool) -> Result<header::Facts, ChainError> {
+    let unread = |source| ChainError::Image { path: path.into(), source };
+    let refused = |source| ChainError::Header { path: path.into(), source };
     let mut first = [0; header::LEN];
-    let read = file.read(&mut first[..], 0).await;
-    read.map_err(|source| ChainError::Image { path: path.into(), source })?;
-    header::check(&first).map_err(|source| ChainError::Header { path: path.into(), source })
+    file.read(&mut first[..], 0).await.map_err(unread)?;
+    let facts = header::check(&first).map_err(refused)?;
+    if writable {
+        let (offset, len) = facts.refcount_table;
+        let mut table = vec![0; len as usize];
+        file.read(&mut table[..], offset).await.map_err(unread)?;
+        header::check_refcount_table(&table).map_err(refused)?;
+    }
+    Ok(facts)
 }
 
 /// What an image calls the format of what is behind it.
@@ -274,7 +283,7 @@ impl Listed {
             if format == ImageFormat::Raw {
                 return Ok(FormatAccess::new(Raw::open_image(file, writable).await.map_err(refused)?));
             }
-            check(&file, &path).await?;
+            check(&file, &path, writable).await?;
             let mut image = Qcow2::<RingFile>::open_image(file, writable).await.map_err(refused)?;
             let backing = match image.implicit_backing_file() {
                 Some(name) if !self.alone => {

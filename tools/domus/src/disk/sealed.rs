@@ -225,7 +225,7 @@ impl Worker<'_> {
                 let (image, _) = self.take(image)?;
                 let qcow2::Facts { header, backing, backing_format } =
                     qcow2::look(&self.reactor, image).await?;
-                let domus_block::image::header::Facts { version, cluster, bytes, snapshots } = header;
+                let domus_block::image::header::Facts { version, cluster, bytes, snapshots, .. } = header;
                 Ok(Outcome::Facts(Facts { version, cluster, bytes, snapshots, backing, backing_format }))
             }
             Job::Create { image, bytes, backing } => {
