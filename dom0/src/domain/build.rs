@@ -60,6 +60,14 @@ pub enum StartError {
         "cannot open /dev/kvm: switch on virtualization in the firmware, load kvm_intel or kvm_amd, or join group kvm"
     )]
     Kvm(#[source] io::Error),
+    /// A remote disk's server does not let itself be connected to.
+    #[error("\"{server}\" cannot be reached: start the NBD server")]
+    Unreachable {
+        /// Its URI.
+        server: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Something of dom0's own.
     #[error("cannot {act}")]
     Io {

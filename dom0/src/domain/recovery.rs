@@ -207,7 +207,7 @@ impl Domain {
         let Reviving { lost, how, since, attempts, settled, remains, .. } =
             self.incarnation.reviving.swap_remove(n);
         let done = match result {
-            Ok(revived) => self.put_in_place(&lost, revived).await,
+            Ok(revived) => self.put_in_place(&lost, since, revived).await,
             Err(error) => Err(chain(&error)),
         };
         let problem = match done {
@@ -232,7 +232,13 @@ impl Domain {
         self.tell();
     }
 
-    async fn put_in_place(&mut self, lost: &Lost, revived: Revived) -> Result<Duration, String> {
+    /// Returns how long the devices concerned have stood still.
+    async fn put_in_place(
+        &mut self,
+        lost: &Lost,
+        since: Instant,
+        revived: Revived,
+    ) -> Result<Duration, String> {
         let Revived { backend, sockets } = revived;
         if let Lost::Server(disk) = lost {
             let mut fds = Outgoing::default();
@@ -240,7 +246,7 @@ impl Domain {
                 let request = BlockRequest::Reconnect { disk: disk.clone(), socket: fds.add(socket) };
                 self.ask_block(&request, std::mem::take(&mut fds)).await?;
             }
-            return Ok(Duration::ZERO);
+            return Ok(since.elapsed());
         }
         let stalled = self.attach(sockets).await.map_err(|error| chain(&error))?;
         if let Some(backend) = backend {
@@ -352,7 +358,7 @@ impl Domain {
                 New::Connected(new) => means.serve(new).await.map_err(failed)?,
                 New::Serves(revived) => revived,
             };
-            self.put_in_place(&Lost::Own(role), revived).await
+            self.put_in_place(&Lost::Own(role), Instant::now(), revived).await
         };
         match exchanged.await {
             Ok(stalled) => {
@@ -421,7 +427,7 @@ impl Domain {
                 self.tell();
             }
             BackendEvent::ConnectionLost { device, why } => {
-                self.lost(Lost::Server(device), one_line(&why), 0, Rc::default());
+                self.lost(Lost::Server(device), format!("is gone ({})", one_line(&why)), 0, Rc::default());
             }
         }
     }

@@ -25,7 +25,7 @@ use super::backend::{Backend, Remains};
 use super::build::StartError;
 use super::disks;
 use super::kept::Kept;
-use crate::config::{ConfigError, DomainConfig};
+use crate::config::DomainConfig;
 use crate::resources::{nbd, sockets};
 use crate::supervisor::{Job, Supervisor};
 
@@ -206,10 +206,7 @@ pub fn server(device: DeviceId, uri: NbdUri, attempts: u32) -> Attempt {
 }
 
 async fn dial(uri: &NbdUri) -> Result<OwnedFd, StartError> {
-    nbd::dial(uri).await.map_err(|error| {
-        let problem = format!("\"{uri}\" cannot be reached ({error}): start the NBD server");
-        StartError::Config(ConfigError::new(Path::new("disks"), "path", problem))
-    })
+    nbd::dial(uri).await.map_err(|source| StartError::Unreachable { server: uri.to_string(), source })
 }
 
 #[cfg(test)]

@@ -306,8 +306,11 @@ impl Console {
         Self { client, receiver, text: String::new() }
     }
 
+    /// Types a line; what was printed before is forgotten.
     pub fn send(&mut self, line: &str) {
         use std::io::Write;
+        self.has("");
+        self.text.clear();
         self.client.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 

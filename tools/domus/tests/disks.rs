@@ -1,0 +1,231 @@
+//! Disks of every kind under a real dom0, and what an operator does to them while a guest works.
+
+#![allow(clippy::unwrap_used, reason = "only tests")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use common::{Console, Host, signal};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+
+const SHELL: &str = "console=ttyS0 mini.test=shell mini.end=poweroff";
+
+/// A guest that verifies every request for so long.
+fn endure(ms: u64) -> String {
+    format!("console=ttyS0 mini.test=blk-endure mini.ms={ms} mini.end=poweroff")
+}
+
+/// The number after `key=` in a line.
+fn number(line: &str, key: &str) -> u64 {
+    let text = line.split(&format!("{key}=")).nth(1).unwrap_or_else(|| panic!("no {key} in {line}"));
+    text.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+fn tool(program: &str, args: &[&str]) -> std::process::Output {
+    let output = Command::new(program).args(args).output();
+    output.unwrap_or_else(|error| panic!("{program}: {error}: cargo xtask setup installs it"))
+}
+
+#[test]
+fn a_full_file_system_pauses_the_domain_and_the_same_write_is_done_after_space_was_made() {
+    let mut host = Host::new(true);
+    // For this thread and the processes it starts.
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    let small = host.path("small");
+    fs::create_dir(&small).unwrap();
+    let tmpfs = |flags, size| mount(Some("none"), &small, Some("tmpfs"), flags, Some(size)).unwrap();
+    tmpfs(MsFlags::empty(), "size=1m");
+    host.start_service();
+    let image = small.join("root.img");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let disks = format!(r#", "disks": [ {{ "id": "root", "path": "{}" }} ]"#, image.display());
+    let file = host.guest("web1", &endure(3000), &disks);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    host.until("the domain is paused", || host.domain("web1").unwrap()["state"] == "paused");
+    let why = host.ok(&["why", "web1"]);
+    assert!(why.contains("disk root: a write at byte") && why.contains("No space left"), "{why}");
+    assert!(why.contains("domus unpause web1"), "{why}");
+    assert_eq!(host.disks("web1")[0]["state"], "held");
+    // Without space it comes to the same again, and a new backend changes nothing.
+    host.ok(&["unpause", "web1"]);
+    host.until("it is paused again", || host.domain("web1").unwrap()["state"] == "paused");
+    let pid = host.block_pid("web1", 0);
+    signal(pid as u32, Signal::SIGKILL);
+    host.block_pid("web1", pid);
+    host.until("the write is held again", || host.disks("web1")[0]["state"] == "held");
+    tmpfs(MsFlags::MS_REMOUNT, "size=64m");
+    host.ok(&["unpause", "web1"]);
+    console.wait("mini: ok blk-endure");
+    host.until("the guest switches itself off", || host.domain("web1").is_none());
+}
+
+#[test]
+fn a_disk_that_grows_is_seen_by_the_guest_and_by_the_next_backend() {
+    let host = Host::with_service(true);
+    let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, ""));
+    let file = host.guest("web1", SHELL, &disks);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: ready");
+    let capacity = |console: &mut Console, sectors: u64| {
+        console.send("blk-id");
+        console.wait(&format!("capacity={sectors} id=root"));
+    };
+    capacity(&mut console, 131_072);
+    assert_eq!(host.ok(&["block-resize", "web1", "root", "96MiB"]), "100663296 bytes\n");
+    assert_eq!(fs::metadata(host.path("root.img")).unwrap().len(), 96 << 20);
+    capacity(&mut console, 196_608);
+    let pid = host.block_pid("web1", 0);
+    signal(pid as u32, Signal::SIGKILL);
+    host.block_pid("web1", pid);
+    capacity(&mut console, 196_608);
+    assert_eq!(host.disks("web1")[0]["bytes"], 96 << 20);
+    for (args, part) in [
+        (["block-resize", "web1", "swap", "1GiB"], "\"swap\": the domain has root"),
+        (["block-resize", "web1", "root", "1000"], "1000"),
+    ] {
+        assert!(host.refused(&args).contains(part));
+    }
+}
+
+#[test]
+fn a_limit_is_obeyed_from_the_moment_it_is_set_and_by_the_next_backend_too() {
+    let host = Host::with_service(true);
+    let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, r#", "limits": { "bytes": "1GiB" }"#));
+    let file = host.guest("web1", SHELL, &disks);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: ready");
+    host.ok(&["block-set", "web1", "root", "--iops", "200", "--bytes", "none"]);
+    let limits = host.disks("web1")[0]["limits"].clone();
+    assert_eq!(limits, serde_json::json!([{ "name": "iops", "rate": "200" }]));
+    let pid = host.block_pid("web1", 0);
+    signal(pid as u32, Signal::SIGKILL);
+    host.block_pid("web1", pid);
+    // A second on the default of the check; what is in flight at its end is finished.
+    console.send("blk-iops");
+    let slow = number(&console.wait("value blk-iops"), "requests");
+    console.wait("mini: ok blk-iops");
+    // A second's worth, a second's burst, and the depth.
+    assert!(slow <= 200 + 200 + 32 + 40, "{slow} requests in a second at 200 a second");
+    assert!(host.disks("web1")[0]["counters"]["throttled"].as_u64().unwrap() > 0);
+    host.ok(&["block-set", "web1", "root", "--iops", "none"]);
+    console.send("blk-iops");
+    let fast = number(&console.wait("value blk-iops"), "requests");
+    assert!(fast > 2 * slow, "{fast} requests in a second without a limit, {slow} with one");
+    assert!(host.refused(&["block-set", "web1", "root", "--iops", "fast"]).contains("\"fast\" is no rate"));
+    assert!(host.refused(&["block-set", "web1"]).contains("--iops 500"));
+}
+
+#[test]
+fn a_qcow2_disk_on_a_base_survives_its_killed_backends_and_its_image_is_sound() {
+    let host = Host::with_service(true);
+    let (base, image) = (host.path("base.raw"), host.path("web1.qcow2"));
+    fs::File::create(&base).unwrap().set_len(64 << 20).unwrap();
+    let (base, image) = (base.to_str().unwrap(), image.to_str().unwrap());
+    host.ok(&[
+        "disk",
+        "create",
+        image,
+        "64MiB",
+        "--format",
+        "qcow2",
+        "--backing",
+        base,
+        "--backing-format",
+        "raw",
+    ]);
+    let disk = |more: &str| {
+        format!(r#", "disks": [ {{ "id": "root", "path": "{image}", "format": "qcow2"{more} }} ]"#)
+    };
+    // A backing file that the config does not list is not opened.
+    let file = host.guest("web1", &endure(6000), &disk(""));
+    let refused = host.refused(&["create", &file]);
+    assert!(refused.contains("add \"backing\"") && refused.contains(base), "{refused}");
+
+    let listed = disk(&format!(r#", "backing": [ {{ "path": "{base}", "format": "raw" }} ]"#));
+    let file = host.guest("web1", &endure(6000), &listed);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    let mut pid = 0;
+    for round in 0..4 {
+        pid = host.block_pid("web1", pid);
+        std::thread::sleep(Duration::from_millis(400));
+        match round {
+            3 => {
+                println!("{}", host.ok(&["backend", "upgrade", "web1", "root"]));
+                pid = host.block_pid("web1", pid);
+            }
+            _ => signal(pid as u32, Signal::SIGKILL),
+        }
+    }
+    println!("{}", console.wait("value blk-endure"));
+    console.wait("mini: ok blk-endure");
+    host.until("the guest switches itself off", || host.domain("web1").is_none());
+    let check = tool("qemu-img", &["check", "-f", "qcow2", image]);
+    // 0: clean; 3: clusters leaked, and nothing wrong.
+    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+}
+
+/// A server of the image on a socket, until it is dropped.
+struct NbdServer(Child);
+
+impl NbdServer {
+    fn start(socket: &Path, image: &Path) -> Self {
+        let _ = fs::remove_file(socket);
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--persistent", "--format", "raw", "--shared", "4", "--socket"]).arg(socket).arg(image);
+        let server = Self(command.spawn().expect("qemu-nbd: cargo xtask setup installs it"));
+        let appeared = (0..2000).any(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            std::os::unix::net::UnixStream::connect(socket).is_ok()
+        });
+        assert!(appeared, "qemu-nbd does not listen");
+        server
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_remote_disk_waits_for_its_server_and_loses_nothing() {
+    let host = Host::with_service(true);
+    let (socket, image) = (host.path("nbd.sock"), host.path("far.img"));
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let disks = format!(r#", "disks": [ {{ "id": "far", "path": "{uri}" }} ]"#);
+    let file = host.guest("web1", &endure(6000), &disks);
+    let refused = host.refused(&["create", &file]);
+    assert!(refused.contains("disks[0].path") && refused.contains("start the NBD server"), "{refused}");
+
+    let server = NbdServer::start(&socket, &image);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    let pid = host.block_pid("web1", 0);
+    std::thread::sleep(Duration::from_millis(500));
+    drop(server);
+    host.until("its absence is told", || host.ok(&["why", "web1"]).contains("the server of far"));
+    std::thread::sleep(Duration::from_millis(500));
+    let server = NbdServer::start(&socket, &image);
+    host.until("it is served again", || host.disks("web1")[0]["state"] == "serving");
+    std::thread::sleep(Duration::from_millis(500));
+    signal(pid as u32, Signal::SIGKILL);
+    host.block_pid("web1", pid);
+    println!("{}", console.wait("value blk-endure"));
+    console.wait("mini: ok blk-endure");
+    host.until("the guest switches itself off", || host.domain("web1").is_none());
+    drop(server);
+}
