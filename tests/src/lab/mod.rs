@@ -4,6 +4,7 @@ mod bad_input;
 pub mod bench;
 mod boot;
 mod commands;
+mod disks;
 mod domain;
 mod isolation;
 mod sandbox;
@@ -69,6 +70,8 @@ pub fn scenarios() -> Vec<Scenario> {
     all.push(Scenario::new("sandbox", sandbox::sandbox));
     all.push(Scenario::new("two-domains", isolation::two_domains));
     all.push(Scenario::new("storage-daemon", storage_daemon::storage_daemon));
+    all.push(Scenario::new("recovery", disks::recovery));
+    all.push(Scenario::new("failing-disk", disks::failing_disk));
     all
 }
 
