@@ -152,6 +152,9 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks,
         openings.extend(what.opening().map(|opening| (id.clone(), opening)));
         prepared.push(Device { id, socket, what });
     }
+    for lock in start.locks {
+        std::mem::forget(fds.take(lock)?);
+    }
     fds.finish()?;
     // The rings have it: it is closed when the kernel has finished everything they were asked to do.
     drop(lifeline);

@@ -92,7 +92,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         let id = unique(format!("disks[{n}].id"), &disk.id)?;
         disks.push(disk::check(&context, n, id, disk, vcpus)?);
     }
-    // Each has its image and its socket, and there is the lifeline of all.
+    // Each has its image, that image's lock and its socket, and there is the lifeline of all.
     let descriptors = 1 + disks.iter().filter_map(Disk::own).map(descriptors).sum::<usize>();
     if descriptors > MAX_FDS {
         let problem = format!("need {descriptors} open files: at most {MAX_FDS} can be handed to a backend");
@@ -132,8 +132,9 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
 
 fn descriptors(disk: &OwnDisk) -> usize {
     match &disk.data {
-        DiskData::Qcow2(_, backing) => 2 + backing.len(),
-        DiskData::Raw(_) | DiskData::Nbd(_) => 2,
+        DiskData::Qcow2(_, backing) => 3 + backing.len(),
+        DiskData::Raw(_) => 3,
+        DiskData::Nbd(_) => 2,
     }
 }
 

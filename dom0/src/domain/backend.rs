@@ -3,14 +3,16 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, ConsoleRequest, NetRequest};
 use shared_abi::{DeviceId, Role};
 use tokio::io::unix::AsyncFd;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::build::StartError;
 use crate::child::{ChildError, ChildLink, PATIENCE};
+use crate::resources::locks::Mark;
 use crate::resources::watch;
 use crate::supervisor::Process;
 
@@ -25,6 +27,7 @@ pub struct Backend {
     pub link: Option<ChildLink<BackendReply, BackendEvent>>,
     /// Hangs up when the kernel has finished all that the process asked it to do, if it asks for what can outlive it.
     lifeline: Option<AsyncFd<OwnedFd>>,
+    marks: Option<Vec<Mark>>,
     /// When it was started.
     pub since: Instant,
 }
@@ -40,6 +43,8 @@ pub struct Start {
     pub sockets: Vec<(DeviceId, OwnedFd)>,
     /// dom0's end of its lifeline.
     pub lifeline: Option<OwnedFd>,
+    /// What tells that its open images are closed; none if one of them has no such thing.
+    pub marks: Option<Vec<Mark>>,
 }
 
 /// A start message.
@@ -56,7 +61,7 @@ pub enum Message {
 impl Backend {
     /// A process that has just been started.
     pub fn new(role: Role, process: Process) -> Self {
-        Self { role, process, link: None, lifeline: None, since: Instant::now() }
+        Self { role, process, link: None, lifeline: None, marks: None, since: Instant::now() }
     }
 
     /// Connects to its control socket at `path` as soon as it listens.
@@ -74,7 +79,8 @@ impl Backend {
     /// It refused or ended.
     pub async fn start(&mut self, start: Start) -> Result<Vec<(DeviceId, OwnedFd)>, StartError> {
         let role = self.role;
-        let Start { message, fds, sockets, lifeline } = start;
+        let Start { message, fds, sockets, lifeline, marks } = start;
+        self.marks = marks;
         let watched = lifeline.map(watch::readable).transpose();
         self.lifeline = watched.map_err(|source| StartError::Io { act: "watch a pipe", source })?;
         let Some(link) = &mut self.link else {
@@ -95,21 +101,35 @@ impl Backend {
 
     /// Its process, to be reaped, and what may outlive it.
     pub fn into_parts(self) -> (Process, Remains) {
-        (self.process, Remains(self.lifeline))
+        (self.process, Remains { lifeline: self.lifeline, marks: self.marks })
     }
 }
 
 /// What may be left of a process that has ended: work of the kernel's.
 #[derive(Debug, Default)]
-pub struct Remains(Option<AsyncFd<OwnedFd>>);
+pub struct Remains {
+    lifeline: Option<AsyncFd<OwnedFd>>,
+    marks: Option<Vec<Mark>>,
+}
 
 impl Remains {
     /// Waits until nothing of it touches the guest's memory or an image any more.
+    ///
+    /// # Errors
+    /// The pipe cannot be watched.
     pub async fn gone(&self) -> io::Result<()> {
-        if let Some(lifeline) = &self.0 {
+        let Some(lifeline) = &self.lifeline else { return Ok(()) };
+        // An open image is closed with the last operation on it, its ring some tens of milliseconds later.
+        let closed = async {
+            let Some(marks) = &self.marks else { return std::future::pending().await };
+            while !marks.iter().all(Mark::is_gone) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            () = closed => Ok(()),
             // Nobody writes to it, so what it becomes readable with is the hang-up.
-            let _ = lifeline.readable().await?;
+            hung_up = lifeline.readable() => hung_up.map(drop),
         }
-        Ok(())
     }
 }

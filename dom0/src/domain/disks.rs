@@ -19,6 +19,7 @@ use shared_abi::nbd::NbdUri;
 use super::backend::{Message, Start};
 use crate::config::{ConfigError, Disk, DiskData, DiskSource, DomainConfig, OnLoss, OwnDisk};
 use crate::resources::files::{self, Direct, For};
+use crate::resources::locks::Mark;
 use crate::resources::{nbd, sockets};
 
 /// What is open of the disks that `domus-block` serves, and what has been changed since.
@@ -44,6 +45,8 @@ struct OpenDisk {
     bytes: Option<u64>,
     /// It was not to be had for so long that its requests are to fail.
     lost: bool,
+    /// How often its image was given to a backend.
+    given: u32,
 }
 
 impl Disks {
@@ -129,6 +132,7 @@ impl Disks {
     pub fn start(&mut self, config: &DomainConfig, identity: &Identity) -> io::Result<Start> {
         let mut fds = Outgoing::default();
         let (mut disks, mut sockets) = (Vec::new(), Vec::new());
+        let (mut locks, mut marks) = (Vec::new(), Some(Vec::new()));
         for open in &mut self.disks {
             // Made from the same config.
             let Some(disk) = config.disks.iter().find(|disk| disk.id == open.id) else { continue };
@@ -137,7 +141,21 @@ impl Disks {
                 OnLoss::ErrorAfter(seconds) => Some(seconds),
                 OnLoss::Stall | OnLoss::Pause | OnLoss::PauseAfter(_) => None,
             };
-            let source = open.source(own, error_after, &mut fds)?;
+            let mut again = None;
+            if let Some(image) = &open.image {
+                locks.push(fds.add(image.try_clone()?));
+                open.given = open.given.wrapping_add(1);
+                match Mark::reopen(image, open.given) {
+                    Ok((file, mark)) => {
+                        again = Some(file);
+                        if let Some(marks) = &mut marks {
+                            Vec::push(marks, mark);
+                        }
+                    }
+                    Err(_) => marks = None,
+                }
+            }
+            let source = open.source(own, again, error_after, &mut fds)?;
             let (ours, theirs) = sockets::pair()?;
             sockets.push((open.id.clone(), ours));
             disks.push(BlockDisk {
@@ -156,10 +174,15 @@ impl Disks {
             });
         }
         let (lifeline, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let start =
-            BlockStart { identity: identity.clone(), disks, limits: self.limits, lifeline: fds.add(end) };
+        let start = BlockStart {
+            identity: identity.clone(),
+            disks,
+            locks,
+            limits: self.limits,
+            lifeline: fds.add(end),
+        };
         let message = Message::Block(BlockRequest::Start(Box::new(start)));
-        Ok(Start { message, fds: fds.into_vec(), sockets, lifeline: Some(lifeline) })
+        Ok(Start { message, fds: fds.into_vec(), sockets, lifeline: Some(lifeline), marks })
     }
 }
 
@@ -220,17 +243,20 @@ impl OpenDisk {
             limits,
             bytes: None,
             lost: false,
+            given: 0,
         })
     }
 
     fn source(
         &mut self,
         own: &OwnDisk,
+        again: Option<File>,
         error_after: Option<u32>,
         fds: &mut Outgoing,
     ) -> io::Result<BlockSource> {
         let mut add = |file: &File| file.try_clone().map(|file| fds.add(file));
-        Ok(match (&own.data, &self.image, self.bytes) {
+        // An image that cannot be opened once more is shared.
+        Ok(match (&own.data, again.as_ref().or(self.image.as_ref()), self.bytes) {
             (_, _, Some(bytes)) if self.lost => BlockSource::Lost { bytes },
             (DiskData::Raw(_), Some(image), _) => BlockSource::Raw(add(image)?),
             (DiskData::Qcow2(path, _), Some(image), _) => BlockSource::Qcow2 {

@@ -60,7 +60,7 @@ impl Kept {
             });
         }
         let message = Message::Net(NetRequest::Start(NetStart { identity: identity.clone(), nics }));
-        Ok(Start { message, fds: fds.into_vec(), sockets, lifeline: None })
+        Ok(Start { message, fds: fds.into_vec(), sockets, lifeline: None, marks: None })
     }
 
     fn console(&self, identity: &Identity) -> io::Result<Start> {
@@ -73,6 +73,6 @@ impl Kept {
             log: None,
         };
         let message = Message::Console(ConsoleRequest::Start(start));
-        Ok(Start { message, fds: fds.into_vec(), sockets: Vec::new(), lifeline: None })
+        Ok(Start { message, fds: fds.into_vec(), sockets: Vec::new(), lifeline: None, marks: None })
     }
 }

@@ -1,5 +1,8 @@
 //! Locks on disk images (`F_OFD_SETLK`, fcntl(2)): they stay with the open file, so the block backend that is handed
 //! the descriptor keeps the lock for as long as it lives, whatever happens to dom0. QEMU locks in the same way.
+//!
+//! Beyond every image's end there is room for [`Mark`]s, by which dom0 sees when an open file that it has given away is
+//! closed for good.
 
 #![expect(unsafe_code, reason = "nix has no OFD locks with F_OFD_GETLK's result")]
 
@@ -8,7 +11,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// How an image is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +33,49 @@ fn flock(lock: Lock) -> libc::flock {
         },
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
-        // 0 means: to the end, however far that moves.
-        l_len: 0,
+        l_len: MARKS,
         l_pid: 0,
+    }
+}
+
+/// Where the marks begin: no image is as long.
+const MARKS: i64 = 1 << 62;
+
+/// A lock on one byte that an open file holds, and by which another one of the same image sees whether it still exists:
+/// the kernel keeps it for operations of a process that has ended.
+#[derive(Debug)]
+pub struct Mark {
+    image: File,
+    byte: i64,
+}
+
+impl Mark {
+    /// Opens `image` once more, in the same way, and marks that open file by a number that no other one has.
+    ///
+    /// # Errors
+    /// It cannot be opened again by this user, or its file system has no locks.
+    pub fn reopen(image: &File, number: u32) -> io::Result<(File, Self)> {
+        let flags = OFlag::from_bits_retain(fcntl(image, FcntlArg::F_GETFL)?);
+        let access = flags & OFlag::O_ACCMODE;
+        let mut options = File::options();
+        options.read(true).write(access == OFlag::O_RDWR);
+        options.custom_flags((flags & OFlag::O_DIRECT).bits());
+        let again = options.open(format!("/proc/self/fd/{}", image.as_raw_fd()))?;
+        let mark = Self { image: image.try_clone()?, byte: MARKS + i64::from(number) };
+        // A file that is open for reading only takes no other kind, and nobody else has this byte.
+        let kind = if access == OFlag::O_RDWR { Lock::Write } else { Lock::Read };
+        set(&again, &mark.flock(kind))?;
+        Ok((again, mark))
+    }
+
+    fn flock(&self, lock: Lock) -> libc::flock {
+        libc::flock { l_start: self.byte, l_len: 1, ..flock(lock) }
+    }
+
+    /// True once the open file is closed, in every process and every operation. Where the file system does not say, it is
+    /// taken for closed.
+    pub fn is_gone(&self) -> bool {
+        test(&self.image, self.flock(Lock::Write)).unwrap_or(true)
     }
 }
 
@@ -38,16 +84,17 @@ fn flock(lock: Lock) -> libc::flock {
 /// # Errors
 /// What `F_OFD_SETLK` said otherwise, such as that the file system has no locks.
 pub fn take(file: &File, lock: Lock) -> io::Result<bool> {
-    let request = flock(lock);
-    // SAFETY: the descriptor is open for the length of the call and F_OFD_SETLK reads one struct flock.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
-    match result {
-        0 => Ok(true),
-        _ => match io::Error::last_os_error() {
-            error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
-            error => Err(error),
-        },
+    match set(file, &flock(lock)) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
     }
+}
+
+fn set(file: &File, request: &libc::flock) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the length of the call and F_OFD_SETLK reads one struct flock.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// True if [`take`] would succeed now.
@@ -55,7 +102,11 @@ pub fn take(file: &File, lock: Lock) -> io::Result<bool> {
 /// # Errors
 /// What `F_OFD_GETLK` said.
 pub fn probe(file: &File, lock: Lock) -> io::Result<bool> {
-    let mut request = flock(lock);
+    test(file, flock(lock))
+}
+
+/// True if nobody else has what this lock would exclude.
+fn test(file: &File, mut request: libc::flock) -> io::Result<bool> {
     // SAFETY: the descriptor is open for the length of the call and F_OFD_GETLK reads and writes one struct flock.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut request) };
     match result {
@@ -139,6 +190,21 @@ mod tests {
         let c = open();
         assert!(probe(&c, Lock::Read).unwrap() && !probe(&c, Lock::Write).unwrap());
         assert!(take(&c, Lock::Read).unwrap());
+    }
+
+    #[test]
+    fn a_mark_is_gone_with_the_last_descriptor_of_its_open_file_and_locks_nobody_out() {
+        let image = tempfile::tempfile().unwrap();
+        assert!(take(&image, Lock::Write).unwrap());
+        let (first, mark) = Mark::reopen(&image, 0).unwrap();
+        let (second, other) = Mark::reopen(&image, 1).unwrap();
+        let handed_on = first.try_clone().unwrap();
+        drop(first);
+        assert!(!mark.is_gone() && !other.is_gone());
+        drop(handed_on);
+        assert!(mark.is_gone() && !other.is_gone());
+        drop(second);
+        assert!(other.is_gone());
     }
 
     #[test]

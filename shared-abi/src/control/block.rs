@@ -46,6 +46,9 @@ pub struct BlockStart {
     pub identity: Identity,
     /// One vhost-user-blk device each.
     pub disks: Vec<BlockDisk>,
+    /// Open files that hold the images' locks, to be kept open as long as the process lives and not to be used. Each image
+    /// to be used is another open file, which the kernel closes with the last operation on it.
+    pub locks: Vec<FdIndex>,
     /// What all disks together may do.
     pub limits: IoLimits,
     /// The write end of a pipe. It is closed when the kernel has finished everything this process asked it to do,

@@ -144,7 +144,8 @@ impl Machine {
                 let (_, lifeline) = nix::unistd::pipe()?;
                 let lifeline = to_block.add(lifeline);
                 let limits = IoLimits::default();
-                let start = BlockStart { identity: identity.clone(), disks, limits, lifeline };
+                let locks = Vec::new();
+                let start = BlockStart { identity: identity.clone(), disks, locks, limits, lifeline };
                 let start = BlockRequest::Start(Box::new(start));
                 Backend::start(programs, Role::Block, folder.path(), &start, to_block)
             })

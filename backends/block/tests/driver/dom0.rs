@@ -84,7 +84,7 @@ pub fn send_limited(
 ) -> (Answer, OwnedFd) {
     let (reader, lifeline) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     let lifeline = fds.add(lifeline);
-    let start = BlockStart { identity: identity(), disks, limits, lifeline };
+    let start = BlockStart { identity: identity(), disks, locks: Vec::new(), limits, lifeline };
     let fds = fds.into_vec();
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     link.send_request(&BlockRequest::Start(Box::new(start)), &borrowed).unwrap();
