@@ -24,7 +24,7 @@ const MIB: usize = 1 << 20;
 /// A server on a Unix socket in a directory of its own. It ends with this.
 struct Server {
     dir: TempDir,
-    command: fn(&TempDir) -> Command,
+    command: Program,
     child: Option<Child>,
 }
 
@@ -49,8 +49,13 @@ fn nbdkit(dir: &TempDir) -> Command {
     command
 }
 
+type Program = fn(&TempDir) -> Command;
+
+/// Each server, and what its export is called.
+const SERVERS: [(Program, &str); 2] = [(qemu_nbd, "disk"), (nbdkit, "")];
+
 impl Server {
-    fn start(command: fn(&TempDir) -> Command) -> Self {
+    fn start(command: Program) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::File::create(dir.path().join("image")).unwrap().set_len(16 * MIB as u64).unwrap();
         let mut server = Self { dir, command, child: None };
@@ -134,7 +139,7 @@ fn filled(byte: u8, len: usize) -> IoBuffer {
 
 #[test]
 fn each_server_stores_what_is_written_and_gives_it_back() {
-    for (command, export) in [(qemu_nbd as fn(&TempDir) -> Command, "disk"), (nbdkit, "")] {
+    for (command, export) in SERVERS {
         let server = Server::start(command);
         let reactor = reactor();
         let disk = disk(&reactor, export, None, Box::new(|why| panic!("{why}")));
@@ -159,11 +164,16 @@ fn each_server_stores_what_is_written_and_gives_it_back() {
 
 #[test]
 fn a_server_that_is_killed_and_comes_back_has_lost_and_doubled_nothing() {
-    let mut server = Server::start(qemu_nbd);
+    for (command, export) in SERVERS {
+        killed_and_restarted(Server::start(command), export);
+    }
+}
+
+fn killed_and_restarted(mut server: Server, export: &str) {
     let reactor = reactor();
     let losses = Rc::new(std::cell::Cell::new(0));
     let count = losses.clone();
-    let disk = disk(&reactor, "disk", None, Box::new(move |_| count.set(count.get() + 1)));
+    let disk = disk(&reactor, export, None, Box::new(move |_| count.set(count.get() + 1)));
     reactor.block_on(disk.connect(Some(server.connect()))).unwrap();
     let rounds = 5_u8;
     for round in 1..=rounds {
