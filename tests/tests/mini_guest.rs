@@ -124,7 +124,7 @@ fn a_read_only_disk_refuses_writes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let image = image(folder.path(), "disk.img", 1)?;
     let mut plan = Plan::new("mini.test=blk-readonly,blk-bounds");
-    plan.disks.push(Disk { image: image.clone(), read_only: true, queues: 1 });
+    plan.disks.push(Disk { image: image.clone(), read_only: true, direct: false, queues: 1 });
     all_hold(plan)?;
     ensure!(std::fs::read(image)?.iter().all(|&byte| byte == 0), "the image was written");
     Ok(())

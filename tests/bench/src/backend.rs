@@ -81,7 +81,7 @@ pub fn pinned(cpu: usize) -> Command {
 pub fn command_line(program: Program, served: Served<'_>) -> Vec<String> {
     let file = served.file.unwrap_or(Path::new("")).display();
     let words = match program {
-        Program::Domus | Program::Fio => match served.storage {
+        Program::Domus | Program::Guest | Program::Fio => match served.storage {
             Storage::Direct => format!("domus-block --socket-path disk.sock --cache none --blk-file {file}"),
             Storage::PageCache | Storage::Tmpfs => {
                 format!("domus-block --socket-path disk.sock --cache writeback --blk-file {file}")

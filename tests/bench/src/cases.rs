@@ -83,6 +83,8 @@ impl Case {
 pub enum Program {
     /// Ours.
     Domus,
+    /// Ours, from inside a guest.
+    Guest,
     /// QEMU's export with `aio=io_uring`.
     StorageDaemon,
     /// QEMU's export with `aio=native`.
@@ -93,14 +95,16 @@ pub enum Program {
 
 impl Program {
     /// In the order of the table.
-    pub const ALL: [Self; 4] = [Self::Domus, Self::StorageDaemon, Self::StorageDaemonNative, Self::Fio];
+    pub const ALL: [Self; 5] =
+        [Self::Domus, Self::Guest, Self::StorageDaemon, Self::StorageDaemonNative, Self::Fio];
 
     /// Its name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Domus => "domus-block",
+            Self::Guest => "... in a guest",
             Self::StorageDaemon => "qemu-storage-daemon",
-            Self::StorageDaemonNative => "the same, aio=native",
+            Self::StorageDaemonNative => "... with aio=native",
             Self::Fio => "fio",
         }
     }
@@ -111,6 +115,8 @@ impl Program {
             Self::Domus | Self::StorageDaemon => true,
             // Linux AIO works asynchronously past the page cache only.
             Self::StorageDaemonNative => case.storage == Storage::Direct,
+            // What its kernel has: 4 KiB, anywhere.
+            Self::Guest => case.storage != Storage::Null && case.access != Access::SequentialRead,
             Self::Fio => case.storage != Storage::Null,
         }
     }

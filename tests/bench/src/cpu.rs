@@ -32,6 +32,17 @@ impl Places {
     }
 }
 
+/// Ties every thread of a process to one CPU.
+pub fn pin(pid: u32, cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = task?.file_name().to_string_lossy().parse()?;
+        sched_setaffinity(Pid::from_raw(thread), &only)?;
+    }
+    Ok(())
+}
+
 /// CPU time that the threads of a process have used, as long as they live.
 fn of_process(pid: u32) -> Result<Duration> {
     let mut nanoseconds = 0;

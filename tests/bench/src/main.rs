@@ -15,6 +15,7 @@
 //! | [`client`] | the vhost-user-blk driver |
 //! | [`backend`] | `domus-block` or `qemu-storage-daemon` on a socket |
 //! | [`fio`] | fio on the file itself |
+//! | [`guest`] | the mini guest in front of `domus-block` |
 //! | [`cpu`] | who used the processors |
 //! | [`measure`] | the rounds |
 //! | [`report`] | medians and ratios, printed |
@@ -26,6 +27,7 @@ mod client;
 mod cpu;
 mod file;
 mod fio;
+mod guest;
 mod host;
 mod measure;
 mod report;
@@ -61,6 +63,9 @@ struct Args {
     /// Measure only the cases whose names contain this.
     #[arg(long = "case", value_name = "NAME", default_value = "")]
     name: String,
+    /// Measure from inside the mini guest too; needs a /dev/kvm.
+    #[arg(long)]
+    guest: bool,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -88,7 +93,8 @@ fn run(args: &Args) -> Result<()> {
     remove_on_interrupt(folder.path())?;
     let places = Places::take()?;
     let time = Duration::from_secs(args.seconds);
-    let plan = Plan { bin: &bin, folder: folder.path(), disk: &args.disk, places, rounds: args.rounds, time };
+    let (rounds, guest) = (args.rounds, args.guest);
+    let plan = Plan { bin: &bin, folder: folder.path(), disk: &args.disk, places, guest, rounds, time };
     if !args.json {
         host::describe(&args.disk).iter().for_each(|line| println!("{line}"));
         println!("client on CPU {}; backends, and fio, on CPU {}", places.client, places.backend);
@@ -124,6 +130,7 @@ fn commands(cases: &[&Case], time: Duration) {
         let Some(case) = cases.iter().find(|case| case.storage == storage) else { continue };
         for program in Program::ALL.into_iter().filter(|program| program.does(case)) {
             let words = match program {
+                Program::Guest => continue,
                 Program::Fio => fio::command_line(case, file, WARM_UP, time),
                 _ => backend::command_line(program, Served { storage, file: Some(file) }),
             };

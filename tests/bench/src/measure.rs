@@ -10,7 +10,7 @@ use crate::cases::{Case, Program, Storage};
 use crate::client::Client;
 use crate::cpu::{Clock, Places};
 use crate::file::Data;
-use crate::fio;
+use crate::{fio, guest};
 
 /// Before anything is counted: caches fill, clocks rise, and what was read is compared.
 pub const WARM_UP: Duration = Duration::from_millis(500);
@@ -45,6 +45,8 @@ pub struct Plan<'a> {
     pub disk: &'a Path,
     /// Who runs where.
     pub places: Places,
+    /// Whether [`Program::Guest`] is measured too.
+    pub guest: bool,
     /// How often.
     pub rounds: u32,
     /// How long each time.
@@ -65,6 +67,7 @@ impl Plan<'_> {
         };
         let path = data.as_ref().map(Data::path);
         let programs = Program::ALL.into_iter().filter(|program| program.does(case));
+        let programs = programs.filter(|&program| self.guest || program != Program::Guest);
         let mut all: Vec<(Program, Rounds)> = programs.map(|program| (program, Ok(Vec::new()))).collect();
         for _ in 0..self.rounds {
             for (program, rounds) in &mut all {
@@ -80,6 +83,10 @@ impl Plan<'_> {
     }
 
     fn round(&self, program: Program, case: &Case, file: Option<&Path>) -> Result<Sample> {
+        if program == Program::Guest {
+            let file = file.context("a guest needs a file")?;
+            return guest::run(case, self.bin, file, self.places, self.time);
+        }
         if program == Program::Fio {
             let file = file.context("fio needs a file")?;
             return fio::run(case, file, self.places.backend, WARM_UP, self.time, self.folder);

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use domus_startup::fds::Outgoing;
+use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use shared_abi::control::{
-    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Device, DeviceConfig, Identity,
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Cache, Device, DeviceConfig, Identity,
     IoLimits, NetNic, NetRequest, NetStart, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, StopReason,
 };
 use shared_abi::{DeviceId, DomId, DomainName, Role};
@@ -29,6 +31,8 @@ pub struct Disk {
     pub image: PathBuf,
     /// Whether the guest may not write.
     pub read_only: bool,
+    /// Whether the host's page cache is left out.
+    pub direct: bool,
     /// Virtqueues.
     pub queues: u16,
 }
@@ -48,19 +52,21 @@ pub struct Plan {
     pub tap: Option<OwnedFd>,
     /// What the guest is told.
     pub cmdline: String,
+    /// Whether what the guest says is kept, and not printed too.
+    pub quiet: bool,
 }
 
 impl Plan {
     /// One vCPU, 128 MiB, no devices, these checks.
     pub fn new(cmdline: impl Into<String>) -> Self {
-        let domain = ("mini", 1);
-        Self { domain, vcpus: 1, memory: 128 << 20, disks: Vec::new(), tap: None, cmdline: cmdline.into() }
+        let (domain, cmdline) = (("mini", 1), cmdline.into());
+        Self { domain, vcpus: 1, memory: 128 << 20, disks: Vec::new(), tap: None, cmdline, quiet: false }
     }
 
     /// With a disk on `image`.
     #[must_use]
     pub fn disk(mut self, image: &Path, queues: u16) -> Self {
-        self.disks.push(Disk { image: image.into(), read_only: false, queues });
+        self.disks.push(Disk { image: image.into(), read_only: false, direct: false, queues });
         self
     }
 }
@@ -97,7 +103,12 @@ impl Machine {
         let (mut disks, mut nics, mut devices) = (Vec::new(), Vec::new(), Vec::new());
         for (index, disk) in plan.disks.iter().enumerate() {
             let id: DeviceId = format!("disk{index}").parse()?;
-            let image = File::options().read(true).write(!disk.read_only).open(&disk.image);
+            let mut options = File::options();
+            options.read(true).write(!disk.read_only);
+            if disk.direct {
+                options.custom_flags(OFlag::O_DIRECT.bits());
+            }
+            let image = options.open(&disk.image);
             let image = image.with_context(|| format!("cannot open {}", disk.image.display()))?;
             let (backend, frontend) = UnixStream::pair()?;
             let (image, socket) = (to_block.add(image), to_block.add(backend));
@@ -105,6 +116,7 @@ impl Machine {
                 serial: format!("mini-{index}"),
                 read_only: disk.read_only,
                 queues: disk.queues,
+                cache: if disk.direct { Cache::None } else { Cache::Writeback },
                 ..BlockDisk::raw(id.clone(), image, socket)
             });
             devices.push(Device {
@@ -174,7 +186,7 @@ impl Machine {
         if ready != RunnerReply::Ready {
             bail!("the runner answers its start with {ready:?}");
         }
-        let lines = read_lines(serial.try_clone()?);
+        let lines = read_lines(serial.try_clone()?, plan.quiet);
         runner.ask(&RunnerRequest::Resume, Outgoing::default())?;
         let (block, net) = (block.map(|(child, _)| child), net.map(|(child, _)| child));
         Ok(Self { runner, block, net, serial, lines, said: Vec::new(), _folder: folder })
@@ -279,14 +291,16 @@ impl Machine {
     }
 }
 
-fn read_lines(serial: UnixStream) -> Receiver<String> {
+fn read_lines(serial: UnixStream, quiet: bool) -> Receiver<String> {
     let (sender, lines) = channel();
     std::thread::spawn(move || {
         let mut serial = BufReader::new(serial);
         let mut line = Vec::new();
         while serial.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
-            print!("{text}");
+            if !quiet {
+                print!("{text}");
+            }
             if sender.send(text).is_err() {
                 return;
             }

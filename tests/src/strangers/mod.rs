@@ -1,6 +1,10 @@
 //! QEMU as the frontend: it boots Debian kernels with `domus-block` and `domus-net` as its vhost-user backends, which know nothing of it.
 //!
+//! One of them is killed under it, again and again ([`reconnect`]).
+//!
 //! QEMU's TCG needs no /dev/kvm, so this runs on any machine; in a network namespace of its own, so nothing of the host's network is touched.
+
+mod reconnect;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -32,6 +36,11 @@ pub fn run(bin: &Path, images: &Images, folder: &Path) -> Tally {
             qemu_boots(bin, images, kernel, &folder)
         });
     }
+    tally.run("stranger-qemu-reconnects", || {
+        let folder = folder.join("reconnect");
+        fs::create_dir_all(&folder)?;
+        reconnect::nothing_is_lost_when_the_disk_backend_is_killed(bin, images, &folder)
+    });
     tally
 }
 
@@ -39,17 +48,10 @@ fn qemu_boots(bin: &Path, images: &Images, kernel: KernelId, folder: &Path) -> R
     link::ip("link set lo up")?;
     let bridge = Link::bridge("stranger", HOST)?;
     let tap = Link::tap("stranger-tap", Some(&bridge))?;
-    let disk = folder.join("disk.ext4");
-    fs::copy(&images.guest, &disk).context("cannot copy the guest's disk")?;
-
-    let block = Backend::start(
-        bin,
-        "domus-block",
-        folder,
-        &["--blk-file", &disk.display().to_string(), "--queues", "2"],
-    )?;
+    let block = block(bin, &guest_disk(images, folder)?, "writeback", folder)?;
     let net = Backend::start(bin, "domus-net", folder, &["--tap", tap.name()])?;
-    let stranger = Stranger { images, kernel, block: &block.socket, net: &net.socket, folder };
+    let stranger =
+        Stranger { images, kernel, block: &block.socket, reconnect: false, net: Some(&net.socket), folder };
     {
         let (mut qemu, mut guest) = stranger.boot()?;
         let ready = guest.wait_ready(BOOT)?;
@@ -68,6 +70,20 @@ fn qemu_boots(bin: &Path, images: &Images, kernel: KernelId, folder: &Path) -> R
         }
     }
     Ok(())
+}
+
+/// A copy of the guest's disk.
+fn guest_disk(images: &Images, folder: &Path) -> Result<PathBuf> {
+    let disk = folder.join("disk.ext4");
+    fs::copy(&images.guest, &disk).context("cannot copy the guest's disk")?;
+    Ok(disk)
+}
+
+/// `domus-block` with that disk.
+fn block(bin: &Path, disk: &Path, cache: &str, folder: &Path) -> Result<Backend> {
+    let disk = disk.display().to_string();
+    let args = ["--blk-file", &disk, "--queues", "2", "--cache", cache];
+    Backend::start(bin, "domus-block", folder, &args)
 }
 
 /// A backend that runs alone, by the vhost-user backend program conventions.
@@ -104,7 +120,9 @@ struct Stranger<'a> {
     images: &'a Images,
     kernel: KernelId,
     block: &'a Path,
-    net: &'a Path,
+    /// QEMU connects to the disk's backend again when that has gone.
+    reconnect: bool,
+    net: Option<&'a Path>,
     folder: &'a Path,
 }
 
@@ -117,12 +135,15 @@ impl Stranger<'_> {
         qemu.args(["-accel", "tcg", "-M", "q35,memory-backend=ram", "-smp", "2", "-m", "512"]);
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         qemu.args(["-object", "memory-backend-memfd,id=ram,size=512M,share=on"]);
-        qemu.args(["-chardev", &format!("socket,id=block,path={}", self.block.display())]);
+        let again = if self.reconnect { ",reconnect=1" } else { "" };
+        qemu.args(["-chardev", &format!("socket,id=block,path={}{again}", self.block.display())]);
         qemu.args(["-device", "vhost-user-blk-pci,chardev=block,num-queues=2"]);
-        qemu.args(["-chardev", &format!("socket,id=net,path={}", self.net.display())]);
-        qemu.args(["-netdev", "vhost-user,id=net,chardev=net,queues=1"]);
-        // vectors=0: without KVM, QEMU 7.2 dereferences a null pointer when vhost-user-net's MSI-X vectors are unmasked.
-        qemu.args(["-device", "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,vectors=0"]);
+        if let Some(net) = self.net {
+            qemu.args(["-chardev", &format!("socket,id=net,path={}", net.display())]);
+            qemu.args(["-netdev", "vhost-user,id=net,chardev=net,queues=1"]);
+            // vectors=0: without KVM, QEMU 7.2 dereferences a null pointer when vhost-user-net's MSI-X vectors are unmasked.
+            qemu.args(["-device", "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,vectors=0"]);
+        }
         qemu.args(["-chardev", &format!("socket,id=console,path={},server=on,wait=on", console.display())]);
         qemu.args(["-serial", "chardev:console"]);
         qemu.arg("-kernel").arg(&kernel.vmlinuz).arg("-initrd").arg(&kernel.initrd);

@@ -19,6 +19,9 @@ pub struct Options {
     /// Measure only the cases whose names contain this.
     #[arg(long = "case", value_name = "NAME", default_value = "")]
     name: String,
+    /// Measure from inside the mini guest too; needs a /dev/kvm, of any kind.
+    #[arg(long)]
+    guest: bool,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -29,6 +32,9 @@ pub fn block(consent: Consent, options: &Options) -> Result<()> {
     install_packages(consent)?;
     let mut cargo = command("cargo", ["build", "--release", "--locked", "--bins"]);
     cargo.args(["--package", "domus-block", "--package", "domus-bench"]);
+    if options.guest {
+        cargo.args(["--package", "domu-runner"]);
+    }
     run(cargo.current_dir(workspace::root())).context("what is measured does not build")?;
     let bin = workspace::target().join("release");
     let program = bin.join("domus-bench");
@@ -38,8 +44,6 @@ pub fn block(consent: Consent, options: &Options) -> Result<()> {
     let mut bench = command(&program.display().to_string(), ["--bin"]);
     bench.arg(&bin).arg("--disk").arg(workspace::target()).args(["--case", &options.name]);
     bench.args(["--rounds", &options.rounds.to_string(), "--seconds", &options.seconds.to_string()]);
-    if options.json {
-        bench.arg("--json");
-    }
+    bench.args(options.guest.then_some("--guest")).args(options.json.then_some("--json"));
     run(&mut bench)
 }
