@@ -178,18 +178,11 @@ impl<E: Engine> Worker<E> {
         if more || self.intake.is_stopping() {
             return;
         }
-        let Some(kick) = self.intake.kick() else { return };
-        // A socket that has hung up, for instance, would be reported again and again.
-        let dead = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
-        if result >= 0 && result & dead == 0 {
+        if self.intake.kick_ended(result)
+            && let Some(kick) = self.intake.kick()
+        {
             self.ring.poll(kick, KICK);
             self.kick_polled = true;
-        } else {
-            let error = std::io::Error::from_raw_os_error(if result < 0 { -result } else { libc::EPIPE });
-            vu_server::say::limited(format_args!(
-                "queue {} cannot be kicked any more: {error}",
-                self.intake.index().unwrap_or_default()
-            ));
         }
     }
 

@@ -232,15 +232,11 @@ impl<D: AsyncDisk> ImageWorker<D> {
         if more || lane.intake.is_stopping() {
             return;
         }
-        let Some(kick) = lane.intake.kick() else { return };
-        // A socket that has hung up, for instance, would be reported again and again.
-        let dead = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
-        if result >= 0 && result & dead == 0 {
+        if lane.intake.kick_ended(result)
+            && let Some(kick) = lane.intake.kick()
+        {
             self.reactor.poll(kick, tag);
             lane.kick_polled = true;
-        } else {
-            let error = std::io::Error::from_raw_os_error(if result < 0 { -result } else { libc::EPIPE });
-            vu_server::say::limited(format_args!("queue {index} cannot be kicked any more: {error}"));
         }
     }
 

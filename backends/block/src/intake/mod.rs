@@ -20,6 +20,7 @@ mod waiting;
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ use crate::slot::Slot;
 use crate::statistics::Counters;
 use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 
+/// How often the poll of a kick eventfd may end without a chain: that of an eventfd ends when a ring overflows, and not by itself.
+const VAIN_KICKS: u16 = 64;
 /// Most requests in flight in one queue.
 pub const SLOTS: usize = 256;
 /// The requests of one queue. It lives as long as its worker; queues come and go.
@@ -55,6 +58,8 @@ pub struct Intake {
     ready: bool,
     /// Kicks are asked for.
     armed: bool,
+    /// How often the poll of the kick eventfd has ended since a chain came.
+    vain: u16,
     /// Chains that may still be popped in this batch.
     budget: u16,
     now: u64,
@@ -78,6 +83,7 @@ impl Intake {
             stopping: None,
             ready: false,
             armed: false,
+            vain: 0,
             budget: 0,
             now: 0,
             order: 0,
@@ -113,6 +119,7 @@ impl Intake {
         // Kicks may have come before we were here.
         self.ready = true;
         self.armed = false;
+        self.vain = 0;
     }
 
     /// Pops no more. What is held is let go, and what waits is let through.
@@ -158,6 +165,22 @@ impl Intake {
         if self.stopping.is_none() && self.queue.is_some() {
             self.ready = true;
         }
+    }
+
+    /// The poll of the kick eventfd has ended, with this result: whether another is worth it. What is no eventfd may be reported
+    /// again and again, though nothing has come: the queue is not kicked any more then, and that is said.
+    pub fn kick_ended(&mut self, result: i32) -> bool {
+        let dead = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+        self.vain += 1;
+        let why = match result {
+            _ if result < 0 => io::Error::from_raw_os_error(-result),
+            _ if result & dead != 0 => io::Error::from_raw_os_error(libc::EPIPE),
+            _ if self.vain > VAIN_KICKS => io::Error::other("that is no eventfd"),
+            _ => return true,
+        };
+        let index = self.index().unwrap_or_default();
+        vu_server::say::limited(format_args!("queue {index} cannot be kicked any more: {why}"));
+        false
     }
 
     /// Begins a batch, in which a ring's worth of chains is popped at most, so that everything else has its turn.
@@ -248,6 +271,7 @@ impl Intake {
                 return None;
             }
             self.budget -= 1;
+            self.vain = 0;
             let Some(status) = status_byte(chain) else {
                 // Nowhere to say anything: the driver gets its buffers back untouched.
                 queue.push(chain.head, 0);

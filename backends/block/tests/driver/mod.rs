@@ -165,12 +165,17 @@ impl Driver {
     /// Everything up to running rings, with memory by `SET_MEM_TABLE`.
     pub fn new(stream: UnixStream, queues: u16, features: u64) -> Self {
         let mut driver = Self::negotiated(stream, queues, features);
-        let regions = driver.regions();
-        driver.frontend.set_mem_table(&regions).unwrap();
+        driver.set_memory();
         for queue in 0..queues.into() {
             driver.start(queue, 0);
         }
         driver
+    }
+
+    /// The guest's memory, by `SET_MEM_TABLE`.
+    pub fn set_memory(&mut self) {
+        let regions = self.regions();
+        self.frontend.set_mem_table(&regions).unwrap();
     }
 
     /// Features, and no memory yet.
