@@ -132,3 +132,48 @@ fn a_backend_is_exchanged_under_load_for_another_program_and_the_stand_still_is_
     assert_eq!(fs::read_link(format!("/proc/{third}/exe")).unwrap(), newer);
     verdict(&mut console);
 }
+
+#[test]
+fn a_nics_backend_killed_under_traffic_is_replaced_and_frames_come_again_without_a_kick() {
+    let host = Host::with_service(true);
+    host.ip(&["addr", "add", "10.77.0.1/24", "dev", "br0"]);
+    let mac = "02:00:00:00:00:07";
+    let pings = "console=ttyS0 mini.ip=10.77.0.2 mini.peer=10.77.0.1 mini.test=net-ping mini.rounds=15000 \
+                 mini.end=poweroff";
+    let nic = format!(r#", "nets": [ {{ "id": "eth0", "bridge": "br0", "mac": "{mac}" }} ]"#);
+    let file = host.guest("web1", pings, &nic);
+    host.ok(&["create", &file]);
+    // The guest does not answer when this host wants to know whether it is still there; and a bridge forgets its
+    // neighbours when it gets its first port.
+    host.ip(&["neigh", "replace", "10.77.0.2", "lladdr", mac, "dev", "br0", "nud", "permanent"]);
+    let mut console = Console::attach(&host, "web1");
+    let mut last = 0;
+    for kill in 1..=3 {
+        let mut pid = 0;
+        host.until("a backend", || {
+            pid = host.pid_of("web1", "net.sock").unwrap_or(0);
+            pid != 0 && pid != last
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!console.has("value net-ping"), "it is over before the backend was killed");
+        signal(pid, Signal::SIGKILL);
+        host.until("it is replaced", || host.domain("web1").unwrap()["restarts"] == kill);
+        last = pid;
+    }
+    println!("{}", console.wait("value net-ping"));
+    console.wait("mini: ok net-ping");
+}
+
+#[test]
+fn a_console_that_is_killed_is_there_again() {
+    let host = Host::with_service(true);
+    let file = host.guest("web1", "console=ttyS0 mini.test=shell mini.end=poweroff", "");
+    host.ok(&["create", &file]);
+    Console::attach(&host, "web1").wait("mini: ready");
+    let pid = host.pid_of("web1", "console.sock").unwrap();
+    signal(pid, Signal::SIGKILL);
+    host.until("it is replaced", || host.domain("web1").unwrap()["restarts"] == 1);
+    let mut console = Console::attach(&host, "web1");
+    console.send("info");
+    console.wait("mini: ok info");
+}

@@ -261,6 +261,17 @@ impl Host {
             .collect()
     }
 
+    /// The process whose control socket is this one of a domain's.
+    pub fn pid_of(&self, domain: &str, socket: &str) -> Option<u32> {
+        let control = self.run_dir().join("domains").join(domain).join(socket).display().to_string();
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let has = |process: &fs::DirEntry| {
+            let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == control.as_bytes())
+        };
+        processes.filter(has).find_map(|process| process.file_name().to_str()?.parse().ok())
+    }
+
     /// Makes the run directory so that it can be compared.
     pub fn touch_run_dir(&self) {
         fs::create_dir_all(self.run_dir().join("domains")).unwrap();
