@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, join, join_all, select};
 use imago::io_buffers::IoBuffer;
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::client::{NbdDisk, Offer, Remote};
@@ -258,6 +259,7 @@ fn liar(bytes: Option<Vec<u8>>, replies: Vec<u8>) -> (OwnedFd, std::thread::Join
             }));
             let _ = theirs.write_all(&hello);
             let _ = theirs.write_all(&replies);
+            let _ = theirs.shutdown(std::net::Shutdown::Write);
             let mut rest = Vec::new();
             let _ = theirs.read_to_end(&mut rest);
         });
@@ -309,6 +311,36 @@ fn a_server_that_answers_what_was_not_asked_is_hung_up_on() {
         reactor.block_on(disk.connect(Some(socket))).unwrap();
         assert!(run(&reactor, &disk, disk.read(filled(0, 512), 512, 0)).1.is_err());
         assert_eq!(told.get(), 1);
+        thread.join().unwrap();
+    }
+}
+
+/// What a server may send: replies that could be meant, and bytes that are none.
+fn reply() -> impl Strategy<Value = Vec<u8>> {
+    let proper = (prop_oneof![Just(0), 1..4_u32, Just(108)], 0..8_u64).prop_map(|(error, cookie)| {
+        [&0x6744_6698_u32.to_be_bytes()[..], &error.to_be_bytes(), &cookie.to_be_bytes()].concat()
+    });
+    prop_oneof![3 => proper, 1 => proptest::collection::vec(any::<u8>(), 0..600)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_server_says_every_request_is_answered_once(
+        replies in proptest::collection::vec(reply(), 0..10),
+    ) {
+        let reactor = reactor();
+        let disk = disk(&reactor, "", Some(0), Box::new(|_| {}));
+        let (socket, thread) = liar(None, replies.concat());
+        reactor.block_on(disk.connect(Some(socket))).unwrap();
+        run(&reactor, &disk, async {
+            let reads = join_all((0..3_u64).map(|n| disk.read(filled(0, 512), 512, n << 9)));
+            let writes = join_all((0..3_u64).map(|n| disk.write(filled(1, 512), 512, n << 9, false)));
+            let ((reads, writes), _) = join(join(reads, writes), disk.flush()).await;
+            assert_eq!((reads.len(), writes.len()), (3, 3));
+        });
+        drop(disk);
         thread.join().unwrap();
     }
 }
