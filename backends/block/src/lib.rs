@@ -1,7 +1,8 @@
-//! The disks of one domain: raw images and block devices as vhost-user-blk devices.
+//! The disks of one domain as vhost-user-blk devices: raw images, block devices, qcow2 images, exports of NBD servers.
 //!
-//! One process serves all disks of a domain, one thread each queue, one io_uring each thread. The kernel moves the data
-//! between image and guest memory; this process touches the 16 bytes of a request's header and its status byte only.
+//! One process serves all disks of a domain, one io_uring each thread. A raw disk has one thread each queue: the kernel
+//! moves the data between image and guest memory, this process touches the 16 bytes of a request's header and its status
+//! byte only. A disk that takes more than that ([`image`], [`nbd`]) has one thread, through which its data goes.
 //!
 //! ```text
 //!   queue ─▶ chain ─▶ request::parse (pure) ─▶ limits ─▶ engine (io_uring) ─▶ status byte ─▶ used ring

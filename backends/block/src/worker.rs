@@ -8,7 +8,7 @@
 //! Nothing is allocated on the way once the buffers of the slots have grown.
 //!
 //! Waking up costs more than most requests. So where requests have come one soon after the other, the worker looks at
-//! the rings for a few microseconds ([`Attention`]) before it sleeps; a disk that rests costs nothing.
+//! the rings for a few microseconds (`Attention`) before it sleeps; a disk that rests costs nothing.
 
 use std::os::fd::AsFd;
 use std::sync::mpsc::SyncSender;

@@ -9,7 +9,7 @@ use dom0::api::{DiskInfo, Dom0Client, Limit, OpInfo};
 use crate::client::{answer, connect};
 use crate::commands::print;
 
-/// Limits on the command line: RATE[:BURST[:SECONDS]] such as 500, 50MiB, 100MiB:400MiB:10; `none` lifts one.
+/// Limits on the command line: `RATE[:BURST[:SECONDS]]` such as 500, 50MiB, 100MiB:400MiB:10; `none` lifts one.
 #[derive(Debug, Args)]
 pub struct Limits {
     /// Requests a second

@@ -3,7 +3,7 @@
 //! Refused: a backing image that the config does not list, or that is named twice in one chain; external data files,
 //! encryption, extended L2 entries ([`super::header`]). A format is never guessed: the config says it. Promised: what
 //! is acknowledged is in the file, data and the metadata that leads to it, so that it is there for the process that
-//! replaces this one ([`disk`]); and mappings get there after the reference counts that they need, so that a process killed
+//! replaces this one; and mappings get there after the reference counts that they need, so that a process killed
 //! at any time leaks clusters at the worst.
 
 mod disk;
