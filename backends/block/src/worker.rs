@@ -1,7 +1,7 @@
 //! The thread of one queue: chains in, one io_uring, used elements out.
 //!
 //! ```text
-//!   wait ─▶ completions ─▶ orders ─▶ what the driver has made available ─▶ publish once ─▶ wait
+//!   wait ─▶ completions ─▶ orders ─▶ what the driver has made available ─▶ publish ─▶ wait
 //! ```
 //!
 //! The worker sleeps in one place, in the kernel, for kicks, orders and the disk together. Waiting also submits.
@@ -105,6 +105,7 @@ impl<E: Engine> Worker<E> {
             }
             while let Some(index) = self.intake.next_request() {
                 self.engine.begin(&mut self.ring, &mut self.intake, index);
+                self.intake.publish_some();
             }
             self.settle();
             self.intake.publish();

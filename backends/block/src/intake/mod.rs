@@ -35,6 +35,8 @@ use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 
 /// How often the poll of a kick eventfd may end without a chain: that of an eventfd ends when a ring overflows, and not by itself.
 const VAIN_KICKS: u16 = 64;
+/// Answers that a driver is shown before its batch is done: it works on them beside us, and asks for more.
+const SOME: u16 = 4;
 /// Most requests in flight in one queue.
 pub const SLOTS: usize = 256;
 /// The requests of one queue. It lives as long as its worker; queues come and go.
@@ -198,6 +200,14 @@ impl Intake {
     /// The time of this batch, in nanoseconds.
     pub fn now(&self) -> u64 {
         self.now
+    }
+
+    /// Shows the driver what was answered, if it is enough to keep it busy while more is done.
+    #[inline]
+    pub fn publish_some(&mut self) {
+        if let Some(queue) = self.queue.as_deref_mut().filter(|queue| queue.unpublished() >= SOME) {
+            queue.publish();
+        }
     }
 
     /// Shows the driver what was answered.

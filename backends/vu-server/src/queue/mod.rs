@@ -238,6 +238,12 @@ impl Queue {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// How many chains were pushed that the driver has not been shown.
+    #[inline]
+    pub fn unpublished(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published)
+    }
+
     /// Shows the driver all that was pushed, and calls it if it wants to be called. Does nothing if nothing was pushed.
     pub fn publish(&mut self) {
         if self.next_used == self.published {
