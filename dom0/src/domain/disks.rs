@@ -112,6 +112,11 @@ impl Disks {
         }
     }
 
+    /// The disks whose requests fail.
+    pub fn failing(&self) -> Vec<DeviceId> {
+        self.disks.iter().filter(|disk| disk.lost).map(|disk| disk.id.clone()).collect()
+    }
+
     /// The remote disks that have no connection for the next backend.
     pub fn unconnected(&self, config: &DomainConfig) -> Vec<(DeviceId, NbdUri)> {
         let without = self.disks.iter().filter(|disk| disk.connection.is_none() && !disk.lost);

@@ -348,7 +348,8 @@ impl Domain {
         self.held.clear();
         let exchanged = async {
             process.kill();
-            if drained && !one_at_a_time {
+            // A NIC's backend resets its tap when it is let go of, and must be gone before the next one sets it up.
+            if drained && role == Role::Block && !one_at_a_time {
                 tokio::task::spawn_local(process.reap());
             } else {
                 process.reap().await;
@@ -363,6 +364,7 @@ impl Domain {
         match exchanged.await {
             Ok(stalled) => {
                 self.programs.extend(means.program.map(|program| (role, program)));
+                self.tell();
                 Ok(stalled)
             }
             Err(error) => {
@@ -474,7 +476,14 @@ impl Domain {
             },
             next: "its devices stand still, nothing is lost; it is tried again every few seconds".into(),
         });
-        let troubles = held.chain(lost).collect();
+        let kept = self.incarnation.kept.as_ref();
+        let failing = kept.map(|kept| kept.disks.borrow().failing()).unwrap_or_default();
+        let failing = failing.into_iter().map(|disk| Trouble {
+            layer: format!("disk {disk}"),
+            cause: "it was not served for so long that its requests fail now (on_backend_loss)".into(),
+            next: format!("domus backend upgrade {name} {disk}: it is served again"),
+        });
+        let troubles = held.chain(lost).chain(failing).collect();
         self.view.send_modify(|view| view.troubles = troubles);
     }
 }

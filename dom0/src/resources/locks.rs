@@ -79,13 +79,18 @@ impl Mark {
     }
 }
 
-/// Locks the whole file; false if somebody else has it locked.
+/// Locks the whole file; false if somebody else has it locked, or has a [`Mark`] there: the kernel may still work on it
+/// for a process that has ended.
 ///
 /// # Errors
 /// What `F_OFD_SETLK` said otherwise, such as that the file system has no locks.
 pub fn take(file: &File, lock: Lock) -> io::Result<bool> {
     match set(file, &flock(lock)) {
-        Ok(()) => Ok(true),
+        Ok(()) if test(file, marks(lock))? => Ok(true),
+        Ok(()) => {
+            let unlock = libc::flock { l_type: libc::F_UNLCK as libc::c_short, ..flock(lock) };
+            set(file, &unlock).map(|()| false)
+        }
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         Err(error) => Err(error),
     }
@@ -102,7 +107,13 @@ fn set(file: &File, request: &libc::flock) -> io::Result<()> {
 /// # Errors
 /// What `F_OFD_GETLK` said.
 pub fn probe(file: &File, lock: Lock) -> io::Result<bool> {
-    test(file, flock(lock))
+    Ok(test(file, flock(lock))? && test(file, marks(lock))?)
+}
+
+/// All places of marks.
+fn marks(lock: Lock) -> libc::flock {
+    // 0 means: to the end.
+    libc::flock { l_start: MARKS, l_len: 0, ..flock(lock) }
 }
 
 /// True if nobody else has what this lock would exclude.
@@ -203,8 +214,13 @@ mod tests {
         assert!(!mark.is_gone() && !other.is_gone());
         drop(handed_on);
         assert!(mark.is_gone() && !other.is_gone());
+        // An image on which the kernel still works is not free, whoever has let go of it.
+        let path = format!("/proc/self/fd/{}", image.as_raw_fd());
+        let next = File::options().read(true).write(true).open(path).unwrap();
+        drop((image, mark, other));
+        assert!(!take(&next, Lock::Write).unwrap() && !probe(&next, Lock::Read).unwrap());
         drop(second);
-        assert!(other.is_gone());
+        assert!(probe(&next, Lock::Read).unwrap() && take(&next, Lock::Write).unwrap());
     }
 
     #[test]

@@ -100,6 +100,33 @@ fn a_domain_is_paused_for_a_lost_backend_if_its_config_says_so() {
 }
 
 #[test]
+fn requests_fail_after_the_time_that_the_config_says_and_an_upgrade_brings_the_disk_back() {
+    let host = Host::with_own_programs();
+    let program = host.path("libexec/domus-block");
+    let policy = r#", "on_backend_loss": { "error_after": 1 }"#;
+    let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, policy));
+    let file = host.guest("web1", "console=ttyS0 mini.test=shell mini.end=poweroff", &disks);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: ready");
+    console.send("blk-pattern");
+    console.wait("mini: ok blk-pattern");
+    let pid = host.block_pid("web1", 0);
+    fs::rename(&program, host.path("aside")).unwrap();
+    signal(pid as u32, Signal::SIGKILL);
+    host.until("its time is over", || host.ok(&["why", "web1"]).contains("its requests fail now"));
+    fs::rename(host.path("aside"), &program).unwrap();
+    let pid = host.block_pid("web1", pid);
+    console.send("blk-verify");
+    console.wait("mini: fail blk-verify");
+    host.ok(&["backend", "upgrade", "web1", "root"]);
+    host.block_pid("web1", pid);
+    assert!(host.ok(&["why", "web1"]).contains("nothing is amiss"));
+    console.send("blk-verify");
+    console.wait("mini: ok blk-verify");
+}
+
+#[test]
 fn a_backend_is_exchanged_under_load_for_another_program_and_the_stand_still_is_told() {
     let host = Host::with_own_programs();
     let disks = format!(
