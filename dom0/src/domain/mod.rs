@@ -6,11 +6,13 @@ pub mod backend;
 pub mod build;
 pub mod check;
 pub mod disks;
+mod happening;
 pub mod kept;
 pub mod operate;
 mod recovery;
 pub mod revive;
 pub mod state;
+mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -19,8 +21,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_util::future::{OptionFuture, select_all};
-use shared_abi::control::{BackendEvent, RunnerEvent, RunnerReply, RunnerRequest, RunnerStatus, StopReason};
+use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, RunnerStatus, StopReason};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -29,12 +30,11 @@ use crate::child::{ANSWER, ChildError, ChildLink, one_line};
 use crate::config::DomainConfig;
 use crate::resources::run_dir::{DomainDir, RunDir};
 use crate::supervisor::Supervisor;
-use backend::Backend;
 use build::{Incarnation, Runner, StartError, build};
+use happening::{BackendHappening, Happening};
 use operate::Order;
 use recovery::Held;
 pub use recovery::Trouble;
-use revive::Revived;
 use state::{Action, Event, State, step};
 
 /// A guest that stops at once is not started again sooner than this after its last start.
@@ -139,23 +139,6 @@ pub struct Domain {
     pause: Duration,
     /// Lines about what children said that may still be written for this incarnation.
     lines_left: u32,
-}
-
-/// What the task waits for.
-enum Happening {
-    Command(Option<Command>),
-    Runner(Result<RunnerEvent, ChildError>),
-    RunnerEnded(String),
-    Backend(usize, BackendHappening),
-    Revived(usize, Result<Revived, StartError>),
-    /// A loss has lasted as long as a policy allows.
-    Overdue,
-}
-
-enum BackendHappening {
-    Event(BackendEvent),
-    LinkLost,
-    Ended(String),
 }
 
 impl Domain {
@@ -476,30 +459,6 @@ impl Domain {
         }
     }
 
-    async fn happening(&mut self) -> Happening {
-        let overdue: OptionFuture<_> = self.next_policy().map(sleep_until).into();
-        let Self { commands, incarnation, .. } = self;
-        let Incarnation { runner, backends, reviving, .. } = incarnation;
-        let runner: OptionFuture<_> = runner.as_mut().map(watch_runner).into();
-        let backends: OptionFuture<_> = match backends.is_empty() {
-            true => None,
-            false => Some(select_all(backends.iter_mut().map(|backend| Box::pin(watch_backend(backend))))),
-        }
-        .into();
-        let reviving: OptionFuture<_> = match reviving.is_empty() {
-            true => None,
-            false => Some(select_all(reviving.iter_mut().map(|one| one.attempt.as_mut()))),
-        }
-        .into();
-        tokio::select! {
-            command = commands.recv() => Happening::Command(command),
-            Some(happening) = runner => happening,
-            Some((happening, n, _)) = backends => Happening::Backend(n, happening),
-            Some((result, n, _)) = reviving => Happening::Revived(n, result),
-            Some(()) = overdue => Happening::Overdue,
-        }
-    }
-
     fn backend(&mut self, n: usize, happening: BackendHappening) {
         let backend = &mut self.incarnation.backends[n];
         match happening {
@@ -549,38 +508,6 @@ fn pause(before: Duration, lived: Duration, crashed: bool) -> Duration {
     match crashed && lived < LONGEST_PAUSE {
         true => (before * 2).clamp(LEAST_LIFE, LONGEST_PAUSE),
         false => LEAST_LIFE,
-    }
-}
-
-async fn watch_runner(Runner { process, link }: &mut Runner) -> Happening {
-    let Some(link) = link else { return Happening::RunnerEnded(process.ended().await) };
-    tokio::select! {
-        // What it said last comes before its end.
-        biased;
-        event = link.event() => match event {
-            Err(ChildError::Link { source: domus_startup::LinkError::Closed, .. }) => {
-                let patience = tokio::time::sleep(Duration::from_secs(1));
-                tokio::select! {
-                    how = process.ended() => Happening::RunnerEnded(how),
-                    () = patience => Happening::Runner(event),
-                }
-            }
-            event => Happening::Runner(event),
-        },
-        how = process.ended() => Happening::RunnerEnded(how),
-    }
-}
-
-async fn watch_backend(backend: &mut Backend) -> BackendHappening {
-    let Backend { process, link, .. } = backend;
-    let Some(link) = link else { return BackendHappening::Ended(process.ended().await) };
-    tokio::select! {
-        biased;
-        event = link.event() => match event {
-            Ok(event) => BackendHappening::Event(event),
-            Err(_) => BackendHappening::LinkLost,
-        },
-        how = process.ended() => BackendHappening::Ended(how),
     }
 }
 

@@ -6,9 +6,7 @@
 //! | a foreign backend hangs up | the same | its socket is connected to again |
 //! | a remote disk's server is gone | requests wait | it is connected to again |
 //! | a request fails and is held | nothing | the domain is paused until it is unpaused, and the request done again |
-//! | a backend is upgraded | a moment's stand-still | the old one drains first |
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,9 +26,6 @@ use super::{Domain, chain, disks};
 use crate::child::{ANSWER, ChildError, one_line};
 use crate::config::{DiskSource, OnLoss};
 
-/// Within this time a runner has let go of its devices. It waits for each backend as long as for any answer.
-const DRAIN: Duration = Duration::from_secs(120);
-
 /// A loss, or a fault, that an operator may want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
@@ -42,14 +37,6 @@ pub struct Trouble {
     pub next: String,
 }
 
-/// The process that an upgrade has started.
-enum New {
-    /// It waits to be told what to serve.
-    Connected(Backend),
-    /// It serves, and is not attached yet.
-    Serves(Revived),
-}
-
 /// A request of a disk that is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -59,7 +46,7 @@ pub struct Held {
 
 impl Domain {
     /// Which backend of the domain's own serves this device.
-    fn role_of(&self, device: &DeviceId) -> Option<Role> {
+    pub(super) fn role_of(&self, device: &DeviceId) -> Option<Role> {
         let own = |disk: &crate::config::Disk| disk.id == *device && disk.own().is_some();
         if self.config.disks.iter().any(own) {
             Some(Role::Block)
@@ -68,7 +55,7 @@ impl Domain {
         }
     }
 
-    fn means(&self, role: Role) -> Option<Means> {
+    pub(super) fn means(&self, role: Role) -> Option<Means> {
         Some(Means {
             config: self.config.clone(),
             identity: identity(&self.config, self.incarnation.domid?),
@@ -111,7 +98,7 @@ impl Domain {
         }
     }
 
-    fn lost(&mut self, lost: Lost, how: String, attempts: u32, remains: Rc<Remains>) {
+    pub(super) fn lost(&mut self, lost: Lost, how: String, attempts: u32, remains: Rc<Remains>) {
         if self.incarnation.reviving.iter().any(|one| one.lost == lost) {
             return;
         }
@@ -233,7 +220,7 @@ impl Domain {
     }
 
     /// Returns how long the devices concerned have stood still.
-    async fn put_in_place(
+    pub(super) async fn put_in_place(
         &mut self,
         lost: &Lost,
         since: Instant,
@@ -306,87 +293,6 @@ impl Domain {
             Some(other) => {
                 Err(ChildError::Failed { role: Role::Runner, why: format!("answered with {other:?}") })
             }
-        }
-    }
-
-    /// Exchanges the process that serves `device` for a new one, of `program` if given, while the guest runs; returns how
-    /// long its devices stood still.
-    ///
-    /// # Errors
-    /// One line. Whatever has failed, the device is served or will be, by the program from before.
-    pub(super) async fn upgrade(
-        &mut self,
-        device: &DeviceId,
-        program: Option<PathBuf>,
-    ) -> Result<Duration, String> {
-        let role = self.role_of(device).ok_or_else(|| {
-            format!(
-                "no backend of Domus' serves a device \"{device}\": see domus block-list {}",
-                self.config.name
-            )
-        })?;
-        let served = self.incarnation.backends.iter().position(|backend| backend.role == role);
-        let (Some(served), Some(mut means)) = (served, self.means(role)) else {
-            return Err(format!("{} is being started just now: see domus why", role.program()));
-        };
-        if let Some(kept) = &self.incarnation.kept {
-            kept.disks.borrow_mut().lose(device, false);
-        }
-        means.program = program.or(means.program);
-        // Nothing of the old one is touched before the new one is there. Where both can be at the same data, it serves
-        // before the old one stops.
-        let failed = |error: StartError| chain(&error);
-        let one_at_a_time = role == Role::Block && disks::one_at_a_time(&self.config);
-        let new = means.connected(role).await.map_err(failed)?;
-        let new = match one_at_a_time {
-            true => New::Connected(new),
-            false => New::Serves(means.serve(new).await.map_err(failed)?),
-        };
-        let drained = self.detach(role).await?;
-        let old = self.incarnation.backends.swap_remove(served);
-        let (process, remains) = old.into_parts();
-        self.held.clear();
-        let exchanged = async {
-            process.kill();
-            // A NIC's backend resets its tap when it is let go of, and must be gone before the next one sets it up.
-            if drained && role == Role::Block && !one_at_a_time {
-                tokio::task::spawn_local(process.reap());
-            } else {
-                process.reap().await;
-                remains.gone().await.map_err(|error| error.to_string())?;
-            }
-            let revived = match new {
-                New::Connected(new) => means.serve(new).await.map_err(failed)?,
-                New::Serves(revived) => revived,
-            };
-            self.put_in_place(&Lost::Own(role), Instant::now(), revived).await
-        };
-        match exchanged.await {
-            Ok(stalled) => {
-                self.programs.extend(means.program.map(|program| (role, program)));
-                self.tell();
-                Ok(stalled)
-            }
-            Err(error) => {
-                self.lost(Lost::Own(role), "could not be upgraded".into(), 0, Rc::new(remains));
-                Err(error)
-            }
-        }
-    }
-
-    /// Has the runner let go of all devices of a backend; true if that backend has finished with them.
-    async fn detach(&mut self, role: Role) -> Result<bool, String> {
-        let devices = match role {
-            Role::Block => {
-                let own = self.config.disks.iter().filter(|disk| disk.own().is_some());
-                own.map(|disk| disk.id.clone()).collect()
-            }
-            _ => self.config.nets.iter().map(|net| net.id.clone()).collect(),
-        };
-        match self.talk(&RunnerRequest::Detach(devices), DRAIN, "let go of its devices").await {
-            Ok(Some(RunnerReply::Detached { drained })) => Ok(drained),
-            Ok(_) => Ok(false),
-            Err(error) => Err(chain(&error)),
         }
     }
 
