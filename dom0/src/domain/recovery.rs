@@ -2,7 +2,7 @@
 //!
 //! | happens | the guest sees | then |
 //! |---|---|---|
-//! | a backend dies | its devices stand still | another one takes its place, see [`revive`](super::revive) |
+//! | a backend dies | its devices stand still | another one takes its place, see [`revive`] |
 //! | a foreign backend hangs up | the same | its socket is connected to again |
 //! | a remote disk's server is gone | requests wait | it is connected to again |
 //! | a request fails and is held | nothing | the domain is paused until it is unpaused, and the request done again |
