@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ use super::locks::{self, Lock};
 /// open after that, in its own time.
 const RELEASE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(20);
+
+/// The strictest alignment, in bytes, that direct I/O on any disk needs.
+const PAGE: usize = 4096;
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,14 +155,16 @@ pub async fn image(
     }
     // Set on the open file: an open with the flag that fails would not say whether the flag is why.
     if direct != Direct::No
-        && let Err(errno) = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_DIRECT))
-        && direct == Direct::Must
+        && let Err(error) = go_direct(&file)
     {
-        let problem = format!(
-            "\"{}\" cannot be opened round the page cache (O_DIRECT: {errno}): set cache to \"writeback\"",
-            path.display()
-        );
-        return Err(refuse(problem));
+        if direct == Direct::Must {
+            let problem = format!(
+                "\"{}\" cannot be read round the page cache (O_DIRECT: {error}): set cache to \"writeback\"",
+                path.display()
+            );
+            return Err(refuse(problem));
+        }
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|errno| refuse(errno.to_string()))?;
     }
     let lock = if read_only { Lock::Read } else { Lock::Write };
     let free = match why {
@@ -182,6 +187,15 @@ pub async fn image(
         // A file system without locks protects nothing; that is no reason not to start.
         Err(_) => Ok(file),
     }
+}
+
+/// Goes round the page cache from now on. A file system that takes the flag may refuse to read with it, so that is tried;
+/// what is read is not looked at.
+fn go_direct(image: &File) -> io::Result<()> {
+    fcntl(image, FcntlArg::F_SETFL(OFlag::O_DIRECT))?;
+    let mut buffer = vec![0; 2 * PAGE];
+    let start = buffer.as_ptr().align_offset(PAGE);
+    image.read_at(&mut buffer[start..start + PAGE], 0).map(drop)
 }
 
 /// True if the image is open with `O_DIRECT`.
