@@ -1,6 +1,6 @@
 //! QEMU as the frontend: it boots Debian kernels with `domus-block` and `domus-net` as its vhost-user backends, which know nothing of it.
 //!
-//! One of them is killed under it, again and again ([`reconnect`]).
+//! One of them is killed under it, again and again (`reconnect`).
 //!
 //! QEMU's TCG needs no /dev/kvm, so this runs on any machine; in a network namespace of its own, so nothing of the host's network is touched.
 
