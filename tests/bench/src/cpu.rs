@@ -5,8 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
 
 /// Where the client and the backend run: two CPUs if there are two.
@@ -70,6 +68,7 @@ fn of_all() -> Result<Duration> {
 #[derive(Debug)]
 pub struct Clock {
     pid: u32,
+    client: u32,
     start: Instant,
     all: Duration,
     own: Duration,
@@ -83,30 +82,23 @@ pub struct Used {
     pub time: Duration,
     /// What the process used of it.
     pub process: Duration,
-    /// What others used, in shares of one CPU: neither the process nor this one.
+    /// What others used, in shares of one CPU: neither the process nor its client.
     pub others: f64,
 }
 
 impl Clock {
-    /// Begins to count what process `pid` uses.
-    pub fn start(pid: u32) -> Result<Self> {
-        let (process, own, all) = (of_process(pid)?, own()?, of_all()?);
-        Ok(Self { pid, start: Instant::now(), all, own, process })
+    /// Begins to count what process `pid` uses, whose client is process `client`.
+    pub fn start(pid: u32, client: u32) -> Result<Self> {
+        let (process, own, all) = (of_process(pid)?, of_process(client)?, of_all()?);
+        Ok(Self { pid, client, start: Instant::now(), all, own, process })
     }
 
     /// What was used since.
     pub fn stop(self) -> Result<Used> {
         let time = self.start.elapsed();
         let process = of_process(self.pid)?.saturating_sub(self.process);
-        let own = own()?.saturating_sub(self.own);
+        let own = of_process(self.client)?.saturating_sub(self.own);
         let others = of_all()?.saturating_sub(self.all).saturating_sub(own + process);
         Ok(Used { time, process, others: others.as_secs_f64() / time.as_secs_f64() })
     }
-}
-
-/// What this process has used.
-fn own() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Ok(Duration::from_micros(u64::try_from(micros)?))
 }

@@ -48,7 +48,7 @@ pub fn run(
     let mut fio = Running::start("fio", &mut command).context("cannot start fio")?;
     // It does not say when it begins: its CPU is read over the middle half of its time.
     std::thread::sleep(warm_up + time / 4);
-    let clock = Clock::start(fio.pid())?;
+    let clock = Clock::start(fio.pid(), std::process::id())?;
     std::thread::sleep(time / 2);
     let used = clock.stop()?;
     match fio.wait(warm_up + time + Duration::from_secs(30))? {

@@ -37,10 +37,11 @@ pub fn run(case: &Case, bin: &Path, file: &Path, places: Places, time: Duration)
     });
     let mut machine = Machine::start(bin, plan)?;
     let backend = machine.block.as_mut().map(Child::process).context("the guest has a disk")?.pid();
+    let runner = machine.runner.process().pid();
     pin(backend, places.backend)?;
     machine.until(PATIENCE, |line| *line == Line::Ready)?;
     check(&mut machine, "blk-latency", WARM_UP)?;
-    let clock = Clock::start(backend)?;
+    let clock = Clock::start(backend, runner)?;
     check(&mut machine, "blk-iops", time)?;
     let used = clock.stop()?;
     let value = |name: &str| machine.values().filter_map(|value| number::<u64>(value, name)).last();

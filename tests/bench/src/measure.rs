@@ -95,7 +95,7 @@ impl Plan<'_> {
         let backend = Backend::start(program, self.bin, served, self.places.backend, self.folder)?;
         let mut client = Client::connect(backend.socket(), case)?;
         client.run(WARM_UP, true)?;
-        let clock = Clock::start(backend.pid())?;
+        let clock = Clock::start(backend.pid(), std::process::id())?;
         let run = client.run(self.time, false)?;
         let used = clock.stop()?;
         let micros = |quantile| run.latency.value_at_quantile(quantile) as f64 / 1e3;
