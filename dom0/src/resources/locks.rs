@@ -126,9 +126,11 @@ fn test(file: &File, mut request: libc::flock) -> io::Result<bool> {
     }
 }
 
-/// A process that has the file open, such as `domus-block (pid 77, domain web1)`. Only as good as dom0's rights.
+/// A process that has the file open, such as `domain web1 (domus-block, pid 77)`: one of a domain's rather than the dom0
+/// that keeps the file for it. Only as good as dom0's rights.
 pub fn holder(dev: u64, ino: u64) -> Option<String> {
     let own = std::process::id();
+    let mut other = None;
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
@@ -136,14 +138,15 @@ pub fn holder(dev: u64, ino: u64) -> Option<String> {
         if pid == own {
             continue;
         }
-        let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
-        for fd in open.flatten() {
-            if identity(&fd.path()) == Some((dev, ino)) {
+        let Ok(mut open) = fs::read_dir(process.path().join("fd")) else { continue };
+        if open.any(|fd| fd.is_ok_and(|fd| identity(&fd.path()) == Some((dev, ino)))) {
+            if domain(pid).is_some() {
                 return Some(describe(pid));
             }
+            other = other.or(Some(pid));
         }
     }
-    None
+    other.map(describe)
 }
 
 /// Device and inode of what a link in `/proc/PID/fd` leads to: the file itself, even if its name is gone. What the kernel
@@ -158,17 +161,19 @@ fn identity(fd: &Path) -> Option<(u64, u64)> {
     (result == 0).then(|| (libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
+/// The domain that a process is one of.
+fn domain(pid: u32) -> Option<String> {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let control = arguments.split(|b| *b == 0).skip_while(|a| *a != b"--control").nth(1)?;
+    let mut parts = std::str::from_utf8(control).ok()?.rsplit('/');
+    parts.next()?;
+    parts.next().filter(|name| name.parse::<shared_abi::DomainName>().is_ok()).map(str::to_owned)
+}
+
 /// A process for people: its name and pid, and its domain if it is one of ours.
 pub fn describe(pid: u32) -> String {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let control = arguments.split(|b| *b == 0).skip_while(|a| *a != b"--control").nth(1);
-    let domain = control.and_then(|path| {
-        let mut parts = std::str::from_utf8(path).ok()?.rsplit('/');
-        parts.next()?;
-        parts.next().filter(|name| name.parse::<shared_abi::DomainName>().is_ok())
-    });
-    match domain {
+    match domain(pid) {
         Some(domain) => format!("domain {domain} ({}, pid {pid})", comm.trim()),
         None => format!("{} (pid {pid})", comm.trim()),
     }

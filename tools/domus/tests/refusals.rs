@@ -45,12 +45,12 @@ fn bad_configs() -> Vec<Bad> {
         case(
             "a missing image",
             r#", "disks": [ { "id": "d", "path": "no.img" } ]"#,
-            &["disks[0].path", "no.img", "does not exist", "raw image"],
+            &["disks[0].path", "no.img", "does not exist", "name an image"],
         ),
         case(
             "a directory for a disk",
             r#", "disks": [ { "id": "d", "path": "/tmp" } ]"#,
-            &["disks[0].path", "/tmp", "a directory", "raw image"],
+            &["disks[0].path", "/tmp", "a directory", "name an image"],
         ),
         case(
             "a missing backend",
@@ -247,7 +247,7 @@ fn the_api_describes_itself_and_its_errors_are_typed() {
         assert!(idl.contains(part), "{part} is not in\n{idl}");
     }
     let interface = zlink::idl::Interface::try_from(idl).unwrap();
-    assert_eq!((interface.methods().count(), interface.errors().count()), (12, 5));
+    assert_eq!((interface.methods().count(), interface.errors().count()), (17, 5));
     let error = call(&host, r#"{"method":"org.domus.Dom0.Pause","parameters":{"name":"web9"}}"#);
     assert_eq!(error["error"], "org.domus.Dom0.NoSuchDomain");
     let error = call(&host, r#"{"method":"org.domus.Dom0.Frob"}"#);

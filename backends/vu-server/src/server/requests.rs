@@ -80,6 +80,10 @@ impl<D: Device> State<D> {
         let always = self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         for vring in &mut self.vrings {
             vring.enabled |= always && vring.kick.is_some();
+            // One that does not start may have the size of a driver before this one, which the log is not for.
+            if !vring.can_start() {
+                continue;
+            }
             let log = match &self.inflight {
                 Some(logs) => {
                     logs.log(vring.index(), vring.size).map_err(|error| refuse(error.to_string()))?

@@ -66,7 +66,12 @@ impl<T> Vring<T> {
         self.running
     }
 
-    /// Starts the ring if all it needs is there and it does not run yet.
+    /// Whether all it needs is there, and it does not run yet.
+    pub fn can_start(&self) -> bool {
+        self.addresses.is_some() && self.kick.is_some() && self.enabled && !self.running
+    }
+
+    /// Starts the ring if it can.
     pub fn start(
         &mut self,
         device: &Arc<str>,
