@@ -15,7 +15,7 @@ use crate::domain::{Trouble, View};
 pub struct Limit {
     /// `iops`, `read_iops`, `write_iops`, `bytes`, `read_bytes` or `write_bytes`.
     pub name: String,
-    /// RATE[:BURST[:SECONDS]], or `none`.
+    /// `RATE[:BURST[:SECONDS]]`, or `none`.
     pub rate: String,
 }
 
