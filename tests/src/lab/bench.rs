@@ -65,7 +65,9 @@ fn figure(case: &str, mut values: Vec<f64>, unit: &str) {
 /// The same figure for the mini guest, a plain ELF kernel with a disk, under a dom0 of its own. Where any /dev/kvm is.
 pub fn plain(bin: &Path, folder: &Path) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("bench").tempdir_in(folder)?;
-    let (run, file) = (folder.path().join("run"), folder.path().join("plain.json"));
+    // Sockets need a short path, which the folder may not be.
+    let sockets = tempfile::tempdir()?;
+    let (run, file) = (sockets.path().join("run"), folder.path().join("plain.json"));
     let (kernel, disk) = (folder.path().join("kernel"), folder.path().join("disk"));
     fs::write(&kernel, mini_guest::IMAGE)?;
     fs::File::create(&disk)?.set_len(64 << 20)?;
