@@ -137,7 +137,8 @@ impl Disks {
     pub fn start(&mut self, config: &DomainConfig, identity: &Identity) -> io::Result<Start> {
         let mut fds = Outgoing::default();
         let (mut disks, mut sockets) = (Vec::new(), Vec::new());
-        let (mut locks, mut marks) = (Vec::new(), Some(Vec::new()));
+        let mut locks = Vec::new();
+        let mut marks: Option<Vec<Mark>> = Some(Vec::new());
         for open in &mut self.disks {
             // Made from the same config.
             let Some(disk) = config.disks.iter().find(|disk| disk.id == open.id) else { continue };
@@ -154,7 +155,7 @@ impl Disks {
                     Ok((file, mark)) => {
                         again = Some(file);
                         if let Some(marks) = &mut marks {
-                            Vec::push(marks, mark);
+                            marks.push(mark);
                         }
                     }
                     Err(_) => marks = None,

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::block::{self, BackendCommand, Limits};
+use crate::block::{BackendCommand, Limits};
+use crate::size::Size;
 
 /// Creates and drives domains.
 #[derive(Debug, Parser)]
@@ -149,8 +150,7 @@ pub enum Command {
         /// The disk's id
         disk: String,
         /// Its new size, such as 20GiB; without it, the disk is measured again
-        #[arg(value_parser = block::size)]
-        size: Option<u64>,
+        size: Option<Size>,
         /// Print a JSON object
         #[arg(long)]
         json: bool,

@@ -161,21 +161,3 @@ pub async fn why(dir: Option<&Path>, name: &str, json: bool) -> anyhow::Result<(
     }
     print(&text)
 }
-
-/// A size on the command line: a number of bytes with or without a binary unit.
-pub fn size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit {
-        "" | "B" => 0,
-        "KiB" | "K" => 10,
-        "MiB" | "M" => 20,
-        "GiB" | "G" => 30,
-        "TiB" | "T" => 40,
-        _ => 64,
-    };
-    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1_u64.checked_shl(shift)?));
-    bytes.ok_or_else(|| {
-        format!("\"{text}\" is no size: bytes, or a number with KiB, MiB, GiB or TiB would do")
-    })
-}

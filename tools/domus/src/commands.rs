@@ -57,7 +57,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::BlockList { name, json } => block::list(dir, &name, json).await?,
         Command::BlockSet { name, disk, limits } => block::set(dir, &name, disk.as_deref(), limits).await?,
         Command::BlockResize { name, disk, size, json } => {
-            block::resize(dir, &name, &disk, size, json).await?;
+            block::resize(dir, &name, &disk, size.map(|size| size.0), json).await?;
         }
         Command::Backend { command } => block::backend(dir, command).await?,
         Command::Destroy { name } => answer(connect(dir).await?.destroy(&name).await)?,

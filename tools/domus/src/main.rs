@@ -12,6 +12,7 @@ mod console;
 mod disk;
 mod run;
 mod shadow;
+mod size;
 mod terminal;
 
 use std::process::ExitCode;

@@ -8,7 +8,6 @@
 mod files;
 mod qemu;
 pub mod sealed;
-mod size;
 
 use std::path::{Path, PathBuf};
 
@@ -19,9 +18,9 @@ use serde_json::json;
 use shared_abi::control::ImageFormat;
 
 use crate::commands::print;
+use crate::size::Size;
 use files::{Image, NewFile};
 use sealed::{Job, Outcome};
-use size::Size;
 
 /// A command on images.
 #[derive(Debug, Subcommand)]
