@@ -17,6 +17,12 @@ pub enum IdError {
     /// Not a device id.
     #[error("\"{0}\" is no device id: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit")]
     DeviceId(String),
+    /// Not a network's name.
+    #[error("\"{0}\" is no network name: 1 to 15 of a-z A-Z 0-9 _ -, the first a letter or digit")]
+    NetworkName(String),
+    /// Not a switch's name.
+    #[error("\"{0}\" is no switch name: 1 to 15 of a-z A-Z 0-9 _ -, the first a letter or digit")]
+    SwitchName(String),
     /// Not a MAC address a NIC can have.
     #[error("\"{0}\" is no unicast MAC address: six hex pairs such as 52:54:00:12:34:56, the first one even")]
     MacAddress(String),
@@ -83,6 +89,20 @@ checked_name!(
     /// Twenty, since `VIRTIO_BLK_T_GET_ID` returns that many bytes (virtio 1.3 §5.2.6).
     DeviceId,
     20,
+    "_-"
+);
+
+checked_name!(
+    /// The name of a network that dom0 manages: 1 to 15 of `a-z A-Z 0-9 _ -`, the first a letter or digit. Its bridge is
+    /// called the same, and an interface name has 15 bytes.
+    NetworkName,
+    15,
+    "_-"
+);
+checked_name!(
+    /// The name of a switch in user space: 1 to 15 of `a-z A-Z 0-9 _ -`, the first a letter or digit.
+    SwitchName,
+    15,
     "_-"
 );
 

@@ -15,4 +15,4 @@ pub mod ids;
 pub mod limits;
 pub mod nbd;
 
-pub use ids::{DeviceId, DomId, DomainName, MacAddress, Role};
+pub use ids::{DeviceId, DomId, DomainName, MacAddress, NetworkName, Role, SwitchName};

@@ -3,8 +3,8 @@
 /// Longest control message, in bytes. One message is one datagram.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Most file descriptors in one control message (the kernel's own limit is 253, `SCM_MAX_FD`).
-pub const MAX_FDS: usize = 128;
+/// Most file descriptors in one control message: the kernel's own limit (`SCM_MAX_FD`).
+pub const MAX_FDS: usize = 253;
 
 /// Most vCPUs of a domain.
 pub const MAX_VCPUS: u8 = 32;
@@ -20,6 +20,12 @@ pub const MAX_DEVICES: usize = 31;
 
 /// Most virtqueues of one device. A queue has one MSI-X vector, and one more is for the configuration.
 pub const MAX_QUEUES: u16 = 64;
+
+/// Most queue pairs of a NIC: with the control queue they are [`MAX_QUEUES`] at most, and a guest has [`MAX_VCPUS`] vCPUs.
+pub const MAX_QUEUE_PAIRS: u16 = 31;
+
+/// Bytes of the memory file in which a NIC's backend keeps what the driver has set.
+pub const NIC_STATE_LEN: u64 = 16 * 1024;
 
 /// Largest ring, in descriptors. Virtio 1.3 §2.7 allows 32768; no driver asks for that.
 pub const MAX_QUEUE_SIZE: u16 = 1024;

@@ -28,7 +28,6 @@
 //! | [`start`], [`control`] | the start-up contract, and what dom0 asks afterwards |
 //! | [`standalone`], [`rates`] | the backend program conventions, limits on a command line |
 
-mod attention;
 mod clock;
 pub mod control;
 pub mod device;

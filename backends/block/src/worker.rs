@@ -14,9 +14,8 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use vu_server::{Order, Orders};
+use vu_server::{Attention, Order, Orders};
 
-use crate::attention::Attention;
 use crate::clock;
 use crate::intake::Intake;
 use crate::order::BlockOrder;

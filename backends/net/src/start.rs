@@ -10,7 +10,7 @@ use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::{Control, Events, Fds, threads};
 use shared_abi::DeviceId;
-use shared_abi::control::{BackendEvent, BackendReply, NetRequest, NetStart};
+use shared_abi::control::{BackendEvent, BackendReply, NetRequest, NetStart, NetWire};
 use shared_abi::limits::MAX_DEVICES;
 
 use crate::nic::{Card, Prepared};
@@ -26,6 +26,12 @@ pub enum StartError {
     /// The descriptors of the start message.
     #[error("net start message")]
     Fds(#[from] FdError),
+    /// The first message is another one.
+    #[error("the first message is not the start")]
+    NotStarted,
+    /// Not served yet.
+    #[error("NIC {0}: one queue pair on a tap is served")]
+    Wire(DeviceId),
     /// More NICs than a domain can have.
     #[error("{0} NICs: a domain has at most {MAX_DEVICES} devices")]
     TooMany(usize),
@@ -56,13 +62,17 @@ pub enum StartError {
 /// [`StartError`]; before the NICs were ready, the controller has been told.
 pub fn run(control: &Path) -> Result<(), StartError> {
     let control = Control::listen(control)?;
-    let (NetRequest::Start(start), fds) = control.accept_start()?;
+    let (NetRequest::Start(start), fds) = control.accept_start()? else {
+        let refused = StartError::NotStarted;
+        control.fail(&refused);
+        return Err(refused);
+    };
     if let Err(error) = serve(start, fds, &control.events()) {
         control.fail(&error);
         return Err(error);
     }
     control.reply(&BackendReply::Ready);
-    control.serve(|NetRequest::Start(_), _| Err::<BackendReply, _>("the NICs are started already".into()))?;
+    control.serve(|_: NetRequest, _| Err::<BackendReply, _>("the NICs are started already".into()))?;
     Ok(())
 }
 
@@ -72,13 +82,18 @@ fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<(), StartErro
     }
     let mut nics = Vec::with_capacity(start.nics.len());
     for nic in start.nics {
-        let socket = UnixStream::from(fds.take(nic.socket)?);
-        let tap =
-            Tap::new(fds.take(nic.tap)?).map_err(|source| StartError::Tap { nic: nic.id.clone(), source })?;
-        let card = Card { mac: Some(nic.mac), mtu: Some(nic.mtu) };
-        let prepared = Prepared::new(nic.id.as_str(), card, tap)
-            .map_err(|source| StartError::Prepare { nic: nic.id.clone(), source })?;
-        nics.push((nic.id, prepared, socket));
+        let id = nic.card.id;
+        let socket = UnixStream::from(fds.take(nic.card.socket)?);
+        fds.take(nic.card.state)?;
+        let (NetWire::Tap { queues, steering: None }, 1) = (nic.wire, nic.card.pairs) else {
+            return Err(StartError::Wire(id));
+        };
+        let [tap] = queues[..] else { return Err(StartError::Wire(id)) };
+        let tap = Tap::new(fds.take(tap)?).map_err(|source| StartError::Tap { nic: id.clone(), source })?;
+        let card = Card { mac: Some(nic.card.mac), mtu: Some(nic.card.mtu) };
+        let prepared = Prepared::new(id.as_str(), card, tap)
+            .map_err(|source| StartError::Prepare { nic: id.clone(), source })?;
+        nics.push((id, prepared, socket));
     }
     fds.finish()?;
     sandbox::enter(start.identity.uid)?;

@@ -28,16 +28,21 @@
 //! | [`device`] | what a device class must say |
 //! | [`server`] | the connection: start, stop, hang-up, the next frontend |
 //! | [`standalone`] | the command line of the backend program conventions |
+//! | [`attention`] | how long a worker looks for work before it sleeps |
+//! | [`rate`] | one rate with bursts |
 //! | [`say`] | one line to standard error, a few a second at most |
 
+pub mod attention;
 pub mod device;
 pub mod memory;
 pub mod queue;
+pub mod rate;
 pub mod say;
 pub mod server;
 pub mod standalone;
 pub mod worker;
 
+pub use attention::Attention;
 pub use device::Device;
 pub use memory::{MemoryTable, Segment};
 pub use queue::{Chain, Queue};

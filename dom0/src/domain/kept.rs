@@ -7,8 +7,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use domus_startup::fds::Outgoing;
+use domus_startup::memfd;
 use shared_abi::Role;
-use shared_abi::control::{ConsoleRequest, ConsoleStart, Identity, NetNic, NetRequest, NetStart};
+use shared_abi::control::{
+    ConsoleRequest, ConsoleStart, Identity, NetCard, NetNic, NetRequest, NetStart, NetWire, NicFilter,
+    NicLimits,
+};
+use shared_abi::limits::NIC_STATE_LEN;
 
 use super::backend::{Message, Start};
 use super::disks::Disks;
@@ -51,13 +56,19 @@ impl Kept {
         for (nic, tap) in config.nets.iter().zip(self.taps.borrow().iter()) {
             let (ours, theirs) = sockets::pair()?;
             sockets.push((nic.id.clone(), ours));
-            nics.push(NetNic {
+            let card = NetCard {
                 id: nic.id.clone(),
                 mac: nic.mac,
                 mtu: nic.mtu,
-                tap: fds.add(tap.try_clone()?),
+                pairs: 1,
+                filter: NicFilter { any_mac: false, addresses: None },
+                limits: NicLimits::default(),
+                link_up: true,
+                state: fds.add(memfd::sealed("nic-state", NIC_STATE_LEN)?),
                 socket: fds.add(theirs),
-            });
+            };
+            let wire = NetWire::Tap { queues: vec![fds.add(tap.try_clone()?)], steering: None };
+            nics.push(NetNic { card, wire });
         }
         let message = Message::Net(NetRequest::Start(NetStart { identity: identity.clone(), nics }));
         Ok(Start { message, fds: fds.into_vec(), sockets, lifeline: None, marks: None })

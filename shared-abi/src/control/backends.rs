@@ -1,43 +1,9 @@
-//! The messages of `domus-net` and `domus-console`, and the events of every backend.
+//! The messages of `domus-console`, and the answers and events of every backend.
 
 use serde::{Deserialize, Serialize};
 
-use super::{DiskStatistics, FdIndex, Identity};
-use crate::ids::{DeviceId, MacAddress};
-
-/// What dom0 asks of `domus-net`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum NetRequest {
-    /// Serve these NICs; answered with [`BackendReply::Ready`].
-    Start(NetStart),
-}
-
-/// The NICs of one domain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetStart {
-    /// Whose NICs they are.
-    pub identity: Identity,
-    /// One vhost-user-net device each.
-    pub nics: Vec<NetNic>,
-}
-
-/// One NIC: one receive and one transmit queue on a tap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetNic {
-    /// Its id.
-    pub id: DeviceId,
-    /// The MAC address the guest is told.
-    pub mac: MacAddress,
-    /// The MTU the guest is told, in bytes.
-    pub mtu: u16,
-    /// The tap, attached (`TUNSETIFF`) with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, non-blocking.
-    pub tap: FdIndex,
-    /// The backend's end of the vhost-user socket.
-    pub socket: FdIndex,
-}
+use super::{DiskStatistics, FdIndex, Identity, NicStatistics};
+use crate::ids::DeviceId;
 
 /// What dom0 asks of `domus-console`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +41,8 @@ pub enum BackendReply {
     Size(u64),
     /// What a disk has done.
     Disk(Box<DiskStatistics>),
+    /// What a NIC has done.
+    Nic(Box<NicStatistics>),
 }
 
 /// What a backend reports unasked.
@@ -99,10 +67,11 @@ pub enum BackendEvent {
         /// Linux' number of the error.
         errno: i32,
     },
-    /// The connection of a disk to its server is gone, or was never there:
-    /// [`BlockRequest::Reconnect`](super::BlockRequest::Reconnect) is waited for.
+    /// The connection of a disk to its server, or of a NIC to its stream, is gone, or was never there:
+    /// [`BlockRequest::Reconnect`](super::BlockRequest::Reconnect) or
+    /// [`NetRequest::Reconnect`](super::NetRequest::Reconnect) is waited for.
     ConnectionLost {
-        /// Which disk.
+        /// Which disk or NIC.
         device: DeviceId,
         /// One line for the operator.
         why: String,

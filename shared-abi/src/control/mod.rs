@@ -15,12 +15,17 @@
 
 mod backends;
 mod block;
+mod net;
 mod runner;
 
-pub use backends::{BackendEvent, BackendReply, ConsoleRequest, ConsoleStart, NetNic, NetRequest, NetStart};
+pub use backends::{BackendEvent, BackendReply, ConsoleRequest, ConsoleStart};
 pub use block::{
     BackingImage, BlockDisk, BlockRequest, BlockSource, BlockStart, Cache, DiskStatistics, ImageFormat,
     IoLimit, IoLimits, OnError, OpStatistics, Rate,
+};
+pub use net::{
+    AddressRange, DropReason, Drops, NetCard, NetNic, NetRequest, NetStart, NetWire, NicFilter, NicLimit,
+    NicLimits, NicRequest, NicStatistics, SwitchEvent, SwitchRequest, SwitchStart, TrafficStatistics,
 };
 pub use runner::{
     Attachment, Device, DeviceConfig, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus,

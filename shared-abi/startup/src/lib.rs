@@ -14,6 +14,7 @@
 //! | [`link`] | one typed JSON message with descriptors in one `SOCK_SEQPACKET` datagram, both directions |
 //! | [`control`] | the child's side: listen, accept one controller at a time, answer |
 //! | [`fds`] | the descriptors of one message, each taken exactly once |
+//! | [`memfd`] | memory of a fixed size to share with other processes |
 //! | [`say()`] | lines for people, to a standard error that nobody may read |
 //! | [`threads`] | threads that are ready to be sealed, and one heap for them |
 //! | [`sandbox`] | own uid, no capabilities, own namespaces, an empty root, a seccomp allow-list |
@@ -21,6 +22,7 @@
 pub mod control;
 pub mod fds;
 pub mod link;
+pub mod memfd;
 pub mod sandbox;
 mod say;
 pub mod threads;

@@ -6,7 +6,7 @@ use domus_startup::link::decode_request;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shared_abi::control::{BlockRequest, ConsoleRequest, NetRequest, Request, RunnerRequest, VERSION};
+use shared_abi::control::{BlockRequest, ConsoleRequest, NetRequest, Request, RunnerRequest, SwitchRequest, VERSION};
 
 fn check<R: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     if let Ok(request) = decode_request::<R>(bytes) {
@@ -19,5 +19,6 @@ fuzz_target!(|bytes: &[u8]| {
     check::<RunnerRequest>(bytes);
     check::<BlockRequest>(bytes);
     check::<NetRequest>(bytes);
+    check::<SwitchRequest>(bytes);
     check::<ConsoleRequest>(bytes);
 });

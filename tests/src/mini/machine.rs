@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use domus_startup::fds::Outgoing;
+use domus_startup::memfd;
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use shared_abi::control::{
     BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Cache, Device, DeviceConfig, Identity,
-    IoLimits, NetNic, NetRequest, NetStart, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, StopReason,
+    IoLimits, NetCard, NetNic, NetRequest, NetStart, NetWire, RunnerEvent, RunnerReply, RunnerRequest,
+    RunnerStart, StopReason,
 };
+use shared_abi::limits::NIC_STATE_LEN;
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tempfile::TempDir;
 
@@ -138,7 +141,10 @@ impl Machine {
             let mut config = mac.bytes().to_vec();
             config.extend([1, 0, 1, 0]);
             config.extend(mtu.to_le_bytes());
-            nics.push(NetNic { id: id.clone(), mac, mtu, tap: to_net.add(tap), socket: to_net.add(backend) });
+            let state = to_net.add(memfd::sealed("nic-state", NIC_STATE_LEN)?);
+            let card = NetCard::plain(id.clone(), mac, state, to_net.add(backend));
+            let wire = NetWire::Tap { queues: vec![to_net.add(tap)], steering: None };
+            nics.push(NetNic { card, wire });
             devices.push(Device {
                 id,
                 virtio_type: 1,

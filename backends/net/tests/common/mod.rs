@@ -13,9 +13,13 @@ use std::time::{Duration, Instant};
 
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
+use domus_startup::memfd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use shared_abi::control::{BackendEvent, BackendReply, FromChild, Identity, NetNic, NetRequest, NetStart};
+use shared_abi::control::{
+    BackendEvent, BackendReply, FromChild, Identity, NetCard, NetNic, NetRequest, NetStart, NetWire,
+};
 use shared_abi::ids::DomId;
+use shared_abi::limits::NIC_STATE_LEN;
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -62,13 +66,11 @@ pub fn start(taps: Vec<OwnedFd>) -> (Program, Answer, Vec<UnixStream>) {
     let (mut nics, mut streams) = (Vec::new(), Vec::new());
     for (index, tap) in taps.into_iter().enumerate() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        nics.push(NetNic {
-            id: format!("eth{index}").parse().unwrap(),
-            mac: format!("52:54:00:00:00:{index:02x}").parse().unwrap(),
-            mtu: 1500,
-            tap: fds.add(tap),
-            socket: fds.add(theirs),
-        });
+        let state = fds.add(memfd::sealed("state", NIC_STATE_LEN).unwrap());
+        let id = format!("eth{index}").parse().unwrap();
+        let mac = format!("52:54:00:00:00:{index:02x}").parse().unwrap();
+        let card = NetCard::plain(id, mac, state, fds.add(theirs));
+        nics.push(NetNic { card, wire: NetWire::Tap { queues: vec![fds.add(tap)], steering: None } });
         streams.push(ours);
     }
     let identity = Identity { domain: "t".parse().unwrap(), domid: DomId(1), uid: UID };

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use domus_startup::memfd;
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion};
@@ -75,12 +74,7 @@ impl Inflight {
     /// (`GET_INFLIGHT_FD`).
     pub fn create(queues: u16, size: u16) -> Result<(VhostUserInflight, File), InflightError> {
         let bytes = total(queues, size)?;
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = File::from(memfd_create("inflight", flags).map_err(io::Error::from)?);
-        file.set_len(bytes)?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
-        Ok((VhostUserInflight::new(bytes, 0, queues, size), file))
+        Ok((VhostUserInflight::new(bytes, 0, queues, size), memfd::sealed("inflight", bytes)?))
     }
 
     /// Maps logs that this or another backend has made (`SET_INFLIGHT_FD`).

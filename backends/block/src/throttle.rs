@@ -3,14 +3,11 @@
 //! A [`Gate`] belongs to one disk and knows the domain's limits too. Asking it costs one relaxed load where there is
 //! no limit, and a lock that is held for a few additions where there is one.
 
-mod bucket;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shared_abi::control::{IoLimit, IoLimits};
-
-use bucket::Limiter;
+use vu_server::rate::Limiter;
 
 /// Which limits a request is under, besides those of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
