@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`control`] | `dom0` and each of its children, over a `SOCK_SEQPACKET` socket |
 //! | [`console`] | `domus-console` and whoever is attached to a console, over a stream socket |
+//! | [`steering`] | dom0, the kernel and `domus-net`, in shared memory |
 //! | [`ids`], [`limits`], [`nbd`] | all of them |
 
 pub mod console;
@@ -14,5 +15,6 @@ pub mod control;
 pub mod ids;
 pub mod limits;
 pub mod nbd;
+pub mod steering;
 
 pub use ids::{DeviceId, DomId, DomainName, MacAddress, NetworkName, Role, SwitchName};

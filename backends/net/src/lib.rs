@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`features`], [`header`], [`window`] | what is decided without I/O |
 //! | [`tap`] | `readv`, `writev` and the tun ioctls: the only unsafe code |
+//! | [`steering`] | which of a tap's queues a frame comes on |
 //! | [`rx`], [`tx`], [`worker`] | one thread for each queue |
 //! | [`nic`] | the device behind a connection |
 //! | [`start`], [`seal`] | the NICs of a domain for dom0, sealed |
@@ -24,6 +25,7 @@ pub mod nic;
 pub mod rx;
 pub mod seal;
 pub mod start;
+pub mod steering;
 pub mod tap;
 pub mod tx;
 pub mod window;

@@ -9,6 +9,7 @@ pub mod locks;
 pub mod nbd;
 pub mod run_dir;
 pub mod sockets;
+pub mod steering;
 pub mod tap;
 pub mod usage;
 pub mod watch;
