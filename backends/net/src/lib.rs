@@ -10,7 +10,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`features`], [`header`], [`window`] | what is decided without I/O |
+//! | [`features`], [`header`], [`filter`], [`window`] | what is decided without I/O |
 //! | [`tap`] | `readv`, `writev` and the tun ioctls: the only unsafe code |
 //! | [`steering`] | which of a tap's queues a frame comes on |
 //! | [`rx`], [`tx`], [`worker`] | one thread for each queue |
@@ -20,6 +20,7 @@
 
 pub mod alone;
 pub mod features;
+pub mod filter;
 pub mod header;
 pub mod nic;
 pub mod rx;

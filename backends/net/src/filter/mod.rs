@@ -1,0 +1,122 @@
+//! What a guest may send: its frames checked for names that are not its own. Pure.
+//!
+//! ```text
+//!   Ethernet source ─▶ VLAN tags, 2 at most ─▶ ARP
+//!                                            ├▶ IPv4 ───────────────▶ UDP, TCP, ICMP, IGMP
+//!                                            └▶ IPv6, its extensions ─▶ UDP, TCP, ICMPv6
+//! ```
+//!
+//! | must be the guest's own | where |
+//! |---|---|
+//! | MAC address, unless `any_mac` | source of the frame; ARP's sender; link-layer options of neighbour discovery; a DHCP client's |
+//! | IP address, if `addresses` is given | source of the packet; ARP's sender; what a neighbour advertisement or the search for a duplicate is about |
+//!
+//! Without `addresses` only the MAC addresses of frame and ARP are looked at, and every other protocol passes. With them
+//! nothing but ARP, IPv4 and IPv6 does: LLDP, spanning tree and RARP carry no address that could be compared.
+//!
+//! Besides the addresses listed a guest has the link-local one made of its MAC address (RFC 4291 appendix A), and none
+//! where one has yet to be found: IPv4 for a DHCP client and ARP probes, IPv6 for the search for duplicates, router
+//! solicitations and multicast listener reports. A guest that makes its link-local address otherwise (RFC 7217) needs
+//! `fe80::/10` in its list.
+//!
+//! With `addresses`, what only a router says is refused: advertisements, redirects and multicast queries of ICMP, ICMPv6 and IGMP; and what
+//! only a DHCP server says. What another packet carries inside (tunnels) is not looked at.
+//!
+//! Refused as malformed is what cannot be judged: headers that end too early, or beyond [`HEAD`]; first fragments that
+//! do not show the ports and fragments that could write over them (RFC 1858, RFC 3128, RFC 7112). Neighbour discovery (RFC
+//! 6980) and DHCP are never in fragments.
+//!
+//! Promises: no panic and no loop longer than [`HEAD`] whatever the bytes are, and no allocation.
+
+mod arp;
+mod icmpv6;
+mod ipv4;
+mod ipv6;
+mod own;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+mod udp;
+
+use shared_abi::control::{DropReason, NicFilter};
+use shared_abi::ids::MacAddress;
+
+use own::Own;
+
+/// How many bytes of a frame are looked at: Ethernet, two tags, IPv6 and 194 bytes of what follows.
+pub const HEAD: usize = 256;
+
+/// Frames with more VLAN tags are refused.
+const MAX_TAGS: usize = 2;
+
+const VLAN: u16 = 0x8100;
+const SERVICE_VLAN: u16 = 0x88a8;
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+
+/// A frame passes, or why it does not.
+type Verdict = Result<(), DropReason>;
+
+/// The rules for one NIC.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    own: Own,
+    any_mac: bool,
+    by_address: bool,
+}
+
+impl Filter {
+    /// The rules for a NIC with this MAC address.
+    pub fn new(mac: MacAddress, rules: &NicFilter) -> Self {
+        let addresses = rules.addresses.as_deref();
+        Self {
+            own: Own::new(mac, rules.any_mac, addresses.unwrap_or_default()),
+            any_mac: rules.any_mac,
+            by_address: addresses.is_some(),
+        }
+    }
+
+    /// Judges a frame of `len` bytes by its first ones: `head` is [`HEAD`] of them, or all that there are.
+    ///
+    /// # Errors
+    /// Why the frame must not leave.
+    #[inline]
+    pub fn check(&self, head: &[u8], len: u64) -> Verdict {
+        if self.any_mac && !self.by_address {
+            return Ok(());
+        }
+        let source = field::<6>(head, 6)?;
+        if !self.own.has_mac(source) {
+            return Err(DropReason::SourceMac);
+        }
+        let mut at = 12;
+        for _ in 0..=MAX_TAGS {
+            let ether_type = u16::from_be_bytes(field(head, at)?);
+            at += 2;
+            if !matches!(ether_type, VLAN | SERVICE_VLAN) {
+                // `field` has found that so many bytes are there.
+                return self.payload(ether_type, &head[at..], len.saturating_sub(at as u64));
+            }
+            at += 2;
+        }
+        Err(DropReason::Malformed)
+    }
+
+    fn payload(&self, ether_type: u16, head: &[u8], len: u64) -> Verdict {
+        match (ether_type, self.by_address) {
+            (ARP, by_address) => arp::check(&self.own, by_address, head),
+            (_, false) => Ok(()),
+            (IPV4, true) => ipv4::check(&self.own, head, len),
+            (IPV6, true) => ipv6::check(&self.own, head, len),
+            (_, true) => Err(DropReason::SourceAddress),
+        }
+    }
+}
+
+/// The `N` bytes at `offset`.
+#[inline]
+fn field<const N: usize>(bytes: &[u8], offset: usize) -> Result<[u8; N], DropReason> {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).copied().ok_or(DropReason::Malformed)
+}
