@@ -10,7 +10,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`features`], [`header`], [`filter`], [`window`] | what is decided without I/O |
+//! | [`features`], [`header`], [`filter`], [`stream`], [`window`] | what is decided without I/O |
 //! | [`tap`] | `readv`, `writev` and the tun ioctls: the only unsafe code |
 //! | [`steering`] | which of a tap's queues a frame comes on |
 //! | [`rx`], [`tx`], [`worker`] | one thread for each queue |
@@ -27,6 +27,7 @@ pub mod rx;
 pub mod seal;
 pub mod start;
 pub mod steering;
+pub mod stream;
 pub mod tap;
 pub mod tx;
 pub mod window;
