@@ -10,7 +10,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`features`], [`header`], [`filter`], [`stream`], [`window`] | what is decided without I/O |
+//! | [`features`], [`header`], [`filter`], [`stream`], [`offload`], [`window`] | what is decided without I/O |
 //! | [`tap`] | `readv`, `writev` and the tun ioctls: the only unsafe code |
 //! | [`steering`] | which of a tap's queues a frame comes on |
 //! | [`rx`], [`tx`], [`worker`] | one thread for each queue |
@@ -23,6 +23,7 @@ pub mod features;
 pub mod filter;
 pub mod header;
 pub mod nic;
+pub mod offload;
 pub mod rx;
 pub mod seal;
 pub mod start;
