@@ -9,12 +9,14 @@ use shared_abi::limits::{
     MAX_CMDLINE, MAX_DEVICE_CONFIG, MAX_DEVICES, MAX_FDS, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VCPUS, MEMORY_UNIT,
     MIN_MEMORY,
 };
-use shared_abi::{DeviceId, DomainName, MacAddress};
+use shared_abi::{DeviceId, DomainName};
+use uuid::Uuid;
 
-use super::file::{DeviceFile, DomainFile, NetFile};
-use super::{
-    ConfigError, Disk, DiskData, DomainConfig, Foreign, MemorySize, Net, NetLink, OwnDisk, Policy, disk,
-};
+use super::file::{DeviceFile, DomainFile};
+use super::{ConfigError, Disk, DiskData, DomainConfig, Foreign, MemorySize, OwnDisk, Policy, disk, net};
+
+/// The namespace of the UUIDs that are made from domains' names (RFC 9562 §5.5).
+const DOMAINS: Uuid = uuid::uuid!("3b0d8a52-6e2f-4c1b-8f64-9d2a7c5e1f30");
 
 /// What every check needs: for messages, and to make paths absolute.
 pub(super) struct Context<'a> {
@@ -41,7 +43,7 @@ impl Context<'_> {
         }
     }
 
-    fn interface(&self, at: &str, text: String) -> Result<String, ConfigError> {
+    pub(super) fn interface(&self, at: &str, text: String) -> Result<String, ConfigError> {
         // The kernel's rule (dev_valid_name): IFNAMSIZ with its NUL, no slash, colon or white space, no dots.
         let fits = (1..=15).contains(&text.len())
             && text != "."
@@ -66,6 +68,18 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
             format!("\"{name}\" would be taken for the host or for a domain's ID: begin with a letter");
         return Err(context.refuse("name", problem));
     }
+    let uuid = match text.uuid {
+        None => Uuid::new_v5(&DOMAINS, name.as_str().as_bytes()),
+        Some(text) => match Uuid::try_parse(&text) {
+            Ok(uuid) if !uuid.is_nil() => uuid,
+            _ => {
+                let problem = format!(
+                    "{text:?} is no UUID: 5c1d2e5e-0b4f-4d63-9c0a-1f2e3d4c5b6a would do, or leave it out"
+                );
+                return Err(context.refuse("uuid", problem));
+            }
+        },
+    };
     let vcpus = context.range("vcpus", text.vcpus, 1, MAX_VCPUS.into())? as u8;
     let memory = memory(&context, text.memory)?;
     let kernel = context.path("boot.kernel", &text.boot.kernel)?;
@@ -101,8 +115,9 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
     let mut nets = Vec::new();
     for (n, net) in text.nets.into_iter().enumerate() {
         let id = unique(format!("nets[{n}].id"), &net.id)?;
-        nets.push(self::net(&context, n, &name, id, net)?);
+        nets.push(net::check(&context, n, id, net, vcpus, uuid)?);
     }
+    net::check_all(&context, &nets)?;
     let mut devices = Vec::new();
     for (n, device) in text.devices.into_iter().enumerate() {
         let id = unique(format!("devices[{n}].id"), &device.id)?;
@@ -117,6 +132,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
     Ok(DomainConfig {
         file: file.into(),
         name,
+        uuid,
         vcpus,
         memory,
         kernel,
@@ -148,43 +164,6 @@ fn memory(context: &Context<'_>, size: MemorySize) -> Result<u64, ConfigError> {
         }
         None => Err(context.refuse("memory", format!("{size} is more than any machine has"))),
     }
-}
-
-fn net(
-    context: &Context<'_>,
-    n: usize,
-    domain: &DomainName,
-    id: DeviceId,
-    net: NetFile,
-) -> Result<Net, ConfigError> {
-    let at = |key: &str| format!("nets[{n}].{key}");
-    let link = match (net.bridge, net.tap) {
-        (Some(bridge), None) => NetLink::Bridge(context.interface(&at("bridge"), bridge)?),
-        (None, Some(tap)) => NetLink::Tap(context.interface(&at("tap"), tap)?),
-        (Some(_), Some(_)) => {
-            return Err(context.refuse(at("tap"), "excludes bridge: give one of them"));
-        }
-        (None, None) => {
-            return Err(context.refuse(at("bridge"), "is missing: name a bridge, or an existing tap as tap"));
-        }
-    };
-    let mac = match net.mac {
-        Some(text) => text.parse().map_err(|error| context.refuse(at("mac"), error))?,
-        None => stable_mac(domain, &id).map_err(|error| context.refuse(at("mac"), error))?,
-    };
-    let mtu = context.range(&at("mtu"), net.mtu.unwrap_or(1500), 68, 65535)?;
-    Ok(Net { id, link, mac, mtu })
-}
-
-/// A MAC address that is the same at each start: 46 bits of FNV-1a over both names, locally administered, unicast.
-fn stable_mac(domain: &DomainName, id: &DeviceId) -> Result<MacAddress, shared_abi::ids::IdError> {
-    let text = domain.as_str().bytes().chain([0]).chain(id.as_str().bytes());
-    let hash = text.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let [a, b, c, d, e, g, h, i] = hash.to_be_bytes();
-    // FNV's high bits mix least for short texts: fold the last two bytes into the first.
-    MacAddress::new([((a ^ h) & 0xfc) | 0x02, b ^ i, c, d, e, g])
 }
 
 fn foreign(

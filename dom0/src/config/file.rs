@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::disk::{BackingFile, CacheFile, OnErrorFile, OnLoss};
+use super::net::NetFile;
 use super::rate::LimitsFile;
 use super::size::MemorySize;
 
@@ -19,6 +20,9 @@ pub struct DomainFile {
     pub schema: Option<String>,
     /// 1 to 48 of a-z A-Z 0-9 . _ -, the first a letter or digit.
     pub name: String,
+    /// Which machine it is, for its guest and in lists: made from the name.
+    #[serde(default)]
+    pub uuid: Option<String>,
     /// Number of vCPUs, 1 to 32.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 32))]
@@ -127,27 +131,6 @@ pub enum DiskFormat {
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
-}
-
-/// A NIC on a bridge (a tap is made for it) or on a tap that exists.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NetFile {
-    /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
-    pub id: String,
-    /// The bridge it is on.
-    #[serde(default)]
-    pub bridge: Option<String>,
-    /// A persistent tap to use as it is.
-    #[serde(default)]
-    pub tap: Option<String>,
-    /// The guest's MAC address.
-    #[serde(default)]
-    pub mac: Option<String>,
-    /// The MTU in bytes, 68 to 65535.
-    #[serde(default)]
-    #[schemars(range(min = 68, max = 65535))]
-    pub mtu: Option<u64>,
 }
 
 /// A virtio device of any type, served by a vhost-user backend that Domus does not start.

@@ -11,6 +11,7 @@
 //!
 //! | left out | means |
 //! |---|---|
+//! | `uuid` | made from the name, always the same |
 //! | `vcpus` | 1 |
 //! | `memory` | `"512MiB"` |
 //! | `boot.initrd` | none |
@@ -27,8 +28,15 @@
 //! | `disks[].werror`, `rerror` | `"pause-if-full"`, `"report"` |
 //! | `disks[].limits`, `disk_limits` | none |
 //! | `disks[].on_backend_loss` | `"stall"` |
-//! | `nets[].mac` | made from the domain's name and the NIC's id, locally administered, always the same |
-//! | `nets[].mtu` | 1500 |
+//! | `nets[].bridge` … `user` | `"user": true` |
+//! | `nets[].user.ports` | none |
+//! | `nets[].queues` | one pair for each vCPU, at most 4 and what a tap that exists has; 1 on `user`, `switch` and `vhost_user_socket` |
+//! | `nets[].mac` | made from the domain's UUID and the NIC's id, locally administered, always the same |
+//! | `nets[].mtu` | 1500; 65520 on `user` |
+//! | `nets[].spoof` | `false` |
+//! | `nets[].addresses` | any |
+//! | `nets[].limits` | none |
+//! | `nets[].link` | `"up"` |
 //! | `devices[].queue_size` | 256 |
 //! | `devices[].pci_class` | the usual one of the virtio type |
 //! | `devices[].config_size` | what the virtio type has, if it is a common one, otherwise 0 |
@@ -40,6 +48,8 @@
 mod check;
 mod disk;
 mod file;
+mod forward;
+mod net;
 mod rate;
 mod size;
 
@@ -49,11 +59,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use shared_abi::control::{DeviceConfig, IoLimits};
-use shared_abi::{DeviceId, DomainName, MacAddress};
+use shared_abi::{DeviceId, DomainName};
+use uuid::Uuid;
 
 pub use disk::{Disk, DiskData, DiskSource, OnLoss, OwnDisk};
 pub use file::{DomainFile, OnStop};
-pub use rate::{LimitsFile, RateText};
+pub use forward::{Forward, Transport};
+pub use net::{LinkFile, Net, NetLink, range};
+pub use rate::{LimitsFile, NicLimitsFile, RateText};
 pub use size::MemorySize;
 
 /// Longest config text, in bytes: far above any real one.
@@ -89,6 +102,8 @@ pub struct DomainConfig {
     pub file: PathBuf,
     /// The domain's name.
     pub name: DomainName,
+    /// Which machine it is.
+    pub uuid: Uuid,
     /// 1 to [`MAX_VCPUS`](shared_abi::limits::MAX_VCPUS).
     pub vcpus: u8,
     /// RAM in bytes, a multiple of [`MEMORY_UNIT`](shared_abi::limits::MEMORY_UNIT).
@@ -109,28 +124,6 @@ pub struct DomainConfig {
     pub devices: Vec<Foreign>,
     /// What to do when the machine stops.
     pub policy: Policy,
-}
-
-/// A NIC.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Net {
-    /// Its id.
-    pub id: DeviceId,
-    /// Where its packets go.
-    pub link: NetLink,
-    /// The guest's address.
-    pub mac: MacAddress,
-    /// 68 to 65535 bytes.
-    pub mtu: u16,
-}
-
-/// Where a NIC's packets go. The names are at most 15 bytes, without `/` and white space.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NetLink {
-    /// A tap `vif<domid>.<n>` is made and put on this bridge.
-    Bridge(String),
-    /// This persistent tap is used as it is.
-    Tap(String),
 }
 
 /// A device of any virtio type, served by a vhost-user backend that Domus did not start.

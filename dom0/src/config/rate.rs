@@ -1,18 +1,18 @@
 //! A rate as a config and a command line write it: `RATE[:BURST[:SECONDS]]`, such as `500`, `"50MiB"`,
-//! `"100MiB:400MiB:10"`.
+//! `"100MiB:400MiB:10"`; for bits, decimal units are usual: `"100M"`.
 
 use std::borrow::Cow;
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
-use shared_abi::control::{IoLimit, IoLimits, Rate};
+use shared_abi::control::{IoLimit, IoLimits, NicLimit, NicLimits, Rate};
 
 /// A rate, or none: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateText(pub Option<Rate>);
 
-const EXPECTED: &str = "RATE[:BURST[:SECONDS]] such as 500, \"50MiB\" or \"100MiB:400MiB:10\", with BURST at least RATE, or \"none\"";
+const EXPECTED: &str = "RATE[:BURST[:SECONDS]] such as 500, \"50MiB\", \"100M\" or \"100MiB:400MiB:10\", with BURST at least RATE, or \"none\"";
 
 /// Not a rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,18 +43,21 @@ impl FromStr for RateText {
     }
 }
 
-/// A number with or without a binary unit.
+/// A number with or without a unit, binary or decimal.
 fn amount(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let shift = match unit {
-        "" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
+    let unit = match unit {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "K" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
         _ => return None,
     };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 impl<'de> Deserialize<'de> for RateText {
@@ -82,7 +85,7 @@ impl JsonSchema for RateText {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let number = "[0-9]+(KiB|MiB|GiB)?";
+        let number = "[0-9]+(KiB|MiB|GiB|K|M|G)?";
         json_schema!({
             "description": EXPECTED,
             "oneOf": [
@@ -131,6 +134,39 @@ impl LimitsFile {
     }
 }
 
+/// What a NIC may carry a second. What is left out is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NicLimitsFile {
+    /// Bits of frames to the guest.
+    #[serde(default)]
+    pub receive_bits: Option<RateText>,
+    /// Frames to the guest.
+    #[serde(default)]
+    pub receive_packets: Option<RateText>,
+    /// Bits of frames from the guest.
+    #[serde(default)]
+    pub transmit_bits: Option<RateText>,
+    /// Frames from the guest.
+    #[serde(default)]
+    pub transmit_packets: Option<RateText>,
+}
+
+impl NicLimitsFile {
+    /// The limits in `old`, with what is given here in their place.
+    pub fn over(self, old: NicLimits) -> NicLimits {
+        let rate = |new: Option<RateText>, old| new.map_or(old, |RateText(rate)| rate);
+        let limit = |bits, packets, old: NicLimit| NicLimit {
+            bits: rate(bits, old.bits),
+            packets: rate(packets, old.packets),
+        };
+        NicLimits {
+            receive: limit(self.receive_bits, self.receive_packets, old.receive),
+            transmit: limit(self.transmit_bits, self.transmit_packets, old.transmit),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +179,7 @@ mod tests {
             ("50MiB", rate(50 << 20, 50 << 20, 1)),
             ("1KiB:2GiB", rate(1 << 10, 2 << 30, 1)),
             ("100:400:10", rate(100, 400, 10)),
+            ("100M:1G", rate(100_000_000, 1_000_000_000, 1)),
             ("none", None),
         ] {
             assert_eq!(text.parse(), Ok(RateText(expected)), "{text}");

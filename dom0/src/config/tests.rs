@@ -31,6 +31,10 @@ fn ten_lines_are_a_domain_and_the_rest_has_defaults() {
 
 #[test]
 fn a_refusal_names_file_path_value_and_what_would_do() {
+    let nets =
+        |nets: &str| -> &str { format!(r#"{{"name":"a","boot":{{"kernel":"k"}},"nets":[{nets}]}}"#).leak() };
+    let many_pairs = (0..8).map(|n| format!(r#"{{"id":"n{n}","bridge":"b","queues":31}}"#));
+    let many_pairs = nets(&many_pairs.collect::<Vec<_>>().join(","));
     let cases = [
         (r#"{"name":"a","boot":{"kernel":"k"},"vcpu":2}"#, &["vcpu", "vcpus"][..]),
         (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":"two"}"#, &["vcpus: ", "two", "u64"]),
@@ -97,6 +101,41 @@ fn a_refusal_names_file_path_value_and_what_would_do() {
             r#"{"name":"a","boot":{"kernel":"k"},"nets":[{"id":"n","tap":"t","mac":"ff:ff:ff:ff:ff:ff"}]}"#,
             &["nets[0].mac: ", "ff:ff", "unicast"],
         ),
+        (r#"{"name":"a","boot":{"kernel":"k"},"uuid":"web1"}"#, &["uuid: ", "web1", "5c1d2e5e-"]),
+        (nets(r#"{"id":"n","bridge":"b","tap":"t"}"#), &["nets[0].tap: ", "excludes bridge"]),
+        (nets(r#"{"id":"n","switch":"s","user":true}"#), &["nets[0].user: ", "excludes switch"]),
+        (nets(r#"{"id":"n","user":false}"#), &["nets[0].user: ", "\"down\""]),
+        (
+            nets(r#"{"id":"n","user":{"ports":["tcp:80"]}}"#),
+            &["nets[0].user.ports[0]: ", "tcp:80", "8080:80"],
+        ),
+        (
+            nets(r#"{"id":"n","user":{"ports":["tcp:80:80","tcp:127.0.0.1:80:81"]}}"#),
+            &["nets[0].user.ports[1]: ", "ports[0]"],
+        ),
+        (nets(r#"{"id":"n","user":{"port":[]}}"#), &["nets[0]"]),
+        (nets(r#"{"id":"n","network":"a.b"}"#), &["nets[0].network: ", "a.b", "1 to 15"]),
+        (nets(r#"{"id":"n","switch":"a very long name!"}"#), &["nets[0].switch: ", "1 to 15"]),
+        (nets(r#"{"id":"n","queues":2}"#), &["nets[0].queues: 2", "user", "one queue pair"]),
+        (nets(r#"{"id":"n","bridge":"b","queues":32}"#), &["nets[0].queues: 32", "1 to 31"]),
+        (nets(r#"{"id":"n","mtu":65521}"#), &["nets[0].mtu: 65521", "65520"]),
+        (nets(r#"{"id":"n","mtu":67}"#), &["nets[0].mtu: 67", "68 to 65535"]),
+        (nets(r#"{"id":"n","addresses":[]}"#), &["nets[0].addresses: ", "1 to 32"]),
+        (
+            nets(r#"{"id":"n","addresses":["10.0.0.1/33"]}"#),
+            &["nets[0].addresses[0]: ", "10.0.0.1/33", "10.0.0.8/29"],
+        ),
+        (
+            nets(r#"{"id":"n","limits":{"receive_bits":"fast"}}"#),
+            &["nets[0].limits.receive_bits: ", "fast", "100M"],
+        ),
+        (nets(r#"{"id":"n","link":"on"}"#), &["nets[0].link: ", "on", "up", "down"]),
+        (nets(r#"{"id":"n","vhost_user_socket":"s","spoof":true}"#), &["nets[0].spoof: ", "leave it out"]),
+        (
+            nets(r#"{"id":"n","mac":"52:54:00:00:00:01"},{"id":"m","mac":"52:54:00:00:00:01"}"#),
+            &["nets[1].mac: 52:54:00:00:00:01", "nets[0]"],
+        ),
+        (many_pairs, &["nets: need ", "253", "fewer queues"]),
         (r#"{"name":"a","boot":{"kernel":"k"},"on_crash":"reboot"}"#, &["on_crash: ", "reboot", "preserve"]),
         (r#"{"name":"a","boot":{"kernel":"k"}} x"#, &["trailing"]),
         ("", &["EOF"]),
@@ -133,6 +172,42 @@ fn a_disk_says_format_backing_cache_errors_and_limits() {
     assert_eq!(config.disks[0].on_loss, OnLoss::ErrorAfter(30));
     assert!(matches!(&config.disks[1].own().unwrap().data, DiskData::Nbd(uri) if uri.export == "far"));
     assert_eq!(config.disks[1].on_loss, OnLoss::Pause);
+}
+
+#[test]
+fn a_nic_says_its_wire_filter_limits_and_link() {
+    let config = parsed(
+        r#"{ "name": "web1", "boot": { "kernel": "vmlinuz" }, "vcpus": 8, "nets": [
+             { "id": "a", "user": { "ports": [ "tcp:8080:80", "udp:127.0.0.1:5353:53" ] } },
+             { "id": "b", "network": "lan", "addresses": [ "10.0.0.8/29", "fd00::1" ], "link": "down" },
+             { "id": "c", "macvtap": "eth0", "queues": 3, "spoof": true },
+             { "id": "d", "switch": "fast", "limits": { "receive_bits": "100M", "transmit_packets": 9 } },
+             { "id": "e", "vhost_user_socket": "ovs.sock", "mtu": 9000 },
+             { "id": "f" } ] }"#,
+    )
+    .unwrap();
+    let [a, b, c, d, e, f] = &config.nets[..] else { panic!("{:?}", config.nets) };
+    assert!(matches!(&a.link, NetLink::User(ports) if ports[1].to_string() == "udp:127.0.0.1:5353:53"));
+    assert_eq!((a.pairs, a.mtu, a.up, a.filter.any_mac), (1, 65520, true, false));
+    assert_eq!((b.link.key(), b.pairs, b.mtu, b.up), ("network", 4, 1500, false));
+    assert_eq!(b.filter.addresses.as_ref().unwrap().len(), 2);
+    assert_eq!((c.link.clone(), c.pairs, c.filter.any_mac), (NetLink::Macvtap("eth0".into()), 3, true));
+    assert_eq!(d.limits.receive.bits.unwrap().per_second, 100_000_000);
+    assert_eq!((d.limits.transmit.packets.unwrap().per_second, d.pairs, d.virtqueues(1)), (9, 1, 2));
+    assert_eq!((e.link.clone(), e.mtu), (NetLink::VhostUser("/srv/web1/ovs.sock".into()), 9000));
+    assert_eq!(f.link, NetLink::User(vec![]));
+}
+
+#[test]
+fn a_uuid_is_made_from_the_name_unless_it_is_given() {
+    let uuid = |more: &str| {
+        let text = format!(r#"{{"name":"web1","boot":{{"kernel":"k"}}{more}}}"#);
+        parsed(&text).unwrap().uuid.to_string()
+    };
+    // Written down: what a guest has seen once must stay.
+    assert_eq!(uuid(""), "fafebb8b-9c7b-51cd-b4d9-953374817c5f");
+    let given = "5c1d2e5e-0b4f-4d63-9c0a-1f2e3d4c5b6a";
+    assert_eq!(uuid(&format!(r#","uuid":"{given}""#)), given);
 }
 
 #[test]

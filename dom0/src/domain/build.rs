@@ -14,27 +14,44 @@ use std::time::Duration;
 use domus_startup::fds::Outgoing;
 use futures_util::future::try_join_all;
 use shared_abi::control::{
-    Device, DeviceConfig, Identity, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart,
+    Device, DeviceConfig, DeviceFeatures, Identity, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart,
 };
 use shared_abi::{DeviceId, DomId, Role};
 
 use super::backend::Backend;
 use super::disks::Disks;
 use super::kept::Kept;
+use super::nets::{self, Nets};
 use super::revive::Reviving;
 use crate::child::{ChildError, ChildLink, PATIENCE};
-use crate::config::{ConfigError, DiskSource, DomainConfig};
+use crate::config::{ConfigError, DiskSource, DomainConfig, Net, NetLink};
 use crate::resources::files::{self, For};
 use crate::resources::links::Links;
+use crate::resources::passt::PasstError;
 use crate::resources::run_dir::{DomainDir, ProcessRecord, Record, RunDirError, started};
-use crate::resources::{host, sockets, tap};
+use crate::resources::{host, sockets};
 use crate::supervisor::{Job, Process, Supervisor, SupervisorError};
 
 /// Bytes of `struct virtio_blk_config` that every backend knows (virtio 1.3 §5.2.4), up to the write-zeroes fields.
 const BLOCK_CONFIG: u16 = 60;
 
-/// Bytes of `struct virtio_net_config` up to the MTU (virtio 1.3 §5.1.4).
+/// Bytes of `struct virtio_net_config` up to the hash types (virtio 1.3 §5.1.4).
 const NET_CONFIG: u16 = 12;
+
+/// A network backend that is no VMM's own has no idea of a NIC's address, MTU and link (bits 5, 3 and 16, virtio 1.3
+/// §5.1.3): vhost-user leaves them to the frontend. What only a control queue can do is left out, since such a backend
+/// serves none: CTRL_GUEST_OFFLOADS (2), CTRL_VQ to CTRL_MAC_ADDR (17 to 23, with GUEST_ANNOUNCE and MQ), and those from
+/// bit 50 on: DEVICE_STATS, VQ_NOTF_COAL, NOTF_COAL, HASH_REPORT, RSS, RSC_EXT, STANDBY and SPEED_DUPLEX.
+const FRONTEND_FEATURES: DeviceFeatures =
+    DeviceFeatures { own: 1 << 3 | 1 << 5 | 1 << 16, withheld: 1 << 2 | 0x7f << 17 | 0xfffc << 48 };
+
+/// `struct virtio_net_config` up to the MTU, of a NIC whose backend leaves it to the frontend.
+fn frontend_config(nic: &Net) -> Vec<u8> {
+    const LINK_UP: u16 = 1;
+    const PAIRS: u16 = 1;
+    let words = [LINK_UP, PAIRS, nic.mtu].map(u16::to_le_bytes);
+    nic.mac.bytes().into_iter().chain(words.into_iter().flatten()).collect()
+}
 
 /// The first user id of domains; a domain's own is this plus its number. Outside every range that login.defs,
 /// systemd (container uids end at 1879048191) and Debian policy give out.
@@ -68,6 +85,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A NIC has no passt.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// Something of dom0's own.
     #[error("cannot {act}")]
     Io {
@@ -107,6 +127,8 @@ pub struct Incarnation {
     pub reviving: Vec<Reviving>,
     /// What they are started with.
     pub kept: Option<Rc<Kept>>,
+    /// NICs that are open before there is the rest of that.
+    pub nets: Nets,
 }
 
 /// What dom0 opens for a domain before it starts anything.
@@ -130,7 +152,7 @@ async fn open(config: &DomainConfig) -> Result<Opened, StartError> {
 fn roles(config: &DomainConfig) -> Vec<Role> {
     let needed = |role: &Role| match role {
         Role::Block => config.disks.iter().any(|disk| disk.own().is_some()),
-        Role::Net => !config.nets.is_empty(),
+        Role::Net => config.nets.iter().any(Net::is_own),
         Role::Console | Role::Runner => true,
     };
     Role::ALL.into_iter().filter(needed).collect()
@@ -163,7 +185,7 @@ pub async fn build(
         if config.nets.is_empty() { None } else { Some(Links::open().map_err(io_error("open rtnetlink"))?) };
     for (net, n) in config.nets.iter().zip(0..) {
         if let Some(links) = &links {
-            tap::check(config, n, net, links).await?;
+            nets::check(config, n, net, links).await?;
         }
     }
     dir.clear();
@@ -181,19 +203,18 @@ pub async fn build(
     record(domid, dir, made).map_err(io_error("write the domain's state"))?;
 
     let identity = identity(config, domid);
-    let mut taps = Vec::new();
     if let Some(links) = &links {
-        for (n, net) in config.nets.iter().enumerate() {
-            taps.push(tap::open(config, domid, n, net, links).await?);
-        }
+        // Where a build that is given up finds it.
+        Nets::open(config, domid, supervisor, links, &mut made.nets).await?;
     }
     let (serial, theirs) = sockets::pair().map_err(io_error("make a socket pair"))?;
     let listener = UnixListener::bind(dir.console())
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(io_error("make the console's socket"))?;
     let Opened { kvm, kernel, initrd, disks } = opened;
+    let nets = std::mem::take(&mut made.nets);
     let kept =
-        made.kept.insert(Rc::new(Kept { disks: disks.into(), taps: taps.into(), serial: theirs, listener }));
+        made.kept.insert(Rc::new(Kept { disks: disks.into(), nets: nets.into(), serial: theirs, listener }));
 
     let mut sockets = VecDeque::new();
     let mut starts = Vec::new();
@@ -204,7 +225,7 @@ pub async fn build(
         starts.push(start);
     }
     let mut fds = Outgoing::default();
-    let devices = devices(config, sockets.into(), &mut fds)?;
+    let devices = devices(config, kept, sockets.into(), &mut fds)?;
     let start = RunnerStart {
         identity,
         kvm: fds.add(kvm),
@@ -243,6 +264,7 @@ pub async fn build(
 /// The devices of the machine, in the order of their PCI slots; `sockets` are those of the domain's own backends.
 fn devices(
     config: &DomainConfig,
+    kept: &Kept,
     mut sockets: Vec<(DeviceId, OwnedFd)>,
     fds: &mut Outgoing,
 ) -> Result<Vec<Device>, StartError> {
@@ -267,18 +289,28 @@ fn devices(
             queues: disk.queues,
             queue_size: 256,
             config: DeviceConfig::FromBackend(BLOCK_CONFIG),
+            features: DeviceFeatures::default(),
             socket: fds.add(socket),
         });
     }
-    for nic in &config.nets {
+    for (n, nic) in config.nets.iter().enumerate() {
+        let (socket, nic_config, features) = match &nic.link {
+            NetLink::VhostUser(path) => {
+                let socket = foreign(format!("nets[{n}].vhost_user_socket"), path)?;
+                (socket, DeviceConfig::Given(frontend_config(nic)), FRONTEND_FEATURES)
+            }
+            _ => (own(&nic.id)?, DeviceConfig::FromBackend(NET_CONFIG), DeviceFeatures::default()),
+        };
+        let pairs = kept.nets.borrow().pairs(&nic.id).unwrap_or(nic.pairs);
         devices.push(Device {
             id: nic.id.clone(),
             virtio_type: 1,
             pci_class: 0x02_0000,
-            queues: 2,
+            queues: nic.virtqueues(pairs),
             queue_size: 256,
-            config: DeviceConfig::FromBackend(NET_CONFIG),
-            socket: fds.add(own(&nic.id)?),
+            config: nic_config,
+            features,
+            socket: fds.add(socket),
         });
     }
     for (n, device) in config.devices.iter().enumerate() {
@@ -290,6 +322,7 @@ fn devices(
             queues: device.queues,
             queue_size: device.queue_size,
             config: device.config.clone(),
+            features: DeviceFeatures::default(),
             socket: fds.add(socket),
         });
     }
@@ -318,12 +351,13 @@ impl Incarnation {
         let console = console.map(|n| self.backends.swap_remove(n));
         self.kill_and_reap().await;
         self.backends.extend(console);
-        if let Some(kept) = &self.kept {
-            kept.taps.borrow_mut().clear();
+        let kept = self.kept.as_ref().map(|kept| std::mem::take(&mut *kept.nets.borrow_mut()));
+        for mut nets in [kept, Some(std::mem::take(&mut self.nets))].into_iter().flatten() {
+            nets.close().await;
         }
     }
 
-    /// Ends every process and removes the taps.
+    /// Ends every process and removes the links.
     pub async fn tear_down(&mut self) {
         self.stop_machine().await;
         self.drain_console().await;

@@ -6,10 +6,11 @@ use nix::unistd::{AccessFlags, access};
 
 use super::build::StartError;
 use super::disks::Disks;
+use super::nets;
 use crate::config::DomainConfig;
 use crate::resources::files::{self, For};
 use crate::resources::links::Links;
-use crate::resources::{host, sockets, tap};
+use crate::resources::{host, sockets};
 
 /// Checks what only the host can tell: files, images, bridges, taps, memory, KVM.
 ///
@@ -25,7 +26,7 @@ pub async fn check(config: &DomainConfig) -> Result<(), StartError> {
     if !config.nets.is_empty() {
         let links = Links::open().map_err(|source| StartError::Io { act: "open rtnetlink", source })?;
         for (n, net) in config.nets.iter().enumerate() {
-            tap::check(config, n, net, &links).await?;
+            nets::check(config, n, net, &links).await?;
         }
     }
     for (n, device) in config.devices.iter().enumerate() {

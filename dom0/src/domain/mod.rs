@@ -8,6 +8,7 @@ pub mod check;
 pub mod disks;
 mod happening;
 pub mod kept;
+pub mod nets;
 pub mod operate;
 mod recovery;
 pub mod revive;
@@ -22,7 +23,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, RunnerStatus, StopReason};
-use shared_abi::{DomId, DomainName, Role};
+use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -120,6 +121,8 @@ pub struct Domain {
     programs: BTreeMap<Role, PathBuf>,
     /// How many backends in a row have died young.
     young: BTreeMap<Role, u32>,
+    /// NICs whose passt has died young, how often in a row, and when the last one did.
+    young_passts: BTreeMap<DeviceId, (u32, Instant)>,
     /// Requests of disks that wait for an operator.
     held: Vec<Held>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -178,6 +181,7 @@ impl Domain {
             supervisor,
             programs: BTreeMap::new(),
             young: BTreeMap::new(),
+            young_passts: BTreeMap::new(),
             held: Vec::new(),
             commands,
             destroy,

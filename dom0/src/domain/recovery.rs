@@ -5,6 +5,7 @@
 //! | a backend dies | its devices stand still | another one takes its place, see [`revive`] |
 //! | a foreign backend hangs up | the same | its socket is connected to again |
 //! | a remote disk's server is gone | requests wait | it is connected to again |
+//! | passt of a NIC dies | frames are lost | another one takes its place |
 //! | a request fails and is held | nothing | the domain is paused until it is unpaused, and the request done again |
 
 use std::rc::Rc;
@@ -12,8 +13,9 @@ use std::time::Duration;
 
 use domus_startup::fds::Outgoing;
 use nix::errno::Errno;
+use serde::Serialize;
 use shared_abi::control::{
-    Attachment, BackendEvent, BackendReply, BlockRequest, RunnerEvent, RunnerReply, RunnerRequest,
+    Attachment, BackendEvent, BackendReply, BlockRequest, NetRequest, RunnerEvent, RunnerReply, RunnerRequest,
 };
 use shared_abi::{DeviceId, Role};
 use tokio::time::Instant;
@@ -24,7 +26,7 @@ use super::revive::{self, GOOD_LIFE, Lost, Means, Revived, Reviving};
 use super::state::Event;
 use super::{Domain, chain, disks};
 use crate::child::{ANSWER, ChildError, one_line};
-use crate::config::{DiskSource, OnLoss};
+use crate::config::{DiskSource, NetLink, OnLoss};
 
 /// A loss, or a fault, that an operator may want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl Domain {
         if self.config.disks.iter().any(own) {
             Some(Role::Block)
         } else {
-            self.config.nets.iter().any(|net| net.id == *device).then_some(Role::Net)
+            self.config.nets.iter().any(|net| net.id == *device && net.is_own()).then_some(Role::Net)
         }
     }
 
@@ -118,6 +120,7 @@ impl Domain {
                 let uri = disks::remote(&self.config, device)?.clone();
                 Some(revive::server(device.clone(), uri, attempts))
             }
+            Lost::Passt(nic) => Some(revive::passt(self.means(Role::Net)?, nic.clone(), attempts)),
             Lost::Foreign(device) => {
                 let disks = self.config.disks.iter().enumerate().filter_map(|(n, disk)| match &disk.source {
                     DiskSource::VhostUser(path) => Some((&disk.id, format!("disks[{n}]"), path)),
@@ -126,7 +129,11 @@ impl Domain {
                 let devices = self.config.devices.iter().enumerate();
                 let devices =
                     devices.map(|(n, device)| (&device.id, format!("devices[{n}]"), &device.socket));
-                let (_, at, path) = disks.chain(devices).find(|(id, ..)| *id == device)?;
+                let nets = self.config.nets.iter().enumerate().filter_map(|(n, net)| match &net.link {
+                    NetLink::VhostUser(path) => Some((&net.id, format!("nets[{n}]"), path)),
+                    _ => None,
+                });
+                let (_, at, path) = disks.chain(devices).chain(nets).find(|(id, ..)| *id == device)?;
                 let at = format!("{at}.vhost_user_socket");
                 Some(revive::foreign(
                     self.config.clone(),
@@ -149,7 +156,7 @@ impl Domain {
     fn patience(&self, lost: &Lost) -> Option<Duration> {
         let concerned = self.config.disks.iter().filter(|disk| match lost {
             Lost::Own(Role::Block) => disk.own().is_some(),
-            Lost::Own(_) => false,
+            Lost::Own(_) | Lost::Passt(_) => false,
             Lost::Foreign(device) | Lost::Server(device) => disk.id == *device,
         });
         let patience = concerned.filter_map(|disk| match disk.on_loss {
@@ -227,13 +234,23 @@ impl Domain {
         revived: Revived,
     ) -> Result<Duration, String> {
         let Revived { backend, sockets } = revived;
-        if let Lost::Server(disk) = lost {
-            let mut fds = Outgoing::default();
-            for (_, socket) in sockets {
-                let request = BlockRequest::Reconnect { disk: disk.clone(), socket: fds.add(socket) };
-                self.ask_block(&request, std::mem::take(&mut fds)).await?;
+        let mut fds = Outgoing::default();
+        match lost {
+            Lost::Server(disk) => {
+                for (_, socket) in sockets {
+                    let request = BlockRequest::Reconnect { disk: disk.clone(), socket: fds.add(socket) };
+                    self.ask_block(&request, std::mem::take(&mut fds)).await?;
+                }
+                return Ok(since.elapsed());
             }
-            return Ok(since.elapsed());
+            Lost::Passt(nic) => {
+                for (_, socket) in sockets {
+                    let request = NetRequest::Reconnect { nic: nic.clone(), socket: fds.add(socket) };
+                    self.ask_net(&request, std::mem::take(&mut fds)).await?;
+                }
+                return Ok(since.elapsed());
+            }
+            Lost::Own(_) | Lost::Foreign(_) => {}
         }
         let stalled = self.attach(sockets).await.map_err(|error| chain(&error))?;
         if let Some(backend) = backend {
@@ -305,9 +322,31 @@ impl Domain {
         request: &BlockRequest,
         fds: Outgoing,
     ) -> Result<BackendReply, String> {
-        let backend = self.incarnation.backends.iter_mut().find(|backend| backend.role == Role::Block);
+        self.ask_backend(Role::Block, request, fds).await
+    }
+
+    /// Asks the network backend.
+    ///
+    /// # Errors
+    /// One line; also if it is being started again.
+    pub(super) async fn ask_net(
+        &mut self,
+        request: &NetRequest,
+        fds: Outgoing,
+    ) -> Result<BackendReply, String> {
+        self.ask_backend(Role::Net, request, fds).await
+    }
+
+    async fn ask_backend<R: Serialize>(
+        &mut self,
+        role: Role,
+        request: &R,
+        fds: Outgoing,
+    ) -> Result<BackendReply, String> {
+        let backend = self.incarnation.backends.iter_mut().find(|backend| backend.role == role);
         let Some(Backend { process, link: Some(link), .. }) = backend else {
-            return Err("its disks are not served just now: see domus why".into());
+            let what = if role == Role::Block { "disks" } else { "NICs" };
+            return Err(format!("its {what} are not served just now: see domus why"));
         };
         let exchange = async {
             link.send(request, &fds.into_vec()).await?;
@@ -334,6 +373,15 @@ impl Domain {
                 self.feed(&Event::Trouble);
                 self.tell();
             }
+            BackendEvent::ConnectionLost { device, why } if role == Role::Net => {
+                let young = match self.young_passts.get(&device) {
+                    Some((young, last)) if last.elapsed() < GOOD_LIFE => young.saturating_add(1),
+                    _ => 0,
+                };
+                self.young_passts.insert(device.clone(), (young, Instant::now()));
+                let how = format!("has hung up ({})", one_line(&why));
+                self.lost(Lost::Passt(device), how, young, Rc::default());
+            }
             BackendEvent::ConnectionLost { device, why } => {
                 self.lost(Lost::Server(device), format!("is gone ({})", one_line(&why)), 0, Rc::default());
             }
@@ -349,7 +397,7 @@ impl Domain {
     pub(super) fn is_waiting(&self, disk: &DeviceId) -> bool {
         self.incarnation.reviving.iter().any(|one| match &one.lost {
             Lost::Own(role) => self.role_of(disk) == Some(*role),
-            Lost::Foreign(device) | Lost::Server(device) => device == disk,
+            Lost::Foreign(device) | Lost::Server(device) | Lost::Passt(device) => device == disk,
         })
     }
 

@@ -19,15 +19,17 @@ use std::time::Duration;
 use shared_abi::control::Identity;
 use shared_abi::nbd::NbdUri;
 use shared_abi::{DeviceId, Role};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::backend::{Backend, Remains};
 use super::build::StartError;
 use super::disks;
 use super::kept::Kept;
-use crate::config::DomainConfig;
+use super::nets;
+use crate::config::{DomainConfig, Net, NetLink};
+use crate::resources::passt::{self, PASST_START};
 use crate::resources::{nbd, sockets};
-use crate::supervisor::{Job, Supervisor};
+use crate::supervisor::{Job, Process, Supervisor};
 
 /// Attempts, or deaths soon after a start, that are followed by the next attempt at once.
 const AT_ONCE: u32 = 3;
@@ -47,6 +49,8 @@ pub enum Lost {
     Foreign(DeviceId),
     /// The connection of a remote disk to its server, whose backend lives.
     Server(DeviceId),
+    /// passt of a NIC, whose backend lives.
+    Passt(DeviceId),
 }
 
 impl fmt::Display for Lost {
@@ -55,6 +59,7 @@ impl fmt::Display for Lost {
             Self::Own(role) => f.write_str(role.program()),
             Self::Foreign(device) => write!(f, "the backend of {device}"),
             Self::Server(device) => write!(f, "the server of {device}"),
+            Self::Passt(nic) => write!(f, "passt of {nic}"),
         }
     }
 }
@@ -64,7 +69,7 @@ impl fmt::Display for Lost {
 pub struct Revived {
     /// The new process, if it is the domain's own.
     pub backend: Option<Backend>,
-    /// What the runner is to attach; of a remote disk, what its backend is to connect with.
+    /// What the runner is to attach; of a remote disk or a NIC on passt, what its backend is to connect with.
     pub sockets: Vec<(DeviceId, OwnedFd)>,
 }
 
@@ -157,9 +162,29 @@ impl Means {
                 self.kept.disks.borrow_mut().keep_connection(&disk, connection);
             }
         }
+        if backend.role == Role::Net {
+            let unconnected = self.kept.nets.borrow().unconnected();
+            for nic in unconnected {
+                let (passt, socket) = self.passt(&nic).await?;
+                self.kept.nets.borrow_mut().keep_passt(&nic, passt, Some(socket));
+            }
+        }
         let start = self.kept.start(backend.role, &self.config, &self.identity).map_err(io)?;
         let sockets = backend.start(start).await?;
         Ok(Revived { backend: Some(backend), sockets })
+    }
+}
+
+impl Means {
+    /// Another passt for a NIC. The one before it has ended then: both want the same ports.
+    async fn passt(&self, nic: &DeviceId) -> Result<(Process, OwnedFd), StartError> {
+        let old = self.kept.nets.borrow_mut().take_passt(nic);
+        nets::end(old.into_iter().collect()).await;
+        let found = self.config.nets.iter().find(|net| net.id == *nic);
+        let Some(Net { mtu, link: NetLink::User(forwards), .. }) = found else {
+            return Err(StartError::GivenUp);
+        };
+        Ok(passt::start(&*self.supervisor, &self.config.name, nic, *mtu, forwards)?)
     }
 }
 
@@ -202,6 +227,22 @@ pub fn server(device: DeviceId, uri: NbdUri, attempts: u32) -> Attempt {
     Box::pin(async move {
         sleep(pause(attempts)).await;
         Ok(Revived { backend: None, sockets: vec![(device, dial(&uri).await?)] })
+    })
+}
+
+/// An attempt for a NIC's passt. One that follows a short-lived one is looked at for a moment, so that one that cannot
+/// serve says why to dom0 and not by way of the backend.
+pub fn passt(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
+    Box::pin(async move {
+        sleep(pause(attempts)).await;
+        let (passt, socket) = means.passt(&nic).await?;
+        if attempts > 0
+            && let Ok(how) = timeout(PASST_START, passt.ended()).await
+        {
+            return Err(passt::PasstError::Ended(how).into());
+        }
+        means.kept.nets.borrow_mut().keep_passt(&nic, passt, None);
+        Ok(Revived { backend: None, sockets: vec![(nic, socket)] })
     })
 }
 

@@ -104,7 +104,7 @@ impl Domain {
                 let own = self.config.disks.iter().filter(|disk| disk.own().is_some());
                 own.map(|disk| disk.id.clone()).collect()
             }
-            _ => self.config.nets.iter().map(|net| net.id.clone()).collect(),
+            _ => self.config.nets.iter().filter(|net| net.is_own()).map(|net| net.id.clone()).collect(),
         };
         match self.talk(&RunnerRequest::Detach(devices), DRAIN, "let go of its devices").await {
             Ok(Some(RunnerReply::Detached { drained })) => Ok(drained),

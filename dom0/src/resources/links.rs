@@ -1,10 +1,12 @@
-//! Looks at and changes network links (rtnetlink), for the NICs of a domain.
+//! Looks at and changes network links (rtnetlink), for the NICs of domains and for networks.
 
 use std::io;
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
-use rtnetlink::{Handle, LinkUnspec};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, MacVtapMode};
+use rtnetlink::{Handle, LinkBridge, LinkMacVtap, LinkUnspec};
+use shared_abi::MacAddress;
 
 /// What a link is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,15 +15,19 @@ pub enum Kind {
     Bridge,
     /// A tun or tap device.
     Tun,
+    /// A macvtap.
+    Macvtap,
     /// Anything else.
     Other,
 }
 
 /// A link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// Its index.
     pub index: u32,
+    /// Its name.
+    pub name: String,
     /// What it is.
     pub kind: Kind,
     /// Somebody is at the other end; for a tap: a process has it open.
@@ -64,18 +70,17 @@ impl Links {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let infos = message.attributes.iter().filter_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => Some(infos),
-            _ => None,
-        });
-        let kind = infos.flatten().find_map(|info| match info {
-            LinkInfo::Kind(InfoKind::Bridge) => Some(Kind::Bridge),
-            LinkInfo::Kind(InfoKind::Tun) => Some(Kind::Tun),
-            _ => None,
-        });
-        let carrier =
-            message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Carrier(1)));
-        Ok(Some(Link { index: message.header.index, kind: kind.unwrap_or(Kind::Other), carrier }))
+        Ok(Some(link(&message)))
+    }
+
+    /// All links whose name begins so.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn named(&self, prefix: &str) -> io::Result<Vec<Link>> {
+        let all = self.handle.link().get().execute();
+        let all: Vec<LinkMessage> = all.try_collect().await.map_err(failed)?;
+        Ok(all.iter().map(link).filter(|link| link.name.starts_with(prefix)).collect())
     }
 
     /// Puts the link on the bridge and switches it on.
@@ -88,6 +93,70 @@ impl Links {
         let message =
             LinkUnspec::new_with_index(link).address(address).mtu(mtu.into()).controller(bridge).up().build();
         self.handle.link().change(message).execute().await.map_err(failed)
+    }
+}
+
+impl Links {
+    /// Makes a bridge that is on, with an address that does not change with its ports.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn add_bridge(&self, name: &str, mac: MacAddress) -> io::Result<()> {
+        let message = LinkBridge::new(name).address(mac.bytes().to_vec()).build();
+        self.handle.link().add(message).execute().await.map_err(failed)
+    }
+
+    /// Makes a macvtap on the interface `lower`, in mode bridge, that is on.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn add_macvtap(&self, name: &str, lower: u32, mac: MacAddress, mtu: u16) -> io::Result<()> {
+        let message = LinkMacVtap::new(name, lower, MacVtapMode::Bridge)
+            .address(mac.bytes().to_vec())
+            .mtu(mtu.into())
+            .up()
+            .build();
+        self.handle.link().add(message).execute().await.map_err(failed)
+    }
+
+    /// Gives the link an address.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn add_address(&self, link: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+        self.handle.address().add(link, address, prefix).execute().await.map_err(failed)
+    }
+
+    /// Removes the link.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn remove(&self, link: u32) -> io::Result<()> {
+        self.handle.link().del(link).execute().await.map_err(failed)
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let kind = infos.flatten().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Bridge) => Some(Kind::Bridge),
+        LinkInfo::Kind(InfoKind::Tun) => Some(Kind::Tun),
+        LinkInfo::Kind(InfoKind::MacVtap) => Some(Kind::Macvtap),
+        _ => None,
+    });
+    let name = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    let carrier = message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Carrier(1)));
+    Link {
+        index: message.header.index,
+        name: name.unwrap_or_default(),
+        kind: kind.unwrap_or(Kind::Other),
+        carrier,
     }
 }
 

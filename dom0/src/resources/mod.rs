@@ -7,6 +7,8 @@ pub mod host;
 pub mod links;
 pub mod locks;
 pub mod nbd;
+pub mod passt;
+pub mod programs;
 pub mod run_dir;
 pub mod sockets;
 pub mod steering;

@@ -103,6 +103,11 @@ impl Cgroups {
         File::open(&path).ok().map(OwnedFd::from)
     }
 
+    /// The domain's cgroup, if it has been made.
+    pub fn there(&self, domain: &DomainName) -> Option<OwnedFd> {
+        File::open(self.path(domain)).ok().map(OwnedFd::from)
+    }
+
     /// Removes the domain's cgroup; its processes have ended.
     pub fn remove(&self, domain: &DomainName) {
         let _ = fs::remove_dir(self.path(domain));

@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 use shared_abi::{DomainName, Role};
 
 use super::cgroup::Cgroups;
 use super::spawn::{Surroundings, spawn};
-use super::{Job, Process, Starting, Supervisor, SupervisorError, words};
+use super::{Aid, Job, Process, Starting, Supervisor, SupervisorError, words};
 
 /// Starts processes as children of dom0.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Direct {
             Some(place) => vec![place],
             None => {
                 let own = std::env::current_exe().ok();
-                let own = own.as_deref().and_then(std::path::Path::parent).map(PathBuf::from);
+                let own = own.as_deref().and_then(Path::parent).map(PathBuf::from);
                 own.into_iter().chain([PathBuf::from("/usr/libexec/domus")]).collect()
             }
         };
@@ -69,28 +69,56 @@ impl Direct {
         };
         let group =
             self.cgroups.as_ref().and_then(|cgroups| cgroups.group(job.domain, job.memory, job.vcpus));
-        let around =
-            Surroundings { cgroup: group.as_ref().map(AsFd::as_fd), dies_with_parent: self.dies_with_parent };
-        let started = || {
-            let (heard, says) = words::pipe()?;
-            let args: [&[u8]; 2] = [b"--control", job.control.as_os_str().as_bytes()];
-            let (pid, pidfd) = spawn(&program, &args, says.as_fd(), around)?;
-            let mut process = Process::new(pid, pidfd)?;
-            let (domain, name) = (job.domain.clone(), job.role.program());
-            let words = words::pass_on(heard, move |line| {
-                let line = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(line);
-                crate::say::line(format_args!("{domain}: {name}: {line}"));
-            })?;
-            process.words = Some(words);
-            Ok(process)
+        let around = Surroundings {
+            cgroup: group.as_ref().map(AsFd::as_fd),
+            dies_with_parent: self.dies_with_parent,
+            alone: true,
+            gives: None,
         };
-        started().map_err(|source| SupervisorError::Spawn { program: program.clone(), source })
+        let args: [&[u8]; 2] = [b"--control", job.control.as_os_str().as_bytes()];
+        started(&program, job.role.program(), job.domain.as_str(), &args, around)
     }
+}
+
+/// Starts a program that serves `whom`, and passes on what it says.
+fn started(
+    program: &Path,
+    name: &str,
+    whom: &str,
+    args: &[&[u8]],
+    around: Surroundings<'_>,
+) -> Result<Process, SupervisorError> {
+    let start = || {
+        let (heard, says) = words::pipe()?;
+        let (pid, pidfd) = spawn(program, args, says.as_fd(), around)?;
+        let mut process = Process::new(pid, pidfd)?;
+        let (whom, name) = (whom.to_owned(), name.to_owned());
+        let words = words::pass_on(heard, move |line| {
+            let rest = line.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
+            crate::say::line(format_args!("{whom}: {name}: {}", rest.unwrap_or(line)));
+        })?;
+        process.words = Some(words);
+        Ok(process)
+    };
+    start().map_err(|source| SupervisorError::Spawn { program: program.into(), source })
 }
 
 impl Supervisor for Direct {
     fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
         Box::pin(std::future::ready(self.start_now(job)))
+    }
+
+    fn aid(&self, aid: Aid<'_>) -> Result<Process, SupervisorError> {
+        let group = self.cgroups.as_ref().zip(aid.domain).and_then(|(cgroups, domain)| cgroups.there(domain));
+        let around = Surroundings {
+            cgroup: group.as_ref().map(AsFd::as_fd),
+            dies_with_parent: self.dies_with_parent,
+            alone: false,
+            gives: aid.gives,
+        };
+        let name = aid.program.file_name().unwrap_or_default().to_string_lossy();
+        let args: Vec<&[u8]> = aid.args.iter().map(|arg| arg.as_bytes()).collect();
+        started(aid.program, &name, aid.whom, &args, around)
     }
 
     fn release(&self, domain: &DomainName) {

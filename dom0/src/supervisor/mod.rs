@@ -10,7 +10,7 @@ mod words;
 
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
@@ -66,6 +66,21 @@ pub struct Job<'a> {
     pub vcpus: u8,
 }
 
+/// A program of somebody else's to start.
+#[derive(Debug, Clone, Copy)]
+pub struct Aid<'a> {
+    /// Whom it serves, for messages: a domain, a network.
+    pub whom: &'a str,
+    /// The program.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub args: &'a [String],
+    /// Its descriptor 3.
+    pub gives: Option<BorrowedFd<'a>>,
+    /// The domain whose limits are its own, if it serves one alone.
+    pub domain: Option<&'a DomainName>,
+}
+
 /// What [`Supervisor::start`] returns.
 pub type Starting<'a> = Pin<Box<dyn Future<Output = Result<Process, SupervisorError>> + 'a>>;
 
@@ -73,6 +88,12 @@ pub type Starting<'a> = Pin<Box<dyn Future<Output = Result<Process, SupervisorEr
 pub trait Supervisor {
     /// Starts a process and returns without waiting for its socket.
     fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a>;
+
+    /// Starts a program of somebody else's, which has no control socket. It sees the host's processes, as it expects.
+    ///
+    /// # Errors
+    /// [`SupervisorError::Spawn`].
+    fn aid(&self, aid: Aid<'_>) -> Result<Process, SupervisorError>;
 
     /// Called when every process of `domain` has ended: removes what was made for them.
     fn release(&self, domain: &DomainName);

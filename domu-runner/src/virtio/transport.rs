@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use shared_abi::DeviceId;
-use shared_abi::control::{Device, DeviceConfig};
+use shared_abi::control::{Device, DeviceConfig, DeviceFeatures};
 use shared_abi::limits::{MAX_DEVICE_CONFIG, MAX_QUEUE_SIZE, MAX_QUEUES};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -107,6 +107,8 @@ pub struct Transport {
     watcher: Arc<Watcher>,
     /// Bytes of the configuration space that the backend is asked for, if it is.
     config_size: Option<u16>,
+    /// What is offered beside, or not of, what the backend offers.
+    features: DeviceFeatures,
     /// Where the doorbells are ioeventfds.
     doorbells: Mutex<Option<u64>>,
     interrupts: Mutex<Interrupts>,
@@ -163,7 +165,8 @@ impl Transport {
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
             .collect::<Result<_, _>>()
             .map_err(|source| TransportError::EventFd { device: id.clone(), source })?;
-        let features = backend.features() & CARRIED;
+        let DeviceFeatures { own, withheld } = device.features;
+        let features = (backend.features() & !withheld | own) & CARRIED;
         let description = describe(device, config.len() as u32);
         let state = State {
             common: Common::new(features, device.queues, device.queue_size, vectors),
@@ -187,6 +190,7 @@ impl Transport {
                 DeviceConfig::Given(_) => None,
                 DeviceConfig::FromBackend(size) => Some(size),
             },
+            features: device.features,
             doorbells: Mutex::new(None),
             interrupts: Mutex::new(interrupts),
             state: Mutex::new(state),
@@ -215,7 +219,8 @@ impl Transport {
             queue.rings(&self.regions).map(|rings| Vring { index, size: queue.size, rings, base: 0 })
         };
         let vrings = queues.filter_map(vring).collect();
-        let mut session = Session { features: state.common.features(), vrings, log: None };
+        let mut session =
+            Session { features: state.common.features() & !self.features.own, vrings, log: None };
         self.ask(&mut state.server, |backend| {
             backend.start(&mut session, &self.ram, &self.kicks, &self.calls)
         });
@@ -252,7 +257,7 @@ impl Transport {
         }
         let mut backend =
             Backend::connect(&self.device, socket, self.kicks.len() as u16, &self.watcher).map_err(failed)?;
-        let missing = common.needed() & !backend.features();
+        let missing = common.needed() & !(backend.features() | self.features.own);
         if missing != 0 {
             return Err(failed(BackendError::FewerFeatures(missing)));
         }

@@ -79,8 +79,21 @@ pub struct Device {
     pub queue_size: u16,
     /// The device-specific configuration space.
     pub config: DeviceConfig,
+    /// What the guest is offered beside, or not of, what the backend offers.
+    pub features: DeviceFeatures,
     /// A connected stream socket to the vhost-user backend.
     pub socket: FdIndex,
+}
+
+/// Feature bits that are not the backend's matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceFeatures {
+    /// The guest is offered these whatever the backend says, and the backend is never told of them. What they promise
+    /// must be in a configuration space that dom0 gives.
+    pub own: u64,
+    /// The guest is not offered these, even if the backend has them.
+    pub withheld: u64,
 }
 
 /// Where the device-specific configuration space of a device comes from.

@@ -15,9 +15,9 @@ use domus_startup::memfd;
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use shared_abi::control::{
-    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Cache, Device, DeviceConfig, Identity,
-    IoLimits, NetCard, NetNic, NetRequest, NetStart, NetWire, RunnerEvent, RunnerReply, RunnerRequest,
-    RunnerStart, StopReason,
+    BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Cache, Device, DeviceConfig,
+    DeviceFeatures, Identity, IoLimits, NetCard, NetNic, NetRequest, NetStart, NetWire, RunnerEvent,
+    RunnerReply, RunnerRequest, RunnerStart, StopReason,
 };
 use shared_abi::limits::NIC_STATE_LEN;
 use shared_abi::{DeviceId, DomId, DomainName, Role};
@@ -129,6 +129,7 @@ impl Machine {
                 queues: disk.queues,
                 queue_size: 256,
                 config: DeviceConfig::FromBackend(60),
+                features: DeviceFeatures::default(),
                 socket: to_runner.add(frontend),
             });
         }
@@ -152,6 +153,7 @@ impl Machine {
                 queues: 2,
                 queue_size: 256,
                 config: DeviceConfig::Given(config),
+                features: DeviceFeatures::default(),
                 socket: to_runner.add(frontend),
             });
         }

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
+use shared_abi::control::DeviceFeatures;
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
 use virtio_queue::QueueT;
@@ -105,6 +106,7 @@ fn device(queues: u16, config: DeviceConfig) -> Device {
         queues,
         queue_size: 256,
         config,
+        features: DeviceFeatures::default(),
         socket: shared_abi::control::FdIndex(0),
     }
 }
@@ -160,12 +162,16 @@ impl Machine {
 
     /// A reset, then all of a driver's steps with `queues` queues of 8 entries, each with its vector.
     fn start(&self, queues: u16) {
+        self.start_with(queues, VERSION_1);
+    }
+
+    fn start_with(&self, queues: u16, features: u64) {
         self.write(20, &[0]);
         assert_eq!(self.status(), 0);
         self.write(20, &[3]);
         for select in 0..2u32 {
             self.write(8, &select.to_le_bytes());
-            self.write(12, &((VERSION_1 >> (32 * select)) as u32).to_le_bytes());
+            self.write(12, &((features >> (32 * select)) as u32).to_le_bytes());
         }
         self.write(20, &[11]);
         assert_eq!(self.status(), 11);
@@ -301,6 +307,26 @@ fn a_configuration_that_dom0_gives_is_read_only() {
     let machine = Machine::new(&device(1, config), echo(), MINUTE).unwrap();
     machine.write(0x2000, &[1]);
     assert_eq!(machine.read(0x2000), [9, 9, 9, 9, 0]);
+}
+
+#[test]
+fn features_that_are_not_the_backends_matter_are_offered_or_not_and_it_never_hears_of_them() {
+    const OWN: u64 = 1 << 5;
+    const WITHHELD: u64 = 1 << 9;
+    let plain = device(1, DeviceConfig::Given(Vec::new()));
+    let offered = |machine: &Machine| {
+        machine.write(0, &[0; 4]);
+        u64::from(u32::from_le_bytes(machine.read(4)))
+    };
+    let machine = Machine::new(&plain, echo(), MINUTE).unwrap();
+    assert_eq!(offered(&machine) & (OWN | WITHHELD), WITHHELD);
+    let features = DeviceFeatures { own: OWN, withheld: WITHHELD };
+    let machine = Machine::new(&Device { features, ..plain }, echo(), MINUTE).unwrap();
+    assert_eq!(offered(&machine) & (OWN | WITHHELD), OWN);
+    // The backend breaks off if it is told of a feature that it does not offer.
+    machine.start_with(1, VERSION_1 | OWN);
+    machine.exchange(0, 1, bell(0));
+    assert_eq!(machine.lost(Duration::from_millis(50)), None);
 }
 
 #[test]

@@ -1,0 +1,258 @@
+//! The NICs of a domain: what dom0 keeps open of them, and what it tells their backend, as often as one is started.
+//!
+//! What a driver has set is in a memory file that belongs to the incarnation and goes to every backend in turn; limits and
+//! cables that an operator has changed are kept here.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use domus_startup::fds::Outgoing;
+use domus_startup::memfd;
+use shared_abi::control::{Identity, NetCard, NetNic, NetRequest, NetStart, NetWire, NicLimits};
+use shared_abi::limits::NIC_STATE_LEN;
+use shared_abi::{DeviceId, DomId};
+use tokio::time::timeout;
+
+use super::backend::{Message, Start};
+use super::build::StartError;
+use crate::config::{ConfigError, DomainConfig, Net, NetLink};
+use crate::resources::links::Links;
+use crate::resources::passt::{self, PASST_START, PasstError};
+use crate::resources::{sockets, tap};
+use crate::supervisor::{Process, Supervisor};
+
+/// What is open of a domain's NICs, and what has been changed since.
+#[derive(Debug, Default)]
+pub struct Nets {
+    nics: Vec<OpenNic>,
+    /// What the interfaces that must be removed begin with.
+    macvtaps: Option<String>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct OpenNic {
+    id: DeviceId,
+    wire: OpenWire,
+    pairs: u16,
+    /// What its driver has set.
+    state: File,
+    limits: NicLimits,
+    up: bool,
+}
+
+#[derive(Debug)]
+enum OpenWire {
+    /// A tap or macvtap.
+    Tap(Vec<File>),
+    /// passt, and dom0's end of its cable until a backend gets that.
+    User { passt: Option<Process>, socket: Option<OwnedFd> },
+    /// Another process has what there is.
+    Elsewhere,
+}
+
+/// Queue pairs that `domus-net` serves.
+const SERVED_PAIRS: u16 = 1;
+
+/// Looks whether NIC `n` could be opened, without any effect.
+///
+/// # Errors
+/// [`ConfigError`].
+pub async fn check(config: &DomainConfig, n: usize, net: &Net, links: &Links) -> Result<(), ConfigError> {
+    let key = net.link.key();
+    let refuse = |problem: String| ConfigError::new(&config.file, format!("nets[{n}].{key}"), problem);
+    match &net.link {
+        NetLink::Bridge(name) | NetLink::Tap(name) | NetLink::Macvtap(name) => {
+            tap::check(config, n, key, name, links).await.map(drop)
+        }
+        NetLink::User(_) => passt::check().map_err(|error| refuse(error.to_string())),
+        NetLink::VhostUser(path) => {
+            sockets::foreign(config, &format!("nets[{n}].{key}"), path, false).map(drop)
+        }
+        NetLink::Network(_) | NetLink::Switch(_) => {
+            Err(refuse("cannot be served by this dom0: name a bridge".into()))
+        }
+    }
+}
+
+impl Nets {
+    /// Opens what the NICs of a config need. What was made is in `made` whatever comes of it.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn open(
+        config: &DomainConfig,
+        domid: DomId,
+        supervisor: &dyn Supervisor,
+        links: &Links,
+        made: &mut Self,
+    ) -> Result<(), StartError> {
+        for (n, net) in config.nets.iter().enumerate() {
+            let net = &Net { pairs: net.pairs.min(SERVED_PAIRS), ..net.clone() };
+            let wire = match &net.link {
+                NetLink::Bridge(bridge) => {
+                    OpenWire::Tap(tap::on_bridge(config, domid, n, net, ("bridge", bridge), links).await?)
+                }
+                NetLink::Tap(name) => OpenWire::Tap(tap::existing(config, n, net, name, links).await?),
+                NetLink::Macvtap(lower) => {
+                    made.macvtaps = Some(format!("vif{domid}."));
+                    OpenWire::Tap(tap::macvtap(config, domid, n, net, lower, links).await?)
+                }
+                NetLink::User(forwards) => {
+                    let refuse = |error: PasstError| {
+                        ConfigError::new(&config.file, format!("nets[{n}].user"), super::chain(&error))
+                    };
+                    let started = passt::start(supervisor, &config.name, &net.id, net.mtu, forwards);
+                    let (passt, socket) = started.map_err(refuse)?;
+                    // Without ports nothing is likely to be in its way, and nobody is made to wait.
+                    if !forwards.is_empty()
+                        && let Ok(how) = timeout(PASST_START, passt.ended()).await
+                    {
+                        return Err(refuse(PasstError::Ended(how)).into());
+                    }
+                    OpenWire::User { passt: Some(passt), socket: Some(socket) }
+                }
+                NetLink::Network(_) | NetLink::Switch(_) | NetLink::VhostUser(_) => OpenWire::Elsewhere,
+            };
+            let pairs = match &wire {
+                OpenWire::Tap(queues) => queues.len() as u16,
+                OpenWire::User { .. } | OpenWire::Elsewhere => 1,
+            };
+            let state = memfd::sealed("nic-state", NIC_STATE_LEN)
+                .map_err(|source| StartError::Io { act: "make a NIC's memory", source })?;
+            let id = net.id.clone();
+            made.nics.push(OpenNic { id, wire, pairs, state, limits: net.limits, up: net.up });
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, nic: &DeviceId) -> Option<&mut OpenNic> {
+        self.nics.iter_mut().find(|open| open.id == *nic)
+    }
+
+    /// Number of queue pairs that a NIC has.
+    pub fn pairs(&self, nic: &DeviceId) -> Option<u16> {
+        self.nics.iter().find(|open| open.id == *nic).map(|open| open.pairs)
+    }
+
+    /// A NIC's limits, and whether its cable is plugged in.
+    pub fn settings(&self, nic: &DeviceId) -> Option<(NicLimits, bool)> {
+        self.nics.iter().find(|open| open.id == *nic).map(|open| (open.limits, open.up))
+    }
+
+    /// Keeps a NIC's new limits for the backends to come.
+    pub fn keep_limits(&mut self, nic: &DeviceId, limits: NicLimits) {
+        if let Some(open) = self.find(nic) {
+            open.limits = limits;
+        }
+    }
+
+    /// Keeps whether a NIC's cable is plugged in.
+    pub fn keep_link(&mut self, nic: &DeviceId, up: bool) {
+        if let Some(open) = self.find(nic) {
+            open.up = up;
+        }
+    }
+
+    /// The passt of a NIC, to be ended, whose socket is of no use any more.
+    pub fn take_passt(&mut self, nic: &DeviceId) -> Option<Process> {
+        match &mut self.find(nic)?.wire {
+            OpenWire::User { passt, socket } => {
+                *socket = None;
+                passt.take()
+            }
+            OpenWire::Tap(_) | OpenWire::Elsewhere => None,
+        }
+    }
+
+    /// Keeps a NIC's new passt, and the socket for the next backend, if that does not have it yet.
+    pub fn keep_passt(&mut self, nic: &DeviceId, process: Process, connection: Option<OwnedFd>) {
+        if let Some(OpenNic { wire: OpenWire::User { passt, socket }, .. }) = self.find(nic) {
+            (*passt, *socket) = (Some(process), connection);
+        }
+    }
+
+    /// NICs on passt whose socket has gone to a backend, which has ended now.
+    pub fn unconnected(&self) -> Vec<DeviceId> {
+        let without = self.nics.iter().filter(|nic| matches!(nic.wire, OpenWire::User { socket: None, .. }));
+        without.map(|nic| nic.id.clone()).collect()
+    }
+
+    /// Lets go of the taps and ends what was started; the macvtaps are removed.
+    pub async fn close(&mut self) {
+        let processes: Vec<_> = self
+            .nics
+            .drain(..)
+            .filter_map(|nic| match nic.wire {
+                OpenWire::User { passt, .. } => passt,
+                OpenWire::Tap(_) | OpenWire::Elsewhere => None,
+            })
+            .collect();
+        end(processes).await;
+        if let (Some(prefix), Ok(links)) = (self.macvtaps.take(), Links::open()) {
+            tap::remove_macvtaps(&prefix, &links).await;
+        }
+    }
+
+    /// The start message of their backend.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn start(&mut self, config: &DomainConfig, identity: &Identity) -> io::Result<Start> {
+        let mut fds = Outgoing::default();
+        let (mut nics, mut sockets) = (Vec::new(), Vec::new());
+        for (net, open) in config.nets.iter().zip(&mut self.nics) {
+            let wire = match &mut open.wire {
+                OpenWire::Tap(queues) => {
+                    let queues = queues.iter().map(|tap| tap.try_clone().map(|tap| fds.add(tap)));
+                    NetWire::Tap { queues: queues.collect::<io::Result<_>>()?, steering: None }
+                }
+                OpenWire::User { socket, .. } => {
+                    NetWire::Stream { socket: socket.take().map(|socket| fds.add(socket)) }
+                }
+                OpenWire::Elsewhere => continue,
+            };
+            let (card, socket) = open.card(net, &mut fds)?;
+            sockets.push((net.id.clone(), socket));
+            nics.push(NetNic { card, wire });
+        }
+        let message = Message::Net(NetRequest::Start(NetStart { identity: identity.clone(), nics }));
+        Ok(Start { message, fds: fds.into_vec(), sockets, lifeline: None, marks: None })
+    }
+
+    /// What a switch is told of a NIC, and the runner's end of its socket.
+    ///
+    /// # Errors
+    /// No descriptors left; `NotFound` for a NIC that is not here.
+    pub fn card(&self, net: &Net, fds: &mut Outgoing) -> io::Result<(NetCard, OwnedFd)> {
+        let open = self.nics.iter().find(|open| open.id == net.id).ok_or(io::ErrorKind::NotFound)?;
+        open.card(net, fds)
+    }
+}
+
+impl OpenNic {
+    fn card(&self, net: &Net, fds: &mut Outgoing) -> io::Result<(NetCard, OwnedFd)> {
+        let (ours, theirs) = sockets::pair()?;
+        let card = NetCard {
+            id: net.id.clone(),
+            mac: net.mac,
+            mtu: net.mtu,
+            pairs: self.pairs,
+            filter: net.filter.clone(),
+            limits: self.limits,
+            link_up: self.up,
+            state: fds.add(self.state.try_clone()?),
+            socket: fds.add(theirs),
+        };
+        Ok((card, ours))
+    }
+}
+
+/// Kills processes and waits for their end.
+pub async fn end(processes: Vec<Process>) {
+    processes.iter().for_each(Process::kill);
+    for process in processes {
+        process.reap().await;
+    }
+}
