@@ -13,6 +13,8 @@ use crate::command::{command, read, run, run_quiet, succeeds};
 /// Debian package, what of it is used.
 const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "the guests' initrd"),
+    ("dnsmasq-base", "addresses and names for the networks that dom0 manages"),
+    ("dpdk", "testpmd, the vhost-user network backend of others"),
     ("e2fsprogs", "mke2fs makes disk images without mounting them"),
     ("fio", "the limit that the block bench compares with"),
     ("iproute2", "bridges and taps"),
@@ -20,6 +22,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kmod", "depmod orders the guests' modules"),
     ("mmdebstrap", "the guests' root file system"),
     ("nbdkit", "an NBD server that disks are tested against"),
+    ("nftables", "keeps the networks that dom0 manages apart"),
+    ("passt", "the network of a NIC that names none"),
     ("qemu-system-common", "virtiofsd and qemu-storage-daemon"),
     ("qemu-system-x86", "the nested lab, and the other VMM in the tests"),
     ("qemu-utils", "qemu-img and qemu-nbd, which qcow2 and NBD disks are tested against"),
