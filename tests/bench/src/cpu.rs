@@ -19,15 +19,41 @@ pub struct Places {
 impl Places {
     /// Takes the first two CPUs that this process may use, and ties it to the first.
     pub fn take() -> Result<Self> {
-        let this = Pid::from_raw(0);
-        let allowed = sched_getaffinity(this)?;
+        let allowed = sched_getaffinity(THIS)?;
         let mut cpus = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false));
         let client = cpus.next().context("this process may use no CPU")?;
-        let mut only = CpuSet::new();
-        only.set(client)?;
-        sched_setaffinity(this, &only)?;
-        Ok(Self { client, backend: cpus.next().unwrap_or(client) })
+        let places = Self { client, backend: cpus.next().unwrap_or(client) };
+        places.client()?;
+        Ok(places)
     }
+
+    /// Ties this thread to the client's CPU.
+    pub fn client(&self) -> Result<()> {
+        pin_this_thread(self.client)
+    }
+
+    /// Ties this thread to the backends' CPU.
+    pub fn backend(&self) -> Result<()> {
+        pin_this_thread(self.backend)
+    }
+
+    /// Lets this thread, and those that it starts from now on, run on both.
+    pub fn everywhere(&self) -> Result<()> {
+        let mut both = CpuSet::new();
+        both.set(self.client)?;
+        both.set(self.backend)?;
+        Ok(sched_setaffinity(THIS, &both)?)
+    }
+}
+
+/// The calling thread, for the scheduler.
+const THIS: Pid = Pid::from_raw(0);
+
+/// Ties the calling thread to one CPU.
+pub fn pin_this_thread(cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    Ok(sched_setaffinity(THIS, &only)?)
 }
 
 /// Ties every thread of a process to one CPU.

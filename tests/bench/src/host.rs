@@ -1,4 +1,4 @@
-//! What the figures depend on and does not show in them: the machine, and the versions of the peers.
+//! What the figures depend on and does not show in them: the machine, its file systems, the versions of the peers.
 
 use std::fs;
 use std::path::Path;
@@ -6,10 +6,8 @@ use std::process::Command;
 
 use nix::sys::statfs::{self, statfs};
 
-use crate::measure::TMPFS;
-
 /// One line for each thing.
-pub fn describe(disk: &Path) -> Vec<String> {
+pub fn describe() -> Vec<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
@@ -17,17 +15,11 @@ pub fn describe(disk: &Path) -> Vec<String> {
     vec![
         format!("CPU: {count} × {}", model.map_or("unknown", |(_, name)| name)),
         format!("kernel: {}", kernel.trim()),
-        format!("direct, cache: {} in {}", file_system(disk), disk.display()),
-        format!("tmpfs: {} in {TMPFS}", file_system(Path::new(TMPFS))),
-        format!(
-            "qemu-storage-daemon: {}",
-            first_line("qemu-storage-daemon").replace("qemu-storage-daemon version ", "")
-        ),
-        format!("fio: {}", first_line("fio")),
     ]
 }
 
-fn first_line(program: &str) -> String {
+/// The first line of what a program says of its version.
+pub fn version(program: &str) -> String {
     let output = Command::new(program).arg("--version").output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     text.ok()
@@ -35,7 +27,8 @@ fn first_line(program: &str) -> String {
         .unwrap_or_else(|| "not installed".into())
 }
 
-fn file_system(folder: &Path) -> String {
+/// What kind of file system a folder is on.
+pub fn file_system(folder: &Path) -> String {
     match statfs(folder).map(|found| found.filesystem_type()) {
         Ok(statfs::EXT4_SUPER_MAGIC) => "ext4".into(),
         Ok(statfs::TMPFS_MAGIC) => "tmpfs".into(),

@@ -1,74 +1,41 @@
-//! `domus-bench`: `domus-block` and what people would use instead of it, measured in one run with one client and no guest.
-//!
-//! ```text
-//!   client on one CPU ══ vhost-user, one queue ══ backend on another CPU ── file
-//!                                                          fio on it ─────┘
-//! ```
+//! `domus-bench`: Domus' backends and what people would use instead of them, measured in one run, with a client of our own and no guest.
 //!
 //! The rounds are interleaved (A B C A B C …) and each figure is a median. Nothing fails on a figure. Whatever ends this process, nothing
-//! stays: the file has no name, the backends die with their parent, and the sockets' folder is removed on Ctrl-C too.
+//! stays: files have no name, the backends die with their parent, and the sockets' folder is removed on Ctrl-C too.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`cases`] | the rows of the table and the programs that are compared: pure |
-//! | [`file`](mod@file) | the file they all read and write |
-//! | [`client`] | the vhost-user-blk driver |
-//! | [`backend`] | `domus-block` or `qemu-storage-daemon` on a socket |
-//! | [`fio`] | fio on the file itself |
-//! | [`guest`] | the mini guest in front of `domus-block` |
+//! | [`block`] | `domus-block` beside `qemu-storage-daemon` and fio |
+//! | [`net`] | `domus-net` and `domus-switch` beside plain loops on taps and DPDK's testpmd |
 //! | [`cpu`] | who used the processors |
-//! | [`measure`] | the rounds |
-//! | [`report`] | medians and ratios, printed |
 //! | [`host`] | the machine and the versions |
 
-mod backend;
-mod cases;
-mod client;
+mod block;
 mod cpu;
-mod file;
-mod fio;
-mod guest;
 mod host;
-mod measure;
-mod report;
+mod net;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use clap::Parser;
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
 
-use backend::Served;
-use cases::{CASES, Case, Program, Storage};
-use cpu::Places;
-use measure::{Plan, WARM_UP};
-
-/// Measures domus-block beside qemu-storage-daemon and fio.
+/// Measures Domus' backends beside their peers.
 #[derive(Debug, Parser)]
 struct Args {
     /// The folder with Domus' programs.
     #[arg(long)]
     bin: PathBuf,
-    /// A folder on the file system that is measured past the page cache; 1 GiB is needed.
-    #[arg(long)]
-    disk: PathBuf,
-    /// How often each program runs in each case.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
-    /// How long each time, in seconds.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    seconds: u64,
-    /// Measure only the cases whose names contain this.
-    #[arg(long = "case", value_name = "NAME", default_value = "")]
-    name: String,
-    /// Measure from inside the mini guest too; needs a /dev/kvm.
-    #[arg(long)]
-    guest: bool,
-    /// One JSON object a line.
-    #[arg(long)]
-    json: bool,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Block(block::Options),
+    Net(net::Options),
 }
 
 fn main() -> ExitCode {
@@ -82,60 +49,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let cases: Vec<&Case> = CASES.iter().filter(|case| case.name.contains(&args.name)).collect();
-    if cases.is_empty() {
-        let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
-        bail!("no case contains \"{}\": there are {}", args.name, names.join(", "));
-    }
     let bin =
         args.bin.canonicalize().with_context(|| format!("there is no folder {}", args.bin.display()))?;
     let folder = tempfile::Builder::new().prefix("domus-bench-").tempdir()?;
     remove_on_interrupt(folder.path())?;
-    let places = Places::take()?;
-    let time = Duration::from_secs(args.seconds);
-    let (rounds, guest) = (args.rounds, args.guest);
-    let plan = Plan { bin: &bin, folder: folder.path(), disk: &args.disk, places, guest, rounds, time };
-    if !args.json {
-        host::describe(&args.disk).iter().for_each(|line| println!("{line}"));
-        println!("client on CPU {}; backends, and fio, on CPU {}", places.client, places.backend);
-        println!(
-            "medians of {} rounds of {} s, interleaved, {WARM_UP:?} before each",
-            args.rounds, args.seconds
-        );
-        println!("{}", report::head());
-    }
-    let mut failed = false;
-    for case in &cases {
-        let results = plan.case(case)?;
-        failed |= results.iter().any(|(_, rounds)| rounds.is_err());
-        let lines = if args.json { report::json(case, &results) } else { report::lines(case, &results) };
-        lines.iter().for_each(|line| println!("{line}"));
-    }
-    if !args.json {
-        println!(
-            "\"CPU µs\": of the backend, or of fio, for each request; \"others\": CPU that other processes used meanwhile"
-        );
-        commands(&cases, time);
-    }
-    if failed {
-        bail!("some programs did not run in some cases");
-    }
-    Ok(())
-}
-
-/// Prints how each program was started, once for each storage.
-fn commands(cases: &[&Case], time: Duration) {
-    let file = Path::new("FILE");
-    for storage in [Storage::Direct, Storage::Tmpfs, Storage::Null] {
-        let Some(case) = cases.iter().find(|case| case.storage == storage) else { continue };
-        for program in Program::ALL.into_iter().filter(|program| program.does(case)) {
-            let words = match program {
-                Program::Guest => continue,
-                Program::Fio => fio::command_line(case, file, WARM_UP, time),
-                _ => backend::command_line(program, Served { storage, file: Some(file) }),
-            };
-            println!("{}", words.join(" "));
-        }
+    match &args.what {
+        What::Block(options) => block::run(options, &bin, folder.path()),
+        What::Net(options) => net::run(options, &bin, folder.path()),
     }
 }
 
@@ -153,4 +73,11 @@ fn remove_on_interrupt(folder: &Path) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// The middle one, or the mean of the two in the middle; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or_default();
+    (at(values.len() / 2) + at(values.len().saturating_sub(1) / 2)) / 2.0
 }

@@ -14,7 +14,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shared_abi::Role;
 use shared_abi::control::FromChild;
 
 use super::footprint::Footprint;
@@ -34,31 +33,31 @@ pub struct Child<A, E> {
 }
 
 impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
-    /// Starts the program of `role` from the folder `programs`, with its control socket in `folder`, and sends `start`.
+    /// Starts `program` from the folder `programs`, with its control socket in `folder`, and sends `start`.
     /// The result is what it answers.
     pub fn start<R: Serialize>(
         programs: &Path,
-        role: Role,
+        program: &'static str,
         folder: &Path,
         start: &R,
         fds: Outgoing,
     ) -> Result<(Self, A)> {
-        let path = folder.join(format!("{role}.sock"));
-        let log = folder.join(format!("{role}.log"));
-        let mut command = tied(programs.join(role.program()));
+        let path = folder.join(format!("{program}.sock"));
+        let log = folder.join(format!("{program}.log"));
+        let mut command = tied(programs.join(program));
         command.stderr(File::create(&log).context("cannot make a log file")?);
-        let mut process = Running::start(role.program(), command.arg("--control").arg(&path))
-            .with_context(|| format!("cannot start {}", role.program()))?;
+        let mut process = Running::start(program, command.arg("--control").arg(&path))
+            .with_context(|| format!("cannot start {program}"))?;
         let begin = Instant::now();
         let socket = loop {
             if let Ok(socket) = dial(&path) {
                 break socket;
             }
             if let Some(status) = process.ended()? {
-                bail!("{} ended with {status} before it listened", role.program());
+                bail!("{program} ended with {status} before it listened");
             }
             if begin.elapsed() > PATIENCE {
-                bail!("{} does not listen on {}", role.program(), path.display());
+                bail!("{program} does not listen on {}", path.display());
             }
             std::thread::sleep(Duration::from_millis(1));
         };

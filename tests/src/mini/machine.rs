@@ -167,13 +167,13 @@ impl Machine {
                 let locks = Vec::new();
                 let start = BlockStart { identity: identity.clone(), disks, locks, limits, lifeline };
                 let start = BlockRequest::Start(Box::new(start));
-                Backend::start(programs, Role::Block, folder.path(), &start, to_block)
+                Backend::start(programs, Role::Block.program(), folder.path(), &start, to_block)
             })
             .transpose()?;
         let net = (!nics.is_empty())
             .then(|| {
                 let start = NetRequest::Start(NetStart { identity: identity.clone(), nics });
-                Backend::start(programs, Role::Net, folder.path(), &start, to_net)
+                Backend::start(programs, Role::Net.program(), folder.path(), &start, to_net)
             })
             .transpose()?;
 
@@ -190,7 +190,8 @@ impl Machine {
             serial: Some(to_runner.add(runner_serial)),
             devices,
         }));
-        let (mut runner, ready) = Child::start(programs, Role::Runner, folder.path(), &start, to_runner)?;
+        let (mut runner, ready) =
+            Child::start(programs, Role::Runner.program(), folder.path(), &start, to_runner)?;
         if ready != RunnerReply::Ready {
             bail!("the runner answers its start with {ready:?}");
         }

@@ -30,21 +30,31 @@ struct InterfaceRequest {
 /// Without root, or without /dev/net/tun.
 pub fn in_own_namespace(address: Ipv4Addr) -> Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: run the tests as root")?;
+    let tap = open(NAME)?;
+    ip("link set lo up")?;
+    ip(&format!("addr add {address}/24 dev {NAME}"))?;
+    ip(&format!("link set {NAME} up"))?;
+    Ok(tap)
+}
+
+/// Makes the tap `name`, of at most 15 bytes, with virtio-net headers and non-blocking, or attaches to it. One that is made is
+/// gone with its last descriptor.
+///
+/// # Errors
+/// Without root, or without /dev/net/tun.
+pub fn open(name: &str) -> Result<OwnedFd> {
     let tap = File::options()
         .read(true)
         .write(true)
         .custom_flags(nix::libc::O_NONBLOCK)
         .open("/dev/net/tun")
         .context("cannot open /dev/net/tun")?;
-    attach(&tap).context("cannot make a tap")?;
-    ip("link set lo up")?;
-    ip(&format!("addr add {address}/24 dev {NAME}"))?;
-    ip(&format!("link set {NAME} up"))?;
+    attach(&tap, name).with_context(|| format!("cannot make the tap {name}"))?;
     Ok(tap.into())
 }
 
 #[expect(unsafe_code, reason = "TUNSETIFF has no safe wrapper")]
-fn attach(tap: &File) -> nix::Result<()> {
+fn attach(tap: &File, name: &str) -> nix::Result<()> {
     nix::ioctl_write_ptr_bad!(
         set_interface,
         nix::request_code_write!(b'T', 202, size_of::<i32>()),
@@ -52,7 +62,7 @@ fn attach(tap: &File) -> nix::Result<()> {
     );
     let mut request =
         InterfaceRequest { name: [0; 16], flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };
-    request.name[..NAME.len()].copy_from_slice(NAME.as_bytes());
+    request.name[..15].iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
     // SAFETY: `request` is a live `struct ifreq` of 40 bytes, which is all that TUNSETIFF reads.
     unsafe { set_interface(tap.as_raw_fd(), &raw const request) }.map(drop)
 }

@@ -116,6 +116,13 @@ enum Bench {
         #[command(flatten)]
         options: bench::block::Options,
     },
+    /// The net backend and the switch beside testpmd and plain loops: rates, an echo's time, CPU.
+    Net {
+        #[command(flatten)]
+        yes: Yes,
+        #[command(flatten)]
+        options: bench::net::Options,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -165,6 +172,7 @@ fn run(task: Task) -> Result<()> {
         Task::Fuzz => fuzz::short_runs(),
         Task::Bench { bench: Bench::Start { yes, json } } => bench::start::start(yes.consent(), json),
         Task::Bench { bench: Bench::Block { yes, options } } => bench::block::block(yes.consent(), &options),
+        Task::Bench { bench: Bench::Net { yes, options } } => bench::net::net(yes.consent(), &options),
         Task::Images { yes, file } => {
             packages::install_packages(yes.consent())?;
             images::images(images::KERNELS)?.save(&file)

@@ -14,11 +14,12 @@ use crate::command::{command, read, run, run_quiet, succeeds};
 const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "the guests' initrd"),
     ("dnsmasq-base", "addresses and names for the networks that dom0 manages"),
-    ("dpdk", "testpmd, the vhost-user network backend of others"),
+    ("dpdk-dev", "testpmd, which NICs are tested against and the net bench compares with"),
     ("e2fsprogs", "mke2fs makes disk images without mounting them"),
     ("fio", "the limit that the block bench compares with"),
     ("iproute2", "bridges and taps"),
     ("iputils-ping", "asks the guest's NIC"),
+    ("iperf3", "traffic of guests"),
     ("kmod", "depmod orders the guests' modules"),
     ("mmdebstrap", "the guests' root file system"),
     ("nbdkit", "an NBD server that disks are tested against"),

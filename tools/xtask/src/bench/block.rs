@@ -1,10 +1,11 @@
 //! `cargo xtask bench block`: the block backend beside its peers, which `domus-bench` measures.
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Args;
 
+use super::program;
 use crate::command::{command, run};
-use crate::packages::{Consent, install_packages};
+use crate::packages::Consent;
 use crate::workspace;
 
 /// What `domus-bench` is told.
@@ -29,20 +30,10 @@ pub struct Options {
 
 /// Builds what is measured as it is shipped, and measures it on the file system of the build folder.
 pub fn block(consent: Consent, options: &Options) -> Result<()> {
-    install_packages(consent)?;
-    let mut cargo = command("cargo", ["build", "--release", "--locked", "--bins"]);
-    cargo.args(["--package", "domus-block", "--package", "domus-bench"]);
-    if options.guest {
-        cargo.args(["--package", "domu-runner"]);
-    }
-    run(cargo.current_dir(workspace::root())).context("what is measured does not build")?;
-    let bin = workspace::target().join("release");
-    let program = bin.join("domus-bench");
-    if !program.is_file() {
-        bail!("cargo built no {}", program.display());
-    }
+    let packages: &[&str] = if options.guest { &["domus-block", "domu-runner"] } else { &["domus-block"] };
+    let (bin, program) = program(consent, packages)?;
     let mut bench = command(&program.display().to_string(), ["--bin"]);
-    bench.arg(&bin).arg("--disk").arg(workspace::target()).args(["--case", &options.name]);
+    bench.arg(&bin).arg("block").arg("--disk").arg(workspace::target()).args(["--case", &options.name]);
     bench.args(["--rounds", &options.rounds.to_string(), "--seconds", &options.seconds.to_string()]);
     bench.args(options.guest.then_some("--guest")).args(options.json.then_some("--json"));
     run(&mut bench)

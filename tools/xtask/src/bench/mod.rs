@@ -1,4 +1,30 @@
 //! `cargo xtask bench`: figures to look at, never to fail on. Every line of `--json` has the same shape, whatever is measured.
 
 pub mod block;
+pub mod net;
 pub mod start;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{command, run};
+use crate::packages::{Consent, install_packages};
+use crate::workspace;
+
+/// Builds `domus-bench` and these packages as they are shipped; returns the folder with their programs, and its path.
+fn program(consent: Consent, packages: &[&str]) -> Result<(PathBuf, PathBuf)> {
+    install_packages(consent)?;
+    let mut cargo =
+        command("cargo", ["build", "--release", "--locked", "--bins", "--package", "domus-bench"]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    run(cargo.current_dir(workspace::root())).context("what is measured does not build")?;
+    let bin = workspace::target().join("release");
+    let program = bin.join("domus-bench");
+    if !program.is_file() {
+        bail!("cargo built no {}", program.display());
+    }
+    Ok((bin, program))
+}

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::backend::{Backend, Served};
-use crate::cases::{Case, Program, Storage};
-use crate::client::Client;
+use super::backend::{Backend, Served};
+use super::cases::{Case, Program, Storage};
+use super::client::Client;
+use super::file::Data;
+use super::{fio, guest};
 use crate::cpu::{Clock, Places};
-use crate::file::Data;
-use crate::{fio, guest};
 
 /// Before anything is counted: caches fill, clocks rise, and what was read is compared.
 pub const WARM_UP: Duration = Duration::from_millis(500);

@@ -2,29 +2,24 @@
 
 use serde_json::json;
 
-use crate::cases::{Case, Program};
-use crate::measure::{Rounds, Sample};
+use super::cases::{Case, Program};
+use super::measure::{Rounds, Sample};
+use crate::median;
 
 /// The median of each column by itself.
-fn median(samples: &[Sample]) -> Option<Sample> {
-    let of = |field: fn(&Sample) -> f64| {
-        let mut values: Vec<f64> = samples.iter().map(field).collect();
-        values.sort_by(f64::total_cmp);
-        let upper = *values.get(values.len() / 2)?;
-        let lower = *values.get(values.len().checked_sub(1)? / 2)?;
-        Some((lower + upper) / 2.0)
-    };
-    Some(Sample {
-        iops: of(|sample| sample.iops)?,
-        p50_us: of(|sample| sample.p50_us)?,
-        p99_us: of(|sample| sample.p99_us)?,
-        cpu_us: of(|sample| sample.cpu_us)?,
-        others: of(|sample| sample.others)?,
+fn middle(samples: &[Sample]) -> Option<Sample> {
+    let of = |field: fn(&Sample) -> f64| median(samples.iter().map(field).collect());
+    (!samples.is_empty()).then(|| Sample {
+        iops: of(|sample| sample.iops),
+        p50_us: of(|sample| sample.p50_us),
+        p99_us: of(|sample| sample.p99_us),
+        cpu_us: of(|sample| sample.cpu_us),
+        others: of(|sample| sample.others),
     })
 }
 
 fn medians(results: &[(Program, Rounds)]) -> Vec<(Program, Sample)> {
-    let of = |rounds: &Rounds| rounds.as_ref().ok().and_then(|samples| median(samples));
+    let of = |rounds: &Rounds| rounds.as_ref().ok().and_then(|samples| middle(samples));
     results.iter().filter_map(|(program, rounds)| Some((*program, of(rounds)?))).collect()
 }
 
@@ -52,7 +47,7 @@ pub fn lines(case: &Case, results: &[(Program, Rounds)]) -> Vec<String> {
                 continue;
             }
         };
-        let Some(this) = median(samples) else { continue };
+        let Some(this) = middle(samples) else { continue };
         let (rate, unit) = case.rate(this.iops);
         let lowest = samples.iter().map(|sample| sample.iops).fold(f64::INFINITY, f64::min);
         let highest = samples.iter().map(|sample| sample.iops).fold(0.0, f64::max);
@@ -102,8 +97,8 @@ pub fn json(case: &Case, results: &[(Program, Rounds)]) -> Vec<String> {
 mod tests {
     use anyhow::anyhow;
 
+    use super::super::cases::CASES;
     use super::*;
-    use crate::cases::CASES;
 
     fn rounds(rates: &[f64]) -> Rounds {
         Ok(rates.iter().map(|&iops| Sample { iops, ..Sample::default() }).collect())

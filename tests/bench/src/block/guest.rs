@@ -10,9 +10,9 @@ use domus_tests::mini::child::Child;
 use domus_tests::mini::machine::{Disk, Machine, Plan};
 use domus_tests::mini::report::{Line, number};
 
-use crate::cases::{Access, Case, Storage};
+use super::cases::{Access, Case, Storage};
+use super::measure::{Sample, WARM_UP};
 use crate::cpu::{Clock, Places, pin};
-use crate::measure::{Sample, WARM_UP};
 
 /// A guest that says nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);

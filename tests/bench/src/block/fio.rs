@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 use domus_tests::child::Running;
 use serde_json::Value;
 
-use crate::backend::pinned;
-use crate::cases::{Case, Storage};
+use super::backend::pinned;
+use super::cases::{Case, Storage};
+use super::file::SIZE;
+use super::measure::Sample;
 use crate::cpu::{Clock, Used};
-use crate::file::SIZE;
-use crate::measure::Sample;
 
 /// fio's command line, for the report too.
 pub fn command_line(case: &Case, file: &Path, warm_up: Duration, time: Duration) -> Vec<String> {

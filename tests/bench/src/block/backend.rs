@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use domus_tests::child::{Running, poll_until, tied};
 
-use crate::cases::{Program, Storage};
-use crate::file::SIZE;
+use super::cases::{Program, Storage};
+use super::file::SIZE;
 
 /// What a backend serves.
 #[derive(Clone, Copy, Debug)]

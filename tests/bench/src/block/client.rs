@@ -17,8 +17,8 @@ use virtio_driver::{
     VirtioFeatureFlags,
 };
 
-use crate::cases::{Access, Case, Storage};
-use crate::file::{SIZE, STAMPED};
+use super::cases::{Access, Case, Storage};
+use super::file::{SIZE, STAMPED};
 
 /// Descriptors of the queue: three for each request, and 32 requests.
 const QUEUE_SIZE: u16 = 256;
