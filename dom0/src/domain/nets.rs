@@ -19,7 +19,7 @@ use super::build::StartError;
 use crate::config::{ConfigError, DomainConfig, Net, NetLink};
 use crate::resources::links::Links;
 use crate::resources::passt::{self, PASST_START, PasstError};
-use crate::resources::{sockets, tap};
+use crate::resources::{sockets, steering, tap};
 use crate::supervisor::{Process, Supervisor};
 
 /// What is open of a domain's NICs, and what has been changed since.
@@ -45,11 +45,25 @@ struct OpenNic {
 #[derive(Debug)]
 enum OpenWire {
     /// A tap or macvtap.
-    Tap(Vec<File>),
+    Tap {
+        /// Its queues.
+        queues: Vec<File>,
+        /// The table by which it chooses among them.
+        steering: Option<OwnedFd>,
+    },
     /// passt, and dom0's end of its cable until a backend gets that.
     User { passt: Option<Process>, socket: Option<OwnedFd> },
     /// Another process has what there is.
     Elsewhere,
+}
+
+impl OpenWire {
+    fn tap(queues: Vec<File>) -> Self {
+        // A macvtap takes no program, and a dom0 without privileges may not load one: the kernel chooses by itself then.
+        let steered = queues.first().filter(|_| queues.len() > 1);
+        let steering = steered.and_then(|queue| steering::steer(queue).ok());
+        Self::Tap { queues, steering }
+    }
 }
 
 /// Queue pairs that `domus-net` serves.
@@ -92,12 +106,12 @@ impl Nets {
             let net = &Net { pairs: net.pairs.min(SERVED_PAIRS), ..net.clone() };
             let wire = match &net.link {
                 NetLink::Bridge(bridge) => {
-                    OpenWire::Tap(tap::on_bridge(config, domid, n, net, ("bridge", bridge), links).await?)
+                    OpenWire::tap(tap::on_bridge(config, domid, n, net, ("bridge", bridge), links).await?)
                 }
-                NetLink::Tap(name) => OpenWire::Tap(tap::existing(config, n, net, name, links).await?),
+                NetLink::Tap(name) => OpenWire::tap(tap::existing(config, n, net, name, links).await?),
                 NetLink::Macvtap(lower) => {
                     made.macvtaps = Some(format!("vif{domid}."));
-                    OpenWire::Tap(tap::macvtap(config, domid, n, net, lower, links).await?)
+                    OpenWire::tap(tap::macvtap(config, domid, n, net, lower, links).await?)
                 }
                 NetLink::User(forwards) => {
                     let refuse = |error: PasstError| {
@@ -116,7 +130,7 @@ impl Nets {
                 NetLink::Network(_) | NetLink::Switch(_) | NetLink::VhostUser(_) => OpenWire::Elsewhere,
             };
             let pairs = match &wire {
-                OpenWire::Tap(queues) => queues.len() as u16,
+                OpenWire::Tap { queues, .. } => queues.len() as u16,
                 OpenWire::User { .. } | OpenWire::Elsewhere => 1,
             };
             let state = memfd::sealed("nic-state", NIC_STATE_LEN)
@@ -162,7 +176,7 @@ impl Nets {
                 *socket = None;
                 passt.take()
             }
-            OpenWire::Tap(_) | OpenWire::Elsewhere => None,
+            OpenWire::Tap { .. } | OpenWire::Elsewhere => None,
         }
     }
 
@@ -186,7 +200,7 @@ impl Nets {
             .drain(..)
             .filter_map(|nic| match nic.wire {
                 OpenWire::User { passt, .. } => passt,
-                OpenWire::Tap(_) | OpenWire::Elsewhere => None,
+                OpenWire::Tap { .. } | OpenWire::Elsewhere => None,
             })
             .collect();
         end(processes).await;
@@ -204,9 +218,11 @@ impl Nets {
         let (mut nics, mut sockets) = (Vec::new(), Vec::new());
         for (net, open) in config.nets.iter().zip(&mut self.nics) {
             let wire = match &mut open.wire {
-                OpenWire::Tap(queues) => {
+                OpenWire::Tap { queues, steering } => {
                     let queues = queues.iter().map(|tap| tap.try_clone().map(|tap| fds.add(tap)));
-                    NetWire::Tap { queues: queues.collect::<io::Result<_>>()?, steering: None }
+                    let queues = queues.collect::<io::Result<_>>()?;
+                    let steering = steering.as_ref().map(|table| table.try_clone()).transpose()?;
+                    NetWire::Tap { queues, steering: steering.map(|table| fds.add(table)) }
                 }
                 OpenWire::User { socket, .. } => {
                     NetWire::Stream { socket: socket.take().map(|socket| fds.add(socket)) }
