@@ -36,6 +36,12 @@ pub trait Device: Send + 'static {
         false
     }
 
+    /// Refuse memory whose file could become shorter (`F_SEAL_SHRINK`): reading it would end this process, which a process
+    /// that serves several guests cannot leave to one of them.
+    fn sealed_memory(&self) -> bool {
+        false
+    }
+
     /// The device is reset, or its frontend has gone: forget what the driver has set. No ring runs.
     fn reset(&mut self) {}
 }

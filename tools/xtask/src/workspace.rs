@@ -23,8 +23,16 @@ pub fn images() -> PathBuf {
 }
 
 /// Every program the lab runs.
-pub const BINARIES: &[&str] =
-    &["dom0", "domus", "domu-runner", "domus-block", "domus-net", "domus-console", "domus-lab"];
+pub const BINARIES: &[&str] = &[
+    "dom0",
+    "domus",
+    "domu-runner",
+    "domus-block",
+    "domus-net",
+    "domus-switch",
+    "domus-console",
+    "domus-lab",
+];
 
 /// Where profile `lab` puts the binaries.
 pub fn binaries() -> PathBuf {
@@ -34,9 +42,16 @@ pub fn binaries() -> PathBuf {
 /// Builds the binaries with profile `lab` and returns the folder that holds them.
 pub fn build_binaries() -> Result<PathBuf> {
     let mut cargo = command("cargo", ["build", "--profile", "lab", "--locked", "--bins"]);
-    for package in
-        ["dom0", "domus", "domu-runner", "domus-block", "domus-net", "domus-console", "domus-tests"]
-    {
+    for package in [
+        "dom0",
+        "domus",
+        "domu-runner",
+        "domus-block",
+        "domus-net",
+        "domus-switch",
+        "domus-console",
+        "domus-tests",
+    ] {
         cargo.args(["--package", package]);
     }
     run(cargo.current_dir(root())).context("the binaries of Domus do not build")?;

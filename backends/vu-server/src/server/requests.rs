@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use domus_startup::control::chain;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -126,6 +127,21 @@ impl<D: Device> State<D> {
         self.change_all(|state| state.memory = Arc::new(memory))
     }
 
+    /// Refuses a region's file that could become shorter, if the device does.
+    fn check_seals(&self, file: &File) -> Result<()> {
+        let sealed = || {
+            let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
+            SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK)
+        };
+        if !self.device.sealed_memory() || sealed() {
+            return Ok(());
+        }
+        Err(refuse(
+            "a memory region's file that could become shorter: only sealed ones (F_SEAL_SHRINK) are mapped"
+                .into(),
+        ))
+    }
+
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         if self.device.inflight() { PROTOCOL | VhostUserProtocolFeatures::INFLIGHT_SHMFD } else { PROTOCOL }
     }
@@ -206,6 +222,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
         let mut memory = MemoryTable::default();
         for (region, file) in regions.iter().zip(files) {
+            self.check_seals(&file)?;
             memory
                 .add(region.guest_phys_addr, region.user_addr, region.memory_size, file, region.mmap_offset)
                 .map_err(|error| refuse(chain(&error)))?;
@@ -226,6 +243,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         // Nothing that a running ring uses goes away: it learns of the new region when it is started next, so start
         // them all again.
+        self.check_seals(&file)?;
         let mut memory = MemoryTable::clone(&self.memory);
         memory
             .add(region.guest_phys_addr, region.user_addr, region.memory_size, file, region.mmap_offset)

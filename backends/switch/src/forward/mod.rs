@@ -1,0 +1,346 @@
+//! The data thread: takes frames from the transmit rings of all ports and puts them into receive rings.
+//!
+//! ```text
+//!   for each port with something to send: up to BURST frames ─▶ publish receivers, publish sender
+//!   nothing left ─▶ look for a moment, if frames come one soon after the other ─▶ ask for kicks ─▶ sleep
+//! ```
+//!
+//! A frame for one port that has no room waits at the head of its sender's ring for up to [`HOLD`], and with it what the same
+//! guest sends after it. Then it is lost, and so is what follows, until that receiver takes a frame again: a guest that
+//! does not empty its ring holds others back for one moment in all. A frame for all ports never waits.
+
+mod copy;
+mod events;
+mod pass;
+mod receive;
+mod table;
+mod transmit;
+mod whole;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use vu_server::{Attention, Order, Orders, Queue};
+
+use crate::MAX_PORTS;
+use crate::gate::now;
+use crate::nic::{PortOrder, Shared};
+
+use copy::Places;
+use events::{Event, Events};
+use receive::Receive;
+use table::Table;
+use transmit::{Transmit, Wait};
+use whole::Whole;
+
+/// How long a frame may wait for a receiver without room, in nanoseconds: time for its guest to be called and to give
+/// buffers back.
+pub const HOLD: u64 = 1_000_000;
+
+/// Passes over all ports between two looks for orders.
+const PASSES: u32 = 64;
+
+/// Looks at the rings between two looks at the clock.
+const LOOKS: u32 = 32;
+
+/// What the data thread is told of the ports.
+#[derive(Debug)]
+pub enum SwitchOrder {
+    /// There is a port in this slot, which was free; its rings come with `orders`.
+    Add {
+        /// 0 to [`MAX_PORTS`] - 1.
+        slot: usize,
+        /// The port.
+        shared: Arc<Shared>,
+        /// Its rings.
+        orders: Orders<PortOrder>,
+    },
+    /// The port in this slot is gone.
+    Remove {
+        /// The slot.
+        slot: usize,
+        /// Told when it is.
+        done: SyncSender<()>,
+    },
+}
+
+/// What the data thread cannot make any more once it is sealed.
+#[derive(Debug)]
+pub struct Prepared {
+    orders: Orders<SwitchOrder>,
+    events: Events,
+}
+
+impl Prepared {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// There is no epoll.
+    pub fn new(orders: Orders<SwitchOrder>) -> io::Result<Self> {
+        let events = Events::new()?;
+        events.watch(&orders, Event::Switch)?;
+        Ok(Self { orders, events })
+    }
+}
+
+/// All ports.
+#[derive(Debug)]
+pub struct Forward {
+    orders: Orders<SwitchOrder>,
+    events: Events,
+    ports: Ports,
+    /// Orders of each port whose frontend may still come.
+    port_orders: Vec<Option<Orders<PortOrder>>>,
+    attention: Attention,
+    happened: Vec<Event>,
+}
+
+/// What a frame meets on its way.
+#[derive(Debug)]
+struct Ports {
+    receive: Vec<Option<Receive>>,
+    transmit: Vec<Option<Box<Transmit>>>,
+    table: Table,
+    /// Addresses of the frame in work, and of its buffers.
+    places: Places,
+    whole: Whole,
+    /// Ports that have been given frames which they have not been shown, as bits.
+    unpublished: u64,
+}
+
+const _: () = assert!(MAX_PORTS <= u64::BITS as usize);
+
+impl Forward {
+    /// A switch without ports, to be run by the thread that makes it.
+    pub fn new(prepared: Prepared) -> Self {
+        let Prepared { orders, events } = prepared;
+        let ports = Ports {
+            receive: (0..MAX_PORTS).map(|_| None).collect(),
+            transmit: (0..MAX_PORTS).map(|_| None).collect(),
+            table: Table::default(),
+            places: Places::default(),
+            whole: Whole::default(),
+            unpublished: 0,
+        };
+        let port_orders = (0..MAX_PORTS).map(|_| None).collect();
+        let attention = Attention::default();
+        Self { orders, events, ports, port_orders, attention, happened: Vec::new() }
+    }
+
+    /// Works until told to quit.
+    pub fn run(mut self) {
+        let mut passes = 0;
+        loop {
+            if self.ports.pass_all(now()) {
+                passes += 1;
+                if passes < PASSES {
+                    continue;
+                }
+                self.events.wait(Some(0), &mut self.happened);
+            } else {
+                self.rest();
+            }
+            passes = 0;
+            if !self.look() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn rest(&mut self) {
+        let start = now();
+        let limit = self.attention.limit();
+        if limit > 0 && self.ports.look_out(start, limit) {
+            self.attention.came(now().saturating_sub(start));
+            return;
+        }
+        // Those who have sent nothing for now are asked to kick; who has something meanwhile need not.
+        if self.ports.arm() {
+            return;
+        }
+        self.events.wait(self.ports.due_in(now()), &mut self.happened);
+        self.attention.came(now().saturating_sub(start));
+    }
+
+    /// Obeys orders and takes note of kicks. False when told to quit.
+    fn look(&mut self) -> bool {
+        while let Some(event) = self.happened.pop() {
+            match event {
+                Event::Switch => {
+                    while let Some(order) = self.orders.take() {
+                        match order {
+                            Order::Device(order) => self.obey(order),
+                            Order::Quit => return false,
+                            // The switch itself has no rings.
+                            Order::Start(_) | Order::Stop { .. } | Order::Call { .. } => {}
+                        }
+                    }
+                }
+                Event::Port(slot) => self.obey_port(slot),
+                Event::Receive(slot) => self.ports.has_room(slot),
+                // Every pass looks at the ring.
+                Event::Transmit(_) => {}
+            }
+        }
+        true
+    }
+
+    fn obey(&mut self, order: SwitchOrder) {
+        match order {
+            SwitchOrder::Add { slot, shared, orders } => {
+                if slot >= MAX_PORTS || self.events.watch(&orders, Event::Port(slot)).is_err() {
+                    // Without orders there are no rings: the port is silent, and its frontend is told so.
+                    return;
+                }
+                self.ports.table.fix(shared.mac.bytes(), slot);
+                self.ports.receive[slot] = Some(Receive::new(shared.clone()));
+                self.ports.transmit[slot] = Some(Box::new(Transmit::new(shared)));
+                self.port_orders[slot] = Some(orders);
+                // What was sent to it before is there already, perhaps.
+                self.obey_port(slot);
+            }
+            SwitchOrder::Remove { slot, done } => {
+                self.obey_port(slot);
+                if let Some(orders) = self.port_orders.get_mut(slot).and_then(Option::take) {
+                    self.events.forget(&orders);
+                }
+                self.ports.table.forget(slot);
+                self.ports.receive[slot] = None;
+                self.ports.transmit[slot] = None;
+                // Whoever asked may have stopped waiting.
+                let _ = done.try_send(());
+            }
+        }
+    }
+
+    fn obey_port(&mut self, slot: usize) {
+        let Some(orders) = self.port_orders.get_mut(slot).and_then(Option::take) else { return };
+        while let Some(order) = orders.take() {
+            match order {
+                Order::Start(queue) => self.start(slot, queue),
+                Order::Stop { queue, reply } => {
+                    if let Some(queue) = self.stop(slot, queue) {
+                        reply.done(queue);
+                    }
+                }
+                Order::Call { queue, call } => {
+                    if let Some(queue) = self.ports.queue(slot, queue) {
+                        queue.set_call(call);
+                    }
+                }
+                Order::Device(PortOrder::Look(done)) => {
+                    self.ports.look_again(slot);
+                    let _ = done.try_send(());
+                }
+                Order::Quit => {
+                    self.events.forget(&orders);
+                    return;
+                }
+            }
+        }
+        self.port_orders[slot] = Some(orders);
+    }
+
+    fn start(&mut self, slot: usize, queue: Box<Queue>) {
+        let (Some(receive), Some(transmit)) = (&mut self.ports.receive[slot], &mut self.ports.transmit[slot])
+        else {
+            return;
+        };
+        if queue.index() == RECEIVE {
+            self.events.watch_kick(queue.kick(), Event::Receive(slot));
+            receive.start(queue);
+        } else {
+            self.events.watch_kick(queue.kick(), Event::Transmit(slot));
+            transmit.start(queue);
+        }
+    }
+
+    fn stop(&mut self, slot: usize, queue: u16) -> Option<Box<Queue>> {
+        let queue = if queue == RECEIVE {
+            self.ports.receive[slot].as_mut().and_then(Receive::stop)
+        } else {
+            self.ports.transmit[slot].as_mut().and_then(|transmit| transmit.stop())
+        }?;
+        self.events.forget(queue.kick());
+        Some(queue)
+    }
+}
+
+/// Queue 0 receives, queue 1 transmits (virtio 1.3 §5.1.2).
+const RECEIVE: u16 = 0;
+
+impl Ports {
+    fn queue(&mut self, slot: usize, queue: u16) -> Option<&mut Queue> {
+        if queue == RECEIVE {
+            self.receive[slot].as_mut()?.queue()
+        } else {
+            self.transmit[slot].as_mut()?.queue()
+        }
+    }
+
+    /// Looks at all rings for `limit` nanoseconds; true as soon as one has something to send.
+    fn look_out(&self, start: u64, limit: u64) -> bool {
+        loop {
+            let time = now();
+            for _ in 0..LOOKS {
+                if self.transmit.iter().flatten().any(|transmit| transmit.has_work(time)) {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if time.saturating_sub(start) > limit {
+                return false;
+            }
+        }
+    }
+
+    /// Asks for the kicks of those who are waited for. True if one need not be waited for.
+    fn arm(&mut self) -> bool {
+        let time = now();
+        let mut busy = false;
+        for slot in 0..MAX_PORTS {
+            let Some(transmit) = &mut self.transmit[slot] else { continue };
+            match transmit.wait {
+                None => {
+                    if let Some(queue) = transmit.queue() {
+                        busy |= !queue.is_broken() && queue.enable_kicks();
+                    }
+                }
+                Some(Wait::Room(receiver, until)) => {
+                    let has_room = self.receive[receiver].as_mut().is_none_or(Receive::ask);
+                    transmit.retry |= has_room;
+                    busy |= has_room || time >= until;
+                }
+                Some(Wait::Limit(until)) => busy |= time >= until,
+            }
+        }
+        busy
+    }
+
+    /// Until the next frame that waits is due, in nanoseconds; none if there is none.
+    fn due_in(&self, time: u64) -> Option<u64> {
+        let due = |transmit: &Transmit| match transmit.wait? {
+            Wait::Room(_, until) | Wait::Limit(until) => Some(until.saturating_sub(time)),
+        };
+        self.transmit.iter().flatten().filter_map(|transmit| due(transmit)).min()
+    }
+
+    /// This receiver has more room: who waits for it tries again.
+    fn has_room(&mut self, slot: usize) {
+        for transmit in self.transmit.iter_mut().flatten() {
+            if matches!(transmit.wait, Some(Wait::Room(receiver, _)) if receiver == slot) {
+                transmit.retry = true;
+            }
+        }
+    }
+
+    /// What this port may do has changed: whoever waits, tries again.
+    fn look_again(&mut self, slot: usize) {
+        self.has_room(slot);
+        if let Some(transmit) = &mut self.transmit[slot] {
+            transmit.retry = true;
+        }
+    }
+}

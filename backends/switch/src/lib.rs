@@ -1,0 +1,47 @@
+//! A switch in user space: each port is a vhost-user-net device, and a frame goes from one guest's memory to another's with
+//! one copy and without the kernel's network.
+//!
+//! ```text
+//!   guest A ══ transmit ring ══▶ ┌──────────────── data thread ────────────────┐ ══ receive ring ══▶ guest B
+//!                                │ header ▶ filter ▶ limits ▶ table ▶ one copy │ ══ receive ring ══▶ guest C
+//!   runners ── vhost-user ─────▶ connection threads ── queues ──▶ │            │
+//!   dom0 ───── control ────────▶ main thread ──────── ports ────▶ │            │
+//! ```
+//!
+//! The price is isolation: this process maps the RAM of all its guests, so a guest that takes it over has them all. That is
+//! why nothing but a NIC's config puts a domain on a switch.
+//!
+//! One thread moves all frames, so that nothing on their way is shared or locked; the threads of the connections are made
+//! before the seal, one for each of [`MAX_PORTS`] ports.
+//!
+//! Promised:
+//! - A guest that lies in its rings stands still alone, and a frontend that breaks the protocol loses its own port
+//!   ([`SwitchEvent::PortFailed`](shared_abi::control::SwitchEvent)). Memory that could shrink under this process is refused.
+//! - What a guest sends is checked as by `domus-net`, on a private copy of the frame's head that is what is sent. A MAC
+//!   address that dom0 has given to a port leads to that port alone, whoever else sends from it.
+//! - A receiver without room holds its sender back for a moment ([`forward::HOLD`]) and then loses frames; it never holds
+//!   up ports that send to others. Frames for all are never waited for.
+//! - A switch that rests costs nothing.
+//!
+//! Its NICs have one queue pair and no control queue: a driver there needs nothing that it could set. After a switch has
+//! died, dom0 plugs all ports again with new sockets, and the guests go on where their used rings stand.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`start`], [`seal`] | the start-up contract |
+//! | [`control`] | what dom0 asks: plug, unplug, limits, link, numbers |
+//! | [`connection`] | the threads that frontends talk to |
+//! | [`nic`] | the device behind a connection, and what its threads share |
+//! | [`forward`] | the data thread: who gets a frame, and the copy |
+
+pub mod connection;
+pub mod control;
+pub mod forward;
+pub mod gate;
+pub mod nic;
+pub mod seal;
+pub mod start;
+pub mod statistics;
+
+/// Most ports of one switch.
+pub const MAX_PORTS: usize = 64;

@@ -1,0 +1,77 @@
+//! The start-up contract: a switch without ports, sealed. Ports come afterwards.
+//!
+//! ```text
+//! listen ─▶ start message ─▶ sandbox::enter ─▶ all threads ─▶ sandbox::seal ─▶ Ready ─▶ plug, unplug, …
+//! ```
+
+use std::io;
+use std::path::Path;
+
+use domus_startup::Control;
+use domus_startup::control::ControlError;
+use domus_startup::fds::FdError;
+use domus_startup::sandbox::{self, COMMON, SandboxError};
+use domus_startup::threads;
+use shared_abi::control::{BackendReply, SwitchRequest};
+use vu_server::server;
+
+use crate::control::Switch;
+use crate::forward::{Forward, Prepared};
+use crate::seal::CALLS;
+use crate::{MAX_PORTS, connection};
+
+/// Why there is no switch.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control socket failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The first request was another one.
+    #[error("the first request must be `start`")]
+    NotStarted,
+    /// The message's descriptors do not fit it.
+    #[error("start message")]
+    Fds(#[from] FdError),
+    /// The kernel refuses what the threads need.
+    #[error("cannot start the threads of switch {name}")]
+    Threads {
+        /// The switch.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Is the switch that the controller of the socket at `control` asks for. Returns only with an error.
+///
+/// # Errors
+/// [`StartError`]; before the switch was ready, the controller has been told.
+pub fn run(control: &Path) -> Result<(), StartError> {
+    let control = Control::listen(control)?;
+    let (request, fds) = control.accept_start()?;
+    let mut switch = bring_up(&control, request, fds).inspect_err(|error| control.fail(error))?;
+    control.reply(&BackendReply::Ready);
+    control.serve(|request, fds| switch.handle(request, fds))?;
+    Ok(())
+}
+
+fn bring_up(
+    control: &Control,
+    request: SwitchRequest,
+    fds: domus_startup::Fds,
+) -> Result<Switch, StartError> {
+    let SwitchRequest::Start(start) = request else { return Err(StartError::NotStarted) };
+    fds.finish()?;
+    sandbox::enter(start.uid)?;
+    let failed = |source| StartError::Threads { name: start.name.to_string(), source };
+    let (data, orders) = vu_server::worker::orders().map_err(failed)?;
+    let connections = connection::pool(MAX_PORTS).map_err(failed)?;
+    let prepared = Prepared::new(orders).map_err(failed)?;
+    let work = move || Forward::new(prepared).run();
+    threads::start("data".into(), work).map_err(failed)?;
+    sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
+    Ok(Switch::new(data, connections, control.events()))
+}
