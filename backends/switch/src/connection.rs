@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Job {
     server: Server<Nic>,
     stream: UnixStream,
+    /// The same socket, of which the main thread has another: it is over when it is shut down, not when one is closed.
+    hang_up: UnixStream,
     /// Told why, if the frontend did not just hang up.
     failed: Box<dyn FnOnce(String) + Send>,
     /// Dropped when all is over.
@@ -44,8 +46,10 @@ impl Connections {
     pub fn new(number: usize) -> io::Result<Self> {
         let (jobs, waiting) = sync_channel::<Job>(1);
         threads::start(format!("port {number}"), move || {
-            for Job { server, stream, failed, done } in waiting {
+            for Job { server, stream, hang_up, failed, done } in waiting {
                 let served = server.serve(stream);
+                // The frontend may have done so itself.
+                let _ = hang_up.shutdown(Shutdown::Both);
                 // The data thread learns that no more orders come.
                 drop(server);
                 if let Err(error) = served {
@@ -69,7 +73,8 @@ impl Connections {
     ) -> io::Result<Connection> {
         let (done, over) = sync_channel(0);
         let connection = Connection { stream: stream.try_clone()?, done: over };
-        let job = Job { server, stream, failed: Box::new(failed), done };
+        let hang_up = stream.try_clone()?;
+        let job = Job { server, stream, hang_up, failed: Box::new(failed), done };
         self.0.try_send(job).map_err(|_| io::Error::other("the port's thread is busy"))?;
         Ok(connection)
     }
