@@ -3,9 +3,12 @@
 use anyhow::Context;
 use domus_startup::sandbox::{self, COMMON};
 use shared_abi::MacAddress;
+use shared_abi::control::NicLimits;
+use shared_abi::limits::MAX_QUEUE_PAIRS;
 use vu_server::standalone::{Frontend, Socket};
 
-use crate::nic::{Card, Prepared};
+use crate::nic::Card;
+use crate::prepared::{Cable, Plan, Prepared};
 use crate::seal::CALLS;
 use crate::tap::Tap;
 
@@ -23,6 +26,9 @@ pub struct Alone {
     /// The MTU for frontends that ask.
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u16>,
+    /// The number of queue pairs; the frontend has the control queue.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUE_PAIRS.into()))]
+    queues: u16,
     /// The user to become when started as root.
     #[arg(long, value_name = "UID", default_value_t = 65_534, value_parser = clap::value_parser!(u32).range(1..))]
     uid: u32,
@@ -39,14 +45,22 @@ impl Alone {
             return Ok(());
         }
         let name = self.tap.context("no tap to serve: give --tap NAME")?;
-        let card = Card { mac: self.mac, mtu: self.mtu };
+        let card =
+            Card { mac: self.mac, mtu: self.mtu, pairs: self.queues, controlled: false, any_mac: true };
         let frontend = self.socket.open()?;
-        let prepared = Prepared::new(&name, card, Tap::open(&name)?).context("cannot set up the tap")?;
+        let queues = (0..self.queues).map(|_| Tap::open(&name, self.queues > 1)).collect::<Result<_, _>>()?;
+        let cable = Cable::Tap { queues, steering: None };
+        let limits = NicLimits::default();
+        let plan = Plan { name: &name, card, filter: None, limits, link: true, cable, state: None };
+        let prepared = Prepared::new(plan).context("cannot set up the tap")?;
         let own = nix::unistd::geteuid();
         sandbox::enter(if own.is_root() { self.uid } else { own.as_raw() })?;
-        let server = prepared.start(move |error| {
-            domus_startup::say(format_args!("domus-net: tap {name} cannot be read any more: {error}"));
-            std::process::exit(1);
+        let server = prepared.start(|| {
+            let name = name.clone();
+            Box::new(move |error| {
+                domus_startup::say(format_args!("domus-net: tap {name} cannot be read any more: {error}"));
+                std::process::exit(1);
+            })
         })?;
         sandbox::seal(&[COMMON, CALLS].concat())?;
         match frontend {

@@ -4,6 +4,8 @@
 //! frame, segments of no size or without a checksum. Promised: what passes is exactly what the tap is given, since it
 //! is a copy; the guest cannot change it afterwards. The kernel checks the rest against the packet's own headers.
 
+use shared_abi::control::DropReason;
+
 use crate::features;
 
 /// Bytes of the longest header.
@@ -19,6 +21,7 @@ const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
 /// Why a frame is not sent.
@@ -30,6 +33,15 @@ pub enum Refusal {
     Checksum,
     /// Segments that were not negotiated, of no size or without a checksum.
     Segments,
+}
+
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Length => Self::Length,
+            Refusal::Checksum | Refusal::Segments => Self::Header,
+        }
+    }
 }
 
 /// The header to give the tap for one of the driver's, before a frame of `frame` bytes.
@@ -55,12 +67,16 @@ pub fn check(header: [u8; LEN], frame: u64, negotiated: u64) -> Result<[u8; LEN]
         out[8..10].copy_from_slice(&[o0, o1]);
     }
     if gso_type != GSO_NONE {
-        let needed = match gso_type & !GSO_ECN {
+        let needed = match gso_type {
             GSO_TCPV4 => features::HOST_TSO4,
             GSO_TCPV6 => features::HOST_TSO6,
-            _ => return Err(Refusal::Segments),
+            GSO_UDP_L4 => features::HOST_USO,
+            _ => match gso_type & !GSO_ECN {
+                GSO_TCPV4 => features::HOST_TSO4 | features::HOST_ECN,
+                GSO_TCPV6 => features::HOST_TSO6 | features::HOST_ECN,
+                _ => return Err(Refusal::Segments),
+            },
         };
-        let needed = needed | if gso_type & GSO_ECN == 0 { 0 } else { features::HOST_ECN };
         if negotiated & needed != needed || gso_size == 0 || !needs_csum {
             return Err(Refusal::Segments);
         }
@@ -79,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: u64 = features::OFFERED;
+    const ALL: u64 = features::OFFERED | features::DATAGRAMS;
     const TCP: [u8; LEN] = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 9, 9];
 
     #[test]
@@ -108,6 +124,8 @@ mod tests {
             (with(1, 0x81), 60_000, ALL & !features::HOST_ECN, Refusal::Segments),
             (with(1, 0x80), 60_000, ALL, Refusal::Segments),
             (with(1, 3), 60_000, ALL, Refusal::Segments),
+            (with(1, 5), 60_000, ALL & !features::HOST_USO, Refusal::Segments),
+            (with(1, 0x85), 60_000, ALL, Refusal::Segments),
             (with(1, 0xff), 60_000, ALL, Refusal::Segments),
             (with(0, 0), 60_000, ALL, Refusal::Segments),
             ([1, 1, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0], 60_000, ALL, Refusal::Segments),

@@ -1,35 +1,53 @@
-//! The NICs of one domain: each a vhost-user-net device on a tap, with its offloads.
+//! The NICs of one domain: each a vhost-user-net device on a tap, with its offloads, or on a stream.
 //!
 //! ```text
-//! guest ══ transmit ring ══▶ tx thread ── writev ──▶ tap ── readv ──▶ rx thread ══ receive ring ══▶ guest
+//! guest ══ transmit ring ══▶ tx thread ── filter, limit, write ──▶ wire ── readv ──▶ rx thread ══ receive ring ══▶ guest
+//!       ══ control ring ═══▶ ctl thread ── what the driver sets: kept in a memory file, told to tap and rx threads
 //! ```
 //!
-//! Frames go between the tap and the guest's memory without a copy. A checksum that the guest left open and a large
-//! TCP segment that it did not cut pass as they are, both ways, as far as its driver takes that; the kernel does the
-//! rest.
+//! Frames go between a tap and the guest's memory without a copy, but for their beginning, which is checked. A checksum
+//! that the guest left open and a large segment that it did not cut pass as they are, both ways, as far as its driver takes
+//! that; the kernel does the rest. When this process is killed, the next one finds all that the driver has set.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`features`], [`header`], [`filter`], [`stream`], [`offload`], [`window`] | what is decided without I/O |
-//! | [`tap`] | `readv`, `writev` and the tun ioctls: the only unsafe code |
-//! | [`steering`] | which of a tap's queues a frame comes on |
-//! | [`rx`], [`tx`], [`worker`] | one thread for each queue |
-//! | [`nic`] | the device behind a connection |
+//! | [`features`], [`header`], [`filter`], [`stream`], [`offload`], [`window`] | what is decided of frames without I/O |
+//! | [`settings`], [`command`], [`kept`] | what a driver has set: what it means, how it changes, where it is kept |
+//! | [`gate`], [`statistics`], [`shared`] | limits and counters |
+//! | [`tap`], [`pieces`], [`steering`] | the tun ioctls, `readv` and `writev`, the table on a tap: the only unsafe code |
+//! | [`wire`], [`on_stream`] | where frames come from and go to: a tap's queue, or a stream |
+//! | [`rx`], [`tx`], [`control`] | the work of one queue each |
+//! | [`worker`], [`sleeper`], [`order`] | the thread behind it |
+//! | [`nic`], [`device`], [`prepared`] | a NIC, the virtio device that it is, its threads |
 //! | [`start`], [`seal`] | the NICs of a domain for dom0, sealed |
 //! | [`alone`] | one NIC for QEMU and others |
 
 pub mod alone;
+pub mod command;
+pub mod control;
+pub mod device;
 pub mod features;
 pub mod filter;
+pub mod gate;
 pub mod header;
+pub mod kept;
 pub mod nic;
 pub mod offload;
+pub mod on_stream;
+pub mod order;
+pub mod pieces;
+pub mod prepared;
 pub mod rx;
 pub mod seal;
+pub mod settings;
+pub mod shared;
+pub mod sleeper;
 pub mod start;
+pub mod statistics;
 pub mod steering;
 pub mod stream;
 pub mod tap;
 pub mod tx;
 pub mod window;
+pub mod wire;
 pub mod worker;

@@ -1,30 +1,43 @@
-//! Frames for the guest: one `readv` straight from the tap into as many of the guest's buffers as the frame takes.
+//! Frames for the guest: one `readv` from the wire into as many of the guest's buffers as the frame takes.
 //!
 //! ```text
-//!            buffers                  frame               more than the buffers hold
-//!   refill ──────────▶ read the tap ────────▶ deliver ─────────────────────────────▶ partial
-//!     ▲ none: wait for a kick, leave       │                                          │ buffers
-//!     │ the tap alone                      ▼                                          ▼
+//!            buffers                   frame                more than the buffers hold
+//!   refill ──────────▶ read the wire ────────▶ deliver ─────────────────────────────▶ partial
+//!     ▲ none: wait for a kick, leave        │ unwanted: the buffers stay                │ buffers
+//!     │ the wire alone                      ▼                                          ▼
 //!     └──────────────────────────────── push ◀──────────────────────────────────── complete
 //! ```
 //!
 //! The length of a frame is known only when it has been read. So the last piece of every read is a buffer of our own,
 //! [`SPILL`] bytes: what the guest's buffers did not hold is copied from there when it gives more. While frames are
-//! small only as many buffers are offered as a small frame takes.
+//! small only as many buffers are offered as a small frame takes. The first piece is a buffer of our own, too: the virtio
+//! header and the addresses, which are looked at and copied to the guest afterwards.
 //!
-//! Promises: no frame is cut; one that can never fit is dropped whole; with no buffer available the tap is not read, so
-//! the kernel drops what is too much; buffers outside the guest's memory are given back empty.
+//! Promises: no frame is cut; one that can never fit is dropped whole; with no buffer available, or with the limit
+//! reached, the wire is not read, so it drops what is too much; with the cable pulled it is emptied; buffers outside the
+//! guest's memory are given back empty.
 
 use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
+use shared_abi::control::DropReason;
 use vu_server::{Chain, Queue, Segment};
 
 use crate::features::{MRG_RXBUF, header_len};
+use crate::gate;
 use crate::header::{LEN, MAX_FRAME};
-use crate::tap::{Pieces, Tap};
+use crate::pieces::{Part, Pieces};
+use crate::settings::{LOOK, Wanted};
+use crate::shared::Shared;
+use crate::sleeper::Wait;
+use crate::statistics::Counters;
 use crate::window::Window;
-use crate::worker::{Wait, Work};
+use crate::wire::Source;
+use crate::worker::Work;
 
 /// Longest header and frame in bytes, rounded up.
 pub const SPILL: usize = 72 * 1024;
@@ -38,13 +51,23 @@ const MAX_PIECES: usize = 256;
 /// After so many small frames in a row the window is small again.
 const CALM: u32 = 256;
 
+/// What a receiver reports: the wire cannot be read any more.
+pub type Lost = Box<dyn FnMut(io::Error) + Send>;
+
 /// The receive queue's work.
-#[derive(Debug)]
-pub struct Receive<F> {
+pub struct Receive<S> {
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    wire: S,
+    wanted: Arc<Wanted>,
+    /// The queue pair is in use.
+    active: bool,
     queue: Option<Box<Queue>>,
     chain: Chain,
     window: Window,
     pieces: Pieces,
+    /// The virtio header and the first bytes of the frame in work.
+    head: [u8; LEN + LOOK],
     spill: Box<[u8]>,
     /// A frame that takes more than this many bytes is large.
     small: u64,
@@ -58,19 +81,29 @@ pub struct Receive<F> {
     first: Vec<Segment>,
     /// What is left of the frame in work: this part of `spill`.
     partial: std::ops::Range<usize>,
-    /// Told once when the tap is gone.
-    lost: Option<F>,
+    /// Length of the frame in work, without its header.
+    length: u64,
+    /// The wire cannot be read.
+    gone: bool,
+    /// Told when it could not be any more.
+    lost: Lost,
 }
 
-impl<F: FnOnce(io::Error)> Receive<F> {
-    /// `mtu`: frames of at most this many bytes of payload are small. `lost` is called if the tap cannot be
-    /// read any more.
-    pub fn new(mtu: u16, lost: F) -> Self {
+impl<S: Source> Receive<S> {
+    /// Frames of at most `mtu` bytes of payload are small.
+    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>, wire: S, mtu: u16, lost: Lost) -> Self {
+        let gone = wire.fd().is_none();
         Self {
+            shared,
+            counters,
+            wire,
+            wanted: Arc::default(),
+            active: false,
             queue: None,
             chain: Chain::default(),
             window: Window::default(),
             pieces: Pieces::default(),
+            head: [0; LEN + LOOK],
             spill: vec![0; SPILL].into_boxed_slice(),
             small: u64::from(mtu) + 18 + LEN as u64,
             calm: CALM,
@@ -78,7 +111,9 @@ impl<F: FnOnce(io::Error)> Receive<F> {
             taken: 0,
             first: Vec::new(),
             partial: 0..0,
-            lost: Some(lost),
+            length: 0,
+            gone,
+            lost,
         }
     }
 
@@ -108,25 +143,45 @@ impl<F: FnOnce(io::Error)> Receive<F> {
         true
     }
 
-    /// A frame of `length` bytes, header included, is in the window and, for the rest, in `spill`.
-    fn deliver(&mut self, queue: &mut Queue, length: usize) {
+    /// Reads one frame into `head`, the window and, for the rest, `spill`. Returns the lengths of `head` and of all.
+    fn read(&mut self, queue: &Queue) -> io::Result<(usize, usize)> {
+        let header = header_len(queue.features());
+        // Every buffer holds at least a header.
+        let look = (header + LOOK).min(usize::try_from(self.window.bytes()).unwrap_or(usize::MAX));
+        let (memory, segments) = (queue.memory(), self.window.segments());
+        let buffers = Part { memory, segments, skip: look as u64, limit: u64::MAX };
+        let length = self.wire.read(header, &mut self.head[..look], buffers, &mut self.spill)?;
+        Ok((look.min(length), length))
+    }
+
+    /// A frame of `length` bytes, header included, has been read, of which the first `look` are in `head`.
+    fn deliver(&mut self, queue: &mut Queue, (look, length): (usize, usize)) {
+        let header = header_len(queue.features());
         let length = length as u64;
+        let frame = length.saturating_sub(header as u64);
+        self.shared.receive.charge(gate::now, frame);
         self.calm = if length > self.small { 0 } else { self.calm.saturating_add(1) };
         let merge = queue.features() & MRG_RXBUF != 0;
-        if !merge && length > self.window.bytes() {
-            // The buffer stays for the next frame.
-            return;
-        }
         let spilled = length.saturating_sub(self.window.bytes()) as usize;
-        if spilled > self.spill.len() {
-            // Longer than any frame of 64 KiB (BIG TCP): the kernel has cut it, so it is dropped whole.
-            return;
+        // Too long for the only buffer, or longer than any frame of 64 KiB (BIG TCP), which the kernel has cut: dropped
+        // whole. The buffers stay for the next frame.
+        if (!merge && spilled > 0) || spilled > self.spill.len() {
+            return self.counters.dropped(DropReason::NoRoom);
         }
+        if !self.wanted.frame(self.head.get(header..look).unwrap_or_default()) {
+            return self.counters.dropped(DropReason::Unwanted);
+        }
+        let buffers = self.window.holding(length);
+        if header == LEN {
+            // `num_buffers`, behind the ten bytes of the wire. At most the window's size.
+            self.head[10..LEN].copy_from_slice(&(buffers as u16).to_le_bytes());
+        }
+        // The window was checked when it was popped, and the memory is the same.
+        let _ = queue.memory().write(self.window.segments(), 0, &self.head[..look]);
         let mut left = length;
-        while left > 0
-            && let Some((buffer, segments)) = self.window.pop()
-        {
-            if self.filled.is_empty() {
+        for _ in 0..buffers {
+            let Some((buffer, segments)) = self.window.pop() else { break };
+            if spilled > 0 && self.filled.is_empty() {
                 self.first.clear();
                 self.first.extend_from_slice(segments);
             }
@@ -137,36 +192,38 @@ impl<F: FnOnce(io::Error)> Receive<F> {
             left -= used;
         }
         self.partial = 0..spilled;
+        self.length = frame;
         self.complete(queue);
     }
 
     /// Puts what is left of the frame in work into further buffers. False if there are not enough yet.
     fn complete(&mut self, queue: &mut Queue) -> bool {
+        let whole = self.partial.is_empty();
         while !self.partial.is_empty() {
             let usable = !self.window.is_empty() || self.refill(queue);
             let Some((buffer, segments)) = self.window.pop() else {
                 if !usable || self.taken >= usize::from(queue.size()) || queue.is_broken() {
+                    self.counters.dropped(DropReason::NoRoom);
                     self.put_back(queue);
                     return true;
                 }
                 return false;
             };
             let rest = &self.spill[self.partial.clone()];
-            // The buffer was checked when it was popped, and the memory is the same.
             let written = queue.memory().write(segments, 0, rest).unwrap_or(rest.len());
             self.filled.push((buffer.head, written as u32));
             self.taken += segments.len();
             self.partial.start += written;
         }
-        if header_len(queue.features()) == LEN {
+        if !whole && header_len(queue.features()) == LEN {
             let count = (self.filled.len() as u16).to_le_bytes();
-            // `num_buffers`, behind the ten bytes that the kernel has written.
             let _ = queue.memory().write(&self.first, 10, &count);
         }
         for (head, used) in self.filled.drain(..) {
             queue.push(head, used);
         }
         self.taken = 0;
+        self.counters.passed(self.length, [self.head[0], self.head[1]]);
         true
     }
 
@@ -180,8 +237,8 @@ impl<F: FnOnce(io::Error)> Receive<F> {
         self.partial = 0..0;
     }
 
-    fn burst(&mut self, queue: &mut Queue, tap: &Tap) -> Wait {
-        for _ in 0..BURST {
+    fn burst(&mut self, queue: &mut Queue) -> Wait {
+        for round in 0..BURST {
             let stuck = if self.partial.is_empty() {
                 self.refill(queue);
                 self.window.is_empty()
@@ -200,53 +257,124 @@ impl<F: FnOnce(io::Error)> Receive<F> {
             if self.window.is_empty() {
                 continue;
             }
-            match tap.read(queue.memory(), self.window.segments(), &mut self.spill, &mut self.pieces) {
-                Ok(length) => self.deliver(queue, length),
-                Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => {
-                    queue.publish();
-                    return Wait::Readable;
-                }
-                // Memory that cannot be had just now: this frame is lost, the next one may not be.
-                Err(error) if is_passing(&error) => {}
+            if let Err(time) = self.shared.receive.open(gate::now) {
+                self.counters.throttled();
+                queue.publish();
+                return Wait::Time(time);
+            }
+            match self.read(queue) {
+                Ok(read) => self.deliver(queue, read),
                 Err(error) => {
                     queue.publish();
-                    if let Some(lost) = self.lost.take() {
-                        lost(error);
+                    if let Some(wait) = self.failed(error) {
+                        return wait;
                     }
-                    return Wait::Order;
                 }
+            }
+            // A lone frame is shown at once; those that follow it are shown together.
+            if round == 0 {
+                queue.publish();
             }
         }
         queue.publish();
         Wait::Nothing
     }
+
+    /// Empties the wire while the cable is pulled.
+    fn drain(&mut self) -> Wait {
+        for _ in 0..BURST {
+            match self.wire.skip(&mut self.spill) {
+                Ok(()) => self.counters.dropped(DropReason::LinkDown),
+                Err(error) => {
+                    if let Some(wait) = self.failed(error) {
+                        return wait;
+                    }
+                }
+            }
+        }
+        Wait::Nothing
+    }
+
+    /// What to wait for when the wire could not be read; none if the next frame may be read.
+    fn failed(&mut self, error: io::Error) -> Option<Wait> {
+        if error.raw_os_error() == Some(Errno::EAGAIN as i32) || error.kind() == io::ErrorKind::WouldBlock {
+            return Some(Wait::Readable);
+        }
+        // Memory that cannot be had just now: this frame is lost, the next one may not be.
+        if is_passing(&error) {
+            self.counters.dropped(DropReason::Memory);
+            return None;
+        }
+        self.gone = true;
+        self.wire.gone();
+        self.shared.connected.store(false, Ordering::Relaxed);
+        (self.lost)(error);
+        Some(Wait::Order)
+    }
 }
 
-impl<F: FnOnce(io::Error)> Work for Receive<F> {
+impl<S: Source> Work for Receive<S> {
     fn queue(&mut self) -> &mut Option<Box<Queue>> {
         &mut self.queue
     }
 
+    fn start(&mut self, queue: Box<Queue>) {
+        self.queue = Some(queue);
+        self.wire.running(true);
+    }
+
     fn stop(&mut self) -> Option<Box<Queue>> {
+        self.wire.running(false);
         let mut queue = self.queue.take()?;
         queue.publish();
         self.put_back(&mut queue);
         Some(queue)
     }
 
-    fn turn(&mut self, tap: &Tap) -> Wait {
-        if self.lost.is_none() {
+    fn turn(&mut self) -> Wait {
+        if self.gone || !self.active {
             return Wait::Order;
         }
+        if !self.shared.link.load(Ordering::Relaxed) {
+            if let Some(mut queue) = self.queue.take() {
+                queue.publish();
+                self.put_back(&mut queue);
+                self.queue = Some(queue);
+            }
+            return self.drain();
+        }
         let Some(mut queue) = self.queue.take() else { return Wait::Order };
-        let wait = self.burst(&mut queue, tap);
+        let wait = self.burst(&mut queue);
         self.queue = Some(queue);
         wait
     }
+
+    fn wire(&self) -> Option<BorrowedFd<'_>> {
+        self.wire.fd()
+    }
+
+    fn connect(&mut self, socket: Arc<UnixStream>) {
+        self.wire.connect(socket);
+        self.gone = false;
+        self.shared.connected.store(true, Ordering::Relaxed);
+    }
+
+    fn want(&mut self, wanted: Arc<Wanted>) {
+        self.wanted = wanted;
+    }
+
+    fn activate(&mut self, active: bool) {
+        self.active = active;
+        if let (false, Some(mut queue)) = (active, self.queue.take()) {
+            queue.publish();
+            self.put_back(&mut queue);
+            self.queue = Some(queue);
+        }
+    }
 }
 
-/// True if a read has failed for want of memory, the guest's or the host's: the tap is there still.
+/// True if a read has failed for want of memory, the guest's or the host's: the wire is there still.
 fn is_passing(error: &io::Error) -> bool {
-    let passing = [Errno::EFAULT, Errno::ENOMEM, Errno::ENOBUFS, Errno::EINVAL];
+    let passing = [Errno::EFAULT, Errno::ENOMEM, Errno::ENOBUFS, Errno::EINVAL, Errno::EINTR];
     passing.into_iter().any(|errno| error.raw_os_error() == Some(errno as i32))
 }

@@ -1,4 +1,5 @@
-//! The NICs of one domain for dom0: the start message, the sandbox, a server for each connection.
+//! The NICs of one domain for dom0: the start message, the sandbox, a server for each connection, and what is asked of NICs
+//! that are served.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -10,12 +11,22 @@ use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::{Control, Events, Fds, threads};
 use shared_abi::DeviceId;
-use shared_abi::control::{BackendEvent, BackendReply, NetRequest, NetStart, NetWire};
-use shared_abi::limits::MAX_DEVICES;
+use shared_abi::control::{
+    BackendEvent, BackendReply, NetNic, NetRequest, NetStart, NetWire, NicFilter, NicRequest,
+};
+use shared_abi::limits::{MAX_DEVICES, MAX_QUEUE_PAIRS};
 
-use crate::nic::{Card, Prepared};
+use crate::filter::Filter;
+use crate::nic::{Card, Nic};
+use crate::prepared::{Cable, Plan, Prepared};
+use crate::rx::Lost;
 use crate::seal::CALLS;
+use crate::steering::Steering;
 use crate::tap::{Tap, TapError};
+
+/// Most queue pairs of all NICs together. Each has ten descriptors: the tap's, an epoll and an eventfd for each of its
+/// workers' orders, a clone of the latter, and four from the frontend; and a sealed process may have 1024 open.
+const MAX_ALL_PAIRS: usize = 90;
 
 /// Why NICs could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +40,21 @@ pub enum StartError {
     /// The first message is another one.
     #[error("the first message is not the start")]
     NotStarted,
-    /// Not served yet.
-    #[error("NIC {0}: one queue pair on a tap is served")]
-    Wire(DeviceId),
+    /// A number of queue pairs that cannot be.
+    #[error(
+        "NIC {nic}: {pairs} queue pairs at {ends} ends: a tap has as many queues, 1 to {MAX_QUEUE_PAIRS}, a stream one"
+    )]
+    Pairs {
+        /// Which.
+        nic: DeviceId,
+        /// What the guest is to have.
+        pairs: u16,
+        /// What there is at the other end of the cable.
+        ends: usize,
+    },
+    /// More than the descriptors of one process are enough for.
+    #[error("{0} queue pairs of all NICs together: at most {MAX_ALL_PAIRS} can be served")]
+    AllPairs(usize),
     /// More NICs than a domain can have.
     #[error("{0} NICs: a domain has at most {MAX_DEVICES} devices")]
     TooMany(usize),
@@ -62,50 +85,114 @@ pub enum StartError {
 /// [`StartError`]; before the NICs were ready, the controller has been told.
 pub fn run(control: &Path) -> Result<(), StartError> {
     let control = Control::listen(control)?;
-    let (NetRequest::Start(start), fds) = control.accept_start()? else {
-        let refused = StartError::NotStarted;
-        control.fail(&refused);
-        return Err(refused);
+    let (request, fds) = control.accept_start()?;
+    let served = match request {
+        NetRequest::Start(start) => serve(start, fds, &control.events()),
+        _ => Err(StartError::NotStarted),
     };
-    if let Err(error) = serve(start, fds, &control.events()) {
-        control.fail(&error);
-        return Err(error);
-    }
+    let nics = served.inspect_err(|error| control.fail(error))?;
     control.reply(&BackendReply::Ready);
-    control.serve(|_: NetRequest, _| Err::<BackendReply, _>("the NICs are started already".into()))?;
+    control.serve(|request, fds| handle(&nics, request, fds))?;
     Ok(())
 }
 
-fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<(), StartError> {
+/// The NICs that are served.
+type Nics = Vec<(DeviceId, Arc<Nic>)>;
+
+/// Does what dom0 asks; an error is one line for the operator.
+fn handle(nics: &Nics, request: NetRequest, mut fds: Fds) -> Result<BackendReply, String> {
+    let find = |id: &DeviceId| {
+        let found = nics.iter().find(|(nic, _)| nic == id);
+        found.map(|(_, nic)| nic).ok_or_else(|| format!("there is no NIC {id} here"))
+    };
+    let done = match request {
+        NetRequest::Start(_) => Err("the NICs of this process are being served already".into()),
+        NetRequest::Nic { nic, request } => {
+            let nic = find(&nic)?;
+            match request {
+                NicRequest::Link { up } => nic.set_link(up),
+                NicRequest::Announce => nic.announce(),
+                NicRequest::Limit(limits) => nic.limit(&limits),
+                NicRequest::Statistics => return Ok(BackendReply::Nic(Box::new(nic.statistics()))),
+            }
+        }
+        NetRequest::Reconnect { nic, socket } => {
+            let socket = fds.take(socket).map_err(|error| error.to_string())?;
+            find(&nic)?.connect(socket)
+        }
+    };
+    done.map(|()| BackendReply::Done)
+}
+
+fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<Nics, StartError> {
     if start.nics.len() > MAX_DEVICES {
         return Err(StartError::TooMany(start.nics.len()));
     }
-    let mut nics = Vec::with_capacity(start.nics.len());
+    let pairs = start.nics.iter().map(|nic| usize::from(nic.card.pairs)).sum();
+    if pairs > MAX_ALL_PAIRS {
+        return Err(StartError::AllPairs(pairs));
+    }
+    let (mut nics, mut starting) = (Vec::new(), Vec::new());
     for nic in start.nics {
-        let id = nic.card.id;
+        let id = nic.card.id.clone();
         let socket = UnixStream::from(fds.take(nic.card.socket)?);
-        fds.take(nic.card.state)?;
-        let (NetWire::Tap { queues, steering: None }, 1) = (nic.wire, nic.card.pairs) else {
-            return Err(StartError::Wire(id));
-        };
-        let [tap] = queues[..] else { return Err(StartError::Wire(id)) };
-        let tap = Tap::new(fds.take(tap)?).map_err(|source| StartError::Tap { nic: id.clone(), source })?;
-        let card = Card { mac: Some(nic.card.mac), mtu: Some(nic.card.mtu) };
-        let prepared = Prepared::new(id.as_str(), card, tap)
-            .map_err(|source| StartError::Prepare { nic: id.clone(), source })?;
-        nics.push((id, prepared, socket));
+        let prepared = prepare(nic, &mut fds)?;
+        nics.push((id.clone(), prepared.nic()));
+        starting.push((id, prepared, socket));
     }
     fds.finish()?;
     sandbox::enter(start.identity.uid)?;
     // The threads run before the seal, but none looks at what a frontend sent before it.
-    let sealed = Arc::new(Barrier::new(nics.len() + 1));
-    for (id, prepared, socket) in nics {
+    let sealed = Arc::new(Barrier::new(starting.len() + 1));
+    for (id, prepared, socket) in starting {
         start_nic(id.clone(), prepared, socket, &sealed, events)
             .map_err(|source| StartError::Prepare { nic: id, source })?;
     }
     sandbox::seal(&[COMMON, CALLS].concat())?;
     sealed.wait();
-    Ok(())
+    Ok(nics)
+}
+
+/// Makes what a NIC needs.
+fn prepare(NetNic { card, wire }: NetNic, fds: &mut Fds) -> Result<Prepared, StartError> {
+    let failed = |source| StartError::Prepare { nic: card.id.clone(), source };
+    let state = fds.take(card.state)?;
+    let ends = match &wire {
+        NetWire::Tap { queues, .. } => queues.len(),
+        NetWire::Stream { .. } => 1,
+    };
+    if ends != usize::from(card.pairs) || !(1..=MAX_QUEUE_PAIRS).contains(&card.pairs) {
+        return Err(StartError::Pairs { nic: card.id, pairs: card.pairs, ends });
+    }
+    let cable = match wire {
+        NetWire::Tap { queues, steering } => {
+            let several = queues.len() > 1;
+            let unfit = |source| StartError::Tap { nic: card.id.clone(), source };
+            let queues = queues
+                .into_iter()
+                .map(|queue| Tap::new(fds.take(queue)?, several).map_err(unfit))
+                .collect::<Result<_, StartError>>()?;
+            let table = steering.map(|table| fds.take(table)).transpose()?;
+            let steering = table.map(|table| Steering::map(&table).map_err(failed)).transpose()?;
+            Cable::Tap { queues, steering }
+        }
+        NetWire::Stream { socket } => {
+            Cable::Stream(socket.map(|socket| fds.take(socket)).transpose()?.map(Into::into))
+        }
+    };
+    let anything = NicFilter { any_mac: true, addresses: None };
+    let filter = (card.filter != anything).then(|| Filter::new(card.mac, &card.filter));
+    let any_mac = card.filter.any_mac;
+    let plan = Plan {
+        name: card.id.as_str(),
+        card: Card { mac: Some(card.mac), mtu: Some(card.mtu), pairs: card.pairs, controlled: true, any_mac },
+        filter,
+        limits: card.limits,
+        link: card.link_up,
+        cable,
+        state: Some(state),
+    };
+    Prepared::new(plan).map_err(failed)
 }
 
 fn start_nic(
@@ -115,6 +202,8 @@ fn start_nic(
     sealed: &Arc<Barrier>,
     events: &Events,
 ) -> io::Result<()> {
+    let stream = prepared.is_stream();
+    let (events, device) = (events.clone(), id.clone());
     let report = {
         let events = events.clone();
         move |why: String| {
@@ -122,8 +211,18 @@ fn start_nic(
             events.send(&BackendEvent::DeviceFailed { device: id.clone(), why });
         }
     };
-    let lost = report.clone();
-    let server = prepared.start(move |error| lost(format!("the tap cannot be read: {error}")))?;
+    let lost = || -> Lost {
+        let (report, events, device) = (report.clone(), events.clone(), device.clone());
+        Box::new(move |error| {
+            if stream {
+                let why = chain(&error);
+                events.send(&BackendEvent::ConnectionLost { device: device.clone(), why });
+            } else {
+                report(format!("the tap cannot be read: {error}"));
+            }
+        })
+    };
+    let server = prepared.start(lost)?;
     let sealed = sealed.clone();
     let serve = move || {
         sealed.wait();

@@ -1,5 +1,5 @@
-//! A tap: frames between it and guest memory without a copy, and the few things that can be set.
-#![expect(unsafe_code, reason = "readv and writev on guest memory, and the tun ioctls, have no safe binding")]
+//! One queue of a tap or a macvtap, and the few things that can be set.
+#![expect(unsafe_code, reason = "the tun ioctls have no safe binding")]
 
 use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
@@ -8,18 +8,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use libc::{
-    IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNGETIFF, TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ, c_void, iovec,
+    IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNGETIFF, TUNSETIFF, TUNSETOFFLOAD, TUNSETQUEUE,
+    TUNSETVNETHDRSZ,
 };
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use vu_server::Segment;
-use vu_server::memory::MemoryTable;
 
 /// The kinds of ioctl that are used once the process is sealed.
-pub const SEALED_IOCTLS: &[u64] = &[TUNSETOFFLOAD, TUNSETVNETHDRSZ];
-
-/// Most pieces of memory in one `readv` or `writev` (`UIO_MAXIOV`).
-const MAX_PIECES: usize = 1024;
+pub const SEALED_IOCTLS: &[u64] = &[TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ];
 
 /// Why a descriptor is no tap to serve.
 #[derive(Debug, thiserror::Error)]
@@ -41,41 +37,62 @@ pub enum TapError {
     /// A tap with other flags.
     #[error("the tap has flags {0:#x}: IFF_TAP, IFF_NO_PI and IFF_VNET_HDR (0x5002) are needed")]
     Flags(c_int),
+    /// One queue where several are needed, or the other way round.
+    #[error("the tap has flags {0:#x}: IFF_MULTI_QUEUE (0x100) is needed for several queue pairs")]
+    SingleQueue(c_int),
 }
 
-/// An attached tap in non-blocking mode, with a header before each frame.
+/// One queue of a tap, in non-blocking mode, with a header before each frame.
 #[derive(Debug)]
 pub struct Tap(File);
 
 impl Tap {
-    /// Takes a tap that somebody else has attached.
+    /// Takes a queue that somebody else has attached to a tap; one of several, or the only one.
     ///
     /// # Errors
-    /// [`TapError::NotATap`], [`TapError::Flags`].
-    pub fn new(fd: OwnedFd) -> Result<Self, TapError> {
-        let mut request = request("");
-        // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is; it lives until the call returns.
-        let result = unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) };
-        Errno::result(result).map_err(|errno| TapError::NotATap(errno.into()))?;
-        // SAFETY: TUNGETIFF has filled in the flags.
-        let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    /// [`TapError::NotATap`], [`TapError::Flags`], [`TapError::SingleQueue`].
+    pub fn new(fd: OwnedFd, several: bool) -> Result<Self, TapError> {
+        let tap = Self(fd.into());
+        let flags = match tap.flags() {
+            // The process before this one may have detached it, and then it does not say what it is.
+            Err(Errno::EBADFD) if several => tap.attach(true).and_then(|()| {
+                let flags = tap.flags();
+                tap.attach(false)?;
+                Ok(flags?)
+            }),
+            flags => flags.map_err(Into::into),
+        };
+        let flags = flags.map_err(TapError::NotATap)?;
         let needed = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
         if flags & needed != needed {
             return Err(TapError::Flags(flags));
         }
+        if several && flags & IFF_MULTI_QUEUE == 0 {
+            return Err(TapError::SingleQueue(flags));
+        }
         let nonblocking = || {
-            let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-            fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))
+            let flags = OFlag::from_bits_retain(fcntl(&tap.0, FcntlArg::F_GETFL)?);
+            fcntl(&tap.0, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))
         };
         nonblocking().map_err(|errno| TapError::NotATap(errno.into()))?;
-        Ok(Self(fd.into()))
+        Ok(tap)
     }
 
-    /// Attaches to the tap `name`, which is made if it is not there and that is allowed.
+    fn flags(&self) -> Result<c_int, Errno> {
+        let mut request = request("");
+        // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is; it lives until the call returns.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNGETIFF, &raw mut request) };
+        Errno::result(result)?;
+        // SAFETY: TUNGETIFF has filled in the flags.
+        Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
+    }
+
+    /// Attaches to the tap `name`, as one of several queues or as the only one. The tap is made if it is not there and
+    /// that is allowed.
     ///
     /// # Errors
     /// [`TapError`].
-    pub fn open(name: &str) -> Result<Self, TapError> {
+    pub fn open(name: &str, several: bool) -> Result<Self, TapError> {
         if name.is_empty() || name.len() > 15 || name.contains(|c: char| c == '/' || c.is_whitespace()) {
             return Err(TapError::Name(name.into()));
         }
@@ -85,71 +102,54 @@ impl Tap {
                 .write(true)
                 .custom_flags(libc::O_NONBLOCK)
                 .open("/dev/net/tun")?;
-            let request = request(name);
+            let mut request = request(name);
+            let several = if several { IFF_MULTI_QUEUE } else { 0 };
+            request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several) as i16;
             // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is; it lives until the call returns.
             let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const request) };
             Errno::result(result)?;
             Ok(file)
         };
         let file: File = attach().map_err(|source| TapError::Attach { name: name.into(), source })?;
-        Self::new(file.into())
+        Self::new(file.into(), several)
     }
 
-    /// Sets the length of the header before each frame (`TUNSETVNETHDRSZ`) and what the kernel may leave to
-    /// the reader (`TUNSETOFFLOAD`).
+    /// Sets the length of the header before each frame (`TUNSETVNETHDRSZ`).
     ///
     /// # Errors
-    /// What the kernel says.
-    pub fn configure(&self, header: usize, offloads: u32) -> io::Result<()> {
+    /// What the kernel says; `EBADFD` if the queue is [detached](Self::attach).
+    pub fn set_header(&self, header: usize) -> io::Result<()> {
         let header = header as c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one `int`, which lives until the call returns.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) };
-        Errno::result(result)?;
+        Errno::result(result).map(drop).map_err(Into::into)
+    }
+
+    /// Sets what the kernel may leave to the reader (`TUNSETOFFLOAD`): of all queues of the tap.
+    ///
+    /// # Errors
+    /// What the kernel says: `EINVAL` for what it does not know.
+    pub fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };
         Errno::result(result).map(drop).map_err(Into::into)
     }
 
-    /// Reads one header and frame into `segments` of guest memory, and what does not fit there into `spill`.
-    /// Returns the length of both together.
+    /// Lets frames come on this queue of a tap with several, or no more (`TUNSETQUEUE`). Frames that wait in it are lost
+    /// when none may come any more.
     ///
     /// # Errors
-    /// `WouldBlock` if no frame waits; `InvalidInput` if a segment is outside the memory.
-    pub fn read(
-        &self,
-        memory: &MemoryTable,
-        segments: &[Segment],
-        spill: &mut [u8],
-        io: &mut Pieces,
-    ) -> io::Result<usize> {
-        io.fill(memory, segments, 0, u64::MAX)?;
-        io.push(spill.as_mut_ptr(), spill.len())?;
-        // SAFETY: `Pieces::fill` took the first addresses from `memory`, which is borrowed here and thus mapped, and
-        // checked their lengths; the last is `spill`, borrowed mutably here. Guest memory is never behind a reference.
-        let result = unsafe { libc::readv(self.0.as_raw_fd(), io.0.as_ptr(), io.0.len() as c_int) };
-        Ok(Errno::result(result)? as usize)
-    }
-
-    /// Writes one frame: `header`, then the `limit` bytes after the first `skip` of `segments` of guest memory.
-    ///
-    /// # Errors
-    /// `WouldBlock` if the tap is full; `InvalidInput` if a segment is outside the memory or the kernel does not
-    /// understand the packet; others as the kernel says.
-    pub fn write(
-        &self,
-        header: &[u8],
-        memory: &MemoryTable,
-        segments: &[Segment],
-        (skip, limit): (u64, u64),
-        io: &mut Pieces,
-    ) -> io::Result<()> {
-        io.0.clear();
-        io.push(header.as_ptr().cast_mut(), header.len())?;
-        io.append(memory, segments, skip, limit)?;
-        // SAFETY: the first address is `header`, borrowed here, which writev only reads; `Pieces::append` took the
-        // others from `memory`, which is borrowed here and thus mapped, and checked their lengths.
-        let result = unsafe { libc::writev(self.0.as_raw_fd(), io.0.as_ptr(), io.0.len() as c_int) };
-        Errno::result(result).map(drop).map_err(Into::into)
+    /// What the kernel says. That it is so already is none.
+    pub fn attach(&self, attached: bool) -> io::Result<()> {
+        let mut request = request("");
+        let flags = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        request.ifr_ifru.ifru_flags = flags as i16;
+        // SAFETY: TUNSETQUEUE reads one `ifreq`, which `request` is; it lives until the call returns.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETQUEUE, &raw const request) };
+        match Errno::result(result) {
+            Ok(_) | Err(Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 
@@ -159,47 +159,10 @@ impl AsFd for Tap {
     }
 }
 
-/// Room for the pieces of one call, kept so that no frame allocates. Holds addresses only during a call.
-#[derive(Debug, Default)]
-pub struct Pieces(Vec<iovec>);
-
-impl Pieces {
-    fn fill(&mut self, memory: &MemoryTable, segments: &[Segment], skip: u64, limit: u64) -> io::Result<()> {
-        self.0.clear();
-        self.append(memory, segments, skip, limit)
-    }
-
-    fn append(
-        &mut self,
-        memory: &MemoryTable,
-        segments: &[Segment],
-        skip: u64,
-        limit: u64,
-    ) -> io::Result<()> {
-        let outside = |_| io::Error::from(io::ErrorKind::InvalidInput);
-        memory.iovecs(segments, skip, limit, &mut self.0).map_err(outside)?;
-        if self.0.len() > MAX_PIECES { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
-    }
-
-    fn push(&mut self, base: *mut u8, len: usize) -> io::Result<()> {
-        if self.0.len() >= MAX_PIECES {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        self.0.push(iovec { iov_base: base.cast::<c_void>(), iov_len: len });
-        Ok(())
-    }
-
-    /// Whether all of `segments` is in the guest's memory, in few enough pieces.
-    pub fn can_hold(&mut self, memory: &MemoryTable, segments: &[Segment], most: usize) -> bool {
-        self.fill(memory, segments, 0, u64::MAX).is_ok() && self.0.len() <= most
-    }
-}
-
 fn request(name: &str) -> libc::ifreq {
     let mut ifr_name = [0; libc::IFNAMSIZ];
     for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as i16;
-    libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } }
+    libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } }
 }

@@ -52,6 +52,17 @@ impl Window {
         self.buffers.front().copied()
     }
 
+    /// How many of the first chains this many bytes take, or all.
+    pub fn holding(&self, bytes: u64) -> usize {
+        let mut room = 0;
+        let before = |buffer: &&Buffer| {
+            let needed = room < bytes;
+            room += buffer.len;
+            needed
+        };
+        self.buffers.iter().take_while(before).count()
+    }
+
     /// All segments, in order.
     pub fn segments(&self) -> &[Segment] {
         &self.segments[self.first..]
@@ -109,6 +120,10 @@ mod tests {
                 prop_assert_eq!(window.len(), model.len());
                 let all: Vec<_> = model.iter().flat_map(|(_, segments)| segments.clone()).collect();
                 prop_assert_eq!(window.segments(), &all[..]);
+                let first = model.front().map_or(0, |(_, segments)| segments.iter().map(|s| u64::from(s.len)).sum());
+                prop_assert_eq!(window.holding(first), usize::from(!model.is_empty()));
+                prop_assert_eq!(window.holding(first + 1), model.len().min(2));
+                prop_assert_eq!(window.holding(u64::MAX), model.len());
                 prop_assert_eq!(window.bytes(), all.iter().map(|s| u64::from(s.len)).sum::<u64>());
             }
         }

@@ -1,22 +1,23 @@
-//! The thread behind one queue: orders, kicks and the tap, waited for at once.
+//! The thread behind one queue: orders, and turns of work.
 //!
 //! ```text
-//!   turn: do what can be done ─▶ wait for what is missing (an order always; a kick or the tap if named) ─▶ turn …
+//!   turn: do what can be done ─▶ wait for what is missing (an order always; a kick, the wire or time if named) ─▶ turn …
 //! ```
 //!
-//! It never polls busily: an idle queue wakes nobody. A kick descriptor that is none (closed, at its end) is not
-//! waited for any more, instead of waking the thread for ever.
+//! An idle queue wakes nobody.
 
-use std::convert::Infallible;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vu_server::{Order, Orders, Queue};
+use vu_server::{Order, Orders, Port, Queue};
 
-use crate::tap::Tap;
+use crate::features;
+use crate::order::NicOrder;
+use crate::settings::Wanted;
+use crate::sleeper::{Sleeper, Wait};
 
-/// What a queue is worked with: [`crate::rx::Receive`] or [`crate::tx::Transmit`].
+/// What a queue is worked with: [`crate::rx::Receive`], [`crate::tx::Transmit`] or [`crate::control::Control`].
 pub trait Work {
     /// The queue to work with, if it runs.
     fn queue(&mut self) -> &mut Option<Box<Queue>>;
@@ -32,52 +33,86 @@ pub trait Work {
     }
 
     /// Does a bounded amount of what can be done now. Says what to wait for before the next turn.
-    fn turn(&mut self, tap: &Tap) -> Wait;
+    fn turn(&mut self) -> Wait;
+
+    /// The wire that [`Wait::Readable`] and [`Wait::Writable`] mean.
+    fn wire(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// From now on the wire is this connection.
+    fn connect(&mut self, socket: Arc<UnixStream>) {
+        drop(socket);
+    }
+
+    /// The driver wants these frames.
+    fn want(&mut self, wanted: Arc<Wanted>) {
+        drop(wanted);
+    }
+
+    /// The queue pair is in use, or not.
+    fn activate(&mut self, active: bool) {
+        let _ = active;
+    }
 }
 
-/// What a turn ended for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// Nothing is missing: look for orders and go on.
-    Nothing,
-    /// Nothing can be done before an order comes.
-    Order,
-    /// The driver must make buffers available.
-    Kick,
-    /// The tap must have a frame.
-    Readable,
-    /// The tap must have room.
-    Writable,
+/// A worker's orders, and where it sleeps.
+#[derive(Debug)]
+pub struct Desk {
+    orders: Orders<NicOrder>,
+    sleeper: Sleeper,
+    /// The control queue's worker, for the queue whose number is the control queue's for drivers that know of one pair only.
+    control: Option<Port<NicOrder>>,
+}
+
+impl Desk {
+    /// A desk for these orders.
+    ///
+    /// # Errors
+    /// As [`Sleeper::new`].
+    pub fn new(orders: Orders<NicOrder>) -> std::io::Result<Self> {
+        use std::os::fd::AsFd;
+        let sleeper = Sleeper::new(orders.as_fd())?;
+        Ok(Self { orders, sleeper, control: None })
+    }
+
+    /// Passes queues on that are the control queue, to its worker.
+    pub fn pass_control_on(&mut self, control: Port<NicOrder>) {
+        self.control = Some(control);
+    }
+
+    /// Whether this queue is the control queue, which another worker has.
+    fn is_control(&self, queue: &Queue) -> bool {
+        self.control.is_some() && queue.features() & (features::MQ | features::RSS) == 0
+    }
 }
 
 /// Works until told to quit.
-pub fn run(mut work: impl Work, tap: &Tap, orders: &Orders<Infallible>) {
-    let mut kick_works = true;
+pub fn run(mut work: impl Work, mut desk: Desk) {
+    let mut passing_on = false;
     loop {
-        let wait = work.turn(tap);
-        let (ordered, kicked) = match await_one(wait, kick_works, work.queue().as_deref(), tap, orders) {
-            Ok(ready) => ready,
-            // Only for want of memory: nothing is lost, the next turn tries again.
-            Err(_) => (true, PollFlags::empty()),
-        };
-        if kicked.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL) {
-            kick_works = false;
-        } else if kicked.contains(PollFlags::POLLIN)
-            && let Some(queue) = work.queue()
-        {
-            kick_works = !matches!(nix::unistd::read(queue.kick(), &mut [0; 8]), Ok(0));
-        }
-        if !ordered {
+        let wait = work.turn();
+        if !desk.sleeper.sleep(wait, work.wire()) {
             continue;
         }
-        while let Some(order) = orders.take() {
+        while let Some(order) = desk.orders.take() {
             match order {
+                Order::Start(queue) if desk.is_control(&queue) => {
+                    passing_on = true;
+                    pass_on(&desk, Order::Start(queue));
+                }
+                Order::Stop { .. } if passing_on => {
+                    passing_on = false;
+                    pass_on(&desk, order);
+                }
+                Order::Call { .. } if passing_on => pass_on(&desk, order),
                 Order::Start(queue) => {
-                    kick_works = true;
+                    desk.sleeper.add_kick(queue.kick());
                     work.start(queue);
                 }
                 Order::Stop { reply, .. } => {
                     if let Some(queue) = work.stop() {
+                        desk.sleeper.remove_kick(queue.kick());
                         reply.done(queue);
                     }
                 }
@@ -86,38 +121,35 @@ pub fn run(mut work: impl Work, tap: &Tap, orders: &Orders<Infallible>) {
                         queue.set_call(call);
                     }
                 }
-                Order::Device(never) => match never {},
+                Order::Device(order) => obey(&mut work, &mut desk.sleeper, order),
                 Order::Quit => return,
             }
         }
     }
 }
 
-/// Waits; returns whether there may be orders, and what is with the kick descriptor.
-fn await_one(
-    wait: Wait,
-    kick_works: bool,
-    queue: Option<&Queue>,
-    tap: &Tap,
-    orders: &Orders<Infallible>,
-) -> nix::Result<(bool, PollFlags)> {
-    let orders_fd = PollFd::new(orders.as_fd(), PollFlags::POLLIN);
-    let second = match (wait, queue) {
-        (Wait::Kick, Some(queue)) if kick_works => Some(PollFd::new(queue.kick(), PollFlags::POLLIN)),
-        (Wait::Readable, _) => Some(PollFd::new(tap.as_fd(), PollFlags::POLLIN)),
-        (Wait::Writable, _) => Some(PollFd::new(tap.as_fd(), PollFlags::POLLOUT)),
-        _ => None,
-    };
-    let timeout = if wait == Wait::Nothing { PollTimeout::ZERO } else { PollTimeout::NONE };
-    let count = 1 + usize::from(second.is_some());
-    let mut fds = [orders_fd.clone(), second.unwrap_or(orders_fd)];
-    let used = &mut fds[..count];
-    while let Err(errno) = poll(used, timeout) {
-        if errno != Errno::EINTR {
-            return Err(errno);
+fn pass_on(desk: &Desk, order: Order<NicOrder>) {
+    if let Some(control) = &desk.control {
+        // If that worker has ended, whoever waits for an answer learns it.
+        let _ = control.pass_on(order);
+    }
+}
+
+fn obey(work: &mut impl Work, sleeper: &mut Sleeper, order: NicOrder) {
+    match order {
+        NicOrder::Wanted(wanted) => work.want(wanted),
+        NicOrder::Active(active) => work.activate(active),
+        // The next turn does.
+        NicOrder::Look => {}
+        NicOrder::Connected(socket) => {
+            if let Some(wire) = work.wire() {
+                sleeper.remove_wire(wire);
+            }
+            work.connect(socket);
+        }
+        NicOrder::Settle(settled) => {
+            // Whoever asked may have stopped waiting.
+            let _ = settled.try_send(());
         }
     }
-    let ready = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
-    let kicked = if wait == Wait::Kick && used.len() == 2 { ready(&used[1]) } else { PollFlags::empty() };
-    Ok((!ready(&used[0]).is_empty(), kicked))
 }

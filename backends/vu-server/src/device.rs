@@ -42,6 +42,13 @@ pub trait Device: Send + 'static {
         false
     }
 
-    /// The device is reset, or its frontend has gone: forget what the driver has set. No ring runs.
+    /// The device is reset (`RESET_DEVICE`): forget what the driver has set. No ring runs.
     fn reset(&mut self) {}
+
+    /// The frontend has gone, and with it its rings and its memory. The driver may be there still: the frontend, or the
+    /// process that takes over from this one, goes on where this one stopped. A device that keeps nothing of its driver
+    /// outside this process is reset.
+    fn abandoned(&mut self) {
+        self.reset();
+    }
 }

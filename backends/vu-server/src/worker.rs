@@ -112,6 +112,14 @@ impl<T> Port<T> {
         self.send(Order::Device(order))
     }
 
+    /// Passes on what another worker was told: from now on that queue is this worker's.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn pass_on(&self, order: Order<T>) -> Result<(), WorkerGone> {
+        self.send(order)
+    }
+
     /// Lets the worker end.
     pub fn quit(&self) {
         let _ = self.send(Order::Quit);

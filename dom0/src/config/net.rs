@@ -373,7 +373,7 @@ const USER_MTU: u64 = 65520;
 const MAX_PAIRS: u16 = MAX_QUEUE_PAIRS;
 
 /// Virtqueues of a NIC of `domus-net` beside those of its pairs.
-const CONTROL_QUEUES: u16 = 0;
+const CONTROL_QUEUES: u16 = 1;
 
 #[cfg(test)]
 mod tests {

@@ -36,7 +36,7 @@ use crate::supervisor::{Job, Process, Supervisor, SupervisorError};
 const BLOCK_CONFIG: u16 = 60;
 
 /// Bytes of `struct virtio_net_config` up to the hash types (virtio 1.3 §5.1.4).
-const NET_CONFIG: u16 = 12;
+const NET_CONFIG: u16 = 24;
 
 /// A network backend that is no VMM's own has no idea of a NIC's address, MTU and link (bits 5, 3 and 16, virtio 1.3
 /// §5.1.3): vhost-user leaves them to the frontend. What only a control queue can do is left out, since such a backend

@@ -66,9 +66,6 @@ impl OpenWire {
     }
 }
 
-/// Queue pairs that `domus-net` serves.
-const SERVED_PAIRS: u16 = 1;
-
 /// Looks whether NIC `n` could be opened, without any effect.
 ///
 /// # Errors
@@ -103,7 +100,6 @@ impl Nets {
         made: &mut Self,
     ) -> Result<(), StartError> {
         for (n, net) in config.nets.iter().enumerate() {
-            let net = &Net { pairs: net.pairs.min(SERVED_PAIRS), ..net.clone() };
             let wire = match &net.link {
                 NetLink::Bridge(bridge) => {
                     OpenWire::tap(tap::on_bridge(config, domid, n, net, ("bridge", bridge), links).await?)

@@ -144,6 +144,7 @@ impl Backend {
             let known = VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::RESET_DEVICE
                 | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
             self.protocol = offered & known;
             exchange("SET_PROTOCOL_FEATURES", frontend.set_protocol_features(self.protocol))?;
@@ -247,6 +248,18 @@ impl Backend {
             exchange("SET_VRING_KICK", frontend.set_vring_kick(index, &kicks[index]))?;
         }
         self.enable(session, true)
+    }
+
+    /// Tells the backend that what the last driver has set is over, if the backend can be told. No ring runs.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn forget_driver(&mut self) -> Result<(), BackendError> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::RESET_DEVICE) {
+            return Ok(());
+        }
+        let _call = self.watched.call();
+        exchange("RESET_DEVICE", self.frontend.reset_device())
     }
 
     /// Stops the rings. When it returns the backend touches no ring and no buffer of the guest.

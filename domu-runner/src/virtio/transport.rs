@@ -221,7 +221,10 @@ impl Transport {
         let vrings = queues.filter_map(vring).collect();
         let mut session =
             Session { features: state.common.features() & !self.features.own, vrings, log: None };
+        // Here and not when the device is reset: then the backend may not have been there to be told. And only here:
+        // a backend that takes another's place goes on with what the driver has set.
         self.ask(&mut state.server, |backend| {
+            backend.forget_driver()?;
             backend.start(&mut session, &self.ram, &self.kicks, &self.calls)
         });
         state.session = Some(session);

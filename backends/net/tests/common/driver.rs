@@ -27,6 +27,17 @@ pub const MEMORY: u64 = 32 << 20;
 /// Descriptors of each ring.
 pub const SIZE: u16 = 256;
 
+/// What the frontend adds to a guest's address to make it its own: a name, which nobody uses as a pointer.
+const OWN: u64 = 0x7000_0000_0000;
+
+/// An empty memory for a guest.
+fn memory_file() -> File {
+    let fd = nix::sys::memfd::memfd_create("guest", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
+    let file = File::from(fd);
+    file.set_len(MEMORY).unwrap();
+    file
+}
+
 /// One descriptor: address, length, flags, next.
 pub type Descriptor = (u64, u32, u16, u16);
 
@@ -121,6 +132,8 @@ pub struct Guest {
     pub file: File,
     pub rx: Ring,
     pub tx: Ring,
+    /// The queues behind the first pair.
+    pub more: Vec<Ring>,
     pub features: u64,
     next: u16,
 }
@@ -128,56 +141,114 @@ pub struct Guest {
 impl Guest {
     /// Settles the features, shares the memory, sets both rings up but does not start them.
     pub fn new(stream: UnixStream, wanted: u64) -> Self {
-        let fd = nix::sys::memfd::memfd_create("guest", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
-        let file = File::from(fd);
-        file.set_len(MEMORY).unwrap();
+        Self::with_queues(stream, wanted, 2)
+    }
+
+    /// The same with this many queues, at least 2.
+    pub fn with_queues(stream: UnixStream, wanted: u64, queues: u64) -> Self {
+        let mut guest = Self::connect(stream, wanted, queues, memory_file());
+        for index in 0..queues as usize {
+            guest.set_up(index, 0);
+        }
+        guest
+    }
+
+    /// Another backend takes over: the rings go on with what they have used.
+    pub fn go_on(&mut self, stream: UnixStream) {
+        let queues = 2 + self.more.len() as u64;
+        let file = self.file.try_clone().unwrap();
+        let new = Self::connect(stream, self.features & !PROTOCOL, queues, file);
+        self.frontend = new.frontend;
+        for index in 0..queues as usize {
+            let used = self.ring(index).used;
+            self.set_up(index, used);
+            self.start(index);
+        }
+    }
+
+    fn connect(stream: UnixStream, wanted: u64, queues: u64, file: File) -> Self {
         let offset = FileOffset::new(file.try_clone().unwrap(), 0);
         let range = (GuestAddress(0), MEMORY as usize, Some(offset));
         let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
-        let mut frontend = Frontend::from_stream(stream, 2);
+        let mut frontend = Frontend::from_stream(stream, queues);
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap() & (wanted | PROTOCOL);
         assert_eq!(features & wanted, wanted, "not all features wanted are offered");
         frontend.set_features(features).unwrap();
         let offered = frontend.get_protocol_features().unwrap();
         frontend.set_protocol_features(offered & VhostUserProtocolFeatures::CONFIG).unwrap();
-        // The frontend's own addresses are names: nobody uses them as pointers.
-        let base = 0x7000_0000_0000;
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
             memory_size: MEMORY,
-            userspace_addr: base,
+            userspace_addr: OWN,
             mmap_offset: 0,
             mmap_handle: file.as_raw_fd(),
         };
         frontend.set_mem_table(&[region]).unwrap();
-        let (rx, tx) = (Ring::new(&memory, 0x1_0000), Ring::new(&memory, 0x2_0000));
-        let guest = Self { frontend, memory, file, rx, tx, features, next: 0 };
-        for (index, ring) in [&guest.rx, &guest.tx].into_iter().enumerate() {
-            guest.frontend.set_vring_num(index, SIZE).unwrap();
-            let config = VringConfigData {
-                queue_max_size: SIZE,
-                queue_size: SIZE,
-                flags: 0,
-                desc_table_addr: base + ring.base,
-                used_ring_addr: base + ring.base + 0x3000,
-                avail_ring_addr: base + ring.base + 0x2000,
-                log_addr: None,
-            };
-            guest.frontend.set_vring_addr(index, &config).unwrap();
-            guest.frontend.set_vring_base(index, 0).unwrap();
-            guest.frontend.set_vring_call(index, &ring.call).unwrap();
-        }
-        guest
+        let ring = |index: u64| Ring::new(&memory, 0x1_0000 * (index + 1));
+        let (rx, tx, more) = (ring(0), ring(1), (2..queues).map(ring).collect());
+        Self { frontend, memory, file, rx, tx, more, features, next: 0 }
     }
 
-    /// Starts both rings.
-    pub fn run(mut self) -> Self {
-        for (index, ring) in [&self.rx, &self.tx].into_iter().enumerate() {
-            self.frontend.set_vring_kick(index, &ring.kick).unwrap();
-            self.frontend.set_vring_enable(index, true).unwrap();
+    fn ring(&self, index: usize) -> &Ring {
+        match index {
+            0 => &self.rx,
+            1 => &self.tx,
+            _ => &self.more[index - 2],
         }
+    }
+
+    fn set_up(&mut self, index: usize, base: u16) {
+        let (at, call) = (OWN + self.ring(index).base, self.ring(index).call.try_clone().unwrap());
+        self.frontend.set_vring_num(index, SIZE).unwrap();
+        let config = VringConfigData {
+            queue_max_size: SIZE,
+            queue_size: SIZE,
+            flags: 0,
+            desc_table_addr: at,
+            used_ring_addr: at + 0x3000,
+            avail_ring_addr: at + 0x2000,
+            log_addr: None,
+        };
+        self.frontend.set_vring_addr(index, &config).unwrap();
+        self.frontend.set_vring_base(index, base).unwrap();
+        self.frontend.set_vring_call(index, &call).unwrap();
+    }
+
+    /// Starts one ring.
+    pub fn start(&mut self, index: usize) {
+        let kick = self.ring(index).kick.try_clone().unwrap();
+        self.frontend.set_vring_kick(index, &kick).unwrap();
+        self.frontend.set_vring_enable(index, true).unwrap();
+    }
+
+    /// Starts all rings.
+    pub fn run(mut self) -> Self {
+        (0..2 + self.more.len()).for_each(|index| self.start(index));
         self
+    }
+
+    /// Sends a command on the control queue, which is the last one; returns the answer.
+    pub fn command(&mut self, command: &[u8]) -> u8 {
+        let last = self.more.len() - 1;
+        self.command_on(last, command)
+    }
+
+    /// Sends a command on this one of `more`.
+    pub fn command_on(&mut self, ring: usize, command: &[u8]) -> u8 {
+        let (at, answer) = (0x190_0000, 0x191_0000);
+        self.memory.write_slice(command, GuestAddress(at)).unwrap();
+        self.memory.write_obj(0xaa_u8, GuestAddress(answer)).unwrap();
+        let ring = &mut self.more[ring];
+        ring.set_descriptor(0, (at, command.len() as u32, NEXT, 1));
+        ring.set_descriptor(1, (answer, 1, WRITE, 0));
+        ring.offer(0);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if ring.wants_kick(self.features) {
+            ring.kick();
+        }
+        assert_eq!(ring.used(), (0, 1));
+        self.memory.read_obj(GuestAddress(answer)).unwrap()
     }
 
     /// Stops the receive ring and starts it again, as a frontend does. Returns where it had stopped.

@@ -20,9 +20,17 @@ pub fn own_network() {
 
 /// A tap that is up, and its far side.
 pub fn tap(name: &str) -> (OwnedFd, Wire) {
-    let tap = Tap::open(name).unwrap();
-    let fd = std::os::fd::AsFd::as_fd(&tap).try_clone_to_owned().unwrap();
-    (fd, Wire::new(name))
+    (queue(name, false), Wire::new(name))
+}
+
+/// A tap with several queues that is up, and its far side.
+pub fn taps(name: &str, queues: usize) -> (Vec<OwnedFd>, Wire) {
+    ((0..queues).map(|_| queue(name, true)).collect(), Wire::new(name))
+}
+
+fn queue(name: &str, several: bool) -> OwnedFd {
+    let tap = Tap::open(name, several).unwrap();
+    std::os::fd::AsFd::as_fd(&tap).try_clone_to_owned().unwrap()
 }
 
 /// A packet socket on one interface.

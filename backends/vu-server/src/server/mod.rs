@@ -67,7 +67,8 @@ impl<D: Device> Server<D> {
         Self { state: Arc::new(Mutex::new(State::new(name.into(), device, queues))), workers }
     }
 
-    /// Serves one frontend until it hangs up. Afterwards no ring runs, no memory is mapped, and the device is reset.
+    /// Serves one frontend until it hangs up. Afterwards no ring runs, no memory is mapped, and the device
+    /// knows that it is abandoned ([`Device::abandoned`]).
     ///
     /// # Errors
     /// [`ConnectionError`]: the frontend was hung up on.

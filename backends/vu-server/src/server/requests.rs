@@ -155,7 +155,7 @@ impl<D: Device> State<D> {
         self.features = 0;
         self.memory = Arc::default();
         self.inflight = None;
-        self.device.reset();
+        self.device.abandoned();
     }
 }
 

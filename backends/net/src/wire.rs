@@ -1,0 +1,131 @@
+//! What is at the other end of a NIC's cable, as its queues see it: something that frames come from and go to.
+//!
+//! Whatever it is, a frame has a virtio header before it here. A wire that knows none ignores what is sent and gives
+//! zeros.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use crate::pieces::{Part, Pieces};
+use crate::tap::Tap;
+
+/// Where frames for the guest come from.
+pub trait Source {
+    /// What becomes readable when there is a frame; none if nobody is there.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Reads one frame with a header of `header` bytes before it: into `head`, which has room for the header, then into
+    /// the guest's buffers, then into `spill`. Returns the length of all together; what is longer than the room is lost.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none, `NotConnected` if nobody is there, others as [`Pieces::read`].
+    fn read(
+        &mut self,
+        header: usize,
+        head: &mut [u8],
+        buffers: Part<'_>,
+        spill: &mut [u8],
+    ) -> io::Result<usize>;
+
+    /// Takes one frame away. `scratch` may be overwritten.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn skip(&mut self, scratch: &mut [u8]) -> io::Result<()>;
+
+    /// The receive ring of this wire runs, or not.
+    fn running(&mut self, running: bool) {
+        let _ = running;
+    }
+
+    /// Nobody is there: a read has failed.
+    fn gone(&mut self) {}
+
+    /// From now on frames come from here.
+    fn connect(&mut self, socket: Arc<UnixStream>) {
+        drop(socket);
+    }
+}
+
+/// Where frames of the guest go to.
+pub trait Sink {
+    /// What becomes writable when there is room; none if nobody is there.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Sends one frame: its virtio header of `header` bytes and its beginning are in `head`, which may be overwritten, the
+    /// rest is in the guest's buffers.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room, `NotConnected` if nobody is there, others as [`Pieces::write`]; the frame was not
+    /// sent, not even a part of it.
+    fn write(&mut self, header: usize, head: &mut [u8], rest: Part<'_>) -> io::Result<()>;
+
+    /// Sends what is left of frames that were taken already.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is still something left.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// From now on frames go here.
+    fn connect(&mut self, socket: Arc<UnixStream>) {
+        drop(socket);
+    }
+}
+
+/// One queue of a tap, both ways.
+#[derive(Debug)]
+pub struct OnTap {
+    tap: Arc<Tap>,
+    pieces: Pieces,
+    follows: bool,
+}
+
+impl OnTap {
+    /// This one. One that follows has frames coming only while its receive ring runs: for frontends that have the control
+    /// queue themselves, and run the rings of the pairs that are in use. It is [detached](Tap::attach) to start with.
+    pub fn new(tap: Arc<Tap>, follows: bool) -> Self {
+        Self { tap, pieces: Pieces::default(), follows }
+    }
+}
+
+impl Source for OnTap {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.tap.as_fd())
+    }
+
+    fn read(
+        &mut self,
+        _header: usize,
+        head: &mut [u8],
+        buffers: Part<'_>,
+        spill: &mut [u8],
+    ) -> io::Result<usize> {
+        self.pieces.read(self.tap.as_fd(), head, buffers, spill)
+    }
+
+    fn skip(&mut self, scratch: &mut [u8]) -> io::Result<()> {
+        nix::unistd::read(self.tap.as_fd(), scratch)?;
+        Ok(())
+    }
+
+    fn running(&mut self, running: bool) {
+        if self.follows {
+            // It answers for as long as there is an interface; without one there are no frames.
+            let _ = self.tap.attach(running);
+        }
+    }
+}
+
+impl Sink for OnTap {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.tap.as_fd())
+    }
+
+    fn write(&mut self, _header: usize, head: &mut [u8], rest: Part<'_>) -> io::Result<()> {
+        self.pieces.write(self.tap.as_fd(), head, rest).map(drop)
+    }
+}
