@@ -237,6 +237,15 @@ impl<S: Source> Receive<S> {
         self.partial = 0..0;
     }
 
+    /// Holds no buffer any more.
+    fn let_go(&mut self) {
+        if let Some(mut queue) = self.queue.take() {
+            queue.publish();
+            self.put_back(&mut queue);
+            self.queue = Some(queue);
+        }
+    }
+
     fn burst(&mut self, queue: &mut Queue) -> Wait {
         for round in 0..BURST {
             let stuck = if self.partial.is_empty() {
@@ -336,11 +345,7 @@ impl<S: Source> Work for Receive<S> {
             return Wait::Order;
         }
         if !self.shared.link.load(Ordering::Relaxed) {
-            if let Some(mut queue) = self.queue.take() {
-                queue.publish();
-                self.put_back(&mut queue);
-                self.queue = Some(queue);
-            }
+            self.let_go();
             return self.drain();
         }
         let Some(mut queue) = self.queue.take() else { return Wait::Order };
@@ -365,10 +370,8 @@ impl<S: Source> Work for Receive<S> {
 
     fn activate(&mut self, active: bool) {
         self.active = active;
-        if let (false, Some(mut queue)) = (active, self.queue.take()) {
-            queue.publish();
-            self.put_back(&mut queue);
-            self.queue = Some(queue);
+        if !active {
+            self.let_go();
         }
     }
 }

@@ -153,6 +153,18 @@ impl Guest {
         guest
     }
 
+    /// The same of a driver that begins anew: its frontend says so first.
+    pub fn resetting(stream: UnixStream, wanted: u64, queues: u64) -> Self {
+        let early = Frontend::from_stream(stream.try_clone().unwrap(), queues);
+        early.set_owner().unwrap();
+        assert_ne!(early.get_features().unwrap() & PROTOCOL, 0);
+        let mut early = early;
+        early.get_protocol_features().unwrap();
+        early.set_protocol_features(VhostUserProtocolFeatures::RESET_DEVICE).unwrap();
+        early.reset_device().unwrap();
+        Self::with_queues(stream, wanted, queues)
+    }
+
     /// Another backend takes over: the rings go on with what they have used.
     pub fn go_on(&mut self, stream: UnixStream) {
         let queues = 2 + self.more.len() as u64;
@@ -272,6 +284,39 @@ impl Guest {
             self.rx.set_descriptor(index, (rx_buffer(index), size, WRITE, 0));
             self.rx.offer(index);
         }
+    }
+
+    /// The receive ring of this pair.
+    pub fn receiver(&mut self, pair: usize) -> &mut Ring {
+        match pair {
+            0 => &mut self.rx,
+            _ => &mut self.more[2 * pair - 2],
+        }
+    }
+
+    /// Offers `count` more receive buffers on this pair, all the same one, and kicks.
+    pub fn offer_to(&mut self, pair: usize, count: u16) {
+        let ring = self.receiver(pair);
+        for index in 0..count {
+            ring.set_descriptor(index, (rx_buffer(pair as u16), 2000, WRITE, 0));
+            ring.offer(index);
+        }
+        ring.kick();
+    }
+
+    /// Sends one frame on this pair, and waits until it was used.
+    pub fn send_on(&mut self, pair: usize, frame: &[u8]) {
+        let start = 0x180_0000;
+        let bytes = [&[0; 12][..], frame].concat();
+        self.memory.write_slice(&bytes, GuestAddress(start)).unwrap();
+        let ring = match pair {
+            0 => &mut self.tx,
+            _ => &mut self.more[2 * pair - 1],
+        };
+        ring.set_descriptor(255, (start, bytes.len() as u32, 0, 0));
+        ring.offer(255);
+        ring.kick();
+        assert_eq!(ring.used(), (255, 0));
     }
 
     /// Receives one frame, with its header, and offers its buffers again without a kick.
