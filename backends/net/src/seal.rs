@@ -14,7 +14,8 @@ pub const CALLS: &[Allow] = &[
     // What a driver sets is kept in a memory file, and read from it.
     Allow::Call(libc::SYS_pread64),
     Allow::Call(libc::SYS_pwrite64),
-    // A stream on which nobody is any more.
+    // A stream's next connection is made non-blocking, as the first was, and one on which nobody is any more is shut down.
+    Allow::Ioctl(&[libc::FIONBIO]),
     Allow::Call(libc::SYS_shutdown),
     // A ring starts: its eventfds are cloned for the worker.
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),

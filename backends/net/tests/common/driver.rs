@@ -286,6 +286,11 @@ impl Guest {
         }
     }
 
+    /// What the backend offers.
+    pub fn frontend_features(&self) -> u64 {
+        self.frontend.get_features().unwrap()
+    }
+
     /// The receive ring of this pair.
     pub fn receiver(&mut self, pair: usize) -> &mut Ring {
         match pair {
