@@ -118,7 +118,6 @@ impl Writer {
     fn failed<T>(&mut self, error: io::Error) -> io::Result<T> {
         match error.kind() {
             io::ErrorKind::WouldBlock => Err(error),
-            io::ErrorKind::Interrupted => Err(io::ErrorKind::WouldBlock.into()),
             _ => {
                 self.hang_up();
                 Err(io::ErrorKind::NotConnected.into())

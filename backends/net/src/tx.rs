@@ -192,15 +192,20 @@ impl<S: Sink> Work for Transmit<S> {
     }
 
     fn turn(&mut self) -> Wait {
-        if let Err(error) = self.wire.flush()
-            && error.kind() == io::ErrorKind::WouldBlock
-        {
-            return Wait::Writable;
+        let wait = match self.queue.take() {
+            Some(mut queue) => {
+                let wait = self.burst(&mut queue);
+                self.queue = Some(queue);
+                wait
+            }
+            None => Wait::Order,
+        };
+        // The rest of the last frame waits for room even when no other one does; a kick comes through all the same.
+        let resting = matches!(wait, Wait::Kick | Wait::Order);
+        match self.wire.flush() {
+            Err(error) if resting && error.kind() == io::ErrorKind::WouldBlock => Wait::Writable,
+            _ => wait,
         }
-        let Some(mut queue) = self.queue.take() else { return Wait::Order };
-        let wait = self.burst(&mut queue);
-        self.queue = Some(queue);
-        wait
     }
 
     fn wire(&self) -> Option<BorrowedFd<'_>> {

@@ -54,6 +54,7 @@ fn frames_are_lost_while_the_cable_is_pulled_and_pass_when_it_is_plugged_in() {
     let statistics = program.statistics();
     assert_eq!((lost(&statistics.receive, DropReason::LinkDown), statistics.receive.packets), (2, 2));
     assert_eq!((lost(&statistics.transmit, DropReason::LinkDown), statistics.transmit.packets), (2, 2));
+    std::thread::sleep(Duration::from_millis(100));
     let before = switches(program.child.id());
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(switches(program.child.id()), before);

@@ -134,6 +134,7 @@ fn a_peer_that_is_gone_is_reported_once_and_the_next_one_is_taken() {
     guest.send(PLAIN, &frame(2, 60), 2000);
     assert_eq!(drops(&program), 2);
     assert!(!program.statistics().link_up);
+    std::thread::sleep(Duration::from_millis(100));
     let before = switches(program.child.id());
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(switches(program.child.id()), before);
