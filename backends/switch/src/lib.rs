@@ -37,11 +37,9 @@
 pub mod connection;
 pub mod control;
 pub mod forward;
-pub mod gate;
 pub mod nic;
 pub mod seal;
 pub mod start;
-pub mod statistics;
 
 /// Most ports of one switch.
 pub const MAX_PORTS: usize = 64;

@@ -1,18 +1,16 @@
 //! A port as its driver sees it, and what the threads that serve it share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use domus_net::features;
 use domus_net::filter::Filter;
+use domus_net::gate::Gate;
+use domus_net::statistics::Counters;
 use shared_abi::control::{NetCard, NicStatistics, TrafficStatistics};
 use shared_abi::ids::MacAddress;
 use vu_server::Device;
-
-use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
-
-use crate::gate::Gate;
-use crate::statistics::Counters;
 
 /// What every port offers.
 const OFFERED: u64 = features::CSUM

@@ -32,10 +32,7 @@ const OWN: u64 = 0x7000_0000_0000;
 
 /// An empty memory for a guest.
 fn memory_file() -> File {
-    let fd = nix::sys::memfd::memfd_create("guest", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
-    let file = File::from(fd);
-    file.set_len(MEMORY).unwrap();
-    file
+    domus_startup::memfd::sealed("guest", MEMORY).unwrap()
 }
 
 /// One descriptor: address, length, flags, next.

@@ -21,10 +21,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
+use domus_net::gate::now;
 use vu_server::{Attention, Order, Orders, Queue};
 
 use crate::MAX_PORTS;
-use crate::gate::now;
 use crate::nic::{PortOrder, Shared};
 
 use copy::Places;

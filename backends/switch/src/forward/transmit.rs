@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use domus_net::features::header_len;
 use domus_net::filter::HEAD;
-use domus_net::header::{self, LEN, Refusal};
+use domus_net::header::{self, LEN};
 use shared_abi::control::DropReason;
 use vu_server::{Chain, MemoryTable, Queue};
 
@@ -130,10 +130,7 @@ impl Transmit {
         let mut header = [0; LEN];
         header[..skip].copy_from_slice(&self.head[..skip]);
         let len = self.chain.readable_len() - skip as u64;
-        let header = header::check(header, len, queue.features()).map_err(|refusal| match refusal {
-            Refusal::Length => DropReason::Length,
-            Refusal::Checksum | Refusal::Segments => DropReason::Header,
-        })?;
+        let header = header::check(header, len, queue.features())?;
         if !self.shared.link_up() {
             return Err(DropReason::LinkDown);
         }
