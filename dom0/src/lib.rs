@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`config`] | a domain's JSON file, checked |
 //! | [`domain`] | one domain: its state machine, what it is built of, its task |
+//! | [`networks`] | networks that NICs name: bridges with addresses and a way out |
 //! | [`registry`] | all domains of one dom0 |
 //! | [`resources`] | files, taps, sockets, the run directory |
 //! | [`supervisor`] | processes |
@@ -18,6 +19,7 @@ pub mod api;
 pub mod child;
 pub mod config;
 pub mod domain;
+pub mod networks;
 pub mod notify;
 pub mod registry;
 pub mod resources;

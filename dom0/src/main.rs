@@ -25,6 +25,9 @@ struct Args {
     /// Where sockets and state are kept while domains run [default: /run/domus]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+    /// Where networks are defined
+    #[arg(long, value_name = "DIR", default_value = run_dir::CONFIG)]
+    config_dir: PathBuf,
     /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
     #[arg(long, value_name = "DIR")]
     libexec_dir: Option<PathBuf>,
@@ -63,7 +66,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     descriptors();
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
     let supervisor = Rc::new(Direct::new(args.libexec_dir, false));
-    let dom0 = Dom0::new(run, supervisor);
+    let dom0 = Dom0::new(run, &args.config_dir, supervisor, true);
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     for (name, domid) in dom0.leftovers() {
@@ -71,6 +74,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             "{name}: still runs (ID {domid}), left by a dom0 that was killed: domus destroy {name} removes it"
         ));
     }
+    dom0.networks().begin().await;
     dom0::notify::ready();
     dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
     tokio::select! {
@@ -94,5 +98,6 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         _ = interrupt.recv() => dom0.destroy_all().await,
         _ = hangup.recv() => dom0.destroy_all().await,
     }
+    dom0.networks().stop_all().await;
     Ok(())
 }

@@ -15,7 +15,10 @@ use crate::domain::build::StartError;
 use crate::domain::operate::Order;
 use crate::domain::state::{Event, State};
 use crate::domain::{Command, Domain, Handle, View};
+use crate::networks::Networks;
+use crate::resources::links::Links;
 use crate::resources::run_dir::{RunDir, RunDirError};
+use crate::resources::tap;
 use crate::supervisor::Supervisor;
 
 /// Why an operator's wish was not fulfilled.
@@ -37,23 +40,42 @@ pub enum AskError {
     LeftOver(DomainName),
 }
 
+/// What all domains of one dom0 have in common.
+pub struct Commons {
+    /// Starts their processes.
+    pub supervisor: Rc<dyn Supervisor>,
+    /// What their NICs name.
+    pub networks: Networks,
+}
+
 /// The domains of one dom0. Used by one thread.
 pub struct Dom0 {
     run: RunDir,
-    supervisor: Rc<dyn Supervisor>,
+    commons: Rc<Commons>,
     domains: RefCell<BTreeMap<DomainName, Rc<Handle>>>,
     stopping: Cell<bool>,
 }
 
 impl Dom0 {
-    /// A dom0 without domains.
-    pub fn new(run: RunDir, supervisor: Rc<dyn Supervisor>) -> Rc<Self> {
-        Rc::new(Self { run, supervisor, domains: RefCell::default(), stopping: Cell::new(false) })
+    /// A dom0 without domains: a service that manages networks, defined in `config_dir`, or one in a command that uses those
+    /// of the service.
+    pub fn new(run: RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>, service: bool) -> Rc<Self> {
+        let networks = match service {
+            true => Networks::of_service(config_dir, run.path(), supervisor.clone()),
+            false => Networks::of_others(config_dir, run.path()),
+        };
+        let commons = Rc::new(Commons { supervisor, networks });
+        Rc::new(Self { run, commons, domains: RefCell::default(), stopping: Cell::new(false) })
     }
 
     /// Its run directory.
     pub fn run_dir(&self) -> &RunDir {
         &self.run
+    }
+
+    /// Its networks.
+    pub fn networks(&self) -> &Networks {
+        &self.commons.networks
     }
 
     /// Takes the run directory for a service: no other dom0 service runs there while the result lives.
@@ -79,7 +101,7 @@ impl Dom0 {
         if self.stopping.get() {
             return Err(StartError::GivenUp);
         }
-        let (domain, handle, created) = Domain::new(config, self.run.clone(), dir, self.supervisor.clone());
+        let (domain, handle, created) = Domain::new(config, self.run.clone(), dir, self.commons.clone());
         self.domains.borrow_mut().insert(name.clone(), Rc::new(handle));
         let registry = self.clone();
         tokio::task::spawn_local(domain.run(move || {
@@ -131,9 +153,14 @@ impl Dom0 {
                     |error: RunDirError| AskError::Refused { name: name.clone(), why: error.to_string() };
                 let (run, left) = (self.run.clone(), name.clone());
                 // On a thread of its own: it waits for the processes' end.
+                let domid = self.leftovers().into_iter().find(|(left, _)| *left == name);
                 let removed = tokio::task::spawn_blocking(move || run.remove_leftover(&left)).await;
+                // A macvtap is no process's, and stays.
+                if let (Some((_, domid)), Ok(links)) = (domid, Links::open()) {
+                    tap::remove_macvtaps(&format!("vif{domid}."), &links).await;
+                }
                 removed.map_or(Ok(()), |removed| removed.map(drop).map_err(refused))?;
-                self.supervisor.release(&name);
+                self.commons.supervisor.release(&name);
                 return Ok(());
             }
             other => other?,

@@ -10,10 +10,11 @@ use crate::domain::operate::DiskReport;
 use crate::domain::state::State;
 use crate::domain::{Trouble, View};
 
-/// One limit of a disk, or of all disks of a domain.
+/// One limit of a disk, of all disks of a domain, or of a NIC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::CustomType)]
 pub struct Limit {
-    /// `iops`, `read_iops`, `write_iops`, `bytes`, `read_bytes` or `write_bytes`.
+    /// `iops`, `read_iops`, `write_iops`, `bytes`, `read_bytes` or `write_bytes`; of a NIC `receive_bits`,
+    /// `receive_packets`, `transmit_bits` or `transmit_packets`.
     pub name: String,
     /// `RATE[:BURST[:SECONDS]]`, or `none`.
     pub rate: String,
@@ -185,12 +186,16 @@ fn limits(limits: &IoLimits) -> Vec<Limit> {
         ("read_bytes", limits.read.bytes),
         ("write_bytes", limits.write.bytes),
     ];
-    let text = |Rate { per_second, burst, burst_seconds }: Rate| match (burst == per_second, burst_seconds) {
+    let set = all.into_iter().filter_map(|(name, rate)| Some((name, rate?)));
+    set.map(|(name, limit)| Limit { name: name.into(), rate: rate(limit) }).collect()
+}
+
+/// A rate as it is set.
+pub fn rate(Rate { per_second, burst, burst_seconds }: Rate) -> String {
+    match (burst == per_second, burst_seconds) {
         (true, 1) => per_second.to_string(),
         _ => format!("{per_second}:{burst}:{burst_seconds}"),
-    };
-    let set = all.into_iter().filter_map(|(name, rate)| Some((name, rate?)));
-    set.map(|(name, rate)| Limit { name: name.into(), rate: text(rate) }).collect()
+    }
 }
 
 impl From<OpStatistics> for OpInfo {

@@ -5,6 +5,7 @@
 
 mod bounded;
 mod disks;
+mod nets;
 mod server;
 mod service;
 
@@ -12,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use zlink::introspect;
 
 pub use disks::{DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded};
+pub use nets::{
+    Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
+    TrafficInfo,
+};
 pub use server::{Server, ServerError};
 pub use service::{Plan, start_message};
 
@@ -204,6 +209,33 @@ pub trait Dom0Client {
         device: &str,
         program: Option<&str>,
     ) -> zlink::Result<Result<Upgraded, ApiError>>;
+    /// The NICs of a domain, with what they have done.
+    async fn nic_list(&mut self, name: &str) -> zlink::Result<Result<NicList, ApiError>>;
+    /// Plugs a NIC's cable in or pulls it, has its guest announce itself, changes its limits; those not named stay.
+    async fn nic_set(
+        &mut self,
+        name: &str,
+        nic: &str,
+        up: Option<bool>,
+        announce: bool,
+        limits: &[Limit],
+    ) -> zlink::Result<Result<(), ApiError>>;
+    /// Defines a network, or another one in its place.
+    async fn network_define(
+        &mut self,
+        definition: &str,
+        file: &str,
+    ) -> zlink::Result<Result<Defined, ApiError>>;
+    /// Forgets a network that does not run.
+    async fn network_undefine(&mut self, network: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Starts a network.
+    async fn network_start(&mut self, network: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Stops a network; without `anyway` only one that no NIC is on.
+    async fn network_stop(&mut self, network: &str, anyway: bool) -> zlink::Result<Result<(), ApiError>>;
+    /// All networks.
+    async fn network_list(&mut self) -> zlink::Result<Result<NetworkList, ApiError>>;
+    /// The addresses that a network has lent.
+    async fn network_leases(&mut self, network: &str) -> zlink::Result<Result<LeaseList, ApiError>>;
     /// What is amiss with a domain, why, and what to do.
     async fn why(&mut self, name: &str) -> zlink::Result<Result<Troubles, ApiError>>;
     /// The host and dom0 itself.

@@ -4,18 +4,24 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use shared_abi::ids::IdError;
-use shared_abi::{DeviceId, DomainName, Role};
+use shared_abi::{DeviceId, DomainName, NetworkName, Role};
 
 use super::disks::{
     self, DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded,
+};
+use super::nets::{
+    self, Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
+    TrafficInfo,
 };
 use super::{ApiError, Console, Created, DomainInfo, Domains, Ended, HostInfo, OneDomain};
 use crate::child::ChildError;
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
+use crate::domain::nics::NicChange;
 use crate::domain::operate::Order;
 use crate::domain::state::{Event, State};
 use crate::domain::{View, chain, check};
+use crate::networks::NetworkError;
 use crate::registry::{AskError, Dom0};
 use crate::resources::{host, usage};
 
@@ -40,6 +46,16 @@ impl From<AskError> for ApiError {
         match error {
             AskError::NoSuchDomain(_) => Self::NoSuchDomain { message },
             AskError::Refused { .. } | AskError::LeftOver(_) => Self::Refused { message },
+        }
+    }
+}
+
+impl From<NetworkError> for ApiError {
+    fn from(error: NetworkError) -> Self {
+        let message = chain(&error);
+        match error {
+            NetworkError::Definition(_) => Self::BadConfig { message },
+            _ => Self::Refused { message },
         }
     }
 }
@@ -141,6 +157,10 @@ fn device(id: &str) -> Result<DeviceId, ApiError> {
     id.parse().map_err(|error: IdError| ApiError::Refused { message: error.to_string() })
 }
 
+fn network(name: &str) -> Result<NetworkName, ApiError> {
+    name.parse().map_err(|error: IdError| ApiError::Refused { message: error.to_string() })
+}
+
 fn domain_0() -> DomainInfo {
     DomainInfo {
         name: "Domain-0".into(),
@@ -218,7 +238,10 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
 
 #[zlink::service(
     interface = "org.domus.Dom0",
-    types = [DomainInfo, DiskInfo, DiskCounters, OpInfo, Limit, TroubleInfo],
+    types = [
+        DomainInfo, DiskInfo, DiskCounters, OpInfo, Limit, TroubleInfo, NicInfo, NicCounters, TrafficInfo, DropInfo,
+        NetworkInfo, LeaseInfo
+    ],
     vendor = "Domus",
     product = "dom0",
     version = env!("CARGO_PKG_VERSION"),
@@ -244,7 +267,7 @@ impl Session {
             let problem = format!("\"{}\" is the name of a domain that runs already", config.name);
             return Err(ConfigError::new(&config.file, "name", problem).into());
         }
-        match check::check(&config).await {
+        match check::check(&config, self.dom0.networks()).await {
             Ok(()) => Ok(()),
             Err(StartError::Config(error)) => Err(error.into()),
             Err(error) => {
@@ -345,6 +368,57 @@ impl Session {
         }
         let stalled = self.dom0.order(&name, |answer| Order::Upgrade(device, program, answer)).await?;
         Ok(Upgraded { stalled_us: stalled.as_micros() as u64 })
+    }
+
+    async fn nic_list(&self, name: String) -> Result<NicList, ApiError> {
+        let nics = self.dom0.order(&name, Order::Nics).await?;
+        Ok(NicList { nics: nics.into_iter().map(Into::into).collect() })
+    }
+
+    async fn nic_set(
+        &self,
+        name: String,
+        nic: String,
+        up: Option<bool>,
+        announce: bool,
+        limits: Vec<Limit>,
+    ) -> Result<(), ApiError> {
+        self.may_change("changing a NIC")?;
+        let limits = nets::change(&limits).map_err(|message| ApiError::Refused { message })?;
+        let nic = device(&nic)?;
+        let change = NicChange { up, announce, limits };
+        Ok(self.dom0.order(&name, |answer| Order::SetNic(nic, change, answer)).await?)
+    }
+
+    async fn network_define(&self, definition: String, file: String) -> Result<Defined, ApiError> {
+        self.may_change("defining a network")?;
+        let name = self.dom0.networks().define(Path::new(&file), &definition)?;
+        Ok(Defined { name: name.to_string() })
+    }
+
+    async fn network_undefine(&self, network: String) -> Result<(), ApiError> {
+        self.may_change("undefining a network")?;
+        Ok(self.dom0.networks().undefine(&self::network(&network)?).await?)
+    }
+
+    async fn network_start(&self, network: String) -> Result<(), ApiError> {
+        self.may_change("starting a network")?;
+        Ok(self.dom0.networks().start(&self::network(&network)?).await?)
+    }
+
+    async fn network_stop(&self, network: String, anyway: bool) -> Result<(), ApiError> {
+        self.may_change("stopping a network")?;
+        Ok(self.dom0.networks().stop(&self::network(&network)?, anyway).await?)
+    }
+
+    async fn network_list(&self) -> Result<NetworkList, ApiError> {
+        let networks = self.dom0.networks().list().await;
+        Ok(NetworkList { networks: networks.into_iter().map(Into::into).collect() })
+    }
+
+    async fn network_leases(&self, network: String) -> Result<LeaseList, ApiError> {
+        let leases = self.dom0.networks().leases(&self::network(&network)?).await?;
+        Ok(LeaseList { leases: leases.into_iter().map(Into::into).collect() })
     }
 
     async fn why(&self, name: String) -> Result<Troubles, ApiError> {

@@ -44,12 +44,7 @@ impl Context<'_> {
     }
 
     pub(super) fn interface(&self, at: &str, text: String) -> Result<String, ConfigError> {
-        // The kernel's rule (dev_valid_name): IFNAMSIZ with its NUL, no slash, colon or white space, no dots.
-        let fits = (1..=15).contains(&text.len())
-            && text != "."
-            && text != ".."
-            && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%');
-        if fits {
+        if is_interface(&text) {
             Ok(text)
         } else {
             Err(self.refuse(
@@ -58,6 +53,17 @@ impl Context<'_> {
             ))
         }
     }
+}
+
+/// The kernel's rule (dev_valid_name): IFNAMSIZ with its NUL, no slash, colon or white space, no dots. Nor a quotation
+/// mark: such a name is written into a packet filter.
+pub fn is_interface(text: &str) -> bool {
+    (1..=15).contains(&text.len())
+        && text != "."
+        && text != ".."
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%' | b'"' | b'\\' | b','))
 }
 
 pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<DomainConfig, ConfigError> {

@@ -62,6 +62,7 @@ use shared_abi::control::{DeviceConfig, IoLimits};
 use shared_abi::{DeviceId, DomainName};
 use uuid::Uuid;
 
+pub use check::is_interface;
 pub use disk::{Disk, DiskData, DiskSource, OnLoss, OwnDisk};
 pub use file::{DomainFile, OnStop};
 pub use forward::{Forward, Transport};

@@ -25,12 +25,13 @@ use super::nets::{self, Nets};
 use super::revive::Reviving;
 use crate::child::{ChildError, ChildLink, PATIENCE};
 use crate::config::{ConfigError, DiskSource, DomainConfig, Net, NetLink};
+use crate::registry::Commons;
 use crate::resources::files::{self, For};
 use crate::resources::links::Links;
 use crate::resources::passt::PasstError;
 use crate::resources::run_dir::{DomainDir, ProcessRecord, Record, RunDirError, started};
 use crate::resources::{host, sockets};
-use crate::supervisor::{Job, Process, Supervisor, SupervisorError};
+use crate::supervisor::{Job, Process, SupervisorError};
 
 /// Bytes of `struct virtio_blk_config` that every backend knows (virtio 1.3 §5.2.4), up to the write-zeroes fields.
 const BLOCK_CONFIG: u16 = 60;
@@ -176,7 +177,7 @@ pub async fn build(
     config: &DomainConfig,
     domid: DomId,
     dir: &DomainDir,
-    supervisor: &dyn Supervisor,
+    commons: &Commons,
     made: &mut Incarnation,
 ) -> Result<(), StartError> {
     made.domid = Some(domid);
@@ -185,7 +186,7 @@ pub async fn build(
         if config.nets.is_empty() { None } else { Some(Links::open().map_err(io_error("open rtnetlink"))?) };
     for (net, n) in config.nets.iter().zip(0..) {
         if let Some(links) = &links {
-            nets::check(config, n, net, links).await?;
+            nets::check(config, n, net, links, &commons.networks).await?;
         }
     }
     dir.clear();
@@ -194,7 +195,7 @@ pub async fn build(
         let control = dir.control(role);
         let (memory, vcpus) = (config.memory, config.vcpus);
         let job = Job { domain: &config.name, role, control: &control, program: None, memory, vcpus };
-        let process = supervisor.start(job).await?;
+        let process = commons.supervisor.start(job).await?;
         match role {
             Role::Runner => made.runner = Some(Runner { process, link: None }),
             _ => made.backends.push(Backend::new(role, process)),
@@ -205,7 +206,7 @@ pub async fn build(
     let identity = identity(config, domid);
     if let Some(links) = &links {
         // Where a build that is given up finds it.
-        Nets::open(config, domid, supervisor, links, &mut made.nets).await?;
+        Nets::open(config, domid, commons, links, &mut made.nets).await?;
     }
     let (serial, theirs) = sockets::pair().map_err(io_error("make a socket pair"))?;
     let listener = UnixListener::bind(dir.console())

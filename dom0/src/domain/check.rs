@@ -8,6 +8,7 @@ use super::build::StartError;
 use super::disks::Disks;
 use super::nets;
 use crate::config::DomainConfig;
+use crate::networks::Networks;
 use crate::resources::files::{self, For};
 use crate::resources::links::Links;
 use crate::resources::{host, sockets};
@@ -16,7 +17,7 @@ use crate::resources::{host, sockets};
 ///
 /// # Errors
 /// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
-pub async fn check(config: &DomainConfig) -> Result<(), StartError> {
+pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), StartError> {
     host::check_memory(config)?;
     files::blob(config, "boot.kernel", &config.kernel)?;
     if let Some(initrd) = &config.initrd {
@@ -26,7 +27,7 @@ pub async fn check(config: &DomainConfig) -> Result<(), StartError> {
     if !config.nets.is_empty() {
         let links = Links::open().map_err(|source| StartError::Io { act: "open rtnetlink", source })?;
         for (n, net) in config.nets.iter().enumerate() {
-            nets::check(config, n, net, &links).await?;
+            nets::check(config, n, net, &links, networks).await?;
         }
     }
     for (n, device) in config.devices.iter().enumerate() {

@@ -9,6 +9,7 @@ pub mod disks;
 mod happening;
 pub mod kept;
 pub mod nets;
+pub mod nics;
 pub mod operate;
 mod recovery;
 pub mod revive;
@@ -29,8 +30,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::child::{ANSWER, ChildError, ChildLink, one_line};
 use crate::config::DomainConfig;
+use crate::registry::Commons;
 use crate::resources::run_dir::{DomainDir, RunDir};
-use crate::supervisor::Supervisor;
 use build::{Incarnation, Runner, StartError, build};
 use happening::{BackendHappening, Happening};
 use operate::Order;
@@ -116,7 +117,7 @@ pub struct Domain {
     config: Rc<DomainConfig>,
     run: RunDir,
     dir: DomainDir,
-    supervisor: Rc<dyn Supervisor>,
+    commons: Rc<Commons>,
     /// What is started in place of the installed programs.
     programs: BTreeMap<Role, PathBuf>,
     /// How many backends in a row have died young.
@@ -150,7 +151,7 @@ impl Domain {
         config: DomainConfig,
         run: RunDir,
         dir: DomainDir,
-        supervisor: Rc<dyn Supervisor>,
+        commons: Rc<Commons>,
     ) -> (Self, Handle, oneshot::Receiver<Result<DomId, StartError>>) {
         let (sender, commands) = mpsc::unbounded_channel();
         let (destroyer, destroy) = watch::channel(false);
@@ -178,7 +179,7 @@ impl Domain {
             config: Rc::new(config),
             run,
             dir,
-            supervisor,
+            commons,
             programs: BTreeMap::new(),
             young: BTreeMap::new(),
             young_passts: BTreeMap::new(),
@@ -245,9 +246,9 @@ impl Domain {
                 Happening::Overdue => self.pause_for_the_lost(),
             }
         }
-        let Self { dir, supervisor, config, created, failure, at_end, .. } = self;
+        let Self { dir, commons, config, created, failure, at_end, .. } = self;
         drop(dir);
-        supervisor.release(&config.name);
+        commons.supervisor.release(&config.name);
         forget();
         let told = match (created, failure) {
             (Some(created), failure) => {
@@ -427,13 +428,13 @@ impl Domain {
             view.domid = domid;
             view.crashed = false;
         });
-        let supervisor = self.supervisor.clone();
+        let commons = self.commons.clone();
         let result = {
             let building = async {
                 if let Some(at) = not_before {
                     sleep_until(at).await;
                 }
-                build(&self.config, domid, &self.dir, &*supervisor, &mut self.incarnation).await
+                build(&self.config, domid, &self.dir, &commons, &mut self.incarnation).await
             };
             let mut building = pin!(building);
             loop {

@@ -17,10 +17,12 @@ use tokio::time::timeout;
 use super::backend::{Message, Start};
 use super::build::StartError;
 use crate::config::{ConfigError, DomainConfig, Net, NetLink};
+use crate::networks::Networks;
+use crate::registry::Commons;
 use crate::resources::links::Links;
 use crate::resources::passt::{self, PASST_START, PasstError};
 use crate::resources::{sockets, steering, tap};
-use crate::supervisor::{Process, Supervisor};
+use crate::supervisor::Process;
 
 /// What is open of a domain's NICs, and what has been changed since.
 #[derive(Debug, Default)]
@@ -70,7 +72,13 @@ impl OpenWire {
 ///
 /// # Errors
 /// [`ConfigError`].
-pub async fn check(config: &DomainConfig, n: usize, net: &Net, links: &Links) -> Result<(), ConfigError> {
+pub async fn check(
+    config: &DomainConfig,
+    n: usize,
+    net: &Net,
+    links: &Links,
+    networks: &Networks,
+) -> Result<(), ConfigError> {
     let key = net.link.key();
     let refuse = |problem: String| ConfigError::new(&config.file, format!("nets[{n}].{key}"), problem);
     match &net.link {
@@ -81,9 +89,8 @@ pub async fn check(config: &DomainConfig, n: usize, net: &Net, links: &Links) ->
         NetLink::VhostUser(path) => {
             sockets::foreign(config, &format!("nets[{n}].{key}"), path, false).map(drop)
         }
-        NetLink::Network(_) | NetLink::Switch(_) => {
-            Err(refuse("cannot be served by this dom0: name a bridge".into()))
-        }
+        NetLink::Network(name) => networks.check(name).await.map_err(|error| refuse(super::chain(&error))),
+        NetLink::Switch(_) => Err(refuse("cannot be served by this dom0: name a bridge".into())),
     }
 }
 
@@ -95,7 +102,7 @@ impl Nets {
     pub async fn open(
         config: &DomainConfig,
         domid: DomId,
-        supervisor: &dyn Supervisor,
+        commons: &Commons,
         links: &Links,
         made: &mut Self,
     ) -> Result<(), StartError> {
@@ -113,7 +120,8 @@ impl Nets {
                     let refuse = |error: PasstError| {
                         ConfigError::new(&config.file, format!("nets[{n}].user"), super::chain(&error))
                     };
-                    let started = passt::start(supervisor, &config.name, &net.id, net.mtu, forwards);
+                    let started =
+                        passt::start(&*commons.supervisor, &config.name, &net.id, net.mtu, forwards);
                     let (passt, socket) = started.map_err(refuse)?;
                     // Without ports nothing is likely to be in its way, and nobody is made to wait.
                     if !forwards.is_empty()
@@ -123,7 +131,14 @@ impl Nets {
                     }
                     OpenWire::User { passt: Some(passt), socket: Some(socket) }
                 }
-                NetLink::Network(_) | NetLink::Switch(_) | NetLink::VhostUser(_) => OpenWire::Elsewhere,
+                NetLink::Network(name) => {
+                    let bridge = commons.networks.bridge(name).await.map_err(|error| {
+                        ConfigError::new(&config.file, format!("nets[{n}].network"), super::chain(&error))
+                    })?;
+                    let bridge = ("network", bridge.as_str());
+                    OpenWire::tap(tap::on_bridge(config, domid, n, net, bridge, links).await?)
+                }
+                NetLink::Switch(_) | NetLink::VhostUser(_) => OpenWire::Elsewhere,
             };
             let pairs = match &wire {
                 OpenWire::Tap { queues, .. } => queues.len() as u16,

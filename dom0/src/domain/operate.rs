@@ -1,4 +1,4 @@
-//! What an operator asks of a running domain's disks and backends.
+//! What an operator asks of a running domain's disks, NICs and backends. What is asked of NICs is in [`nics`](super::nics).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use shared_abi::control::{BackendReply, BlockRequest, Cache, DiskStatistics, IoL
 use shared_abi::{DeviceId, Role};
 use tokio::sync::oneshot;
 
+use super::nics::{NicChange, NicReport};
 use super::{Domain, chain};
 use crate::config::{DiskData, DiskSource, LimitsFile};
 
-/// Something to do with a domain's disks or backends. Each is answered with what came of it, or one line.
+/// Something to do with a domain's disks, NICs or backends. Each is answered with what came of it, or one line.
 #[derive(Debug)]
 pub enum Order {
     /// Report on every disk.
@@ -20,6 +21,10 @@ pub enum Order {
     Limit(Option<DeviceId>, LimitsFile, oneshot::Sender<Result<(), String>>),
     /// Give a disk another size in bytes, or measure it again; answered with its size.
     Resize(DeviceId, Option<u64>, oneshot::Sender<Result<u64, String>>),
+    /// Report on every NIC.
+    Nics(oneshot::Sender<Result<Vec<NicReport>, String>>),
+    /// Change something of a NIC.
+    SetNic(DeviceId, NicChange, oneshot::Sender<Result<(), String>>),
     /// Exchange the backend of a device, for this program if given; answered with how long its devices stood still.
     Upgrade(DeviceId, Option<PathBuf>, oneshot::Sender<Result<Duration, String>>),
 }
@@ -56,6 +61,8 @@ impl Domain {
             Order::Disks(answer) => drop(answer.send(Ok(self.disks().await))),
             Order::Limit(disk, change, answer) => drop(answer.send(self.limit(disk, change).await)),
             Order::Resize(disk, bytes, answer) => drop(answer.send(self.resize(disk, bytes).await)),
+            Order::Nics(answer) => drop(answer.send(Ok(self.nics().await))),
+            Order::SetNic(nic, change, answer) => drop(answer.send(self.set_nic(&nic, change).await)),
             Order::Upgrade(device, program, answer) => {
                 drop(answer.send(self.upgrade(&device, program).await));
             }

@@ -63,7 +63,7 @@ impl Domain {
             identity: identity(&self.config, self.incarnation.domid?),
             control: self.dir.control(role),
             program: self.programs.get(&role).cloned(),
-            supervisor: self.supervisor.clone(),
+            commons: self.commons.clone(),
             kept: self.incarnation.kept.clone()?,
         })
     }

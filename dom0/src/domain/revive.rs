@@ -27,9 +27,10 @@ use super::disks;
 use super::kept::Kept;
 use super::nets;
 use crate::config::{DomainConfig, Net, NetLink};
+use crate::registry::Commons;
 use crate::resources::passt::{self, PASST_START};
 use crate::resources::{nbd, sockets};
-use crate::supervisor::{Job, Process, Supervisor};
+use crate::supervisor::{Job, Process};
 
 /// Attempts, or deaths soon after a start, that are followed by the next attempt at once.
 const AT_ONCE: u32 = 3;
@@ -121,8 +122,8 @@ pub struct Means {
     pub control: PathBuf,
     /// The program; none for the installed one.
     pub program: Option<PathBuf>,
-    /// Starts processes.
-    pub supervisor: Rc<dyn Supervisor>,
+    /// Starts processes, among others.
+    pub commons: Rc<Commons>,
     /// What the backend is given.
     pub kept: Rc<Kept>,
 }
@@ -144,7 +145,7 @@ impl Means {
             memory,
             vcpus,
         };
-        let mut backend = Backend::new(role, self.supervisor.start(job).await?);
+        let mut backend = Backend::new(role, self.commons.supervisor.start(job).await?);
         backend.connect(&self.control).await?;
         Ok(backend)
     }
@@ -184,7 +185,7 @@ impl Means {
         let Some(Net { mtu, link: NetLink::User(forwards), .. }) = found else {
             return Err(StartError::GivenUp);
         };
-        Ok(passt::start(&*self.supervisor, &self.config.name, nic, *mtu, forwards)?)
+        Ok(passt::start(&*self.commons.supervisor, &self.config.name, nic, *mtu, forwards)?)
     }
 }
 

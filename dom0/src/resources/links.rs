@@ -30,6 +30,10 @@ pub struct Link {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// The bridge that it is a port of.
+    pub bridge: Option<u32>,
+    /// Its group.
+    pub group: u32,
     /// Somebody is at the other end; for a tap: a process has it open.
     pub carrier: bool,
 }
@@ -97,12 +101,12 @@ impl Links {
 }
 
 impl Links {
-    /// Makes a bridge that is on, with an address that does not change with its ports.
+    /// Makes a bridge that is on, with an address that does not change with its ports, in a group of links.
     ///
     /// # Errors
     /// What the kernel said.
-    pub async fn add_bridge(&self, name: &str, mac: MacAddress) -> io::Result<()> {
-        let message = LinkBridge::new(name).address(mac.bytes().to_vec()).build();
+    pub async fn add_bridge(&self, name: &str, mac: MacAddress, group: u32) -> io::Result<()> {
+        let message = LinkBridge::new(name).address(mac.bytes().to_vec()).link_group(group).build();
         self.handle.link().add(message).execute().await.map_err(failed)
     }
 
@@ -151,11 +155,21 @@ fn link(message: &LinkMessage) -> Link {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     });
+    let bridge = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(bridge) => Some(*bridge),
+        _ => None,
+    });
+    let group = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Group(group) => Some(*group),
+        _ => None,
+    });
     let carrier = message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Carrier(1)));
     Link {
         index: message.header.index,
         name: name.unwrap_or_default(),
         kind: kind.unwrap_or(Kind::Other),
+        bridge,
+        group: group.unwrap_or(0),
         carrier,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! /run/domus/              dom0.sock, dom0.lock, next-domid
+//! /run/domus/networks/NAME/ see [`networks`](crate::networks)
 //! /run/domus/domains/NAME/ runner.sock, block.sock, net.sock, console.sock, state.json
 //! ```
 //!
@@ -28,6 +29,9 @@ use crate::supervisor::spawn::{open_pidfd, signal};
 
 /// Within this time a process that was killed ends.
 pub const END: Duration = Duration::from_secs(5);
+
+/// Where what outlives a reboot is kept: definitions.
+pub const CONFIG: &str = "/etc/domus";
 
 /// Where dom0 keeps its run directory if it is not told otherwise.
 pub fn default_path() -> PathBuf {

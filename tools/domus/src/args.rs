@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::block::{BackendCommand, Limits};
+use crate::network::NicSettings;
 use crate::size::Size;
 
 /// Creates and drives domains.
@@ -154,6 +155,57 @@ pub enum Command {
         /// Print a JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// List networks, or with a domain its NICs with what they have done
+    NetworkList {
+        /// The domain's name or ID
+        domain: Option<String>,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Define a network: a bridge with addresses for guests and a way out
+    NetworkDefine {
+        /// Its definition, a JSON file
+        file: PathBuf,
+    },
+    /// Forget a network that does not run
+    NetworkUndefine {
+        /// The network
+        network: String,
+    },
+    /// Start a network
+    NetworkStart {
+        /// The network
+        network: String,
+    },
+    /// Stop a network that no NIC is on
+    NetworkStop {
+        /// The network
+        network: String,
+    },
+    /// Stop a network even if there are NICs on it
+    NetworkDestroy {
+        /// The network
+        network: String,
+    },
+    /// List the addresses that a network has lent
+    NetworkLeases {
+        /// The network
+        network: String,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Plug a NIC's cable in or pull it, change its limits, have its guest announce itself
+    NetworkSet {
+        /// The domain's name or ID
+        name: String,
+        /// The NIC's id
+        nic: String,
+        /// What is to change
+        #[command(flatten)]
+        settings: NicSettings,
     },
     /// Exchange backends
     Backend {

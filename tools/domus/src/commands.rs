@@ -10,6 +10,7 @@ use dom0::api::{Dom0Client, DomainInfo, Plan, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::check;
+use dom0::networks::Networks;
 use dom0::resources::run_dir;
 use serde_json::json;
 use shared_abi::console::Mode;
@@ -18,6 +19,7 @@ use crate::args::{Args, Command};
 use crate::block;
 use crate::client::{answer, connect};
 use crate::console;
+use crate::network;
 use crate::run::{self, Options};
 use crate::shadow;
 
@@ -59,6 +61,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::BlockResize { name, disk, size, json } => {
             block::resize(dir, &name, &disk, size.map(|size| size.0), json).await?;
         }
+        Command::NetworkList { domain, json } => network::list(dir, domain.as_deref(), json).await?,
+        Command::NetworkDefine { file } => network::define(dir, &file).await?,
+        Command::NetworkUndefine { network } => answer(connect(dir).await?.network_undefine(&network).await)?,
+        Command::NetworkStart { network } => answer(connect(dir).await?.network_start(&network).await)?,
+        Command::NetworkStop { network } => answer(connect(dir).await?.network_stop(&network, false).await)?,
+        Command::NetworkDestroy { network } => {
+            answer(connect(dir).await?.network_stop(&network, true).await)?
+        }
+        Command::NetworkLeases { network, json } => network::leases(dir, &network, json).await?,
+        Command::NetworkSet { name, nic, settings } => network::set(dir, &name, &nic, settings).await?,
         Command::Backend { command } => block::backend(dir, command).await?,
         Command::Destroy { name } => answer(connect(dir).await?.destroy(&name).await)?,
     }
@@ -99,7 +111,8 @@ async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()
         );
         return Err(config::ConfigError::new(file, "name", problem).into());
     }
-    check::check(&config).await.map_err(|error| match error {
+    let networks = Networks::of_others(Path::new(run_dir::CONFIG), &run);
+    check::check(&config, &networks).await.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
         error => anyhow!(start_message(&Plan::from(&config), &error)),
     })?;

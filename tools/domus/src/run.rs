@@ -71,7 +71,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let name = plan.name.to_string();
     let run = RunDir::open(&options.run_dir.unwrap_or_else(run_dir::default_path))?;
     let shadow = Shadow::start(run.path(), &config.name)?;
-    let dom0 = Dom0::new(run, Rc::new(Direct::new(options.libexec_dir, true)));
+    let dom0 =
+        Dom0::new(run, Path::new(run_dir::CONFIG), Rc::new(Direct::new(options.libexec_dir, true)), false);
     let created = tokio::select! {
         created = dom0.create(config) => created,
         () = signals.any() => {

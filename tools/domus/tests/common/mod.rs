@@ -110,6 +110,8 @@ impl Host {
         let mut child = Command::new(programs().join("dom0"))
             .arg("--run-dir")
             .arg(self.run_dir())
+            .arg("--config-dir")
+            .arg(self.path("etc"))
             .args(["--grace", "1"])
             .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())

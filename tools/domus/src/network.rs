@@ -1,0 +1,145 @@
+//! What is asked of networks, and of a running domain's NICs.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use dom0::api::{Dom0Client, LeaseInfo, Limit, NetworkInfo, NicInfo, TrafficInfo};
+use dom0::config;
+
+use crate::client::{answer, connect};
+use crate::commands::print;
+
+/// Whether a cable is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Link {
+    /// It is.
+    Up,
+    /// It is not.
+    Down,
+}
+
+/// What is to change of a NIC. Rates are `RATE[:BURST[:SECONDS]]` such as 100M, 1000 or 100M:400M:10; `none` lifts one.
+#[derive(Debug, Args)]
+pub struct NicSettings {
+    /// Plug the cable in, or pull it; the guest is told
+    #[arg(long)]
+    link: Option<Link>,
+    /// Have the guest announce itself to its network
+    #[arg(long)]
+    announce: bool,
+    /// Bits a second to the guest
+    #[arg(long, value_name = "RATE")]
+    receive_bits: Option<String>,
+    /// Frames a second to the guest
+    #[arg(long, value_name = "RATE")]
+    receive_packets: Option<String>,
+    /// Bits a second from the guest
+    #[arg(long, value_name = "RATE")]
+    transmit_bits: Option<String>,
+    /// Frames a second from the guest
+    #[arg(long, value_name = "RATE")]
+    transmit_packets: Option<String>,
+}
+
+/// `domus network-define`.
+pub async fn define(dir: Option<&Path>, file: &Path) -> anyhow::Result<()> {
+    let (text, _) = config::read(file)?;
+    let name = file.to_str().context("the path of the definition is no UTF-8: rename it")?;
+    answer(connect(dir).await?.network_define(&text, name).await).map(drop)
+}
+
+/// `domus network-list`.
+pub async fn list(dir: Option<&Path>, domain: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let mut connection = connect(dir).await?;
+    print(&match domain {
+        None => {
+            let networks = answer(connection.network_list().await)?.networks;
+            if json { serde_json::to_string_pretty(&networks)? } else { networks_table(&networks) }
+        }
+        Some(domain) => {
+            let nics = answer(connection.nic_list(domain).await)?.nics;
+            if json { serde_json::to_string_pretty(&nics)? } else { nics_table(&nics) }
+        }
+    })
+}
+
+fn networks_table(networks: &[NetworkInfo]) -> String {
+    let mut text = format!(
+        "{:<15} {:<8} {:<9} {:<9} {:<15} Addresses",
+        "Name", "State", "Autostart", "Forward", "Bridge"
+    );
+    for NetworkInfo { name, bridge, addresses, forward, autostart, state, .. } in networks {
+        let autostart = if *autostart { "yes" } else { "no" };
+        text += &format!(
+            "\n{name:<15} {state:<8} {autostart:<9} {forward:<9} {bridge:<15} {}",
+            addresses.join(" ")
+        );
+    }
+    text
+}
+
+fn nics_table(nics: &[NicInfo]) -> String {
+    let mut text = format!(
+        "{:<12} {:<17} {:<5} {:<8} {:>5} {:>12} {:>14} {:>12} {:>14} {:>8}  Wire",
+        "NIC", "MAC", "Link", "State", "Pairs", "Received", "Bytes", "Sent", "Bytes", "Dropped"
+    );
+    for nic in nics {
+        let NicInfo { id, kind, wire, mac, pairs, link, state, limits, counters, .. } = nic;
+        let count = |of: fn(&dom0::api::NicCounters) -> u64| {
+            counters.as_ref().map_or("-".into(), |counters| of(counters).to_string())
+        };
+        let dropped = |it: &dom0::api::NicCounters| {
+            let of = |traffic: &TrafficInfo| traffic.drops.iter().map(|drop| drop.packets).sum::<u64>();
+            of(&it.receive) + of(&it.transmit)
+        };
+        text += &format!(
+            "\n{id:<12} {mac:<17} {link:<5} {state:<8} {pairs:>5} {:>12} {:>14} {:>12} {:>14} {:>8}  {kind} {wire}",
+            count(|it| it.receive.packets),
+            count(|it| it.receive.bytes),
+            count(|it| it.transmit.packets),
+            count(|it| it.transmit.bytes),
+            count(dropped),
+        );
+        for limit in limits {
+            text += &format!("\n{:<12} limit {} {}", "", limit.name, limit.rate);
+        }
+    }
+    text
+}
+
+/// `domus network-leases`.
+pub async fn leases(dir: Option<&Path>, name: &str, json: bool) -> anyhow::Result<()> {
+    let leases = answer(connect(dir).await?.network_leases(name).await)?.leases;
+    print(&if json { serde_json::to_string_pretty(&leases)? } else { leases_table(&leases) })
+}
+
+fn leases_table(leases: &[LeaseInfo]) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let mut text = format!("{:<40} {:<17} {:>8}  Name", "Address", "MAC", "Seconds");
+    for LeaseInfo { ip, mac, name, expires } in leases {
+        let left = expires.map_or("-".into(), |at| at.saturating_sub(now).to_string());
+        text += &format!("\n{ip:<40} {mac:<17} {left:>8}  {}", name.as_deref().unwrap_or("-"));
+    }
+    text
+}
+
+/// `domus network-set`.
+pub async fn set(dir: Option<&Path>, domain: &str, nic: &str, settings: NicSettings) -> anyhow::Result<()> {
+    let NicSettings { link, announce, receive_bits, receive_packets, transmit_bits, transmit_packets } =
+        settings;
+    let all = [
+        ("receive_bits", receive_bits),
+        ("receive_packets", receive_packets),
+        ("transmit_bits", transmit_bits),
+        ("transmit_packets", transmit_packets),
+    ];
+    let limits: Vec<Limit> =
+        all.into_iter().filter_map(|(name, rate)| Some(Limit { name: name.into(), rate: rate? })).collect();
+    if link.is_none() && !announce && limits.is_empty() {
+        bail!("nothing to set: say what, such as --link down, --announce or --receive-bits 100M");
+    }
+    let up = link.map(|link| link == Link::Up);
+    answer(connect(dir).await?.nic_set(domain, nic, up, announce, &limits).await)
+}

@@ -1,0 +1,215 @@
+//! Networks that dom0 manages, with guests and strangers in network namespaces of their own.
+
+#![allow(clippy::unwrap_used, reason = "only tests")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Output, Stdio};
+
+use common::{Console, Host, signal};
+use nix::sys::signal::Signal;
+
+/// A machine beside the host: a network namespace that lives as long as this.
+struct Beside(Child);
+
+impl Beside {
+    /// Makes it, with the end `eth0` of a cable whose other end the host calls `near`.
+    fn new(host: &Host, near: &str) -> Self {
+        let child =
+            Command::new("unshare").args(["-n", "sleep", "1000"]).stdin(Stdio::null()).spawn().unwrap();
+        let beside = Self(child);
+        let pid = beside.0.id().to_string();
+        let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
+        host.until("it is in its namespace", || {
+            fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|there| there != own)
+        });
+        host.ip(&["link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", &pid]);
+        host.ip(&["link", "set", near, "up"]);
+        beside.ok(&["ip", "link", "set", "lo", "up"]);
+        beside.ok(&["ip", "link", "set", "eth0", "up"]);
+        beside
+    }
+
+    fn run(&self, command: &[&str]) -> Output {
+        let pid = self.0.id().to_string();
+        Command::new("nsenter").args(["-t", &pid, "-n"]).args(command).stdin(Stdio::null()).output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, command: &[&str]) -> String {
+        let out = self.run(command);
+        assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    fn reaches(&self, address: &str) -> bool {
+        self.run(&["ping", "-c", "1", "-W", "1", address]).status.success()
+    }
+
+    /// Asks for an address and takes it; the address.
+    #[track_caller]
+    fn lease(&self, host: &Host) -> String {
+        let script = host.path("lease.sh");
+        fs::write(
+            &script,
+            "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip addr flush dev $interface scope global\n\
+             ip addr add $ip/$mask dev $interface\n[ -z \"$router\" ] || ip route add default via $router\necho got $ip\n",
+        )
+        .unwrap();
+        fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        let script = script.display().to_string();
+        let said = self
+            .ok(&["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-T", "1", "-s", &script]);
+        said.lines().find_map(|line| line.strip_prefix("got ")).unwrap_or_default().into()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn define(host: &Host, name: &str, more: &str) {
+    host.write(&format!("{name}.net.json"), &format!(r#"{{ "name": "{name}", {more} }}"#));
+    host.ok(&["network-define", &format!("{name}.net.json")]);
+}
+
+/// What networks leave in the host's kernel and among its processes.
+fn traces(host: &Host) -> (String, String, usize) {
+    let tables = Command::new("nft").args(["list", "tables"]).output().unwrap();
+    let run = host.run_dir().join("networks").display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    let count = lines.filter(|line| String::from_utf8_lossy(line).contains(&run)).count();
+    (host.traces().links, String::from_utf8(tables.stdout).unwrap(), count)
+}
+
+fn dnsmasq(host: &Host, network: &str) -> u32 {
+    let text = fs::read_to_string(host.run_dir().join("networks").join(network).join("dnsmasq.json"));
+    let record: serde_json::Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+    record["pid"].as_u64().unwrap_or(0) as u32
+}
+
+#[test]
+fn a_network_lends_addresses_lets_guests_out_and_keeps_them_apart() {
+    let host = Host::with_service(false);
+    let outside = Beside::new(&host, "wan");
+    host.ip(&["addr", "add", "192.0.2.1/24", "dev", "wan"]);
+    outside.ok(&["ip", "addr", "add", "192.0.2.2/24", "dev", "eth0"]);
+    let before = traces(&host);
+
+    define(&host, "lan", r#""addresses": ["10.5.0.1/24", "fd00:5::1/64"], "domain": "lan.example""#);
+    define(&host, "other", r#""addresses": ["10.6.0.1/24"], "bridge": "br-other""#);
+    define(&host, "closed", r#""addresses": ["10.7.0.1/24"], "forward": "isolated""#);
+    for network in ["lan", "other", "closed"] {
+        host.ok(&["network-start", network]);
+    }
+    host.ok(&["network-start", "lan"]);
+    let table = host.ok(&["network-list"]);
+    assert!(
+        table.contains("br-other") && table.contains("isolated") && !table.contains("stopped"),
+        "{table}"
+    );
+    assert!(host.refused(&["network-undefine", "lan"]).contains("runs: stop it first"));
+
+    let guests: Vec<_> = [("g1", "lan"), ("g2", "br-other"), ("g3", "closed"), ("g4", "lan")]
+        .into_iter()
+        .map(|(near, bridge)| {
+            let guest = Beside::new(&host, near);
+            host.ip(&["link", "set", near, "master", bridge]);
+            let address = guest.lease(&host);
+            (guest, address)
+        })
+        .collect();
+    let [(one, first), (other, far), (closed, _), (beside, near)] = &guests[..] else { panic!() };
+    assert!(first.starts_with("10.5.0.") && far.starts_with("10.6.0."), "{first} {far}");
+    assert!(host.ok(&["network-leases", "lan"]).contains(first.as_str()));
+
+    assert!(one.reaches("192.0.2.2"), "through NAT, since outside knows no way back");
+    assert!(one.reaches("10.5.0.1") && one.reaches(near) && beside.reaches(first));
+    assert!(!one.reaches(far) && !other.reaches(first), "another network's guest");
+    outside.ok(&["ip", "route", "add", "10.5.0.0/16", "via", "192.0.2.1"]);
+    assert!(!outside.reaches(first), "from outside");
+    assert!(!closed.reaches("192.0.2.2") && closed.reaches("10.7.0.1"));
+    // What listens on the host is not the guests' to reach, but for names.
+    let listener = std::net::TcpListener::bind("10.5.0.1:8080").unwrap();
+    let connects = ["busybox", "nc", "-w", "1", "10.5.0.1", "8080"];
+    assert!(!one.run(&connects).status.success());
+    drop(listener);
+    let asked = one.run(&["busybox", "nslookup", "-type=a", "nobody.lan.example", "10.5.0.1"]);
+    let said = String::from_utf8_lossy(&asked.stdout).into_owned() + &String::from_utf8_lossy(&asked.stderr);
+    assert!(said.contains("NXDOMAIN"), "{said}");
+    host.until("the guest has an IPv6 address of the network", || {
+        one.ok(&["ip", "-6", "addr", "show", "dev", "eth0"]).contains("fd00:5:")
+    });
+
+    let pid = dnsmasq(&host, "lan");
+    signal(pid, Signal::SIGKILL);
+    host.until("dnsmasq is back", || ![0, pid].contains(&dnsmasq(&host, "lan")));
+    assert_eq!(&one.lease(&host), first, "the lease outlives the process");
+
+    assert!(host.refused(&["network-stop", "lan"]).contains("g1"));
+    drop(guests);
+    host.until("the guests are gone", || !host.traces().links.contains("g1"));
+    for network in ["lan", "other"] {
+        host.ok(&["network-stop", network]);
+        host.ok(&["network-undefine", network]);
+    }
+    host.ok(&["network-destroy", "closed"]);
+    assert!(host.refused(&["network-stop", "closed"]).contains("does not run"));
+    assert!(host.refused(&["network-start", "lan"]).contains("network-define"));
+    assert_eq!(traces(&host), before);
+}
+
+#[test]
+fn a_network_outlives_a_dom0_that_is_killed_and_not_one_that_is_stopped() {
+    let mut host = Host::with_service(false);
+    let before = traces(&host);
+    define(&host, "lan", r#""addresses": ["10.5.0.1/24"]"#);
+    define(&host, "auto", r#""addresses": ["10.6.0.1/24"], "autostart": true"#);
+    host.ok(&["network-start", "lan"]);
+    host.kill_service();
+    let old = dnsmasq(&host, "lan");
+    host.start_service();
+    let list: Vec<serde_json::Value> = serde_json::from_str(&host.ok(&["network-list", "--json"])).unwrap();
+    assert!(list.iter().all(|network| network["state"] == "running"), "{list:?}");
+    assert_ne!(dnsmasq(&host, "lan"), old);
+    host.stop_service();
+    assert_eq!(traces(&host), before);
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_and_says_why() {
+    let host = Host::with_service(false);
+    let before = traces(&host);
+    // Somebody else's bridge, and somebody else's port 53.
+    define(&host, "br0", r#""addresses": ["10.5.0.1/24"]"#);
+    assert!(host.refused(&["network-start", "br0"]).contains("interface br0 exists"));
+    let bad = host.path("bad.json");
+    fs::write(&bad, r#"{ "name": "bad", "addresses": ["10.5.0.0/24"] }"#).unwrap();
+    let refused = host.refused(&["network-define", &bad.display().to_string()]);
+    assert!(refused.contains("addresses[0]: \"10.5.0.0/24\""), "{refused}");
+    assert!(host.refused(&["network-leases", "nowhere"]).contains("network-list"));
+    assert!(host.refused(&["network-start", "a/b"]).contains("no network name"));
+    assert_eq!(traces(&host), before);
+}
+
+#[test]
+fn a_guest_is_on_a_network_by_name_which_is_started_for_it_if_that_is_allowed() {
+    let host = Host::with_service(true);
+    define(&host, "lan", r#""addresses": ["10.1.0.1/24"]"#);
+    let ping = "console=ttyS0 mini.test=net-ping mini.ip=10.1.0.2 mini.peer=10.1.0.1 mini.rounds=9 mini.end=poweroff";
+    let nets = r#", "nets": [ { "id": "eth0", "network": "lan" } ]"#;
+    let file = host.guest("web1", ping, nets);
+    let refused = host.refused(&["create", &file]);
+    assert!(refused.contains("nets[0].network") && refused.contains("domus network-start lan"), "{refused}");
+    define(&host, "lan", r#""addresses": ["10.1.0.1/24"], "autostart": true"#);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: ok net-ping");
+    host.until("the guest switches itself off", || host.domain("web1").is_none());
+}
