@@ -13,14 +13,8 @@ use shared_abi::ids::MacAddress;
 use vu_server::Device;
 
 /// What every port offers.
-const OFFERED: u64 = features::CSUM
-    | features::GUEST_CSUM
-    | features::GUEST_TSO4
-    | features::GUEST_TSO6
-    | features::GUEST_ECN
-    | features::HOST_TSO4
-    | features::HOST_TSO6
-    | features::HOST_ECN
+const OFFERED: u64 = features::OFFLOADS
+    | features::DATAGRAMS
     | features::MRG_RXBUF
     | features::STATUS
     | features::MAC

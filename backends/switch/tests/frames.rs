@@ -203,29 +203,54 @@ fn a_receiver_without_room_holds_its_sender_back_for_a_moment_and_nobody_else() 
 fn a_frame_that_waits_arrives_when_there_is_room() {
     let switch = Switch::start();
     let mut a = switch.guest(1, OFFLOADS);
-    // Half of what the frame takes.
+    // Half of what the frame takes, which stays taken.
     let mut b = switch.run(2, Guest::new(switch.plug(2), OFFLOADS), 20);
-    let (header, sent) = tcp(mac(2), mac(1), 60_000);
-    for round in 0..20 {
-        std::thread::scope(|scope| {
-            scope.spawn(|| a.send(header, &sent, 4096));
-            std::thread::sleep(Duration::from_micros(round * 40));
-            for index in 20..45 {
-                let at = common::driver::rx_buffer(index);
-                b.rx.set_descriptor(index, (at, 1536, common::driver::WRITE, 0));
-                if round == 0 {
-                    b.rx.offer(index);
-                }
-            }
-            b.rx.kick();
-        });
-        if lost(&switch.statistics(2).receive.drops, DropReason::NoRoom) == 0 {
-            assert!(b.receive().1 == sent);
-        } else {
-            // A busy machine: the moment was over.
-            return;
-        }
+    for index in 20..45 {
+        let at = common::driver::rx_buffer(index);
+        b.rx.set_descriptor(index, (at, 1536, common::driver::WRITE, 0));
     }
+    let (header, sent) = tcp(mac(2), mac(1), 60_000);
+    std::thread::scope(|scope| {
+        scope.spawn(|| a.send(header, &sent, 4096));
+        std::thread::sleep(Duration::from_micros(300));
+        (20..45).for_each(|index| b.rx.offer(index));
+        b.rx.kick();
+    });
+    if lost(&switch.statistics(2).receive.drops, DropReason::NoRoom) == 1 {
+        // A busy machine: the moment was over. The buffers are there for the next one.
+        a.send(header, &sent, 4096);
+    }
+    assert!(b.receive().1 == sent);
+}
+
+#[test]
+fn a_receiver_with_a_limit_gets_what_it_may_and_the_rest_is_lost() {
+    use shared_abi::control::{NicLimit, NicLimits, NicRequest, Rate};
+    let switch = Switch::start();
+    let (mut a, mut b) = (switch.guest(1, USUAL), switch.guest(2, USUAL));
+    let limit = |per_second| {
+        let rate = Rate { per_second, burst: per_second, burst_seconds: 1 };
+        let receive = NicLimit { bits: None, packets: Some(rate) };
+        let request = NicRequest::Limit(NicLimits { receive, ..NicLimits::default() });
+        assert_eq!(switch.nic(2, request), Answer::Reply(BackendReply::Done));
+    };
+    // Each frame waits a little for its turn.
+    limit(2000);
+    let start = std::time::Instant::now();
+    for seed in 0..=255 {
+        let sent = frame(mac(2), mac(1), seed, 60);
+        a.send(PLAIN, &sent, 2000);
+        assert_eq!(b.receive().1, sent);
+    }
+    // 200 come at once, the others take 28 ms.
+    assert!(start.elapsed() >= Duration::from_millis(27), "{:?}", start.elapsed());
+    // A turn that is too far away is not waited for.
+    limit(10);
+    let start = std::time::Instant::now();
+    (0..50).for_each(|seed| a.send(PLAIN, &frame(mac(2), mac(1), seed, 60), 2000));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let receive = switch.statistics(2).receive;
+    assert!(lost(&receive.drops, DropReason::NoRoom) >= 40 && receive.throttled > 0, "{receive:?}");
 }
 
 #[test]

@@ -253,6 +253,36 @@ fn a_guest_that_lies_in_its_rings_harms_itself_alone() {
     }
 }
 
+/// Processor time used so far, in clock ticks of 10 ms.
+fn ticks(switch: &Switch) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", switch.child.id())).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_frame_that_is_taken_back_while_it_waits_costs_nothing() {
+    let switch = Switch::start();
+    let mut liar = switch.guest(1, USUAL);
+    let _full = switch.run(2, Guest::new(switch.plug(2), USUAL), 0);
+    let waiting = frame(mac(2), mac(1), 1, 60);
+    vm_memory::Bytes::write_slice(
+        &liar.memory,
+        &[&[0; 12][..], &waiting].concat(),
+        vm_memory::GuestAddress(0x180_0000),
+    )
+    .unwrap();
+    liar.tx.set_descriptor(0, (0x180_0000, 72, 0, 0));
+    liar.tx.offer(0);
+    liar.tx.kick();
+    // Whether it is popped before this or not, and whether it waits or not.
+    liar.tx.break_available_index();
+    std::thread::sleep(Duration::from_millis(100));
+    let before = ticks(&switch);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(ticks(&switch) - before <= 1, "{} ticks", ticks(&switch) - before);
+}
+
 #[test]
 fn a_header_that_does_not_fit_its_packet_reaches_nobody_who_cannot_take_it() {
     let switch = Switch::start();

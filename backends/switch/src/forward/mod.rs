@@ -107,6 +107,8 @@ struct Ports {
     whole: Whole,
     /// Ports that have been given frames which they have not been shown, as bits.
     unpublished: u64,
+    /// Bytes that have been copied in this turn.
+    copied: u64,
 }
 
 const _: () = assert!(MAX_PORTS <= u64::BITS as usize);
@@ -122,6 +124,7 @@ impl Forward {
             places: Places::default(),
             whole: Whole::default(),
             unpublished: 0,
+            copied: 0,
         };
         let port_orders = (0..MAX_PORTS).map(|_| None).collect();
         let attention = Attention::default();
@@ -231,7 +234,7 @@ impl Forward {
                     }
                 }
                 Order::Device(PortOrder::Look(done)) => {
-                    self.ports.look_again(slot);
+                    self.ports.look_again();
                     let _ = done.try_send(());
                 }
                 Order::Quit => {
@@ -302,29 +305,24 @@ impl Ports {
         let mut busy = false;
         for slot in 0..MAX_PORTS {
             let Some(transmit) = &mut self.transmit[slot] else { continue };
-            match transmit.wait {
-                None => {
-                    if let Some(queue) = transmit.queue() {
-                        busy |= !queue.is_broken() && queue.enable_kicks();
-                    }
+            let Some(wait) = transmit.wait else {
+                if let Some(queue) = transmit.queue() {
+                    busy |= !queue.is_broken() && queue.enable_kicks();
                 }
-                Some(Wait::Room(receiver, until)) => {
-                    let has_room = self.receive[receiver].as_mut().is_none_or(Receive::ask);
-                    transmit.retry |= has_room;
-                    busy |= has_room || time >= until;
-                }
-                Some(Wait::Limit(until)) => busy |= time >= until,
+                continue;
+            };
+            if let Wait::Room(receiver, _) = wait {
+                transmit.retry |= self.receive[receiver].as_mut().is_none_or(Receive::ask);
             }
+            busy |= transmit.has_work(time);
         }
         busy
     }
 
     /// Until the next frame that waits is due, in nanoseconds; none if there is none.
     fn due_in(&self, time: u64) -> Option<u64> {
-        let due = |transmit: &Transmit| match transmit.wait? {
-            Wait::Room(_, until) | Wait::Limit(until) => Some(until.saturating_sub(time)),
-        };
-        self.transmit.iter().flatten().filter_map(|transmit| due(transmit)).min()
+        let waits = self.transmit.iter().flatten().filter_map(|transmit| transmit.wait);
+        waits.map(|wait| wait.due().saturating_sub(time)).min()
     }
 
     /// This receiver has more room: who waits for it tries again.
@@ -336,11 +334,8 @@ impl Ports {
         }
     }
 
-    /// What this port may do has changed: whoever waits, tries again.
-    fn look_again(&mut self, slot: usize) {
-        self.has_room(slot);
-        if let Some(transmit) = &mut self.transmit[slot] {
-            transmit.retry = true;
-        }
+    /// What a port may do has changed: whoever waits, tries again.
+    fn look_again(&mut self) {
+        self.transmit.iter_mut().flatten().for_each(|transmit| transmit.retry = true);
     }
 }

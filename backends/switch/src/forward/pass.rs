@@ -8,8 +8,10 @@ use super::transmit::{Judged, Transmit, Wait};
 use super::{HOLD, Ports};
 use crate::MAX_PORTS;
 
-/// Most frames of one port in a row: a flood keeps others waiting for no longer.
+/// Most frames of one port in a row, and most bytes that are copied for it but for the last frame: a flood keeps others
+/// waiting for no longer.
 const BURST: usize = 64;
+const BURST_BYTES: u64 = 1 << 20;
 
 /// Where the source address is in a frame, and the group bit of an address.
 const SOURCE: std::ops::Range<usize> = 6..12;
@@ -44,8 +46,9 @@ impl Ports {
         if let Some(queue) = transmit.queue() {
             queue.disable_kicks();
         }
+        self.copied = 0;
         for _ in 0..BURST {
-            if !transmit.pop() {
+            if self.copied > BURST_BYTES || !transmit.pop() {
                 break;
             }
             match self.pass(slot, transmit, now) {
@@ -151,12 +154,12 @@ impl Ports {
                 return Ok(None);
             }
             return Ok(match self.deliver(receiver, &mut frame, now)? {
-                Err(Obstacle::Full) => self.hold(receiver, transmit.wait, now),
-                _ => None,
+                Ok(()) | Err(Obstacle::Lost(_)) => None,
+                Err(obstacle) => self.hold(receiver, obstacle, transmit.wait, now),
             });
         }
         for receiver in (0..MAX_PORTS).filter(|&receiver| receiver != slot) {
-            if let Err(Obstacle::Full) = self.deliver(receiver, &mut frame, now)?
+            if let Err(Obstacle::Full | Obstacle::Limit(_)) = self.deliver(receiver, &mut frame, now)?
                 && let Some(receive) = &self.receive[receiver]
             {
                 receive.lose(DropReason::NoRoom);
@@ -184,24 +187,26 @@ impl Ports {
         };
         if delivered.is_ok() {
             receive.stuck = false;
+            self.copied += frame.judged.len;
         }
         self.unpublished |= 1 << receiver;
         Ok(delivered)
     }
 
-    /// There is no room for a frame: it waits for a while, or is lost.
-    fn hold(&mut self, receiver: usize, before: Option<Wait>, now: u64) -> Option<Wait> {
+    /// A frame has met an obstacle: it waits for a while, or is lost.
+    fn hold(&mut self, receiver: usize, obstacle: Obstacle, before: Option<Wait>, now: u64) -> Option<Wait> {
         let receive = self.receive[receiver].as_mut()?;
-        let until = match before {
-            Some(Wait::Room(before, until)) if before == receiver => until,
-            _ => now.saturating_add(HOLD),
-        };
-        if receive.stuck || now >= until {
-            receive.stuck = true;
-            receive.lose(DropReason::NoRoom);
-            return None;
+        let end = before.and_then(Wait::end).unwrap_or(now.saturating_add(HOLD));
+        match obstacle {
+            Obstacle::Limit(wait) if now.saturating_add(wait) <= end => {
+                return Some(Wait::Receiver(now.saturating_add(wait), end));
+            }
+            Obstacle::Full if now < end && !receive.stuck => return Some(Wait::Room(receiver, end)),
+            Obstacle::Full => receive.stuck = true,
+            Obstacle::Limit(_) | Obstacle::Lost(_) => {}
         }
-        Some(Wait::Room(receiver, until))
+        receive.lose(DropReason::NoRoom);
+        None
     }
 }
 

@@ -32,6 +32,8 @@ const GSO_ECN: u8 = 0x80;
 pub enum Obstacle {
     /// There is no room just now.
     Full,
+    /// The receiver's limits let it pass so many nanoseconds later.
+    Limit(u64),
     /// It is lost for this receiver.
     Lost(DropReason),
 }
@@ -139,8 +141,8 @@ impl Receive {
             0 => 0,
             GSO_TCPV4 => features::GUEST_TSO4,
             GSO_TCPV6 => features::GUEST_TSO6,
-            // Never negotiated with a port.
-            _ => 1 << 63,
+            // Datagrams of one of the two, which no driver takes alone.
+            _ => features::GUEST_USO4 | features::GUEST_USO6,
         };
         let needed = needed | if header[1] & GSO_ECN == 0 { 0 } else { features::GUEST_ECN };
         if features & needed != needed {
@@ -193,9 +195,9 @@ impl Receive {
         if std::mem::take(&mut self.asked) {
             queue.disable_kicks();
         }
-        if self.shared.receive.gate.pass(|| now, len).is_err() {
+        if let Err(wait) = self.shared.receive.gate.pass(|| now, len) {
             self.shared.receive.counters.throttled();
-            return Err(Obstacle::Full);
+            return Err(Obstacle::Limit(wait));
         }
         self.target.clear();
         self.filled.clear();

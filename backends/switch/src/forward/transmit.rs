@@ -13,10 +13,29 @@ use crate::nic::Shared;
 /// Why the next frame of a port is not looked at now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
+    /// The port's limits let it pass at this time.
+    Limit(u64),
     /// This receiver has no room; at this time the frame is lost.
     Room(usize, u64),
-    /// A limit lets it pass at this time.
-    Limit(u64),
+    /// The limits of its receiver let it pass at the first time; at the second it is lost.
+    Receiver(u64, u64),
+}
+
+impl Wait {
+    /// When it is over at the latest.
+    pub fn due(self) -> u64 {
+        match self {
+            Self::Limit(at) | Self::Room(_, at) | Self::Receiver(at, _) => at,
+        }
+    }
+
+    /// When the frame is lost, if its receiver is what it waits for.
+    pub fn end(self) -> Option<u64> {
+        match self {
+            Self::Limit(_) => None,
+            Self::Room(_, end) | Self::Receiver(_, end) => Some(end),
+        }
+    }
 }
 
 /// The sending side of a port.
@@ -72,6 +91,7 @@ impl Transmit {
     /// Gives the ring back.
     pub fn stop(&mut self) -> Option<Box<Queue>> {
         let mut queue = self.queue.take()?;
+        (self.wait, self.passed) = (None, false);
         queue.publish();
         Some(queue)
     }
@@ -83,7 +103,12 @@ impl Transmit {
 
     /// Takes the next frame, if there is one.
     pub fn pop(&mut self) -> bool {
-        self.queue.as_mut().is_some_and(|queue| queue.pop(&mut self.chain))
+        let popped = self.queue.as_mut().is_some_and(|queue| queue.pop(&mut self.chain));
+        if !popped {
+            // One that has waited may have been taken back.
+            (self.wait, self.passed) = (None, false);
+        }
+        popped
     }
 
     /// The frame in work is done with.
@@ -102,14 +127,15 @@ impl Transmit {
         }
     }
 
-    /// Whether there is something that could be sent now.
+    /// Whether there is something to be done now.
     #[inline]
     pub fn has_work(&self, now: u64) -> bool {
-        let due = match self.wait {
-            None => true,
-            Some(Wait::Room(_, until) | Wait::Limit(until)) => self.retry || now >= until,
-        };
-        due && self.queue.as_ref().is_some_and(|queue| queue.has_available())
+        let Some(queue) = &self.queue else { return false };
+        match self.wait {
+            None => queue.has_available(),
+            // Whatever the guest has made of its ring meanwhile, the wait ends.
+            Some(wait) => self.retry || now >= wait.due(),
+        }
     }
 
     /// The first bytes of the frame in work.

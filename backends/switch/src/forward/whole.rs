@@ -69,7 +69,7 @@ impl Whole {
                 Ok(()) => {}
                 Err(obstacle) if number == 0 => return Err(obstacle),
                 // The guest asks for it again, as it does when a network loses a part.
-                Err(Obstacle::Full) => receive.lose(DropReason::NoRoom),
+                Err(Obstacle::Full | Obstacle::Limit(_)) => receive.lose(DropReason::NoRoom),
                 Err(Obstacle::Lost(_)) => {}
             }
         }
