@@ -1,5 +1,6 @@
 //! One frame after the other, from its sender to whom it is for.
 
+use domus_net::offload::MAX_SEGMENTS;
 use shared_abi::control::DropReason;
 
 use super::copy::Source;
@@ -12,6 +13,10 @@ use crate::MAX_PORTS;
 /// waiting for no longer.
 const BURST: usize = 64;
 const BURST_BYTES: u64 = 1 << 20;
+
+/// Most pieces of a frame for all, for each of those who do not take it whole: 64 KiB of TCP with the smallest segments that
+/// Linux makes where it looks for the path's MTU (512 bytes), and what it cuts a datagram into at most.
+const MOST_FOR_ALL: usize = 128;
 
 /// Where the source address is in a frame, and the group bit of an address.
 const SOURCE: std::ops::Range<usize> = 6..12;
@@ -145,6 +150,7 @@ impl Ports {
             transmit,
             judged,
             skip,
+            most: MAX_SEGMENTS,
             loaded: false,
         };
         let one = if to[0] & GROUP == 0 { self.table.find(to, now) } else { None };
@@ -158,6 +164,7 @@ impl Ports {
                 Err(obstacle) => self.hold(receiver, obstacle, transmit.wait, now),
             });
         }
+        frame.most = MOST_FOR_ALL;
         for receiver in (0..MAX_PORTS).filter(|&receiver| receiver != slot) {
             if let Err(Obstacle::Full | Obstacle::Limit(_)) = self.deliver(receiver, &mut frame, now)?
                 && let Some(receive) = &self.receive[receiver]
@@ -182,7 +189,7 @@ impl Ports {
                 if !frame.loaded {
                     frame.load(&mut self.whole)?;
                 }
-                self.whole.deliver(frame.frame.header, receive, takes, now)
+                self.whole.deliver(frame.frame.header, receive, takes, frame.most, now)
             }
         };
         if delivered.is_ok() {
@@ -216,6 +223,8 @@ struct Prepared<'a> {
     transmit: &'a Transmit,
     judged: &'a Judged,
     skip: u64,
+    /// How many pieces it may be cut into.
+    most: usize,
     /// It is in memory of our own, too.
     loaded: bool,
 }

@@ -136,7 +136,8 @@ impl Receive {
 
     /// What the driver takes of a frame with this header.
     pub fn takes(&self, header: &[u8; LEN]) -> Takes {
-        let features = self.queue.as_ref().map_or(0, |queue| queue.features());
+        // Where nothing is delivered, nothing is done for it.
+        let Some(features) = self.queue.as_ref().map(|queue| queue.features()) else { return Takes::Whole };
         let needed = match header[1] & !GSO_ECN {
             0 => 0,
             GSO_TCPV4 => features::GUEST_TSO4,

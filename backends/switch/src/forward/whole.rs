@@ -39,7 +39,7 @@ impl Whole {
         }
     }
 
-    /// Delivers the frame loaded, before which was `header`, as far as the receiver takes it.
+    /// Delivers the frame loaded, before which was `header`, as the receiver takes it: in at most so many pieces.
     ///
     /// # Errors
     /// As [`Receive::deliver`]: nothing of it has been delivered.
@@ -48,6 +48,7 @@ impl Whole {
         header: &[u8; LEN],
         receive: &mut Receive,
         takes: Takes,
+        most: usize,
         now: u64,
     ) -> Result<(), Obstacle> {
         let plain = [0; LEN];
@@ -63,6 +64,9 @@ impl Whole {
             return receive.deliver(Frame { header: &plain, head: &self.piece, rest: &rest }, now);
         }
         let cut = Cut::new(header, &self.frame).map_err(|_| unfit(receive))?;
+        if cut.segments() > most {
+            return Err(unfit(receive));
+        }
         for number in 0..cut.segments() {
             cut.segment(number, &mut self.piece);
             match receive.deliver(Frame { header: &plain, head: &self.piece, rest: &rest }, now) {
