@@ -17,7 +17,7 @@
 //! | [`tap`], [`pieces`], [`steering`] | the tun ioctls, `readv` and `writev`, the table on a tap: the only unsafe code |
 //! | [`wire`], [`on_stream`] | where frames come from and go to: a tap's queue, or a stream |
 //! | [`rx`], [`tx`], [`control`] | the work of one queue each |
-//! | [`worker`], [`sleeper`], [`order`] | the thread behind it |
+//! | [`worker`], [`sleeper`], [`lookout`], [`order`] | the thread behind it |
 //! | [`nic`], [`device`], [`prepared`] | a NIC, the virtio device that it is, its threads |
 //! | [`start`], [`seal`] | the NICs of a domain for dom0, sealed |
 //! | [`alone`] | one NIC for QEMU and others |
@@ -31,6 +31,7 @@ pub mod filter;
 pub mod gate;
 pub mod header;
 pub mod kept;
+pub mod lookout;
 pub mod nic;
 pub mod offload;
 pub mod on_stream;

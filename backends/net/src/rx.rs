@@ -30,6 +30,7 @@ use vu_server::{Chain, Queue, Segment};
 use crate::features::{MRG_RXBUF, header_len};
 use crate::gate;
 use crate::header::{LEN, MAX_FRAME};
+use crate::lookout::Lookout;
 use crate::pieces::{Part, Pieces};
 use crate::settings::{LOOK, Wanted};
 use crate::shared::Shared;
@@ -79,6 +80,7 @@ pub struct Receive<S> {
     taken: usize,
     /// The segments of the first of them.
     first: Vec<Segment>,
+    lookout: Lookout,
     /// What is left of the frame in work: this part of `spill`.
     partial: std::ops::Range<usize>,
     /// Length of the frame in work, without its header.
@@ -110,6 +112,7 @@ impl<S: Source> Receive<S> {
             filled: Vec::new(),
             taken: 0,
             first: Vec::new(),
+            lookout: Lookout::default(),
             partial: 0..0,
             length: 0,
             gone,
@@ -256,12 +259,16 @@ impl<S: Source> Receive<S> {
             };
             if stuck {
                 queue.publish();
+                if !queue.is_broken() && self.lookout.look(queue) {
+                    continue;
+                }
                 return match (queue.is_broken(), queue.enable_kicks()) {
                     (true, _) => Wait::Order,
                     (false, true) => Wait::Nothing,
                     (false, false) => Wait::Kick,
                 };
             }
+            self.lookout.found();
             queue.disable_kicks();
             if self.window.is_empty() {
                 continue;

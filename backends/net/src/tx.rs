@@ -12,7 +12,7 @@
 //! pass, buffers outside the memory, and packets whose own headers the kernel finds wrong. Their chains are given back like
 //! all others. With the limit reached, frames wait in the ring.
 //!
-//! Where frames have come one soon after the other, the worker looks at the ring for some microseconds ([`Attention`])
+//! Where frames have come one soon after the other, the worker looks at the ring for some microseconds ([`Lookout`])
 //! before it sleeps, which spares the guest its kicks; a NIC that rests costs nothing.
 
 use std::io;
@@ -23,12 +23,13 @@ use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use shared_abi::control::DropReason;
-use vu_server::{Attention, Chain, Queue};
+use vu_server::{Chain, Queue};
 
 use crate::features::header_len;
 use crate::filter::{Filter, HEAD};
 use crate::gate;
 use crate::header;
+use crate::lookout::Lookout;
 use crate::pieces::Part;
 use crate::shared::Shared;
 use crate::sleeper::Wait;
@@ -42,9 +43,6 @@ const BURST: usize = 64;
 /// Headers and frames up to this length together are copied whole.
 const COPIED: usize = 2048;
 
-/// Looks at the ring between two looks at the clock.
-const LOOKS: u32 = 32;
-
 /// The transmit queue's work.
 pub struct Transmit<S> {
     shared: Arc<Shared>,
@@ -54,9 +52,7 @@ pub struct Transmit<S> {
     queue: Option<Box<Queue>>,
     chain: Chain,
     copy: Box<[u8; COPIED]>,
-    attention: Attention,
-    /// When there was nothing to do any more, while that is so.
-    idle_since: Option<u64>,
+    lookout: Lookout,
 }
 
 /// Why a frame was not sent.
@@ -84,8 +80,7 @@ impl<S: Sink> Transmit<S> {
             queue: None,
             chain: Chain::default(),
             copy: Box::new([0; COPIED]),
-            attention: Attention::default(),
-            idle_since: None,
+            lookout: Lookout::default(),
         }
     }
 
@@ -130,9 +125,7 @@ impl<S: Sink> Transmit<S> {
                     None => continue,
                 }
             }
-            if let Some(since) = self.idle_since.take() {
-                self.attention.came(gate::now().saturating_sub(since));
-            }
+            self.lookout.found();
             match self.send(queue) {
                 Ok(()) => {}
                 Err(Unsent::Dropped(reason)) => self.counters.dropped(reason),
@@ -155,17 +148,8 @@ impl<S: Sink> Transmit<S> {
             queue.enable_kicks();
             return Some(Wait::Order);
         }
-        let since = *self.idle_since.get_or_insert_with(gate::now);
-        let limit = self.attention.limit();
-        if limit > 0 {
-            while gate::now().saturating_sub(since) <= limit {
-                for _ in 0..LOOKS {
-                    if queue.has_available() {
-                        return None;
-                    }
-                    std::hint::spin_loop();
-                }
-            }
+        if self.lookout.look(queue) {
+            return None;
         }
         if queue.enable_kicks() {
             queue.disable_kicks();
