@@ -70,12 +70,23 @@ impl Tap {
         if several && flags & IFF_MULTI_QUEUE == 0 {
             return Err(TapError::SingleQueue(flags));
         }
-        let nonblocking = || {
-            let flags = OFlag::from_bits_retain(fcntl(&tap.0, FcntlArg::F_GETFL)?);
-            fcntl(&tap.0, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))
-        };
-        nonblocking().map_err(|errno| TapError::NotATap(errno.into()))?;
+        tap.set_nonblocking().map_err(|errno| TapError::NotATap(errno.into()))?;
         Ok(tap)
+    }
+
+    /// A socket that keeps datagrams apart, in a tap's place, for tests that have none: frames pass, nothing can be set.
+    ///
+    /// # Errors
+    /// It cannot be made non-blocking.
+    pub fn in_place(socket: OwnedFd) -> io::Result<Self> {
+        let tap = Self(socket.into());
+        tap.set_nonblocking()?;
+        Ok(tap)
+    }
+
+    fn set_nonblocking(&self) -> nix::Result<()> {
+        let flags = OFlag::from_bits_retain(fcntl(&self.0, FcntlArg::F_GETFL)?);
+        fcntl(&self.0, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
     }
 
     fn flags(&self) -> Result<c_int, Errno> {

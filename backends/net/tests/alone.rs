@@ -144,3 +144,58 @@ fn a_tap_that_is_deleted_is_reported_once_and_costs_no_processor_time() {
     // Frames go nowhere, but the guest's transmit queue does not stand still.
     guest.send(PLAIN, &frame(2, 60), 2000);
 }
+
+#[test]
+fn a_frontend_with_a_control_queue_of_its_own_says_which_pairs_are_in_use_by_running_their_rings() {
+    wire::own_network();
+    let (taps, wire) = wire::taps("alone2", 1);
+    wire::keep(&taps[0]);
+    drop(taps);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let fd = theirs.as_raw_fd().to_string();
+    let child = program().args(["--fd", &fd, "--tap", "alone2", "--queues", "3"]).spawn().unwrap();
+    let mut child = Running(child);
+    drop(theirs);
+    let mut guest = Guest::with_queues(ours, VERSION_1 | features::MRG_RXBUF | features::MQ, 6);
+    assert_eq!(guest.frontend_features() & (features::CTRL_VQ | features::RSS), 0);
+    assert_eq!(guest.config(10)[8..], [3, 0]);
+    let run = |pairs: std::ops::Range<usize>, guest: &mut Guest| {
+        for pair in pairs {
+            guest.start(2 * pair);
+            guest.start(2 * pair + 1);
+            guest.offer_to(pair, 100);
+        }
+    };
+    let comes = |guest: &mut Guest| {
+        let mut queues = std::collections::BTreeSet::new();
+        for seed in 0..48 {
+            let mut frame = wire::tcp(100).1;
+            (frame[35], frame[29]) = (seed, seed);
+            wire.send(PLAIN, &frame);
+            let until = Instant::now() + PATIENCE;
+            queues.insert(loop {
+                let used = (0..3).find_map(|pair| Some((pair, guest.receiver(pair).try_used()?.0)));
+                if let Some((pair, head)) = used {
+                    guest.receiver(pair).offer(head);
+                    guest.receiver(pair).kick();
+                    break pair;
+                }
+                assert!(Instant::now() < until, "flow {seed} comes on no queue");
+            });
+        }
+        queues.into_iter().collect::<Vec<_>>()
+    };
+    run(0..1, &mut guest);
+    assert_eq!(comes(&mut guest), [0]);
+    run(1..3, &mut guest);
+    assert_eq!(comes(&mut guest), [0, 1, 2]);
+    for index in [4, 5] {
+        vhost::vhost_user::VhostUserFrontend::set_vring_enable(&mut guest.frontend, index, false).unwrap();
+    }
+    // The message has no answer; the next one that has comes after it.
+    guest.config(1);
+    assert_eq!(comes(&mut guest), [0, 1]);
+    drop(guest);
+    assert!(child.0.wait().unwrap().success());
+}

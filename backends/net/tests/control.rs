@@ -14,6 +14,7 @@ use common::wire::{self, PLAIN, Wire, frame, is_tcp, is_test, tcp, tcp_is_comple
 use common::{Answer, End, Plug, Program, start_nics};
 use domus_net::features;
 use shared_abi::control::{BackendReply, DropReason, NetCard, NicRequest, NicStatistics};
+use shared_abi::steering::{Rules, WORDS};
 use vm_memory::{Bytes, GuestAddress};
 
 const ALL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | features::OFFERED | features::CONTROL;
@@ -373,4 +374,62 @@ fn a_driver_that_knows_of_one_pair_has_its_control_queue_behind_that() {
     guest.start(2);
     assert_eq!(guest.command(&[0, 0, 1]), OK);
     assert_eq!(reach(&wire, &mut guest), [0, 1, 2, 3]);
+}
+
+/// A memory file in the place of the table that the kernel reads: what is in it now.
+fn rules_in(table: &File) -> Vec<u32> {
+    let mut bytes = vec![0; WORDS * 4];
+    table.read_exact_at(&mut bytes, 0).unwrap();
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().map(|word| u32::from_ne_bytes(*word)).collect()
+}
+
+#[test]
+fn the_taps_table_is_what_the_driver_has_said_and_even_before_that() {
+    wire::own_network();
+    let (taps, _wire) = wire::taps("t0", 3);
+    let table = domus_startup::memfd::sealed("table", WORDS as u64 * 4).unwrap();
+    let kept = Kept { taps, state: Plug::new(End::Stream(None)).state };
+    let plug = || {
+        let mut plug = kept.plug();
+        let End::Tap(taps) = plug.end else { unreachable!() };
+        plug.end = End::Steered(taps, table.try_clone().unwrap().into());
+        plug
+    };
+    let (program, _, mut streams) = start_nics(vec![plug()]);
+    let wanted = ALL | features::MQ | features::RSS;
+    let mut guest = Guest::with_queues(streams.remove(0), wanted, 7).run();
+    // Its key's length, its table's, and the kinds of hash.
+    assert_eq!(guest.config(24)[17..], [40, 128, 0, 0x3f, 0, 0, 0]);
+    assert!(rules_in(&table) == Rules::even(1).words().unwrap());
+    assert_eq!(guest.command(&[4, 0, 3, 0]), OK);
+    assert!(rules_in(&table) == Rules::even(3).words().unwrap());
+    let rules = Rules { hash_types: 0x12, key: [7; 40], table: vec![2, 0, 1, 2], unclassified: 1 };
+    let words = |words: &[u16]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    let mut command = vec![4, 1, 0x12, 0, 0, 0];
+    command.extend(words(&[3, 1, 2, 0, 1, 2, 2]));
+    command.push(40);
+    command.extend([7; 40]);
+    assert_eq!(guest.command(&command), OK);
+    assert!(rules_in(&table) == rules.words().unwrap());
+    assert_eq!(program.statistics().pairs, 3);
+    // A pair that there is not.
+    let wrong = [&command[..10], &words(&[3]), &command[12..]].concat();
+    assert_eq!(guest.command(&wrong), ERR);
+    assert!(rules_in(&table) == rules.words().unwrap());
+    drop(program);
+    table.write_all_at(&vec![0; WORDS * 4], 0).unwrap();
+    let (_program, _, mut streams) = start_nics(vec![plug()]);
+    guest.go_on(streams.remove(0));
+    assert!(rules_in(&table) == rules.words().unwrap());
+}
+
+#[test]
+fn commands_are_obeyed_by_rings_without_event_indices() {
+    let plain = VERSION_1 | features::CONTROL | features::MRG_RXBUF;
+    let (_program, wire, mut guest) = nic(plain, |_| {});
+    for _ in 0..100 {
+        assert_eq!((guest.command(&[0, 0, 0]), guest.command(&[0, 0, 2])), (OK, ERR));
+    }
+    assert_eq!(reach(&wire, &mut guest), [0, 3]);
 }

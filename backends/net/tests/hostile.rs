@@ -53,7 +53,7 @@ fn a_frame_with_a_broken_header_is_not_sent_and_the_next_one_is() {
         header
     };
     let long = vec![0xff; 65_555];
-    let cases: [([u8; 10], &[u8]); 14] = [
+    let cases: [([u8; 10], &[u8]); 16] = [
         (PLAIN, &[]),
         (PLAIN, &[0xff; 13]),
         (PLAIN, &long),
@@ -66,6 +66,9 @@ fn a_frame_with_a_broken_header_is_not_sent_and_the_next_one_is() {
         (with(1, 0xff), &segment),
         ([1, 1, 54, 0, 0, 0, 34, 0, 16, 0], &segment),
         ([1, 1, 54, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &segment),
+        // Segments with ECN, and of datagrams, which nobody has asked for.
+        (with(1, 0x85), &segment),
+        ([1, 5, 42, 0, 0xa8, 5, 34, 0, 6, 0], &segment),
         // Passes our rules; the kernel finds that these are no TCP segments.
         ([1, 1, 0xff, 0xff, 1, 0, 0, 0, 0, 0], &[0xff; 600]),
         ([1, 4, 54, 0, 1, 0, 34, 0, 16, 0], &[0xff; 600]),

@@ -62,6 +62,8 @@ pub fn dial(path: &Path) -> Link {
 pub enum End {
     /// A tap's queues.
     Tap(Vec<OwnedFd>),
+    /// A tap's queues, and a table by which it spreads frames.
+    Steered(Vec<OwnedFd>, OwnedFd),
     /// A stream socket, connected or not.
     Stream(Option<UnixStream>),
 }
@@ -111,6 +113,11 @@ pub fn start_nics(plugs: Vec<Plug>) -> (Program, Answer, Vec<UnixStream>) {
                     queues: queues.into_iter().map(|queue| fds.add(queue)).collect(),
                     steering: None,
                 }
+            }
+            End::Steered(queues, table) => {
+                card.pairs = queues.len() as u16;
+                let queues = queues.into_iter().map(|queue| fds.add(queue)).collect();
+                NetWire::Tap { queues, steering: Some(fds.add(table)) }
             }
             End::Stream(socket) => NetWire::Stream { socket: socket.map(|socket| fds.add(socket)) },
         };
