@@ -85,6 +85,11 @@ impl Work for Control {
         &mut self.queue
     }
 
+    /// A frontend may run that of the other kind of driver besides.
+    fn takes(&self, queue: &Queue) -> bool {
+        queue.index() == self.nic.control_queue(queue.features())
+    }
+
     fn turn(&mut self) -> Wait {
         let Some(mut queue) = self.queue.take() else { return Wait::Order };
         let wait = self.burst(&mut queue);

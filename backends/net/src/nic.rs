@@ -177,6 +177,12 @@ impl Nic {
         features::ALWAYS | own | pairs | control | far
     }
 
+    /// The number of the control queue (virtio 1.3 §5.1.2): behind all pairs for a driver that knows of several, behind
+    /// the first for others.
+    pub fn control_queue(&self, features: u64) -> u16 {
+        if features & (features::MQ | features::RSS) == 0 { 2 } else { 2 * self.card.pairs }
+    }
+
     /// `struct virtio_net_config` (virtio 1.3 §5.1.4): mac, status, max_virtqueue_pairs, mtu, speed, duplex,
     /// rss_max_key_size, rss_max_indirection_table_length, supported_hash_types.
     pub fn config(&self) -> Vec<u8> {
@@ -276,7 +282,7 @@ impl Nic {
             let _ = receiver.tell(NicOrder::Wanted(wanted.clone()));
             let _ = receiver.tell(NicOrder::Active(pair < pairs));
         }
-        if let Err(why) = self.settle() {
+        if let Err(why) = self.settle(self.ports.iter().step_by(2)) {
             say::limited(format_args!("{why}"));
         }
         let Far::Tap { queues, steering } = &self.far else { return false };
@@ -317,17 +323,18 @@ impl Nic {
         Ok(())
     }
 
-    /// Waits until all workers have done what they were told.
+    /// Waits until these workers have done what they were told.
     ///
     /// # Errors
     /// One line: a worker has ended, or takes too long.
-    fn settle(&self) -> Result<(), String> {
-        let (sender, settled) = sync_channel(self.ports.len());
-        for port in &self.ports {
+    fn settle<'a>(&self, workers: impl ExactSizeIterator<Item = &'a Port<NicOrder>>) -> Result<(), String> {
+        let count = workers.len();
+        let (sender, settled) = sync_channel(count);
+        for port in workers {
             port.tell(NicOrder::Settle(sender.clone())).map_err(|gone| format!("{}: {gone}", self.name))?;
         }
         let end = Instant::now() + PATIENCE;
-        for _ in &self.ports {
+        for _ in 0..count {
             settled
                 .recv_timeout(end.saturating_duration_since(Instant::now()))
                 .map_err(|_| format!("{}: its threads do not answer", self.name))?;
@@ -358,7 +365,7 @@ impl Nic {
         for port in &self.ports {
             port.tell(NicOrder::Look).map_err(|gone| format!("{}: {gone}", self.name))?;
         }
-        self.settle()
+        self.settle(self.ports.iter())
     }
 
     /// Has the driver announce itself, when it reads its configuration space next.
@@ -392,7 +399,7 @@ impl Nic {
             port.tell(NicOrder::Connected(socket.clone()))
                 .map_err(|gone| format!("{}: {gone}", self.name))?;
         }
-        self.settle()
+        self.settle(self.ports.iter())
     }
 
     /// What it has done, and how it is set.

@@ -28,6 +28,9 @@ pub enum Wait {
     Time(u64),
 }
 
+/// Nanoseconds after which something is tried again for which the kernel had no memory.
+const SHORTAGE: u64 = 10_000_000;
+
 const ORDERS: u64 = 0;
 const KICK: u64 = 1;
 const WIRE: u64 = 2;
@@ -78,11 +81,13 @@ impl Sleeper {
             Wait::Nothing => (self.wire.unwrap_or(EpollFlags::empty()), EpollTimeout::ZERO),
             Wait::Time(nanoseconds) => (EpollFlags::empty(), milliseconds(nanoseconds)),
         };
+        let mut timeout = timeout;
         if let Some(wire) = wire
             && self.watch(wire, watch).is_err()
         {
-            // Only for want of memory: the next turn tries again.
-            return true;
+            // Only for want of memory: the next turn, soon, tries again.
+            self.remove_wire(wire);
+            timeout = milliseconds(SHORTAGE);
         }
         let mut events = [EpollEvent::empty(); 3];
         match self.epoll.wait(&mut events, timeout) {

@@ -22,6 +22,12 @@ pub trait Work {
     /// The queue to work with, if it runs.
     fn queue(&mut self) -> &mut Option<Box<Queue>>;
 
+    /// Whether this queue is to be worked with.
+    fn takes(&self, queue: &Queue) -> bool {
+        let _ = queue;
+        true
+    }
+
     /// Works with this queue from now on: what is available in it is there to be taken, kick or not.
     fn start(&mut self, queue: Box<Queue>) {
         *self.queue() = Some(queue);
@@ -63,6 +69,8 @@ pub struct Desk {
     sleeper: Sleeper,
     /// The control queue's worker, for the queue whose number is the control queue's for drivers that know of one pair only.
     control: Option<Port<NicOrder>>,
+    /// Queues that were started and are not worked with: no driver has two control queues.
+    surplus: Vec<Queue>,
 }
 
 impl Desk {
@@ -73,12 +81,17 @@ impl Desk {
     pub fn new(orders: Orders<NicOrder>) -> std::io::Result<Self> {
         use std::os::fd::AsFd;
         let sleeper = Sleeper::new(orders.as_fd())?;
-        Ok(Self { orders, sleeper, control: None })
+        Ok(Self { orders, sleeper, control: None, surplus: Vec::new() })
     }
 
     /// Passes queues on that are the control queue, to its worker.
     pub fn pass_control_on(&mut self, control: Port<NicOrder>) {
         self.control = Some(control);
+    }
+
+    fn take_surplus(&mut self, index: u16) -> Option<Box<Queue>> {
+        let found = self.surplus.iter().position(|queue| queue.index() == index)?;
+        Some(Box::new(self.surplus.swap_remove(found)))
     }
 
     /// Whether this queue is the control queue, which another worker has.
@@ -106,18 +119,24 @@ pub fn run(mut work: impl Work, mut desk: Desk) {
                     pass_on(&desk, order);
                 }
                 Order::Call { .. } if passing_on => pass_on(&desk, order),
+                Order::Start(queue) if !work.takes(&queue) => desk.surplus.push(*queue),
                 Order::Start(queue) => {
                     desk.sleeper.add_kick(queue.kick());
                     work.start(queue);
                 }
-                Order::Stop { reply, .. } => {
-                    if let Some(queue) = work.stop() {
-                        desk.sleeper.remove_kick(queue.kick());
+                Order::Stop { queue, reply } => {
+                    let stopped = desk
+                        .take_surplus(queue)
+                        .or_else(|| work.stop().inspect(|queue| desk.sleeper.remove_kick(queue.kick())));
+                    if let Some(queue) = stopped {
                         reply.done(queue);
                     }
                 }
-                Order::Call { call, .. } => {
-                    if let Some(queue) = work.queue() {
+                Order::Call { queue: index, call } => {
+                    // One that is surplus is never called.
+                    if let Some(queue) = work.queue()
+                        && queue.index() == index
+                    {
                         queue.set_call(call);
                     }
                 }

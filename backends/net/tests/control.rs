@@ -376,6 +376,27 @@ fn a_driver_that_knows_of_one_pair_has_its_control_queue_behind_that() {
     assert_eq!(reach(&wire, &mut guest), [0, 1, 2, 3]);
 }
 
+#[test]
+fn a_frontend_that_runs_two_control_queues_gets_both_back() {
+    wire::own_network();
+    let (taps, wire) = wire::taps("t0", 4);
+    let (_program, _, mut streams) = start_nics(vec![Plug::new(End::Tap(taps))]);
+    // Without MQ queue 2 is the control queue; that of drivers with MQ runs, too.
+    let mut guest = Guest::with_queues(streams.remove(0), ALL, 9).run();
+    guest.offer_buffers(64, 2000);
+    guest.rx.kick();
+    assert_eq!(guest.command_on(0, &[0, 0, 0]), OK);
+    for _ in 0..3 {
+        for index in [2, 8] {
+            let base = vhost::VhostBackend::get_vring_base(&guest.frontend, index).unwrap();
+            vhost::VhostBackend::set_vring_base(&guest.frontend, index, base as u16).unwrap();
+        }
+        [2, 8].into_iter().for_each(|index| guest.start(index));
+        assert_eq!(guest.command_on(0, &[0, 0, 0]), OK);
+        assert_eq!(reach(&wire, &mut guest), [0, 3]);
+    }
+}
+
 /// A memory file in the place of the table that the kernel reads: what is in it now.
 fn rules_in(table: &File) -> Vec<u32> {
     let mut bytes = vec![0; WORDS * 4];
