@@ -295,15 +295,8 @@ mod tests {
         )
         .unwrap();
         let direct = Direct::new(Some(dir.into()), true);
-        let domain = "test".parse().unwrap();
-        let job = Job {
-            domain: &domain,
-            role: Role::Runner,
-            control: Path::new("x"),
-            program: None,
-            memory: 1 << 25,
-            vcpus: 1,
-        };
+        let job =
+            Job { whom: "test", role: Role::Runner, control: Path::new("x"), program: None, limits: None };
         direct.start(job).await.unwrap()
     }
 

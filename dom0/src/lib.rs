@@ -11,6 +11,7 @@
 //! | [`networks`] | networks that NICs name: bridges with addresses and a way out |
 //! | [`registry`] | all domains of one dom0 |
 //! | [`resources`] | files, taps, sockets, the run directory |
+//! | [`switches`] | switches in user space, shared by domains |
 //! | [`supervisor`] | processes |
 //! | [`api`] | the Varlink interface `org.domus.Dom0` |
 //! | [`child`] | dom0's end of a child's control socket |
@@ -25,3 +26,4 @@ pub mod registry;
 pub mod resources;
 pub mod say;
 pub mod supervisor;
+pub mod switches;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use dom0::api::Server;
-use dom0::registry::Dom0;
+use dom0::registry::{Commons, Dom0};
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::Direct;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -66,7 +66,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     descriptors();
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
     let supervisor = Rc::new(Direct::new(args.libexec_dir, false));
-    let dom0 = Dom0::new(run, &args.config_dir, supervisor, true);
+    let dom0 = Dom0::new(run.clone(), Commons::of_service(&run, &args.config_dir, supervisor));
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     for (name, domid) in dom0.leftovers() {
@@ -74,6 +74,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             "{name}: still runs (ID {domid}), left by a dom0 that was killed: domus destroy {name} removes it"
         ));
     }
+    dom0.commons().switches.begin();
     dom0.networks().begin().await;
     dom0::notify::ready();
     dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));

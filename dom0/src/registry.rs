@@ -20,6 +20,7 @@ use crate::resources::links::Links;
 use crate::resources::run_dir::{RunDir, RunDirError};
 use crate::resources::tap;
 use crate::supervisor::Supervisor;
+use crate::switches::Switches;
 
 /// Why an operator's wish was not fulfilled.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,28 @@ pub struct Commons {
     pub supervisor: Rc<dyn Supervisor>,
     /// What their NICs name.
     pub networks: Networks,
+    /// What their NICs share.
+    pub switches: Rc<Switches>,
+}
+
+impl Commons {
+    /// Of a service that manages networks, defined in `config_dir`, and switches.
+    pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        Self {
+            networks: Networks::of_service(config_dir, run.path(), supervisor.clone()),
+            switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
+            supervisor,
+        }
+    }
+
+    /// Of a command, which uses the networks of the service in the same run directory.
+    pub fn of_command(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        Self {
+            networks: Networks::of_others(config_dir, run.path()),
+            switches: Rc::new(Switches::new(run.clone(), None)),
+            supervisor,
+        }
+    }
 }
 
 /// The domains of one dom0. Used by one thread.
@@ -57,20 +80,24 @@ pub struct Dom0 {
 }
 
 impl Dom0 {
-    /// A dom0 without domains: a service that manages networks, defined in `config_dir`, or one in a command that uses those
-    /// of the service.
-    pub fn new(run: RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>, service: bool) -> Rc<Self> {
-        let networks = match service {
-            true => Networks::of_service(config_dir, run.path(), supervisor.clone()),
-            false => Networks::of_others(config_dir, run.path()),
-        };
-        let commons = Rc::new(Commons { supervisor, networks });
-        Rc::new(Self { run, commons, domains: RefCell::default(), stopping: Cell::new(false) })
+    /// A dom0 without domains.
+    pub fn new(run: RunDir, commons: Commons) -> Rc<Self> {
+        Rc::new(Self {
+            run,
+            commons: Rc::new(commons),
+            domains: RefCell::default(),
+            stopping: Cell::new(false),
+        })
     }
 
     /// Its run directory.
     pub fn run_dir(&self) -> &RunDir {
         &self.run
+    }
+
+    /// What its domains have in common.
+    pub fn commons(&self) -> &Commons {
+        &self.commons
     }
 
     /// Its networks.

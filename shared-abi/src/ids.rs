@@ -190,10 +190,12 @@ pub enum Role {
     Net,
     /// `domus-console`: the domain's console.
     Console,
+    /// `domus-switch`: NICs of several domains.
+    Switch,
 }
 
 impl Role {
-    /// All roles, the runner last: the order in which they are started.
+    /// The roles of a domain's own processes, the runner last: the order in which they are started.
     pub const ALL: [Role; 4] = [Role::Console, Role::Block, Role::Net, Role::Runner];
 
     /// The role's name in paths and messages.
@@ -203,6 +205,7 @@ impl Role {
             Role::Block => "block",
             Role::Net => "net",
             Role::Console => "console",
+            Role::Switch => "switch",
         }
     }
 
@@ -213,6 +216,7 @@ impl Role {
             Role::Block => "domus-block",
             Role::Net => "domus-net",
             Role::Console => "domus-console",
+            Role::Switch => "domus-switch",
         }
     }
 }

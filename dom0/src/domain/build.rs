@@ -31,7 +31,7 @@ use crate::resources::links::Links;
 use crate::resources::passt::PasstError;
 use crate::resources::run_dir::{DomainDir, ProcessRecord, Record, RunDirError, started};
 use crate::resources::{host, sockets};
-use crate::supervisor::{Job, Process, SupervisorError};
+use crate::supervisor::{Job, Limits, Process, SupervisorError};
 
 /// Bytes of `struct virtio_blk_config` that every backend knows (virtio 1.3 §5.2.4), up to the write-zeroes fields.
 const BLOCK_CONFIG: u16 = 60;
@@ -89,6 +89,9 @@ pub enum StartError {
     /// A NIC has no passt.
     #[error(transparent)]
     Passt(#[from] PasstError),
+    /// A NIC cannot be plugged into its switch.
+    #[error("{0}")]
+    Switch(String),
     /// Something of dom0's own.
     #[error("cannot {act}")]
     Io {
@@ -155,6 +158,7 @@ fn roles(config: &DomainConfig) -> Vec<Role> {
         Role::Block => config.disks.iter().any(|disk| disk.own().is_some()),
         Role::Net => config.nets.iter().any(Net::is_own),
         Role::Console | Role::Runner => true,
+        Role::Switch => false,
     };
     Role::ALL.into_iter().filter(needed).collect()
 }
@@ -164,7 +168,13 @@ pub fn identity(config: &DomainConfig, domid: DomId) -> Identity {
     Identity { domain: config.name.clone(), domid, uid: uid(domid) }
 }
 
-fn uid(domid: DomId) -> u32 {
+/// What the limits of its processes are made from.
+pub fn limits(config: &DomainConfig) -> Limits<'_> {
+    Limits { domain: &config.name, memory: config.memory, vcpus: config.vcpus }
+}
+
+/// The user that the processes with this number become.
+pub fn uid(domid: DomId) -> u32 {
     let own = nix::unistd::geteuid();
     if own.is_root() { FIRST_UID + domid.0 } else { own.as_raw() }
 }
@@ -193,8 +203,13 @@ pub async fn build(
     // All at once: what each does before it listens goes on beside what dom0 does next.
     for role in roles(config) {
         let control = dir.control(role);
-        let (memory, vcpus) = (config.memory, config.vcpus);
-        let job = Job { domain: &config.name, role, control: &control, program: None, memory, vcpus };
+        let job = Job {
+            whom: config.name.as_str(),
+            role,
+            control: &control,
+            program: None,
+            limits: Some(limits(config)),
+        };
         let process = commons.supervisor.start(job).await?;
         match role {
             Role::Runner => made.runner = Some(Runner { process, link: None }),
@@ -224,6 +239,14 @@ pub async fn build(
         let mut start = start.map_err(io_error("make what a backend is given"))?;
         sockets.extend(std::mem::take(&mut start.sockets));
         starts.push(start);
+    }
+    for net in &config.nets {
+        if let NetLink::Switch(switch) = &net.link {
+            let socket = nets::plug(config, net, switch, kept, commons).await;
+            let at = config.nets.iter().position(|other| other.id == net.id).unwrap_or(0);
+            let refuse = |why| ConfigError::new(&config.file, format!("nets[{at}].switch"), why);
+            sockets.push_back((net.id.clone(), socket.map_err(refuse)?));
+        }
     }
     let mut fds = Outgoing::default();
     let devices = devices(config, kept, sockets.into(), &mut fds)?;

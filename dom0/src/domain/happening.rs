@@ -1,8 +1,10 @@
 //! What a domain's task waits for, all at once.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use futures_util::future::{OptionFuture, select_all};
+use shared_abi::DeviceId;
 use shared_abi::control::{BackendEvent, RunnerEvent};
 use tokio::time::sleep_until;
 
@@ -18,6 +20,8 @@ pub(super) enum Happening {
     Runner(Result<RunnerEvent, ChildError>),
     RunnerEnded(String),
     Backend(usize, BackendHappening),
+    /// The passt of a NIC has ended.
+    PasstEnded(DeviceId),
     Revived(usize, Result<Revived, StartError>),
     /// A loss has lasted as long as a policy allows.
     Overdue,
@@ -35,7 +39,7 @@ impl Domain {
     pub(super) async fn happening(&mut self) -> Happening {
         let overdue: OptionFuture<_> = self.next_policy().map(sleep_until).into();
         let Self { commands, incarnation, .. } = self;
-        let Incarnation { runner, backends, reviving, .. } = incarnation;
+        let Incarnation { runner, backends, reviving, kept, .. } = incarnation;
         let runner: OptionFuture<_> = runner.as_mut().map(watch_runner).into();
         let backends: OptionFuture<_> = match backends.is_empty() {
             true => None,
@@ -47,11 +51,14 @@ impl Domain {
             false => Some(select_all(reviving.iter_mut().map(|one| one.attempt.as_mut()))),
         }
         .into();
+        let passts: OptionFuture<_> =
+            kept.as_ref().map(|kept| poll_fn(|cx| kept.nets.borrow().poll_passts(cx))).into();
         tokio::select! {
             command = commands.recv() => Happening::Command(command),
             Some(happening) = runner => happening,
             Some((happening, n, _)) = backends => Happening::Backend(n, happening),
             Some((result, n, _)) = reviving => Happening::Revived(n, result),
+            Some(nic) = passts => Happening::PasstEnded(nic),
             Some(()) = overdue => Happening::Overdue,
         }
     }

@@ -39,8 +39,8 @@ impl Kept {
         match role {
             Role::Block => self.disks.borrow_mut().start(config, identity),
             Role::Net => self.nets.borrow_mut().start(config, identity),
-            // A runner is no backend; nobody asks for its start here.
-            Role::Console | Role::Runner => self.console(identity),
+            // A runner is no backend, and a switch no domain's own; nobody asks for their start here.
+            Role::Console | Role::Runner | Role::Switch => self.console(identity),
         }
     }
 

@@ -242,6 +242,7 @@ impl Domain {
                     self.feed(&Event::RunnerDied);
                 }
                 Happening::Backend(n, happening) => self.backend(n, happening),
+                Happening::PasstEnded(nic) => self.passt_ended(nic).await,
                 Happening::Revived(n, result) => self.revived(n, result).await,
                 Happening::Overdue => self.pause_for_the_lost(),
             }

@@ -3,19 +3,23 @@
 //! What a driver has set is in a memory file that belongs to the incarnation and goes to every backend in turn; limits and
 //! cables that an operator has changed are kept here.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use domus_startup::fds::Outgoing;
 use domus_startup::memfd;
 use shared_abi::control::{Identity, NetCard, NetNic, NetRequest, NetStart, NetWire, NicLimits};
 use shared_abi::limits::NIC_STATE_LEN;
-use shared_abi::{DeviceId, DomId};
+use shared_abi::{DeviceId, DomId, DomainName, SwitchName};
 use tokio::time::timeout;
 
 use super::backend::{Message, Start};
 use super::build::StartError;
+use super::kept::Kept;
 use crate::config::{ConfigError, DomainConfig, Net, NetLink};
 use crate::networks::Networks;
 use crate::registry::Commons;
@@ -23,6 +27,7 @@ use crate::resources::links::Links;
 use crate::resources::passt::{self, PASST_START, PasstError};
 use crate::resources::{sockets, steering, tap};
 use crate::supervisor::Process;
+use crate::switches::Switches;
 
 /// What is open of a domain's NICs, and what has been changed since.
 #[derive(Debug, Default)]
@@ -30,6 +35,8 @@ pub struct Nets {
     nics: Vec<OpenNic>,
     /// What the interfaces that must be removed begin with.
     macvtaps: Option<String>,
+    /// What is plugged in somewhere.
+    plugs: Vec<Plug>,
 }
 
 /// One of them.
@@ -90,7 +97,41 @@ pub async fn check(
             sockets::foreign(config, &format!("nets[{n}].{key}"), path, false).map(drop)
         }
         NetLink::Network(name) => networks.check(name).await.map_err(|error| refuse(super::chain(&error))),
-        NetLink::Switch(_) => Err(refuse("cannot be served by this dom0: name a bridge".into())),
+        // It is started with its first port.
+        NetLink::Switch(_) => Ok(()),
+    }
+}
+
+/// Plugs a NIC into its switch, with a new socket, whose other end the runner is to have.
+///
+/// # Errors
+/// One line.
+pub async fn plug(
+    config: &DomainConfig,
+    net: &Net,
+    switch: &SwitchName,
+    kept: &Kept,
+    commons: &Commons,
+) -> Result<OwnedFd, String> {
+    let mut fds = Outgoing::default();
+    let card = kept.nets.borrow().card(net, &mut fds);
+    let (card, socket) = card.map_err(|error| format!("cannot make what a switch is given: {error}"))?;
+    let port = (config.name.clone(), net.id.clone());
+    kept.nets.borrow_mut().plugged(commons.switches.clone(), switch.clone(), port.clone());
+    commons.switches.plug(switch, port, card, fds).await?;
+    Ok(socket)
+}
+
+/// A NIC at a switch, to be taken out.
+struct Plug {
+    switches: Rc<Switches>,
+    switch: SwitchName,
+    port: (DomainName, DeviceId),
+}
+
+impl fmt::Debug for Plug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.port.1, self.switch)
     }
 }
 
@@ -191,6 +232,18 @@ impl Nets {
         }
     }
 
+    /// Ready when the passt of a NIC has ended.
+    pub fn poll_passts(&self, cx: &mut Context<'_>) -> Poll<DeviceId> {
+        for nic in &self.nics {
+            if let OpenWire::User { passt: Some(passt), .. } = &nic.wire
+                && passt.poll_ended(cx).is_ready()
+            {
+                return Poll::Ready(nic.id.clone());
+            }
+        }
+        Poll::Pending
+    }
+
     /// Keeps a NIC's new passt, and the socket for the next backend, if that does not have it yet.
     pub fn keep_passt(&mut self, nic: &DeviceId, process: Process, connection: Option<OwnedFd>) {
         if let Some(OpenNic { wire: OpenWire::User { passt, socket }, .. }) = self.find(nic) {
@@ -204,8 +257,17 @@ impl Nets {
         without.map(|nic| nic.id.clone()).collect()
     }
 
-    /// Lets go of the taps and ends what was started; the macvtaps are removed.
+    fn plugged(&mut self, switches: Rc<Switches>, switch: SwitchName, port: (DomainName, DeviceId)) {
+        if !self.plugs.iter().any(|plug| plug.port == port) {
+            self.plugs.push(Plug { switches, switch, port });
+        }
+    }
+
+    /// Lets go of the taps and ends what was started; what is plugged in is taken out, and the macvtaps are removed.
     pub async fn close(&mut self) {
+        for Plug { switches, switch, port } in self.plugs.drain(..) {
+            switches.unplug(&switch, port).await;
+        }
         let processes: Vec<_> = self
             .nics
             .drain(..)

@@ -82,6 +82,10 @@ impl Domain {
                 let nic = &net.id;
                 Err(format!("NIC {nic} is served by a backend that Domus did not start: ask that one"))
             }
+            NetLink::Switch(switch) => {
+                let port = (self.config.name.clone(), net.id.clone());
+                self.commons.switches.nic(switch, port, request).await
+            }
             _ => {
                 let request = NetRequest::Nic { nic: net.id.clone(), request };
                 self.ask_net(&request, Outgoing::default()).await

@@ -5,6 +5,7 @@
 //! | a backend dies | its devices stand still | another one takes its place, see [`revive`] |
 //! | a foreign backend hangs up | the same | its socket is connected to again |
 //! | a remote disk's server is gone | requests wait | it is connected to again |
+//! | a switch dies | its NICs stand still | it is started again, and the NICs are plugged in again |
 //! | passt of a NIC dies | frames are lost | another one takes its place |
 //! | a request fails and is held | nothing | the domain is paused until it is unpaused, and the request done again |
 
@@ -26,7 +27,7 @@ use super::revive::{self, GOOD_LIFE, Lost, Means, Revived, Reviving};
 use super::state::Event;
 use super::{Domain, chain, disks};
 use crate::child::{ANSWER, ChildError, one_line};
-use crate::config::{DiskSource, NetLink, OnLoss};
+use crate::config::{DiskSource, Net, NetLink, OnLoss};
 
 /// A loss, or a fault, that an operator may want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +76,10 @@ impl Domain {
         let (process, remains) = backend.into_parts();
         tokio::task::spawn_local(process.reap());
         self.held.clear();
+        if role == Role::Net {
+            // The next backend comes with passts of its own.
+            self.incarnation.reviving.retain(|one| !matches!(one.lost, Lost::Passt(_)));
+        }
         if !self.state.has_machine() {
             return self.say(&format!("{} {how}", role.program()));
         }
@@ -94,7 +99,11 @@ impl Domain {
                 }
             }
             None => {
-                let lost = Lost::Foreign(device.clone());
+                let at_switch = |net: &Net| net.id == *device && matches!(net.link, NetLink::Switch(_));
+                let lost = match self.config.nets.iter().any(at_switch) {
+                    true => Lost::Switch(device.clone()),
+                    false => Lost::Foreign(device.clone()),
+                };
                 self.lost(lost, "has hung up".into(), 0, Rc::default());
             }
         }
@@ -120,6 +129,7 @@ impl Domain {
                 let uri = disks::remote(&self.config, device)?.clone();
                 Some(revive::server(device.clone(), uri, attempts))
             }
+            Lost::Switch(nic) => Some(revive::switch(self.means(Role::Net)?, nic.clone(), attempts)),
             Lost::Passt(nic) => Some(revive::passt(self.means(Role::Net)?, nic.clone(), attempts)),
             Lost::Foreign(device) => {
                 let disks = self.config.disks.iter().enumerate().filter_map(|(n, disk)| match &disk.source {
@@ -156,7 +166,7 @@ impl Domain {
     fn patience(&self, lost: &Lost) -> Option<Duration> {
         let concerned = self.config.disks.iter().filter(|disk| match lost {
             Lost::Own(Role::Block) => disk.own().is_some(),
-            Lost::Own(_) | Lost::Passt(_) => false,
+            Lost::Own(_) | Lost::Passt(_) | Lost::Switch(_) => false,
             Lost::Foreign(device) | Lost::Server(device) => disk.id == *device,
         });
         let patience = concerned.filter_map(|disk| match disk.on_loss {
@@ -248,9 +258,16 @@ impl Domain {
                     let request = NetRequest::Reconnect { nic: nic.clone(), socket: fds.add(socket) };
                     self.ask_net(&request, std::mem::take(&mut fds)).await?;
                 }
+                // What its backend has said of the connection before is over.
+                let net = self.incarnation.backends.iter_mut().find(|backend| backend.role == Role::Net);
+                if let Some(link) = net.and_then(|backend| backend.link.as_mut()) {
+                    link.forget(
+                        |event| matches!(event, BackendEvent::ConnectionLost { device, .. } if device == nic),
+                    );
+                }
                 return Ok(since.elapsed());
             }
-            Lost::Own(_) | Lost::Foreign(_) => {}
+            Lost::Own(_) | Lost::Foreign(_) | Lost::Switch(_) => {}
         }
         let stalled = self.attach(sockets).await.map_err(|error| chain(&error))?;
         if let Some(backend) = backend {
@@ -374,18 +391,35 @@ impl Domain {
                 self.tell();
             }
             BackendEvent::ConnectionLost { device, why } if role == Role::Net => {
-                let young = match self.young_passts.get(&device) {
-                    Some((young, last)) if last.elapsed() < GOOD_LIFE => young.saturating_add(1),
-                    _ => 0,
-                };
-                self.young_passts.insert(device.clone(), (young, Instant::now()));
-                let how = format!("has hung up ({})", one_line(&why));
-                self.lost(Lost::Passt(device), how, young, Rc::default());
+                self.passt_lost(device, format!("has hung up ({})", one_line(&why)));
             }
             BackendEvent::ConnectionLost { device, why } => {
                 self.lost(Lost::Server(device), format!("is gone ({})", one_line(&why)), 0, Rc::default());
             }
         }
+    }
+
+    /// The passt of a NIC has ended. Its backend may see that later, or not at all while nobody drives the NIC.
+    pub(super) async fn passt_ended(&mut self, nic: DeviceId) {
+        let Some(kept) = self.incarnation.kept.clone() else { return };
+        let Some(passt) = kept.nets.borrow_mut().take_passt(&nic) else { return };
+        let how = passt.ended().await;
+        tokio::task::spawn_local(passt.reap());
+        if self.state.has_machine() {
+            self.passt_lost(nic, how);
+        }
+    }
+
+    fn passt_lost(&mut self, nic: DeviceId, how: String) {
+        if self.incarnation.reviving.iter().any(|one| one.lost == Lost::Own(Role::Net)) {
+            return;
+        }
+        let young = match self.young_passts.get(&nic) {
+            Some((young, last)) if last.elapsed() < GOOD_LIFE => young.saturating_add(1),
+            _ => 0,
+        };
+        self.young_passts.insert(nic.clone(), (young, Instant::now()));
+        self.lost(Lost::Passt(nic), how, young, Rc::default());
     }
 
     /// A request of this disk waits for an operator.
@@ -397,7 +431,9 @@ impl Domain {
     pub(super) fn is_waiting(&self, disk: &DeviceId) -> bool {
         self.incarnation.reviving.iter().any(|one| match &one.lost {
             Lost::Own(role) => self.role_of(disk) == Some(*role),
-            Lost::Foreign(device) | Lost::Server(device) | Lost::Passt(device) => device == disk,
+            Lost::Foreign(device) | Lost::Server(device) | Lost::Passt(device) | Lost::Switch(device) => {
+                device == disk
+            }
         })
     }
 

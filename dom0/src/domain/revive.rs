@@ -22,7 +22,7 @@ use shared_abi::{DeviceId, Role};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backend::{Backend, Remains};
-use super::build::StartError;
+use super::build::{StartError, limits};
 use super::disks;
 use super::kept::Kept;
 use super::nets;
@@ -52,6 +52,8 @@ pub enum Lost {
     Server(DeviceId),
     /// passt of a NIC, whose backend lives.
     Passt(DeviceId),
+    /// The switch that a NIC is at.
+    Switch(DeviceId),
 }
 
 impl fmt::Display for Lost {
@@ -61,6 +63,7 @@ impl fmt::Display for Lost {
             Self::Foreign(device) => write!(f, "the backend of {device}"),
             Self::Server(device) => write!(f, "the server of {device}"),
             Self::Passt(nic) => write!(f, "passt of {nic}"),
+            Self::Switch(nic) => write!(f, "the switch of {nic}"),
         }
     }
 }
@@ -136,14 +139,12 @@ impl Means {
     pub async fn connected(&self, role: Role) -> Result<Backend, StartError> {
         // The old process may live, or its socket may: nobody is to be taken for the new one.
         let _ = std::fs::remove_file(&self.control);
-        let (memory, vcpus) = (self.config.memory, self.config.vcpus);
         let job = Job {
-            domain: &self.config.name,
+            whom: self.config.name.as_str(),
             role,
             control: &self.control,
             program: self.program.as_deref(),
-            memory,
-            vcpus,
+            limits: Some(limits(&self.config)),
         };
         let mut backend = Backend::new(role, self.commons.supervisor.start(job).await?);
         backend.connect(&self.control).await?;
@@ -244,6 +245,19 @@ pub fn passt(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
         }
         means.kept.nets.borrow_mut().keep_passt(&nic, passt, None);
         Ok(Revived { backend: None, sockets: vec![(nic, socket)] })
+    })
+}
+
+/// An attempt to plug a NIC in again. The switch itself is started again by its own task.
+pub fn switch(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
+    Box::pin(async move {
+        sleep(pause(attempts)).await;
+        let found = means.config.nets.iter().find(|net| net.id == nic);
+        let Some((net, NetLink::Switch(switch))) = found.map(|net| (net, &net.link)) else {
+            return Err(StartError::GivenUp);
+        };
+        let socket = nets::plug(&means.config, net, switch, &means.kept, &means.commons).await;
+        Ok(Revived { backend: None, sockets: vec![(nic, socket.map_err(StartError::Switch)?)] })
     })
 }
 

@@ -9,15 +9,12 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, User};
-use serde::{Deserialize, Serialize};
+use nix::unistd::User;
 use shared_abi::control::AddressRange;
 use shared_abi::{MacAddress, NetworkName};
 use tokio::task::JoinHandle;
@@ -28,9 +25,7 @@ use super::definition::{Forward, Network};
 use super::{NetworkError, dnsmasq, rules};
 use crate::domain::revive;
 use crate::resources::links::{Kind, Links};
-use crate::resources::programs;
-use crate::resources::run_dir::started;
-use crate::supervisor::spawn::{open_pidfd, signal};
+use crate::resources::{programs, record};
 use crate::supervisor::{Aid, Process, Supervisor};
 
 /// Within this time a dnsmasq that cannot serve ends.
@@ -47,13 +42,6 @@ pub struct Running {
     /// Starts dnsmasq again; owns it.
     task: JoinHandle<()>,
     dir: PathBuf,
-}
-
-/// The dnsmasq of a network, for a dom0 that comes after this one.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    pid: i32,
-    started: u64,
 }
 
 impl Running {
@@ -119,7 +107,7 @@ async fn set_up(
     // Looked for before anything is made.
     let nft = programs::find("nft", "nftables")?;
     programs::find("dnsmasq", "dnsmasq-base")?;
-    end_recorded(dir);
+    record::end(&dir.join("dnsmasq.json"));
     match links.find(bridge).await.map_err(|error| network.io("look for the bridge", error))? {
         None => {
             let mac =
@@ -209,11 +197,7 @@ fn start_dnsmasq(
     let whom = format!("network {}", network.name);
     let aid = Aid { whom: &whom, program: &program, args: &args, gives: None, domain: None };
     let process = supervisor.aid(aid)?;
-    let pid = process.pid().as_raw();
-    let record = started(pid).map(|started| Record { pid, started });
-    let written = serde_json::to_string(&record)
-        .map_err(io::Error::from)
-        .and_then(|text| fs::write(dir.join("dnsmasq.json"), text));
+    let written = record::write(&dir.join("dnsmasq.json"), process.pid());
     written.map_err(|error| network.io("write the network's state", error))?;
     Ok(process)
 }
@@ -239,28 +223,9 @@ async fn serve(network: Rc<Network>, dir: PathBuf, supervisor: Rc<dyn Supervisor
     }
 }
 
-/// Ends the dnsmasq that a killed dom0 has left, if it is that one still.
-fn end_recorded(dir: &Path) {
-    let text = fs::read_to_string(dir.join("dnsmasq.json")).unwrap_or_default();
-    let Ok(Some(Record { pid, started: then })) = serde_json::from_str::<Option<Record>>(&text) else {
-        return;
-    };
-    // Held before it is looked at: what is killed is what was looked at.
-    if pid > 1
-        && let Ok(pidfd) = open_pidfd(Pid::from_raw(pid))
-        && started(pid) == Some(then)
-    {
-        signal(pidfd.as_fd(), Signal::SIGKILL);
-        let _ = nix::poll::poll(
-            &mut [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)],
-            nix::poll::PollTimeout::from(1000_u16),
-        );
-    }
-}
-
 /// Removes what there is of a network. What fails is said: nobody waits for more.
 pub async fn remove(name: &NetworkName, bridge: &str, dir: &Path, links: &Links) {
-    end_recorded(dir);
+    record::end(&dir.join("dnsmasq.json"));
     if let Ok(nft) = programs::find("nft", "nftables")
         && let Err(error) = filter(&nft, rules::removal(name)).await
     {

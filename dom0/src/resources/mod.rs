@@ -9,6 +9,7 @@ pub mod locks;
 pub mod nbd;
 pub mod passt;
 pub mod programs;
+pub mod record;
 pub mod run_dir;
 pub mod sockets;
 pub mod steering;

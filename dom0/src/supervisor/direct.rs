@@ -10,13 +10,13 @@ use shared_abi::{DomainName, Role};
 
 use super::cgroup::Cgroups;
 use super::spawn::{Surroundings, spawn};
-use super::{Aid, Job, Process, Starting, Supervisor, SupervisorError, words};
+use super::{Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, words};
 
 /// Starts processes as children of dom0.
 #[derive(Debug)]
 pub struct Direct {
     places: Vec<PathBuf>,
-    programs: RefCell<[Option<PathBuf>; 4]>,
+    programs: RefCell<[Option<PathBuf>; 5]>,
     cgroups: Option<Cgroups>,
     dies_with_parent: bool,
 }
@@ -67,8 +67,9 @@ impl Direct {
             Some(program) => program.into(),
             None => self.program(job.role)?,
         };
-        let group =
-            self.cgroups.as_ref().and_then(|cgroups| cgroups.group(job.domain, job.memory, job.vcpus));
+        let limits = self.cgroups.as_ref().zip(job.limits);
+        let group = limits
+            .and_then(|(cgroups, Limits { domain, memory, vcpus })| cgroups.group(domain, memory, vcpus));
         let around = Surroundings {
             cgroup: group.as_ref().map(AsFd::as_fd),
             dies_with_parent: self.dies_with_parent,
@@ -76,7 +77,7 @@ impl Direct {
             gives: None,
         };
         let args: [&[u8]; 2] = [b"--control", job.control.as_os_str().as_bytes()];
-        started(&program, job.role.program(), job.domain.as_str(), &args, around)
+        started(&program, job.role.program(), job.whom, &args, around)
     }
 }
 

@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -52,17 +53,26 @@ pub enum SupervisorError {
 /// A process to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
-    /// Whose it is.
-    pub domain: &'a DomainName,
+    /// Whom it serves, for messages: a domain, a switch.
+    pub whom: &'a str,
     /// What it is for.
     pub role: Role,
     /// Where it will listen.
     pub control: &'a Path,
     /// The program to start; none for the installed one.
     pub program: Option<&'a Path>,
-    /// The guest's RAM in bytes, for the limits.
+    /// The domain whose limits are its own, if it serves one alone.
+    pub limits: Option<Limits<'a>>,
+}
+
+/// What the limits of a domain's processes are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    /// Whose they are.
+    pub domain: &'a DomainName,
+    /// The guest's RAM in bytes.
     pub memory: u64,
-    /// The guest's vCPUs, for the limits.
+    /// The guest's vCPUs.
     pub vcpus: u8,
 }
 
@@ -143,6 +153,11 @@ impl Process {
         }
     }
 
+    /// Ready when it has ended. The last one who polls is woken.
+    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.pidfd.poll_read_ready(cx).map(drop)
+    }
+
     /// Waits for its end, passes on its last words, and lets the kernel forget it.
     pub async fn reap(mut self) {
         self.ended().await;
@@ -186,17 +201,7 @@ mod tests {
     }
 
     async fn start(direct: &Direct, control: &Path) -> Result<Process, SupervisorError> {
-        let domain = "test".parse().unwrap();
-        direct
-            .start(Job {
-                domain: &domain,
-                role: Role::Runner,
-                control,
-                program: None,
-                memory: 1 << 25,
-                vcpus: 1,
-            })
-            .await
+        direct.start(Job { whom: "test", role: Role::Runner, control, program: None, limits: None }).await
     }
 
     #[tokio::test(flavor = "current_thread")]

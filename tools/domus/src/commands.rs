@@ -116,10 +116,26 @@ async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()
         StartError::Config(error) => anyhow!(error),
         error => anyhow!(start_message(&Plan::from(&config), &error)),
     })?;
+    let notes = notes(&config);
     if json {
-        print(&json!({ "name": config.name, "vcpus": config.vcpus, "memory_mib": config.memory >> 20, "ok": true }).to_string())?;
+        let answer = json!({
+            "name": config.name, "vcpus": config.vcpus, "memory_mib": config.memory >> 20, "ok": true, "notes": notes
+        });
+        return print(&answer.to_string());
     }
-    Ok(())
+    notes.iter().try_for_each(|note| print(note))
+}
+
+/// What somebody should know who starts this domain.
+fn notes(config: &config::DomainConfig) -> Vec<String> {
+    let at_switch = |(n, net): (usize, &config::Net)| match &net.link {
+        config::NetLink::Switch(switch) => Some(format!(
+            "nets[{n}].switch: the process of the switch \"{switch}\" can read and write all memory of this domain and of \
+             every other domain on it: put only domains there that may know each other's secrets"
+        )),
+        _ => None,
+    };
+    config.nets.iter().enumerate().filter_map(at_switch).collect()
 }
 
 async fn list(dir: Option<&Path>, name: Option<&str>, json: bool) -> anyhow::Result<()> {

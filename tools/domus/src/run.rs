@@ -13,7 +13,7 @@ use dom0::api::{Plan, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::state::State;
-use dom0::registry::Dom0;
+use dom0::registry::{Commons, Dom0};
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::Direct;
 use shared_abi::console::Mode;
@@ -71,8 +71,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let name = plan.name.to_string();
     let run = RunDir::open(&options.run_dir.unwrap_or_else(run_dir::default_path))?;
     let shadow = Shadow::start(run.path(), &config.name)?;
-    let dom0 =
-        Dom0::new(run, Path::new(run_dir::CONFIG), Rc::new(Direct::new(options.libexec_dir, true)), false);
+    let supervisor = Rc::new(Direct::new(options.libexec_dir, true));
+    let commons = Commons::of_command(&run, Path::new(run_dir::CONFIG), supervisor);
+    let dom0 = Dom0::new(run, commons);
     let created = tokio::select! {
         created = dom0.create(config) => created,
         () = signals.any() => {

@@ -122,3 +122,138 @@ fn a_nic_of_a_foreign_backend_gets_frames_through_and_is_connected_to_again() {
     console.wait("mini: ok net-ping");
     host.ok(&["destroy", "web1"]);
 }
+
+/// A machine outside, at 192.0.2.2, that sends back every datagram to its port 7. The host is 192.0.2.1, and its way out
+/// leads there.
+fn outside(host: &Host) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (cabled, cable) = std::sync::mpsc::channel::<()>();
+    // Ends with the test's process, and its namespace with it.
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        sender.send(nix::unistd::gettid().to_string()).unwrap();
+        cable.recv().unwrap();
+        for command in ["addr add 192.0.2.2/24 dev eth0", "link set eth0 up"] {
+            let done = Command::new("ip").args(command.split(' ')).status();
+            assert!(done.unwrap().success(), "ip {command}");
+        }
+        let socket = std::net::UdpSocket::bind("192.0.2.2:7").unwrap();
+        sender.send(String::new()).unwrap();
+        let mut datagram = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut datagram) {
+            let _ = socket.send_to(&datagram[..len], from);
+        }
+    });
+    let thread = receiver.recv().unwrap();
+    host.ip(&["link", "add", "wan", "type", "veth", "peer", "name", "eth0", "netns", &thread]);
+    host.ip(&["addr", "add", "192.0.2.1/24", "dev", "wan"]);
+    host.ip(&["link", "set", "wan", "up"]);
+    host.ip(&["link", "set", "lo", "up"]);
+    host.ip(&["route", "add", "default", "via", "192.0.2.2"]);
+    cabled.send(()).unwrap();
+    receiver.recv().unwrap();
+}
+
+/// The passts of this host's domains: their processes are known by the namespace they are in.
+fn passts() -> Vec<u32> {
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let passt = |process: &std::fs::DirEntry| {
+        std::fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name.starts_with("passt"))
+            && std::fs::read_link(process.path().join("ns/net")).is_ok_and(|there| there == own)
+    };
+    processes.filter(passt).filter_map(|process| process.file_name().to_str()?.parse().ok()).collect()
+}
+
+const DHCP: &str = "console=ttyS0 mini.test=shell mini.peer=192.0.2.2 mini.end=poweroff";
+
+#[test]
+fn a_nic_that_names_no_network_gets_an_address_and_a_way_out_from_passt_which_is_replaced_when_it_dies() {
+    let host = Host::with_service(true);
+    outside(&host);
+    let before = host.traces();
+    let nic = r#", "nets": [ { "id": "eth0", "user": { "ports": [ "tcp:127.0.0.1:8080:80" ] } } ]"#;
+    let file = host.guest("web1", DHCP, nic);
+    host.ok(&["check", &file]);
+    host.ok(&["create", &file]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: hello");
+    console.send("net-dhcp");
+    console.wait("mini: ok net-dhcp");
+    assert!(std::net::TcpStream::connect("127.0.0.1:8080").is_ok(), "the port leads to the guest");
+
+    // passt dies, and after it the process that speaks to it.
+    let first = passts();
+    assert_eq!(first.len(), 1);
+    common::signal(first[0], nix::sys::signal::SIGKILL);
+    host.until("another passt is there", || host.domain("web1").unwrap()["restarts"] == 1);
+    console.send("net-dhcp");
+    console.wait("mini: ok net-dhcp");
+    common::signal(host.pid_of("web1", "net.sock").unwrap(), nix::sys::signal::SIGKILL);
+    host.until("another domus-net is there", || host.domain("web1").unwrap()["restarts"] == 2);
+    console.send("net-dhcp");
+    console.wait("mini: ok net-dhcp");
+    assert_eq!(passts().len(), 1);
+
+    let taken = host.guest("web2", DHCP, nic);
+    let refused = host.refused(&["create", &taken]);
+    assert!(refused.contains("nets[0].user: passt") && refused.contains("ports free"), "{refused}");
+    host.ok(&["destroy", "web1"]);
+    assert_eq!(host.traces(), before);
+    assert!(passts().is_empty());
+}
+
+#[test]
+fn what_an_operator_changes_of_a_nic_outlives_its_backend() {
+    let host = Host::with_service(true);
+    host.ip(&["addr", "add", "10.1.0.1/24", "dev", "br0"]);
+    let nic = r#", "nets": [ { "id": "eth0", "bridge": "br0", "limits": { "receive_packets": 900 } } ]"#;
+    host.ok(&["create", &host.guest("web1", SHELL, nic)]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: hello");
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    let nics = || -> serde_json::Value {
+        serde_json::from_str(&host.ok(&["network-list", "web1", "--json"])).unwrap()
+    };
+    let list = nics();
+    let nic = &list[0];
+    assert_eq!(
+        (&nic["link"], &nic["state"], &nic["kind"]),
+        (&"up".into(), &"serving".into(), &"bridge".into())
+    );
+    assert!(nic["counters"]["transmit"]["packets"].as_u64().unwrap() >= 20, "{nic}");
+    assert_eq!(nic["limits"][0]["rate"], "900");
+
+    assert!(host.refused(&["network-set", "web1", "eth0"]).contains("--link down"));
+    assert!(host.refused(&["network-set", "web1", "eth9", "--announce"]).contains("the domain has eth0"));
+    let refused = host.refused(&["network-set", "web1", "eth0", "--announce"]);
+    assert!(refused.contains("does not announce itself"), "the mini guest cannot: {refused}");
+    host.ok(&[
+        "network-set",
+        "web1",
+        "eth0",
+        "--link",
+        "down",
+        "--receive-packets",
+        "none",
+        "--transmit-bits",
+        "100M",
+    ]);
+    let backend = host.pid_of("web1", "net.sock").unwrap();
+    common::signal(backend, nix::sys::signal::SIGKILL);
+    host.until("another domus-net is there", || host.domain("web1").unwrap()["restarts"] == 1);
+    let list = nics();
+    let nic = &list[0];
+    assert_eq!((&nic["link"], &nic["counters"]["link_up"]), (&"down".into(), &false.into()));
+    assert_eq!(
+        (&nic["limits"][0]["name"], &nic["limits"][0]["rate"]),
+        (&"transmit_bits".into(), &"100000000".into())
+    );
+    let table = host.ok(&["network-list", "web1"]);
+    assert!(table.contains("bridge br0") && table.contains("limit transmit_bits 100000000"), "{table}");
+    host.ok(&["network-set", "web1", "eth0", "--link", "up"]);
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    host.ok(&["destroy", "web1"]);
+}

@@ -25,7 +25,9 @@ pub fn programs() -> &'static Path {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(["build", "--quiet", "--profile", "lab", "--bins"]);
-        for package in ["dom0", "domus", "domu-runner", "domus-block", "domus-net", "domus-console"] {
+        for package in
+            ["dom0", "domus", "domu-runner", "domus-block", "domus-net", "domus-console", "domus-switch"]
+        {
             cargo.args(["--package", package]);
         }
         let built = cargo.current_dir(root).status();
@@ -84,7 +86,7 @@ impl Host {
         let mut host = Self::new(true);
         let folder = host.path("libexec");
         fs::create_dir(&folder).unwrap();
-        for program in ["domu-runner", "domus-block", "domus-net", "domus-console"] {
+        for program in ["domu-runner", "domus-block", "domus-net", "domus-console", "domus-switch"] {
             fs::copy(programs().join(program), folder.join(program)).unwrap();
         }
         host.own_programs = Some(folder);

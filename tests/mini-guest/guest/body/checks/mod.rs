@@ -1,6 +1,7 @@
 //! The checks by name. Those whose name begins with `hostile-` are in [`super::hostile`].
 
 mod blk;
+mod dhcp;
 mod endure;
 mod machine;
 mod net;
@@ -32,6 +33,7 @@ pub fn run(machine: &Machine, name: &str) -> Outcome {
         "blk-latency" => rate::latency(machine),
         "blk-bringup" => rate::bring_up(machine),
         "net-ping" => net::ping(machine),
+        "net-dhcp" => dhcp::dhcp(machine),
         _ => match name.strip_prefix("hostile-") {
             Some(kind) => hostile::run(machine, kind),
             None => {

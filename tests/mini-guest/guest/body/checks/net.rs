@@ -3,8 +3,10 @@
 use crate::body::net::Net;
 use crate::body::{Failed, Machine, Outcome, clock, ensure, say, sys};
 
-const ETHERNET: usize = 14;
-const IP: usize = 20;
+/// Bytes of the headers.
+pub const ETHERNET: usize = 14;
+/// Without options.
+pub const IP: usize = 20;
 const ICMP: usize = 8;
 
 /// Finds the peer by ARP, then has `mini.rounds` echoes of growing size answered, byte for byte.
@@ -41,13 +43,15 @@ pub fn ping(machine: &Machine) -> Outcome {
     net.close()
 }
 
-fn address(text: &str) -> Option<[u8; 4]> {
+/// An IPv4 address.
+pub fn address(text: &str) -> Option<[u8; 4]> {
     let mut parts = text.split('.').map(|part| part.parse().ok());
     let found = [parts.next()??, parts.next()??, parts.next()??, parts.next()??];
     parts.next().is_none().then_some(found)
 }
 
-fn resolve(net: &mut Net, own: [u8; 4], peer: [u8; 4]) -> Result<[u8; 6], Failed> {
+/// Finds a peer's MAC address by ARP.
+pub fn resolve(net: &mut Net, own: [u8; 4], peer: [u8; 4]) -> Result<[u8; 6], Failed> {
     let mut request = [0; 60];
     request[..6].fill(0xff);
     request[6..12].copy_from_slice(&net.mac);
@@ -116,7 +120,8 @@ fn wait_echo(net: &mut Net, request: &[u8], ms: u64) -> Result<bool, Failed> {
     Ok(false)
 }
 
-fn checksum(bytes: &[u8]) -> u16 {
+/// The Internet checksum (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 =
         bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
     while sum > 0xffff {

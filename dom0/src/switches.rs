@@ -1,0 +1,286 @@
+//! Switches in user space: one process for each name that NICs have, from the first of them to the last.
+//!
+//! ```text
+//!   first port ─▶ started ─▶ serves ─┬─ last port gone ─▶ ended
+//!                    ▲               │
+//!                    └── (pause) ◀───┴─ died: every runner hears it hang up, and its domain plugs the port again
+//! ```
+//!
+//! Each has a task of its own, so that no domain waits for what another does there, and none for longer than
+//! [`PATIENCE`]. A switch belongs to the service: the domains of a `domus run` have nobody to share one with.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use domus_startup::fds::Outgoing;
+use shared_abi::control::{BackendReply, NicRequest, SwitchEvent, SwitchRequest, SwitchStart};
+use shared_abi::{DeviceId, DomainName, Role, SwitchName};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::child::{ChildError, ChildLink, one_line};
+use crate::domain::build::{StartError, uid};
+use crate::domain::{chain, revive};
+use crate::resources::record;
+use crate::resources::run_dir::RunDir;
+use crate::supervisor::{Job, Process, Supervisor};
+
+/// How long a switch may take to answer, and a domain waits for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A NIC at a switch.
+type Port = (DomainName, DeviceId);
+
+/// The switches of one dom0. Used by one thread.
+pub struct Switches {
+    run: RunDir,
+    /// None in a command, which has no switch.
+    supervisor: Option<Rc<dyn Supervisor>>,
+    switches: RefCell<BTreeMap<SwitchName, Switch>>,
+}
+
+/// One of them.
+struct Switch {
+    ports: BTreeSet<Port>,
+    asks: mpsc::UnboundedSender<Ask>,
+    task: JoinHandle<()>,
+}
+
+struct Ask {
+    request: SwitchRequest,
+    fds: Vec<OwnedFd>,
+    answer: oneshot::Sender<Result<BackendReply, String>>,
+}
+
+impl Switches {
+    /// No switches yet. Without a supervisor there will be none.
+    pub fn new(run: RunDir, supervisor: Option<Rc<dyn Supervisor>>) -> Self {
+        Self { run, supervisor, switches: RefCell::default() }
+    }
+
+    /// Ends what a service that was killed has left, if no domain is left that uses it.
+    pub fn begin(&self) {
+        if self.run.leftovers().is_empty() {
+            for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
+                record::end(&entry.path().join("switch.json"));
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.run.path().join("switches")
+    }
+
+    /// Plugs a NIC in; the switch is started for the first. It stays plugged in, whatever comes of this, until
+    /// [`Self::unplug`].
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn plug(
+        &self,
+        name: &SwitchName,
+        port: Port,
+        card: shared_abi::control::NetCard,
+        fds: Outgoing,
+    ) -> Result<(), String> {
+        let supervisor = self.supervisor.clone().ok_or_else(|| {
+            format!(
+                "\"{name}\" needs the dom0 service, whose domains share it: start that, and use domus create"
+            )
+        })?;
+        {
+            let mut switches = self.switches.borrow_mut();
+            let switch = switches.entry(name.clone()).or_insert_with(|| {
+                let (asks, asked) = mpsc::unbounded_channel();
+                let dir = self.dir().join(name.as_str());
+                let served = Served { name: name.clone(), dir, run: self.run.clone(), supervisor, asked };
+                Switch { ports: BTreeSet::new(), asks, task: tokio::task::spawn_local(served.run()) }
+            });
+            switch.ports.insert(port.clone());
+        }
+        let (domain, _) = port;
+        match self.ask(name, SwitchRequest::Plug { domain, card }, fds).await? {
+            BackendReply::Done => Ok(()),
+            other => Err(format!("switch {name}: answered with {other:?}")),
+        }
+    }
+
+    /// Asks about a NIC that is plugged in.
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn nic(
+        &self,
+        name: &SwitchName,
+        (domain, nic): Port,
+        request: NicRequest,
+    ) -> Result<BackendReply, String> {
+        self.ask(name, SwitchRequest::Nic { domain, nic, request }, Outgoing::default()).await
+    }
+
+    async fn ask(
+        &self,
+        name: &SwitchName,
+        request: SwitchRequest,
+        fds: Outgoing,
+    ) -> Result<BackendReply, String> {
+        let (answer, answered) = oneshot::channel();
+        let ask = Ask { request, fds: fds.into_vec(), answer };
+        let sent = self.switches.borrow().get(name).is_some_and(|switch| switch.asks.send(ask).is_ok());
+        if !sent {
+            return Err(format!("switch {name} is not there just now: see domus why"));
+        }
+        match timeout(PATIENCE * 2, answered).await {
+            Ok(Ok(answer)) => answer.map_err(|why| format!("switch {name}: {why}")),
+            _ => Err(format!("switch {name} does not answer: it is being started, or stands still")),
+        }
+    }
+
+    /// Takes a NIC out; with the last one the switch ends, and is gone when this returns.
+    pub async fn unplug(&self, name: &SwitchName, port: Port) {
+        let ended = {
+            let mut switches = self.switches.borrow_mut();
+            let Some(switch) = switches.get_mut(name) else { return };
+            switch.ports.remove(&port);
+            if switch.ports.is_empty() { switches.remove(name) } else { None }
+        };
+        match ended {
+            Some(Switch { asks, task, .. }) => {
+                // The task ends the process when nobody can ask it anything any more.
+                drop(asks);
+                let _ = task.await;
+            }
+            None => {
+                let (domain, nic) = port;
+                let _ = self.ask(name, SwitchRequest::Unplug { domain, nic }, Outgoing::default()).await;
+            }
+        }
+    }
+}
+
+/// What the task of a switch has.
+struct Served {
+    name: SwitchName,
+    dir: PathBuf,
+    run: RunDir,
+    supervisor: Rc<dyn Supervisor>,
+    asked: mpsc::UnboundedReceiver<Ask>,
+}
+
+type SwitchLink = ChildLink<BackendReply, SwitchEvent>;
+
+impl Served {
+    async fn run(mut self) {
+        let mut young = 0_u32;
+        loop {
+            let since = Instant::now();
+            match self.start().await {
+                Ok((process, link)) => match self.serve(process, link).await {
+                    Some(how) => self.say(young, &format!("domus-switch {how}: it is started again")),
+                    None => break,
+                },
+                Err(error) => {
+                    let why = chain(&error);
+                    self.say(young, &format!("cannot be started yet: {why}"));
+                    while let Ok(ask) = self.asked.try_recv() {
+                        let _ = ask.answer.send(Err(why.clone()));
+                    }
+                }
+            }
+            young = if since.elapsed() < revive::GOOD_LIFE { young.saturating_add(1) } else { 0 };
+            sleep(revive::pause(young)).await;
+            if self.asked.is_closed() {
+                break;
+            }
+        }
+        record::end(&self.dir.join("switch.json"));
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    /// Says it the first times only.
+    fn say(&self, young: u32, text: &str) {
+        if young < 3 {
+            crate::say::line(format_args!("switch {}: {text}", self.name));
+        }
+    }
+
+    async fn start(&self) -> Result<(Process, SwitchLink), StartError> {
+        let io = |act| move |source: io::Error| StartError::Io { act, source };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(io("make a directory for a switch"))?;
+        let (control, file) = (self.dir.join("switch.sock"), self.dir.join("switch.json"));
+        record::end(&file);
+        let _ = fs::remove_file(&control);
+        let whom = format!("switch {}", self.name);
+        let job = Job { whom: &whom, role: Role::Switch, control: &control, program: None, limits: None };
+        let process = self.supervisor.start(job).await?;
+        record::write(&file, process.pid()).map_err(io("write a switch's state"))?;
+        let mut link = SwitchLink::connect(Role::Switch, &control, &process).await?;
+        // A user of its own, as each domain has: the numbers come from one counter.
+        let start = SwitchStart { name: self.name.clone(), uid: uid(self.run.next_domid()?) };
+        link.send(&SwitchRequest::Start(start), &[]).await?;
+        match link.answer(&process, PATIENCE, "become ready").await? {
+            BackendReply::Ready => Ok((process, link)),
+            other => {
+                let why = format!("answered start with {other:?}");
+                Err(ChildError::Failed { role: Role::Switch, why }.into())
+            }
+        }
+    }
+
+    /// Serves until the process ends; then the text says how. None if nobody needs it any more.
+    async fn serve(&mut self, process: Process, mut link: SwitchLink) -> Option<String> {
+        loop {
+            tokio::select! {
+                ask = self.asked.recv() => {
+                    let Some(Ask { request, fds, answer }) = ask else {
+                        process.kill();
+                        process.reap().await;
+                        return None;
+                    };
+                    let exchange = async {
+                        link.send(&request, &fds).await?;
+                        drop(fds);
+                        link.answer(&process, PATIENCE, "answered").await
+                    };
+                    let result = exchange.await;
+                    // One that does not answer in time is of no use to anybody: its guests are better off with another.
+                    if matches!(result, Err(ChildError::Silent { .. } | ChildError::Link { .. })) {
+                        process.kill();
+                    }
+                    let _ = answer.send(result.map_err(|error| match error {
+                        ChildError::Failed { why, .. } => one_line(&why),
+                        error => chain(&error),
+                    }));
+                }
+                event = link.event() => match event {
+                    Ok(SwitchEvent::PortFailed { domain, nic, why }) => {
+                        crate::say::line(format_args!("switch {}: {domain}: {nic}: {}", self.name, one_line(&why)));
+                    }
+                    Err(_) => {
+                        process.kill();
+                        let how = process.ended().await;
+                        process.reap().await;
+                        return Some(how);
+                    }
+                },
+                how = process.ended() => {
+                    process.reap().await;
+                    return Some(how);
+                }
+            }
+        }
+    }
+}
