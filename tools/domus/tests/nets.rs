@@ -257,3 +257,53 @@ fn what_an_operator_changes_of_a_nic_outlives_its_backend() {
     console.wait("mini: ok net-ping");
     host.ok(&["destroy", "web1"]);
 }
+
+/// The process of a switch.
+fn switch_pid(host: &Host, name: &str) -> u32 {
+    let text = std::fs::read_to_string(host.run_dir().join("switches").join(name).join("switch.json"));
+    let record: serde_json::Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+    record["pid"].as_u64().unwrap_or(0) as u32
+}
+
+#[test]
+fn domains_on_a_switch_reach_each_other_also_when_it_dies_and_it_ends_with_the_last_of_them() {
+    let host = Host::with_service(true);
+    host.touch_run_dir();
+    let before = host.traces();
+    let nic = r#", "nets": [ { "id": "eth0", "switch": "fast" } ]"#;
+    let answers = "console=ttyS0 mini.test=net-answer mini.ip=10.1.0.1 mini.ms=60000 mini.end=poweroff";
+    let one = host.guest("one", answers, nic);
+    let told = host.ok(&["check", &one]);
+    assert!(told.contains("all memory of this domain"), "{told}");
+    host.ok(&["create", &one]);
+    let mut answering = Console::attach(&host, "one");
+    answering.wait("net-answer begins");
+    let asks =
+        "console=ttyS0 mini.test=shell mini.ip=10.1.0.2 mini.peer=10.1.0.1 mini.rounds=100 mini.end=poweroff";
+    host.ok(&["create", &host.guest("two", asks, nic)]);
+    let mut asking = Console::attach(&host, "two");
+    asking.wait("mini: hello");
+    asking.send("net-ping");
+    asking.wait("mini: ok net-ping");
+
+    // Killed while frames go both ways. Two guests that poll leave the switch little of two CPUs: that takes seconds.
+    let pid = switch_pid(&host, "fast");
+    asking.send("net-ping");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    common::signal(pid, nix::sys::signal::SIGKILL);
+    for domain in ["one", "two"] {
+        host.until("its NIC is plugged in again", || host.domain(domain).unwrap()["restarts"] == 1);
+    }
+    asking.wait("mini: ok net-ping");
+    assert_ne!(switch_pid(&host, "fast"), pid);
+    assert!(host.ok(&["network-list", "two"]).contains("switch fast"));
+    assert!(host.domain("one").unwrap()["state"] == "running");
+
+    host.ok(&["destroy", "two"]);
+    assert_ne!(switch_pid(&host, "fast"), 0, "one is still there");
+    host.ok(&["destroy", "one"]);
+    assert!(!host.run_dir().join("switches/fast").exists());
+    assert_eq!(host.traces(), before);
+    let refused = host.refused(&["run", "--no-console", &one]);
+    assert!(refused.contains("nets[0].switch: \"fast\" needs the dom0 service"), "{refused}");
+}

@@ -33,6 +33,7 @@ pub fn run(machine: &Machine, name: &str) -> Outcome {
         "blk-latency" => rate::latency(machine),
         "blk-bringup" => rate::bring_up(machine),
         "net-ping" => net::ping(machine),
+        "net-answer" => net::answer(machine),
         "net-dhcp" => dhcp::dhcp(machine),
         _ => match name.strip_prefix("hostile-") {
             Some(kind) => hostile::run(machine, kind),

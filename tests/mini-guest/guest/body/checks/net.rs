@@ -43,6 +43,58 @@ pub fn ping(machine: &Machine) -> Outcome {
     net.close()
 }
 
+/// Answers ARP and echo requests as `mini.ip`, for `mini.ms` milliseconds.
+pub fn answer(machine: &Machine) -> Outcome {
+    let Some(own) = machine.start.line.value("mini.ip").and_then(address) else {
+        say!("reason mini.ip is no IPv4 address");
+        return Err(Failed);
+    };
+    let mut net = Net::open()?;
+    say!("value net-answer begins");
+    let deadline = clock::deadline(machine.start.line.number("mini.ms").unwrap_or(5000));
+    let mut count = 0_u64;
+    while sys::tsc() < deadline {
+        let mut frame = [0; 1514];
+        let Some(len) = net.receive(&mut frame)? else { continue };
+        if turned(&mut frame[..len], net.mac, own) {
+            net.send(&frame[..len])?;
+            count += 1;
+        }
+    }
+    say!("value net-answer frames={count}");
+    net.close()
+}
+
+/// Makes the answer of a request that is to this address; false if it is none.
+fn turned(frame: &mut [u8], mac: [u8; 6], own: [u8; 4]) -> bool {
+    let at = ETHERNET + IP;
+    if frame.len() >= 42 && frame[12..14] == [8, 6] && frame[20..22] == [0, 1] && frame[38..42] == own {
+        frame.copy_within(22..32, 32);
+        frame[22..28].copy_from_slice(&mac);
+        frame[28..32].copy_from_slice(&own);
+        frame[21] = 2;
+    } else if frame.len() >= at + ICMP
+        && frame[12..14] == [8, 0]
+        && frame[ETHERNET + 9] == 1
+        && frame[ETHERNET + 16..at] == own
+        && frame[at] == 8
+    {
+        // The sum of the two addresses is the same after they have changed places.
+        frame.copy_within(ETHERNET + 12..ETHERNET + 16, ETHERNET + 16);
+        frame[ETHERNET + 12..ETHERNET + 16].copy_from_slice(&own);
+        // From type 8 to type 0: the checksum grows by what the type has lost (RFC 1624).
+        frame[at] = 0;
+        let sum = u32::from(u16::from_be_bytes([frame[at + 2], frame[at + 3]])) + 0x0800;
+        let sum = ((sum & 0xffff) + (sum >> 16)) as u16;
+        frame[at + 2..at + 4].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        return false;
+    }
+    frame.copy_within(6..12, 0);
+    frame[6..12].copy_from_slice(&mac);
+    true
+}
+
 /// An IPv4 address.
 pub fn address(text: &str) -> Option<[u8; 4]> {
     let mut parts = text.split('.').map(|part| part.parse().ok());
@@ -137,6 +189,19 @@ mod tests {
     #[test]
     fn checksum_of_the_rfc_1071_example() {
         assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+    }
+
+    #[test]
+    fn an_echo_request_becomes_its_answer_and_a_strangers_stays() {
+        let mut frame = [0; ETHERNET + IP + ICMP + 32];
+        let (here, there) = (([2; 6], [10, 0, 0, 1]), ([4; 6], [10, 0, 0, 2]));
+        let len = echo(&mut frame, here, there, 7, 32);
+        let mut other = frame;
+        assert!(!turned(&mut other[..len], [6; 6], [10, 0, 0, 3]) && other == frame);
+        assert!(turned(&mut frame[..len], there.0, there.1));
+        assert_eq!((&frame[..6], &frame[6..12]), (&here.0[..], &there.0[..]));
+        assert_eq!(checksum(&frame[ETHERNET..ETHERNET + IP]), 0);
+        assert_eq!((checksum(&frame[ETHERNET + IP..len]), frame[ETHERNET + IP]), (0, 0));
     }
 
     #[test]
