@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::child::poll_until;
 
 /// The programs that serve one domain.
-pub const CHILDREN: &[&str] = &["domu-runner", "domus-block", "domus-net", "domus-switch", "domus-console"];
+pub const CHILDREN: &[&str] = &["domu-runner", "domus-block", "domus-net", "domus-console"];
 
 /// Shared memory may grow by so much for other reasons; the smallest guest is 256 MiB.
 const SHMEM_SLACK_KIB: u64 = 4096;
