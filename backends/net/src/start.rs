@@ -24,9 +24,16 @@ use crate::seal::CALLS;
 use crate::steering::Steering;
 use crate::tap::{Tap, TapError};
 
-/// Most queue pairs of all NICs together. Each has ten descriptors: the tap's, an epoll and an eventfd for each of its
-/// workers' orders, a clone of the latter, and four from the frontend; and a sealed process may have 1024 open.
-const MAX_ALL_PAIRS: usize = 90;
+/// Descriptors of a queue pair, at most: its tap's, two of each worker for orders and sleep, and kick and call of each ring,
+/// with one to spare.
+const PAIR_FILES: usize = 10;
+
+/// Descriptors of a NIC besides, at most: its control queue's, its state's, its frontend's socket twice, and those of the
+/// guest's memory.
+const NIC_FILES: usize = 10;
+
+/// Most descriptors of all NICs: a sealed process may have 1024 open.
+const MAX_FILES: usize = 1000;
 
 /// Why NICs could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +60,17 @@ pub enum StartError {
         ends: usize,
     },
     /// More than the descriptors of one process are enough for.
-    #[error("{0} queue pairs of all NICs together: at most {MAX_ALL_PAIRS} can be served")]
-    AllPairs(usize),
+    #[error(
+        "{nics} NICs with {pairs} queue pairs need {files} open files: {MAX_FILES} can be had; give them fewer queues"
+    )]
+    Files {
+        /// How many NICs.
+        nics: usize,
+        /// How many queue pairs of all together.
+        pairs: usize,
+        /// What they need.
+        files: usize,
+    },
     /// More NICs than a domain can have.
     #[error("{0} NICs: a domain has at most {MAX_DEVICES} devices")]
     TooMany(usize),
@@ -128,9 +144,11 @@ fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<Nics, StartEr
     if start.nics.len() > MAX_DEVICES {
         return Err(StartError::TooMany(start.nics.len()));
     }
-    let pairs = start.nics.iter().map(|nic| usize::from(nic.card.pairs)).sum();
-    if pairs > MAX_ALL_PAIRS {
-        return Err(StartError::AllPairs(pairs));
+    let nics = start.nics.len();
+    let pairs = start.nics.iter().map(|nic| usize::from(nic.card.pairs)).sum::<usize>();
+    let files = pairs * PAIR_FILES + nics * NIC_FILES;
+    if files > MAX_FILES {
+        return Err(StartError::Files { nics, pairs, files });
     }
     let (mut nics, mut starting) = (Vec::new(), Vec::new());
     for nic in start.nics {

@@ -454,3 +454,42 @@ fn commands_are_obeyed_by_rings_without_event_indices() {
     }
     assert_eq!(reach(&wire, &mut guest), [0, 3]);
 }
+
+#[test]
+fn a_backend_killed_under_traffic_on_all_pairs_is_replaced_and_no_buffer_is_lost() {
+    wire::own_network();
+    let (taps, _full) = wire::taps("t0", 2);
+    let kept = Kept { taps, state: Plug::new(End::Stream(None)).state };
+    let (mut program, _, mut streams) = start_nics(vec![kept.plug()]);
+    let mut guest = Guest::with_queues(streams.remove(0), ALL | features::MQ, 5).run();
+    assert_eq!(guest.command(&[4, 0, 2, 0]), OK);
+    (0..2).for_each(|pair| guest.offer_to(pair, 100));
+    let feeder = wire::Feeder::start("t0");
+    for round in 0..8 {
+        let until = std::time::Instant::now() + Duration::from_millis(100);
+        let mut came = 0;
+        while std::time::Instant::now() < until {
+            for pair in 0..2 {
+                while let Some((head, _)) = guest.receiver(pair).try_used() {
+                    came += 1;
+                    guest.receiver(pair).offer(head);
+                    guest.receiver(pair).kick();
+                }
+            }
+        }
+        assert!(came > 100, "{came} frames in round {round}");
+        program.child.kill().unwrap();
+        program.child.wait().unwrap();
+        let (next, _, mut streams) = start_nics(vec![kept.plug()]);
+        program = next;
+        guest.go_on(streams.remove(0));
+    }
+    drop(feeder);
+    // Frames go the other way, too, on both. The wire that was there is full of what was fed.
+    let wire = Wire::new("t0");
+    for pair in 0..2 {
+        guest.send_on(pair, &frame(pair as u8, 60));
+        assert_eq!(wire.receive_if(|seen| seen == frame(pair as u8, 60)).1, frame(pair as u8, 60));
+    }
+    assert_eq!(program.statistics().pairs, 2);
+}

@@ -107,6 +107,11 @@ impl Ring {
         Some((head as u16, len))
     }
 
+    /// The index up to which the device has shown what it used.
+    fn shown(&self) -> u16 {
+        self.memory.load(self.at(0x3002), Ordering::Acquire).unwrap()
+    }
+
     /// Waits, by the call eventfd alone, for the next used element.
     pub fn used(&mut self) -> (u16, u32) {
         loop {
@@ -169,7 +174,7 @@ impl Guest {
         let new = Self::connect(stream, self.features & !PROTOCOL, queues, file);
         self.frontend = new.frontend;
         for index in 0..queues as usize {
-            let used = self.ring(index).used;
+            let used = self.ring(index).shown();
             self.set_up(index, used);
             self.start(index);
         }

@@ -89,6 +89,13 @@ impl Wire {
         assert_eq!(sent, bytes.len() as isize, "{}", io::Error::last_os_error());
     }
 
+    /// Sends a header and a frame towards the guest, if there is room.
+    pub fn offer(&self, header: [u8; 10], frame: &[u8]) {
+        let bytes = [&header[..], frame].concat();
+        // SAFETY: the buffer lives until the call returns.
+        unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+    }
+
     /// The next header and frame from the guest that `wanted` accepts.
     pub fn receive_if(&self, wanted: impl Fn(&[u8]) -> bool) -> ([u8; 10], Vec<u8>) {
         let mut bytes = vec![0; 80_000];
@@ -170,4 +177,39 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
 pub fn keep(tap: &OwnedFd) {
     // SAFETY: TUNSETPERSIST takes its argument by value.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST, 1) });
+}
+
+/// Sends frames of many flows towards the guest until it is dropped.
+pub struct Feeder {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Feeder {
+    /// To the interface `name` of this thread's network.
+    pub fn start(name: &str) -> Self {
+        use std::sync::atomic::Ordering;
+        let wire = Wire::new(name);
+        let stop = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut seed = 0_u8;
+            while !stopped.load(Ordering::Relaxed) {
+                let (_, mut frame) = tcp(200);
+                (frame[35], frame[29]) = (seed, seed);
+                seed = seed.wrapping_add(1);
+                wire.offer(PLAIN, &frame);
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
