@@ -20,6 +20,10 @@ const OFFERED: u64 = features::OFFLOADS
     | features::MAC
     | features::MTU;
 
+/// Most regions of one guest's memory: the runner has two. With them a port has fifteen open files at most, so that
+/// [`MAX_PORTS`](crate::MAX_PORTS) of them fit into the 1024 of a sealed process.
+const MAX_REGIONS: usize = 4;
+
 /// One port. The data thread counts, the others read.
 #[derive(Debug)]
 pub struct Shared {
@@ -109,6 +113,10 @@ impl Device for Nic {
 
     fn sealed_memory(&self) -> bool {
         true
+    }
+
+    fn max_regions(&self) -> usize {
+        MAX_REGIONS
     }
 
     /// `struct virtio_net_config` (virtio 1.3 §5.1.4): mac, status, max_virtqueue_pairs, mtu.

@@ -184,6 +184,21 @@ fn a_frontend_that_breaks_the_protocol_loses_its_port_alone() {
     assert!(why.contains("F_SEAL_SHRINK"), "{why}");
     assert_eq!(mapped(&switch, "short"), 0);
 
+    // Many files: they are this process's, and not many.
+    let file = domus_startup::memfd::sealed("many", 1 << 20).unwrap();
+    let frontend = Frontend::from_stream(switch.plug(5), 2);
+    frontend.set_owner().unwrap();
+    let region = |n: u64| VhostUserMemoryRegionInfo {
+        guest_phys_addr: n << 20,
+        memory_size: 1 << 20,
+        userspace_addr: 0x7000_0000_0000 + (n << 20),
+        mmap_offset: 0,
+        mmap_handle: file.as_raw_fd(),
+    };
+    frontend.set_mem_table(&(0..8).map(region).collect::<Vec<_>>()).unwrap();
+    let why = failed(&switch, 5);
+    assert!(why.contains("more than 4"), "{why}");
+
     for seed in 0..20 {
         pass(&mut a, &mut b, [1, 2], seed);
     }

@@ -2,6 +2,8 @@
 
 use std::fmt::Debug;
 
+use crate::memory::MAX_REGIONS;
+
 /// A device class: its features and its configuration space. Its work is done by workers ([`crate::worker`]).
 ///
 /// Every argument is chosen by an untrusted frontend.
@@ -40,6 +42,11 @@ pub trait Device: Send + 'static {
     /// that serves several guests cannot leave to one of them.
     fn sealed_memory(&self) -> bool {
         false
+    }
+
+    /// Most regions of memory, up to [`MAX_REGIONS`]: each is an open file, and those of a process are bounded.
+    fn max_regions(&self) -> usize {
+        MAX_REGIONS
     }
 
     /// The device is reset (`RESET_DEVICE`): forget what the driver has set. No ring runs.

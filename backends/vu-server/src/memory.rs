@@ -124,6 +124,11 @@ impl MemoryTable {
         Ok(())
     }
 
+    /// How many regions there are.
+    pub fn regions(&self) -> usize {
+        self.regions.len()
+    }
+
     /// Takes a region out (`REM_MEM_REG`). It is unmapped when the last queue that knows it has stopped.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use crate::device::Device;
-use crate::memory::{MAX_REGIONS, MemoryTable};
+use crate::memory::MemoryTable;
 use crate::queue::RingAddresses;
 use crate::worker::Port;
 use crate::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1, MAX_QUEUE_SIZE, say};
@@ -127,8 +127,12 @@ impl<D: Device> State<D> {
         self.change_all(|state| state.memory = Arc::new(memory))
     }
 
-    /// Refuses a region's file that could become shorter, if the device does.
-    fn check_seals(&self, file: &File) -> Result<()> {
+    /// Refuses a region that the device has no room for, or whose file could become shorter if it minds.
+    fn check_region(&self, memory: &MemoryTable, file: &File) -> Result<()> {
+        let most = self.device.max_regions();
+        if memory.regions() >= most {
+            return Err(refuse(format!("more than {most} memory regions")));
+        }
         let sealed = || {
             let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
             SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK)
@@ -137,8 +141,7 @@ impl<D: Device> State<D> {
             return Ok(());
         }
         Err(refuse(
-            "a memory region's file that could become shorter: only sealed ones (F_SEAL_SHRINK) are mapped"
-                .into(),
+            "a memory region's file that could become shorter: it must be sealed (F_SEAL_SHRINK)".into(),
         ))
     }
 
@@ -222,7 +225,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
         let mut memory = MemoryTable::default();
         for (region, file) in regions.iter().zip(files) {
-            self.check_seals(&file)?;
+            self.check_region(&memory, &file)?;
             memory
                 .add(region.guest_phys_addr, region.user_addr, region.memory_size, file, region.mmap_offset)
                 .map_err(|error| refuse(chain(&error)))?;
@@ -232,7 +235,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Ok(MAX_REGIONS as u64)
+        Ok(self.device.max_regions() as u64)
     }
 
     fn add_mem_region(
@@ -243,8 +246,8 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         // Nothing that a running ring uses goes away: it learns of the new region when it is started next, so start
         // them all again.
-        self.check_seals(&file)?;
         let mut memory = MemoryTable::clone(&self.memory);
+        self.check_region(&memory, &file)?;
         memory
             .add(region.guest_phys_addr, region.user_addr, region.memory_size, file, region.mmap_offset)
             .map_err(|error| refuse(chain(&error)))?;
