@@ -63,7 +63,10 @@ fuzz_target!(|input: Input<'_>| {
     let mut filled = frame.clone();
     let _ = offload::fill(&header, &mut filled);
     assert_eq!(filled.len(), frame.len());
-    assert!(filled.iter().zip(&frame).filter(|(new, old)| new != old).count() <= 2, "more than a checksum has changed");
+    assert!(
+        filled.iter().zip(&frame).filter(|(new, old)| new != old).count() <= 2,
+        "more than a checksum has changed"
+    );
     let Ok(cut) = Cut::new(&header, &frame) else { return };
     assert!(header[1] != 0 && input.features & features::CSUM != 0 && cut.segments() <= MAX_SEGMENTS);
     let size = usize::from(u16::from_le_bytes([header[4], header[5]]));
