@@ -307,3 +307,45 @@ fn domains_on_a_switch_reach_each_other_also_when_it_dies_and_it_ends_with_the_l
     let refused = host.refused(&["run", "--no-console", &one]);
     assert!(refused.contains("nets[0].switch: \"fast\" needs the dom0 service"), "{refused}");
 }
+
+#[test]
+fn a_user_without_privileges_runs_a_guest_with_a_network() {
+    let host = Host::new(true);
+    outside(&host);
+    let folder = host.path("bin");
+    std::fs::create_dir(&folder).unwrap();
+    for program in ["domus", "domu-runner", "domus-net", "domus-console"] {
+        std::fs::copy(common::programs().join(program), folder.join(program)).unwrap();
+    }
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(host.path("."), open).unwrap();
+    let dhcp = DHCP.replace("mini.test=shell", "mini.test=net-dhcp");
+    let file = host.guest("web1", &dhcp, r#", "nets": [ { "id": "eth0" } ]"#);
+    // A member of the group that may use KVM, whoever that is here.
+    let kvm = host.path("kvm").display().to_string();
+    let made = Command::new("mknod").args(["-m", "666", &kvm, "c", "10", "232"]).status();
+    assert!(made.unwrap().success());
+    let run = host.path("own");
+    std::fs::create_dir(&run).unwrap();
+    nix::unistd::chown(&run, Some(65533.into()), Some(65533.into())).unwrap();
+    let script = format!(
+        "mount --bind {kvm} /dev/kvm && exec setpriv --reuid 65533 --regid 65533 --clear-groups \
+         {} --run-dir {}/run run {}",
+        folder.join("domus").display(),
+        run.display(),
+        host.path(&file).display(),
+    );
+    let console = host.path("own/run/domains/web1/console.sock");
+    let child = Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .env_clear()
+        .env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let out = child.unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("mini: ok net-dhcp"), "{said}");
+    assert!(!console.exists() && passts().is_empty(), "{said}");
+}
