@@ -6,13 +6,14 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::driver::{Guest, NEXT, WRITE};
 use common::{Answer, OFFLOADS, PATIENCE, PLAIN, Switch, USUAL, card, frame, lost, mac, switches, tcp};
 use domus_net::features;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use shared_abi::control::{BackendReply, DropReason, NicRequest, SwitchEvent, SwitchRequest};
+use shared_abi::control::{BackendReply, DropReason, NicLimits, NicRequest, SwitchEvent, SwitchRequest};
 use vhost::vhost_user::Frontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
@@ -92,6 +93,35 @@ fn guests_go_on_when_the_switch_was_killed_under_traffic_and_another_takes_over(
     let (header, sent) = tcp(mac(2), mac(1), 60_000);
     a.send(header, &sent, 4096);
     assert!(b.receive().1 == sent);
+}
+
+#[test]
+fn orders_are_obeyed_while_frames_come_one_soon_after_the_other() {
+    let switch = Switch::start();
+    let (mut a, b) = (switch.guest(1, USUAL), switch.guest(2, USUAL));
+    let bytes = [&[0; 12][..], &frame(mac(2), mac(1), 1, 60)].concat();
+    vm_memory::Bytes::write_slice(&a.memory, &bytes, vm_memory::GuestAddress(0x180_0000)).unwrap();
+    a.tx.set_descriptor(0, (0x180_0000, bytes.len() as u32, 0, 0));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                a.tx.offer(0);
+                a.tx.kick();
+                while a.tx.try_used().is_none() {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(300) {
+            assert_eq!(switch.nic(1, NicRequest::Limit(NicLimits::default())), DONE);
+            let base = b.frontend.get_vring_base(0).unwrap();
+            b.frontend.set_vring_base(0, base as u16).unwrap();
+            b.frontend.set_vring_kick(0, &b.rx.kick).unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

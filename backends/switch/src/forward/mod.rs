@@ -135,36 +135,34 @@ impl Forward {
     pub fn run(mut self) {
         let mut passes = 0;
         loop {
-            if self.ports.pass_all(now()) {
-                passes += 1;
-                if passes < PASSES {
-                    continue;
-                }
+            let orders_seen = !self.ports.pass_all(now()) && self.rest();
+            passes = if orders_seen { 0 } else { passes + 1 };
+            // Frames that come one soon after the other keep it from resting, and orders must not wait for ever.
+            if passes == PASSES {
+                passes = 0;
                 self.events.wait(Some(0), &mut self.happened);
-            } else {
-                self.rest();
             }
-            passes = 0;
             if !self.look() {
                 return;
             }
         }
     }
 
-    /// Waits until there is something to do.
-    fn rest(&mut self) {
+    /// Waits until there is something to do. True if that was where orders are seen.
+    fn rest(&mut self) -> bool {
         let start = now();
         let limit = self.attention.limit();
         if limit > 0 && self.ports.look_out(start, limit) {
             self.attention.came(now().saturating_sub(start));
-            return;
+            return false;
         }
         // Those who have sent nothing for now are asked to kick; who has something meanwhile need not.
         if self.ports.arm() {
-            return;
+            return false;
         }
         self.events.wait(self.ports.due_in(now()), &mut self.happened);
         self.attention.came(now().saturating_sub(start));
+        true
     }
 
     /// Obeys orders and takes note of kicks. False when told to quit.
