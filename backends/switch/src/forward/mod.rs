@@ -41,6 +41,9 @@ pub const HOLD: u64 = 1_000_000;
 /// Passes over all ports between two looks for orders.
 const PASSES: u32 = 64;
 
+/// Most orders of one port in a row: its frontend can make as many as it likes.
+const ORDERS: usize = 64;
+
 /// Looks at the rings between two looks at the clock.
 const LOOKS: u32 = 32;
 
@@ -94,6 +97,8 @@ pub struct Forward {
     port_orders: Vec<Option<Orders<PortOrder>>>,
     attention: Attention,
     happened: Vec<Event>,
+    /// Ports that have more orders than were obeyed in a row, as bits.
+    unfinished: u64,
 }
 
 /// What a frame meets on its way.
@@ -128,7 +133,7 @@ impl Forward {
         };
         let port_orders = (0..MAX_PORTS).map(|_| None).collect();
         let attention = Attention::default();
-        Self { orders, events, ports, port_orders, attention, happened: Vec::new() }
+        Self { orders, events, ports, port_orders, attention, happened: Vec::new(), unfinished: 0 }
     }
 
     /// Works until told to quit.
@@ -150,6 +155,9 @@ impl Forward {
 
     /// Waits until there is something to do. True if that was where orders are seen.
     fn rest(&mut self) -> bool {
+        if self.unfinished != 0 {
+            return false;
+        }
         let start = now();
         let limit = self.attention.limit();
         if limit > 0 && self.ports.look_out(start, limit) {
@@ -167,6 +175,11 @@ impl Forward {
 
     /// Obeys orders and takes note of kicks. False when told to quit.
     fn look(&mut self) -> bool {
+        let mut unfinished = std::mem::take(&mut self.unfinished);
+        while unfinished != 0 {
+            self.obey_port(unfinished.trailing_zeros() as usize);
+            unfinished &= unfinished - 1;
+        }
         while let Some(event) = self.happened.pop() {
             match event {
                 Event::Switch => {
@@ -218,7 +231,12 @@ impl Forward {
 
     fn obey_port(&mut self, slot: usize) {
         let Some(orders) = self.port_orders.get_mut(slot).and_then(Option::take) else { return };
-        while let Some(order) = orders.take() {
+        for turn in 0.. {
+            if turn == ORDERS {
+                self.unfinished |= 1 << slot;
+                break;
+            }
+            let Some(order) = orders.take() else { break };
             match order {
                 Order::Start(queue) => self.start(slot, queue),
                 Order::Stop { queue, reply } => {
