@@ -46,7 +46,7 @@ pub struct Commons {
     /// Starts their processes.
     pub supervisor: Rc<dyn Supervisor>,
     /// What their NICs name.
-    pub networks: Networks,
+    pub networks: Rc<Networks>,
     /// What their NICs share.
     pub switches: Rc<Switches>,
 }
@@ -55,7 +55,7 @@ impl Commons {
     /// Of a service that manages networks, defined in `config_dir`, and switches.
     pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
         Self {
-            networks: Networks::of_service(config_dir, run.path(), supervisor.clone()),
+            networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
             switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
             supervisor,
         }
@@ -64,7 +64,7 @@ impl Commons {
     /// Of a command, which uses the networks of the service in the same run directory.
     pub fn of_command(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
         Self {
-            networks: Networks::of_others(config_dir, run.path()),
+            networks: Rc::new(Networks::of_others(config_dir, run.path())),
             switches: Rc::new(Switches::new(run.clone(), None)),
             supervisor,
         }
@@ -101,7 +101,7 @@ impl Dom0 {
     }
 
     /// Its networks.
-    pub fn networks(&self) -> &Networks {
+    pub fn networks(&self) -> &Rc<Networks> {
         &self.commons.networks
     }
 

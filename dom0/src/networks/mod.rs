@@ -23,8 +23,8 @@ use std::rc::Rc;
 use shared_abi::NetworkName;
 use tokio::sync::Mutex;
 
-pub use definition::{Forward, Network, NetworkFile};
-pub use dnsmasq::Lease;
+pub use definition::{Forward, Network, NetworkFile, parse};
+pub use dnsmasq::{Lease, leases};
 
 use crate::config::ConfigError;
 use crate::resources::links::Links;
@@ -183,11 +183,21 @@ impl Networks {
         }
     }
 
-    /// Starts a network. No error if it runs.
+    /// Starts a network. No error if it runs. Goes on to its end even if the caller loses patience, so that no half of a
+    /// network is left by a domain that is destroyed while it is built.
     ///
     /// # Errors
     /// [`NetworkError`]; nothing of it is left.
-    pub async fn start(&self, name: &NetworkName) -> Result<(), NetworkError> {
+    pub async fn start(self: &Rc<Self>, name: &NetworkName) -> Result<(), NetworkError> {
+        let (networks, own) = (self.clone(), name.clone());
+        let started = tokio::task::spawn_local(async move { networks.start_now(&own).await }).await;
+        started.unwrap_or_else(|error| {
+            let (network, act) = (name.clone(), "be started".to_owned());
+            Err(NetworkError::Io { network, act, source: io::Error::other(error) })
+        })
+    }
+
+    async fn start_now(&self, name: &NetworkName) -> Result<(), NetworkError> {
         let mut running = self.running.lock().await;
         if running.contains_key(name) {
             return Ok(());
@@ -307,7 +317,7 @@ impl Networks {
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub async fn bridge(&self, name: &NetworkName) -> Result<String, NetworkError> {
+    pub async fn bridge(self: &Rc<Self>, name: &NetworkName) -> Result<String, NetworkError> {
         if let Some(one) = self.running.lock().await.get(name) {
             return Ok(one.network.bridge.clone());
         }
@@ -329,7 +339,7 @@ impl Networks {
 
     /// Takes over what a service that was killed has left, and starts what is to be started without being asked for.
     /// Failures are said: the service runs all the same.
-    pub async fn begin(&self) {
+    pub async fn begin(self: &Rc<Self>) {
         for entry in fs::read_dir(&self.run).into_iter().flatten().flatten() {
             let taken = async {
                 let network = self.load(&entry.path().join("network.json"))?;
@@ -347,6 +357,7 @@ impl Networks {
                 }
                 Err(error) => {
                     crate::say::line(format_args!("{}", crate::domain::chain(&error)));
+                    // What was made is removed, and with it the record of what it was.
                     let _ = fs::remove_dir_all(entry.path());
                 }
             }

@@ -152,8 +152,10 @@ fn forward_packets(network: &Network) -> Result<(), NetworkError> {
         let on = fs::read_to_string(switch).is_ok_and(|text| text.trim() != "0");
         if needed && !on {
             fs::write(switch, "1").map_err(|error| network.io(&format!("switch {switch} on"), error))?;
+            let more =
+                if four { "" } else { "; if it takes its own addresses from a router, set accept_ra to 2" };
             crate::say::line(format_args!(
-                "network {}: this host passes packets on from now on ({switch} is 1)",
+                "network {}: this host passes packets on from now on ({switch} is 1{more})",
                 network.name
             ));
         }
