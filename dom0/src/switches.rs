@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each has a task of its own, so that no domain waits for what another does there, and none for longer than
-//! [`PATIENCE`]. A switch belongs to the service: the domains of a `domus run` have nobody to share one with.
+//! some seconds. A switch belongs to the service: the domains of a `domus run` have nobody to share one with.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
