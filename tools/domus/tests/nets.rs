@@ -57,13 +57,17 @@ fn a_nic_is_on_a_bridge_a_tap_with_one_queue_or_many_or_a_macvtap() {
         runs_well(&host, name, PING, &format!(r#"{{ "id": "eth0", "tap": "{name}" }}"#));
     }
 
+    let file = host.guest("two", PING, r#", "nets": [ { "id": "eth0", "tap": "tap1", "queues": 2 } ]"#);
+    let refused = host.refused(&["create", &file]);
+    assert!(refused.contains("nets[0].queues: is 2") && refused.contains("multi_queue"), "{refused}");
+
     // Two ends of a cable: the guest is on one, the host on the other.
     host.ip(&["addr", "flush", "dev", "br0"]);
     host.ip(&["link", "add", "near", "type", "veth", "peer", "name", "far"]);
     host.ip(&["addr", "add", "10.1.0.1/24", "dev", "far"]);
     host.ip(&["link", "set", "far", "up"]);
     host.ip(&["link", "set", "near", "up"]);
-    runs_well(&host, "macvtap", PING, r#"{ "id": "eth0", "macvtap": "near", "queues": 1 }"#);
+    runs_well(&host, "macvtap", PING, r#"{ "id": "eth0", "macvtap": "near", "queues": 2 }"#);
     let file = host.guest("none", PING, r#", "nets": [ { "id": "eth0", "macvtap": "nothere" } ]"#);
     assert!(host.refused(&["check", &file]).contains("nets[0].macvtap: \"nothere\" does not exist"));
 }
