@@ -154,7 +154,10 @@ fn a_network_lends_addresses_lets_guests_out_and_keeps_them_apart() {
 
     assert!(host.refused(&["network-stop", "lan"]).contains("g1"));
     drop(guests);
-    host.until("the guests are gone", || !host.traces().links.contains("g1"));
+    host.until("the guests are gone", || {
+        let links = host.traces().links;
+        ["g1", "g2", "g3", "g4"].iter().all(|guest| !links.contains(guest))
+    });
     for network in ["lan", "other"] {
         host.ok(&["network-stop", network]);
         host.ok(&["network-undefine", network]);
