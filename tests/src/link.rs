@@ -30,6 +30,11 @@ impl Link {
         Ok(link)
     }
 
+    /// One that is there already, and is to be removed.
+    pub fn existing(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.0

@@ -7,7 +7,9 @@ mod commands;
 mod disks;
 mod domain;
 mod isolation;
+mod nets;
 mod sandbox;
+mod spoof;
 mod storage_daemon;
 mod traces;
 
@@ -69,6 +71,8 @@ pub fn scenarios() -> Vec<Scenario> {
     all.push(Scenario::new("console", commands::console));
     all.push(Scenario::new("sandbox", sandbox::sandbox));
     all.push(Scenario::new("two-domains", isolation::two_domains));
+    all.push(Scenario::new("networks", nets::networks));
+    all.push(Scenario::new("spoofing", spoof::spoofing));
     all.push(Scenario::new("storage-daemon", storage_daemon::storage_daemon));
     all.push(Scenario::new("recovery", disks::recovery));
     all.push(Scenario::new("failing-disk", disks::failing_disk));

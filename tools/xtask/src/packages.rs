@@ -23,11 +23,13 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kmod", "depmod orders the guests' modules"),
     ("mmdebstrap", "the guests' root file system"),
     ("nbdkit", "an NBD server that disks are tested against"),
+    ("nmap", "nping, with which a test guest pretends to be another"),
     ("nftables", "keeps the networks that dom0 manages apart"),
     ("passt", "the network of a NIC that names none"),
     ("qemu-system-common", "virtiofsd and qemu-storage-daemon"),
     ("qemu-system-x86", "the nested lab, and the other VMM in the tests"),
     ("qemu-utils", "qemu-img and qemu-nbd, which qcow2 and NBD disks are tested against"),
+    ("socat", "with which a test guest sends any frame"),
     ("util-linux", "setpriv ties children to their parent"),
     ("xz-utils", "unpacks kernel modules"),
 ];

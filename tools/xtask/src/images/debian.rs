@@ -14,7 +14,7 @@ use crate::packages::{codename, is_root};
 /// This file: whatever changes here changes the image.
 const SOURCE: &str = include_str!("debian.rs");
 
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,iputils-ping,e2fsprogs,procps,busybox-static,qemu-system-common,dmsetup";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,iputils-ping,e2fsprogs,procps,busybox-static,qemu-system-common,dmsetup,dnsmasq-base,iperf3,nftables,passt,socat";
 
 const SIZE: &str = "1G";
 

@@ -14,7 +14,7 @@ use crate::command::{command, run_quiet};
 
 /// What a guest needs before its root file system is there, and what the test guests, which have no modprobe, need afterwards.
 const MODULES: &[&str] =
-    &["virtio_pci", "virtio_blk", "virtio_net", "ext4", "crc32c_generic", "button", "evdev"];
+    &["virtio_pci", "virtio_blk", "virtio_net", "af_packet", "ext4", "crc32c_generic", "button", "evdev"];
 
 /// This file: whatever changes here changes the image.
 pub const SOURCE: &str = include_str!("initrd.rs");
