@@ -106,6 +106,8 @@ impl Lab {
     /// Makes the bridge and starts dom0 in the foreground, its log in `folder`.
     fn start(bin: &Path, images: Images, folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
+        // In a new namespace it is down.
+        crate::link::ip("link set lo up")?;
         let bridge = Link::bridge(BRIDGE, HOST)?;
         let log = fs::File::create(folder.join("dom0.log"))?;
         let mut command = tied(bin.join("dom0"));

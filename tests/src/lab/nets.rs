@@ -9,6 +9,8 @@
 //! ```
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -245,11 +247,10 @@ impl Drop for Networks<'_> {
 struct World {
     servers: Vec<Running>,
     _wire: Link,
-    resolv: Option<Vec<u8>>,
+    _resolver: Resolver,
 }
 
 const NAMESPACE: &str = "world";
-const RESOLV: &str = "/etc/resolv.conf";
 
 impl World {
     fn new() -> Result<Self> {
@@ -260,17 +261,16 @@ impl World {
             let _ = Command::new("modprobe").args(["-q", module]).stderr(Stdio::null()).status();
         }
         ip(&format!("netns add {NAMESPACE}"))?;
-        let resolv = fs::read(RESOLV).ok();
+        let resolver = Resolver::new()?;
         ip(&format!("link add outside type veth peer name inside netns {NAMESPACE}"))?;
         let wire = Link::existing("outside");
-        let mut world = Self { servers: Vec::new(), _wire: wire, resolv };
+        let mut world = Self { servers: Vec::new(), _wire: wire, _resolver: resolver };
         ip(&format!("addr add {HERE}/24 dev outside"))?;
         ip("link set outside up")?;
         ip(&format!("-n {NAMESPACE} addr add {WORLD}/24 dev inside"))?;
         ip(&format!("-n {NAMESPACE} link set lo up"))?;
         ip(&format!("-n {NAMESPACE} link set inside up"))?;
         ip(&format!("route add default via {WORLD}"))?;
-        fs::write(RESOLV, format!("nameserver {WORLD}\n"))?;
         for words in [
             "iperf3 -s".to_owned(),
             format!(
@@ -289,11 +289,33 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = match &self.resolv {
-            Some(text) => fs::write(RESOLV, text),
-            None => fs::remove_file(RESOLV),
-        };
         self.servers.clear();
         let _ = ip(&format!("netns del {NAMESPACE}"));
+    }
+}
+
+/// Whom the host asks for names: a file of the test's own over the host's, taken away when dropped.
+struct Resolver {
+    _file: tempfile::NamedTempFile,
+}
+
+const RESOLV: &str = "/etc/resolv.conf";
+
+impl Resolver {
+    fn new() -> Result<Self> {
+        let mut file = tempfile::NamedTempFile::new()?;
+        writeln!(file, "nameserver {WORLD}")?;
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        // A place to put it on, where there is none.
+        fs::File::options().create(true).append(true).open(RESOLV).context("cannot open /etc/resolv.conf")?;
+        let status = Command::new("mount").arg("--bind").arg(file.path()).arg(RESOLV).status()?;
+        ensure!(status.success(), "cannot put a file over {RESOLV}");
+        Ok(Self { _file: file })
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(RESOLV).status();
     }
 }

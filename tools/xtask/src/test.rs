@@ -126,8 +126,9 @@ fn guests(ground: Ground, bin: &Path, images: &Images) -> Result<Tally> {
 }
 
 fn direct(bin: &Path, images: &Images, names: &[String]) -> Result<Tally> {
-    let wrapper: &[&str] = if is_root() { &[] } else { &["sudo"] };
-    lab::here(wrapper, bin, images, "scenarios", names)
+    // The scenarios have a network and mounts of their own: the host keeps its way out and its resolver.
+    let wrapper = ["sudo", "unshare", "--net", "--mount"];
+    lab::here(&wrapper[usize::from(is_root())..], bin, images, "scenarios", names)
 }
 
 /// Two nested labs, each with half of the scenarios: each has one CPU.
