@@ -213,8 +213,9 @@ impl Intake {
     /// Shows the driver what was answered.
     pub fn publish(&mut self) {
         if let Some(queue) = &mut self.queue {
-            queue.publish();
+            // Before the driver sees an answer: whoever asks then finds it counted.
             self.counters.depth(self.slots.len() - self.free.len(), self.held.len());
+            queue.publish();
         }
     }
 
