@@ -76,26 +76,27 @@ impl Backend {
     pub fn testpmd(folder: &Path, places: Places, tap: Option<&str>) -> Result<Self> {
         let ports = if tap.is_some() { 1 } else { 2 };
         let paths: Vec<_> = (0..ports).map(|n| folder.join(format!("vhost{n}.sock"))).collect();
+        // What the one before has left.
+        paths.iter().for_each(|path| drop(std::fs::remove_file(path)));
         let log = folder.join("testpmd.log");
         let output = File::create(&log)?;
         let mut command = tied("dpdk-testpmd");
         command.args(words(places, tap)).current_dir(folder);
         command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
         let mut process = Running::start("dpdk-testpmd", &mut command).context("install dpdk-dev")?;
-        let there = || paths.iter().all(|path| path.exists()) || !matches!(process.ended(), Ok(None));
-        let is_there = poll_until(Duration::from_secs(20), there);
-        let connect = || paths.iter().map(UnixStream::connect).collect::<Result<Vec<_>, _>>();
-        match connect() {
-            Ok(sockets) if is_there => Ok(Self { process: Process::Testpmd(process), sockets }),
-            _ => {
-                let text = std::fs::read_to_string(&log)?;
-                let end = process.ended()?.map(|status| status.to_string()).unwrap_or_default();
-                bail!(
-                    "it does not listen: {end} {}",
-                    text.lines().rev().take(3).collect::<Vec<_>>().join(" / ")
-                )
-            }
+        // A path is there before anybody listens on it.
+        let mut sockets = Vec::new();
+        poll_until(Duration::from_secs(20), || {
+            let connected = paths.iter().map(UnixStream::connect).collect::<Result<Vec<_>, _>>();
+            sockets = connected.unwrap_or_default();
+            !sockets.is_empty() || !matches!(process.ended(), Ok(None))
+        });
+        if sockets.is_empty() {
+            let text = std::fs::read_to_string(&log)?;
+            let end = process.ended()?.map(|status| status.to_string()).unwrap_or_default();
+            bail!("it does not listen: {end} {}", text.lines().rev().take(3).collect::<Vec<_>>().join(" / "));
         }
+        Ok(Self { process: Process::Testpmd(process), sockets })
     }
 
     /// Its process.
@@ -123,7 +124,7 @@ pub fn words(places: Places, tap: Option<&str>) -> Vec<String> {
     // Its main thread does nothing but wait for a line, which never comes.
     let cores = format!("-l {main},{other} --main-lcore {main}");
     format!(
-        "{cores} --no-pci --no-huge -m 1024 --single-file-segments --no-telemetry --file-prefix=domus-bench \
+        "{cores} --no-pci --no-huge -m 1024 --in-memory --no-telemetry \
          --vdev net_vhost0,iface=vhost0.sock,queues=1 --vdev {second} -- \
          --forward-mode=io --auto-start --nb-cores=1 --total-num-mbufs=65536"
     )
