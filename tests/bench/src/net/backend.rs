@@ -78,10 +78,12 @@ impl Backend {
         let paths: Vec<_> = (0..ports).map(|n| folder.join(format!("vhost{n}.sock"))).collect();
         // What the one before has left.
         paths.iter().for_each(|path| drop(std::fs::remove_file(path)));
+        let _ = std::fs::remove_dir_all(folder.join("dpdk"));
         let log = folder.join("testpmd.log");
         let output = File::create(&log)?;
         let mut command = tied("dpdk-testpmd");
-        command.args(words(places, tap)).current_dir(folder);
+        // Its own files too.
+        command.args(words(places, tap)).current_dir(folder).env("RUNTIME_DIRECTORY", folder);
         command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
         let mut process = Running::start("dpdk-testpmd", &mut command).context("install dpdk-dev")?;
         // A path is there before anybody listens on it.
@@ -124,7 +126,7 @@ pub fn words(places: Places, tap: Option<&str>) -> Vec<String> {
     // Its main thread does nothing but wait for a line, which never comes.
     let cores = format!("-l {main},{other} --main-lcore {main}");
     format!(
-        "{cores} --no-pci --no-huge -m 1024 --in-memory --no-telemetry \
+        "{cores} --no-pci --no-huge -m 1024 --no-telemetry --file-prefix=bench \
          --vdev net_vhost0,iface=vhost0.sock,queues=1 --vdev {second} -- \
          --forward-mode=io --auto-start --nb-cores=1 --total-num-mbufs=65536"
     )
