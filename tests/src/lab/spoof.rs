@@ -51,7 +51,7 @@ pub fn spoofing(lab: &Lab) -> Result<()> {
     here.guest.run(&format!("ip addr add {own}/24 dev eth0; ip link set eth0 up"), PATIENCE)?;
     let target = mac(&mut there.guest)?;
     there.guest.run(
-        "ip link set eth0 up; socat -u INTERFACE:eth0 OPEN:/tmp/seen,creat,append >/dev/null 2>&1 & sleep 1",
+        "ip link set eth0 promisc on up; socat -u INTERFACE:eth0 OPEN:/tmp/seen,creat,append >/dev/null 2>&1 & sleep 1",
         PATIENCE,
     )?;
 
