@@ -183,7 +183,9 @@ fn counters(lab: &Lab) -> Result<()> {
 }
 
 fn lease(guest: &mut Guest, interface: &str) -> Result<()> {
-    let command = format!("ip link set {interface} up; udhcpc -i {interface} -n -q -t 10 -T 3");
+    let command = format!(
+        "ip link set {interface} up; udhcpc -i {interface} -n -q -t 10 -T 3 -s /usr/share/udhcpc/default.script"
+    );
     guest.run(&command, PATIENCE).map(drop).context("no lease")
 }
 
