@@ -277,7 +277,7 @@ impl World {
             "iperf3 -s".to_owned(),
             format!(
                 "dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --user=root --pid-file= \
-                     --address=/world.test/{WORLD} --listen-address={WORLD} --bind-interfaces"
+                     --address=/world.test/{WORLD} --local=/test/ --listen-address={WORLD} --bind-interfaces"
             ),
         ] {
             let mut command = tied("ip");
