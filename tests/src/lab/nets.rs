@@ -191,7 +191,8 @@ fn lease(guest: &mut Guest, interface: &str) -> Result<()> {
 
 fn name(guest: &mut Guest, interface: &str) -> Result<()> {
     let server = format!("$(sed -n 's/nameserver //p' /tmp/dns.{interface} | head -n 1)");
-    let said = guest.run(&format!("nslookup world.test {server}"), PATIENCE).context("no name")?;
+    // It asks for an IPv6 address too, which there is none.
+    let said = guest.run(&format!("nslookup world.test {server} || true"), PATIENCE)?;
     ensure!(said.contains(WORLD), "world.test is {said}");
     Ok(())
 }
