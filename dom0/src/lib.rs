@@ -15,9 +15,12 @@
 //! | [`supervisor`] | processes |
 //! | [`api`] | the Varlink interface `org.domus.Dom0` |
 //! | [`child`] | dom0's end of a child's control socket |
+//! | [`commons`], [`backoff`] | what all domains share; how soon what has died is started again |
 
 pub mod api;
+pub mod backoff;
 pub mod child;
+pub mod commons;
 pub mod config;
 pub mod domain;
 pub mod networks;

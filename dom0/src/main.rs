@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use dom0::api::Server;
-use dom0::registry::{Commons, Dom0};
+use dom0::commons::Commons;
+use dom0::registry::Dom0;
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::Direct;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -10,6 +10,7 @@ use nix::fcntl::Flock;
 use shared_abi::{DomId, DomainName};
 use tokio::sync::oneshot;
 
+use crate::commons::Commons;
 use crate::config::DomainConfig;
 use crate::domain::build::StartError;
 use crate::domain::operate::Order;
@@ -19,8 +20,6 @@ use crate::networks::Networks;
 use crate::resources::links::Links;
 use crate::resources::run_dir::{RunDir, RunDirError};
 use crate::resources::tap;
-use crate::supervisor::Supervisor;
-use crate::switches::Switches;
 
 /// Why an operator's wish was not fulfilled.
 #[derive(Debug, thiserror::Error)]
@@ -39,36 +38,6 @@ pub enum AskError {
     /// It was left by a dom0 that was killed, and all that can be done is to destroy it.
     #[error("{0}: was left by a dom0 that was killed: it can only be destroyed")]
     LeftOver(DomainName),
-}
-
-/// What all domains of one dom0 have in common.
-pub struct Commons {
-    /// Starts their processes.
-    pub supervisor: Rc<dyn Supervisor>,
-    /// What their NICs name.
-    pub networks: Rc<Networks>,
-    /// What their NICs share.
-    pub switches: Rc<Switches>,
-}
-
-impl Commons {
-    /// Of a service that manages networks, defined in `config_dir`, and switches.
-    pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
-        Self {
-            networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
-            switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
-            supervisor,
-        }
-    }
-
-    /// Of a command, which uses the networks of the service in the same run directory.
-    pub fn of_command(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
-        Self {
-            networks: Rc::new(Networks::of_others(config_dir, run.path())),
-            switches: Rc::new(Switches::new(run.clone(), None)),
-            supervisor,
-        }
-    }
 }
 
 /// The domains of one dom0. Used by one thread.

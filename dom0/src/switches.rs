@@ -26,9 +26,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::backoff::{self, GOOD_LIFE};
 use crate::child::{ChildError, ChildLink, one_line};
 use crate::domain::build::{StartError, uid};
-use crate::domain::{chain, revive};
+use crate::domain::chain;
 use crate::resources::record;
 use crate::resources::run_dir::RunDir;
 use crate::supervisor::{Job, Process, Supervisor};
@@ -196,8 +197,8 @@ impl Served {
                     }
                 }
             }
-            young = if since.elapsed() < revive::GOOD_LIFE { young.saturating_add(1) } else { 0 };
-            sleep(revive::pause(young)).await;
+            young = if since.elapsed() < GOOD_LIFE { young.saturating_add(1) } else { 0 };
+            sleep(backoff::pause(young)).await;
             if self.asked.is_closed() {
                 break;
             }

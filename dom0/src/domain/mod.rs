@@ -29,8 +29,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::child::{ANSWER, ChildError, ChildLink, one_line};
+use crate::commons::Commons;
 use crate::config::DomainConfig;
-use crate::registry::Commons;
 use crate::resources::run_dir::{DomainDir, RunDir};
 use build::{Incarnation, Runner, StartError, build};
 use happening::{BackendHappening, Happening};

@@ -23,9 +23,10 @@ use tokio::time::Instant;
 
 use super::backend::{Backend, Remains};
 use super::build::{StartError, identity, record};
-use super::revive::{self, GOOD_LIFE, Lost, Means, Revived, Reviving};
+use super::revive::{self, Lost, Means, Revived, Reviving};
 use super::state::Event;
 use super::{Domain, chain, disks};
+use crate::backoff::GOOD_LIFE;
 use crate::child::{ANSWER, ChildError, one_line};
 use crate::config::{DiskSource, Net, NetLink, OnLoss};
 

@@ -14,7 +14,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use shared_abi::control::Identity;
 use shared_abi::nbd::NbdUri;
@@ -26,20 +25,12 @@ use super::build::{StartError, limits};
 use super::disks;
 use super::kept::Kept;
 use super::nets;
+use crate::backoff;
+use crate::commons::Commons;
 use crate::config::{DomainConfig, Net, NetLink};
-use crate::registry::Commons;
 use crate::resources::passt::{self, PASST_START};
 use crate::resources::{nbd, sockets};
 use crate::supervisor::{Job, Process};
-
-/// Attempts, or deaths soon after a start, that are followed by the next attempt at once.
-const AT_ONCE: u32 = 3;
-/// The first pause after that; each next one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A backend that has lived as long did not die of its start.
-pub const GOOD_LIFE: Duration = Duration::from_secs(1);
 
 /// What is to be had again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,14 +94,6 @@ pub struct Reviving {
 impl fmt::Debug for Reviving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reviving").field("lost", &self.lost).finish_non_exhaustive()
-    }
-}
-
-/// How long the attempt after so many others waits.
-pub fn pause(attempts: u32) -> Duration {
-    match attempts.checked_sub(AT_ONCE) {
-        None => Duration::ZERO,
-        Some(more) => FIRST_PAUSE.saturating_mul(1 << more.min(16)).min(LONGEST_PAUSE),
     }
 }
 
@@ -193,7 +176,7 @@ impl Means {
 /// An attempt for a backend of the domain's own.
 pub fn own(means: Means, role: Role, attempts: u32, remains: Rc<Remains>) -> Attempt {
     Box::pin(async move {
-        sleep(pause(attempts)).await;
+        sleep(backoff::pause(attempts)).await;
         let gone = async {
             remains.gone().await.map_err(|source| StartError::Io { act: "watch a backend's remains", source })
         };
@@ -218,7 +201,7 @@ pub fn foreign(
     attempts: u32,
 ) -> Attempt {
     Box::pin(async move {
-        sleep(pause(attempts)).await;
+        sleep(backoff::pause(attempts)).await;
         let socket = sockets::foreign(&config, &at, &path, true)?.ok_or(StartError::GivenUp)?;
         Ok(Revived { backend: None, sockets: vec![(device, socket)] })
     })
@@ -227,7 +210,7 @@ pub fn foreign(
 /// An attempt for a remote disk's server.
 pub fn server(device: DeviceId, uri: NbdUri, attempts: u32) -> Attempt {
     Box::pin(async move {
-        sleep(pause(attempts)).await;
+        sleep(backoff::pause(attempts)).await;
         Ok(Revived { backend: None, sockets: vec![(device, dial(&uri).await?)] })
     })
 }
@@ -236,7 +219,7 @@ pub fn server(device: DeviceId, uri: NbdUri, attempts: u32) -> Attempt {
 /// serve says why to dom0 and not by way of the backend.
 pub fn passt(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
     Box::pin(async move {
-        sleep(pause(attempts)).await;
+        sleep(backoff::pause(attempts)).await;
         let (passt, socket) = means.passt(&nic).await?;
         if attempts > 0
             && let Ok(how) = timeout(PASST_START, passt.ended()).await
@@ -251,7 +234,7 @@ pub fn passt(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
 /// An attempt to plug a NIC in again. The switch itself is started again by its own task.
 pub fn switch(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
     Box::pin(async move {
-        sleep(pause(attempts)).await;
+        sleep(backoff::pause(attempts)).await;
         let found = means.config.nets.iter().find(|net| net.id == nic);
         let Some((net, NetLink::Switch(switch))) = found.map(|net| (net, &net.link)) else {
             return Err(StartError::GivenUp);
@@ -263,16 +246,4 @@ pub fn switch(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
 
 async fn dial(uri: &NbdUri) -> Result<OwnedFd, StartError> {
     nbd::dial(uri).await.map_err(|source| StartError::Unreachable { server: uri.to_string(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_attempts_come_at_once_and_the_later_ones_ever_more_slowly_to_a_bound() {
-        let pauses: Vec<_> = (0..14).map(|attempts| pause(attempts).as_millis()).collect();
-        assert_eq!(pauses[..7], [0, 0, 0, 50, 100, 200, 400]);
-        assert_eq!((pauses[12], pause(u32::MAX)), (5000, LONGEST_PAUSE));
-    }
 }

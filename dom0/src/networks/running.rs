@@ -23,16 +23,13 @@ use uuid::Uuid;
 
 use super::definition::{Forward, Network};
 use super::{NetworkError, dnsmasq, rules};
-use crate::domain::revive;
+use crate::backoff::{self, GOOD_LIFE};
 use crate::resources::links::{Kind, Links};
 use crate::resources::{programs, record};
 use crate::supervisor::{Aid, Process, Supervisor};
 
 /// Within this time a dnsmasq that cannot serve ends.
 const START: Duration = Duration::from_millis(300);
-
-/// One that has lived as long did not die of its start.
-const GOOD_LIFE: Duration = Duration::from_secs(1);
 
 /// A running network.
 #[derive(Debug)]
@@ -216,7 +213,7 @@ async fn serve(network: Rc<Network>, dir: PathBuf, supervisor: Rc<dyn Supervisor
             crate::say::line(format_args!("network {}: dnsmasq {how}: it is started again", network.name));
         }
         process = loop {
-            sleep(revive::pause(young)).await;
+            sleep(backoff::pause(young)).await;
             match start_dnsmasq(&network, &dir, &supervisor) {
                 Ok(process) => break process,
                 Err(_) => young = young.saturating_add(1),

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use dom0::api::{Plan, start_message};
+use dom0::commons::Commons;
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::state::State;
-use dom0::registry::{Commons, Dom0};
+use dom0::registry::Dom0;
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::Direct;
 use shared_abi::console::Mode;

@@ -1,0 +1,39 @@
+//! What all domains of one dom0 share.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use crate::networks::Networks;
+use crate::resources::run_dir::RunDir;
+use crate::supervisor::Supervisor;
+use crate::switches::Switches;
+
+/// What all domains of one dom0 have in common.
+pub struct Commons {
+    /// Starts their processes.
+    pub supervisor: Rc<dyn Supervisor>,
+    /// What their NICs name.
+    pub networks: Rc<Networks>,
+    /// What their NICs share.
+    pub switches: Rc<Switches>,
+}
+
+impl Commons {
+    /// Of a service that manages networks, defined in `config_dir`, and switches.
+    pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        Self {
+            networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
+            switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
+            supervisor,
+        }
+    }
+
+    /// Of a command, which uses the networks of the service in the same run directory.
+    pub fn of_command(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        Self {
+            networks: Rc::new(Networks::of_others(config_dir, run.path())),
+            switches: Rc::new(Switches::new(run.clone(), None)),
+            supervisor,
+        }
+    }
+}
