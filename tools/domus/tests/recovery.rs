@@ -170,9 +170,9 @@ fn a_nics_backend_killed_under_traffic_is_replaced_and_frames_come_again_without
     let host = Host::with_service(true);
     host.ip(&["addr", "add", "10.77.0.1/24", "dev", "br0"]);
     let (mac, kills) = ("02:00:00:00:00:07", kills(3));
-    let rounds = 30_000 * kills;
+    let ms = 2500 * kills;
     let pings = format!(
-        "console=ttyS0 mini.ip=10.77.0.2 mini.peer=10.77.0.1 mini.test=net-ping mini.rounds={rounds} mini.end=poweroff"
+        "console=ttyS0 mini.ip=10.77.0.2 mini.peer=10.77.0.1 mini.test=net-ping mini.ms={ms} mini.end=poweroff"
     );
     let nic = format!(r#", "nets": [ {{ "id": "eth0", "bridge": "br0", "mac": "{mac}" }} ]"#);
     let file = host.guest("web1", &pings, &nic);

@@ -9,7 +9,8 @@ pub const ETHERNET: usize = 14;
 pub const IP: usize = 20;
 const ICMP: usize = 8;
 
-/// Finds the peer by ARP, then has `mini.rounds` echoes of growing size answered, byte for byte.
+/// Finds the peer by ARP, then has `mini.rounds` echoes of growing size answered, byte for byte, or as many as it can in `mini.ms`
+/// milliseconds.
 pub fn ping(machine: &Machine) -> Outcome {
     let line = &machine.start.line;
     let addresses = (line.value("mini.ip").and_then(address), line.value("mini.peer").and_then(address));
@@ -19,9 +20,9 @@ pub fn ping(machine: &Machine) -> Outcome {
     };
     let mut net = Net::open()?;
     let peer_mac = resolve(&mut net, own, peer)?;
-    let rounds = machine.rounds(50);
-    let (begin, mut lost, mut worst) = (sys::tsc(), 0, 0);
-    for round in 0..rounds {
+    let end = line.number("mini.ms").map(clock::deadline);
+    let (begin, mut lost, mut worst, mut round) = (sys::tsc(), 0, 0, 0);
+    while end.map_or(round < machine.rounds(50), |end| sys::tsc() < end) {
         let len = (round as usize * 37 % 1400) + 8;
         let mut frame = [0; ETHERNET + IP + ICMP + 1408];
         let total = echo(&mut frame, (net.mac, own), (peer_mac, peer), round as u16, len);
@@ -37,9 +38,10 @@ pub fn ping(machine: &Machine) -> Outcome {
         }
         ensure!(answered, "echo {round} of {len} bytes was not answered");
         worst = clock::ns(sys::tsc() - sent).max(worst);
+        round += 1;
     }
-    let ns = clock::ns(sys::tsc() - begin) / rounds.max(1);
-    say!("value net-ping rounds={rounds} lost={lost} mean_ns={ns} worst_ns={worst}");
+    let ns = clock::ns(sys::tsc() - begin) / round.max(1);
+    say!("value net-ping rounds={round} lost={lost} mean_ns={ns} worst_ns={worst}");
     net.close()
 }
 
