@@ -132,6 +132,13 @@ pub struct Network {
     pub autostart: bool,
 }
 
+impl Network {
+    /// Whether an address of one could be of the other.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.addresses.iter().any(|own| other.addresses.iter().any(|range| own.overlaps(range)))
+    }
+}
+
 /// A fixed lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {

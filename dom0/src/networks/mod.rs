@@ -49,6 +49,11 @@ pub enum NetworkError {
     /// It runs.
     #[error("the network \"{0}\" runs: stop it first (domus network-stop {0})")]
     Runs(NetworkName),
+    /// The host could not tell their guests apart.
+    #[error(
+        "the network \"{0}\" has addresses of \"{1}\", which runs: give one of them others, or stop it (domus network-stop {1})"
+    )]
+    Overlaps(NetworkName, NetworkName),
     /// Domains use it.
     #[error(
         "the network \"{0}\" has NICs on it ({1}): shut those domains down first, or domus network-destroy {0}"
@@ -207,6 +212,9 @@ impl Networks {
             let taken = NetworkError::BridgeTaken(name.clone(), network.bridge.clone());
             crate::say::line(format_args!("network {name}: {} has the bridge", other.network.name));
             return Err(taken);
+        }
+        if let Some(other) = running.values().find(|other| other.network.overlaps(&network)) {
+            return Err(NetworkError::Overlaps(name.clone(), other.network.name.clone()));
         }
         let started = self.bring_up(network).await?;
         running.insert(name.clone(), started);

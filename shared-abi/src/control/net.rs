@@ -162,6 +162,12 @@ impl AddressRange {
             _ => false,
         }
     }
+
+    /// Whether there is an address that is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (wider, narrower) = if self.prefix <= other.prefix { (self, other) } else { (other, self) };
+        wider.contains(narrower.address)
+    }
 }
 
 /// How much a NIC may carry.
@@ -353,6 +359,10 @@ mod tests {
         assert!(holds(range("0.0.0.0", 0), "255.255.255.255") && !holds(range("0.0.0.0", 0), "::"));
         assert!(holds(range("::", 0), "ffff::1") && holds(range("fe80::", 10), "febf::1"));
         assert!(!holds(range("fe80::", 10), "fec0::1") && !holds(range("::1", 128), "::2"));
+        let overlap = |a: AddressRange, b: AddressRange| (a.overlaps(&b), b.overlaps(&a));
+        assert_eq!(overlap(range("10.9.0.1", 24), range("10.9.0.129", 25)), (true, true));
+        assert_eq!(overlap(range("10.9.0.1", 25), range("10.9.0.129", 25)), (false, false));
+        assert_eq!(overlap(range("10.9.0.1", 24), range("::", 0)), (false, false));
     }
 
     #[test]

@@ -192,6 +192,11 @@ fn a_start_that_fails_leaves_nothing_and_says_why() {
     // Somebody else's bridge, and somebody else's port 53.
     define(&host, "br0", r#""addresses": ["10.5.0.1/24"]"#);
     assert!(host.refused(&["network-start", "br0"]).contains("interface br0 exists"));
+    define(&host, "one", r#""addresses": ["10.6.0.1/24"]"#);
+    define(&host, "half", r#""addresses": ["10.6.0.129/25"]"#);
+    host.ok(&["network-start", "one"]);
+    assert!(host.refused(&["network-start", "half"]).contains("has addresses of \"one\""));
+    host.ok(&["network-stop", "one"]);
     let bad = host.path("bad.json");
     fs::write(&bad, r#"{ "name": "bad", "addresses": ["10.5.0.0/24"] }"#).unwrap();
     let refused = host.refused(&["network-define", &bad.display().to_string()]);
