@@ -32,6 +32,7 @@ const PROCESSES: &[(&str, &[&str])] = &[
     ("domu-runner", &["domu-runner/src"]),
     ("domus-block", &["backends/block/src", "backends/vu-server/src"]),
     ("domus-net", &["backends/net/src", "backends/vu-server/src"]),
+    ("domus-switch", &["backends/switch/src", "backends/vu-server/src"]),
     ("domus-console", &["backends/console/src"]),
 ];
 
