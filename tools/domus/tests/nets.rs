@@ -32,6 +32,17 @@ fn aid(program: &str, args: &[&str]) -> Aid {
     Aid(child.unwrap_or_else(|error| panic!("{program}: {error}")))
 }
 
+/// Where testpmd keeps what it shares with other processes, which it leaves behind when it is killed.
+struct Shared(String);
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{}", self.0));
+        // Only if it was made for this one.
+        let _ = std::fs::remove_dir("/var/run/dpdk");
+    }
+}
+
 /// Runs the guest to its end; it has checked its network itself.
 fn runs_well(host: &Host, name: &str, cmdline: &str, nets: &str) {
     let before = host.traces();
@@ -77,6 +88,7 @@ fn a_nic_of_a_foreign_backend_gets_frames_through_and_is_connected_to_again() {
     let host = Host::with_service(true);
     host.touch_run_dir();
     let socket = host.path("pmd.sock").display().to_string();
+    let shared = Shared(format!("domus-test-{}", std::process::id()));
     // A tap beside the guest's port, and testpmd forwards between the two.
     let testpmd = || {
         let _ = std::fs::remove_file(&socket);
@@ -92,7 +104,7 @@ fn a_nic_of_a_foreign_backend_gets_frames_through_and_is_connected_to_again() {
                 "--no-pci",
                 "--log-level=lib.vhost.*:error",
                 "--file-prefix",
-                "domus-test",
+                &shared.0,
                 "--vdev",
                 &device,
                 "--vdev",

@@ -315,6 +315,7 @@ impl Intake {
         let slots = &self.slots;
         self.held.sort_unstable_by_key(|&index| slots[usize::from(index)].order);
         self.again.extend(self.held.drain(..));
+        self.counters.depth(self.slots.len() - self.free.len(), 0);
     }
 
     /// Fails what waits, or is held, beyond the end of the disk. True if nothing else reaches beyond it.

@@ -78,12 +78,10 @@ impl Backend {
         let paths: Vec<_> = (0..ports).map(|n| folder.join(format!("vhost{n}.sock"))).collect();
         // What the one before has left.
         paths.iter().for_each(|path| drop(std::fs::remove_file(path)));
-        let _ = std::fs::remove_dir_all(folder.join("dpdk"));
         let log = folder.join("testpmd.log");
         let output = File::create(&log)?;
         let mut command = tied("dpdk-testpmd");
-        // Its own files too.
-        command.args(words(places, tap)).current_dir(folder).env("RUNTIME_DIRECTORY", folder);
+        command.args(words(places, tap)).current_dir(folder);
         command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
         let mut process = Running::start("dpdk-testpmd", &mut command).context("install dpdk-dev")?;
         // A path is there before anybody listens on it.
@@ -116,6 +114,20 @@ impl Backend {
     }
 }
 
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if matches!(self.process, Process::Testpmd(_)) {
+            // What it shares with other processes, and leaves behind when it is killed.
+            let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{PREFIX}"));
+            // Only if it was made for this one.
+            let _ = std::fs::remove_dir("/var/run/dpdk");
+        }
+    }
+}
+
+/// The name of what testpmd keeps beside its work.
+const PREFIX: &str = "domus-bench";
+
 /// testpmd's words after its name, in the folder where its sockets shall be.
 pub fn words(places: Places, tap: Option<&str>) -> Vec<String> {
     let (main, other) = (places.client, places.backend);
@@ -126,7 +138,7 @@ pub fn words(places: Places, tap: Option<&str>) -> Vec<String> {
     // Its main thread does nothing but wait for a line, which never comes.
     let cores = format!("-l {main},{other} --main-lcore {main}");
     format!(
-        "{cores} --no-pci --no-huge -m 1024 --no-telemetry --file-prefix=bench \
+        "{cores} --no-pci --no-huge -m 1024 --no-telemetry --file-prefix={PREFIX} \
          --vdev net_vhost0,iface=vhost0.sock,queues=1 --vdev {second} -- \
          --forward-mode=io --auto-start --nb-cores=1 --total-num-mbufs=65536"
     )
