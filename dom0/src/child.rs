@@ -95,8 +95,19 @@ fn dial(path: &Path) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
+/// Waits until the child says which version it speaks with this dom0.
+async fn welcomed(link: &mut AsyncFd<Link>) -> Result<(), LinkError> {
+    loop {
+        let mut guard = link.readable_mut().await.map_err(LinkError::Io)?;
+        match guard.get_inner_mut().welcome() {
+            Err(LinkError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+            other => return other,
+        }
+    }
+}
+
 impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
-    /// Connects to the control socket at `path` as soon as the process listens.
+    /// Connects to the control socket at `path` as soon as the process listens, and agrees with it on a version.
     ///
     /// # Errors
     /// [`ChildError::Ended`] if the process ends first, [`ChildError::Silent`] if it takes too long.
@@ -122,7 +133,27 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 how = process.ended() => return Err(ChildError::Ended { role, how, before: "made its control socket" }),
             }
         };
-        let link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
+        let mut link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
+        link.get_ref().hello().map_err(fail)?;
+        let silent =
+            ChildError::Silent { role, seconds: PATIENCE.as_secs(), done: "answered dom0's greeting" };
+        tokio::select! {
+            biased;
+            welcome = timeout_at(deadline, welcomed(&mut link)) => match welcome {
+                Err(_) => return Err(silent),
+                Ok(Err(LinkError::Refused(why))) => {
+                    return Err(ChildError::Failed { role, why: one_line(&why) });
+                }
+                Ok(Err(LinkError::Closed)) => {
+                    let how = timeout_at(deadline, process.ended()).await.map_err(|_| silent)?;
+                    return Err(ChildError::Ended { role, how, before: "answered dom0's greeting" });
+                }
+                Ok(welcome) => welcome.map_err(fail)?,
+            },
+            how = process.ended() => {
+                return Err(ChildError::Ended { role, how, before: "answered dom0's greeting" });
+            }
+        }
         Ok(Self {
             role,
             link,

@@ -1,7 +1,7 @@
-//! One machine: built from the start message, served until the guest ends.
+//! One machine: built from the start message, served until dom0 ends the process.
 //!
 //! ```text
-//! Receiving ─▶ built ─▶ sealed ─▶ loaded (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped: the process exits
+//! Receiving ─▶ built ─▶ sealed ─▶ loaded (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped: waits for its end
 //! ```
 
 use std::io;
@@ -47,6 +47,7 @@ pub struct Machine {
     _ram: GuestRam,
     vcpus: Arc<Vcpus>,
     power: Arc<PowerRegisters>,
+    serial: Arc<Serial>,
     devices: Vec<(DeviceId, Arc<Transport>)>,
     stopped: Arc<Mutex<Option<StopReason>>>,
 }
@@ -101,7 +102,12 @@ impl Machine {
         let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop)?);
         serial.start()?;
         let stopped = Arc::new(Mutex::new(None));
-        let end = End { vcpus: threads.clone(), serial, events: events.clone(), stopped: stopped.clone() };
+        let end = End {
+            vcpus: threads.clone(),
+            serial: serial.clone(),
+            events: events.clone(),
+            stopped: stopped.clone(),
+        };
         threads::start("end".into(), move || end.wait(&reasons))?;
         sandbox::seal(&[sandbox::COMMON, RULES, virtio::ALLOW].concat())?;
 
@@ -109,7 +115,7 @@ impl Machine {
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
         threads.give(vcpus);
-        Ok(Self { _ram: ram, vcpus: threads, power, devices, stopped })
+        Ok(Self { _ram: ram, vcpus: threads, power, serial, devices, stopped })
     }
 
     /// Answers one request.
@@ -121,7 +127,10 @@ impl Machine {
         match request {
             RunnerRequest::Status => {
                 let (paused, first_run_ns) = (self.vcpus.paused(), self.vcpus.first_run());
-                return Ok(RunnerReply::Status(RunnerStatus { paused, first_run_ns, stopped }));
+                let still = self.devices.iter().filter(|(_, transport)| transport.stands_still());
+                let without_backend = still.map(|(device, _)| device.clone()).collect();
+                let status = RunnerStatus { paused, first_run_ns, stopped, without_backend };
+                return Ok(RunnerReply::Status(status));
             }
             RunnerRequest::Start(_) => return Err("this runner has its machine already".into()),
             _ if stopped.is_some() => return Err("the machine has stopped".into()),
@@ -144,6 +153,9 @@ impl Machine {
                 }
                 return Ok(RunnerReply::Attached { stalled_us: longest.as_micros() as u64 });
             }
+            RunnerRequest::Serial(socket) => {
+                self.serial.attach(fds.take(socket).map_err(|error| error.to_string())?);
+            }
             RunnerRequest::ReadConfig(device) => self.device(&device)?.read_config(),
             RunnerRequest::PowerButton => {
                 self.power.press_power_button().map_err(|error| error.to_string())?
@@ -158,7 +170,7 @@ impl Machine {
     }
 }
 
-/// Ends the process when the machine ends.
+/// Says so when the machine ends.
 struct End {
     vcpus: Arc<Vcpus>,
     serial: Arc<Serial>,
@@ -173,9 +185,7 @@ impl End {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
         self.vcpus.pause(LAST_WORDS);
         self.serial.flush(LAST_WORDS);
-        let expected = matches!(reason, StopReason::PowerOff | StopReason::Reboot);
         self.events.send(&RunnerEvent::Stopped(reason));
-        std::process::exit(if expected { 0 } else { 1 });
     }
 }
 

@@ -1,8 +1,9 @@
 //! COM1: the UART between the guest and a stream socket.
 //!
 //! What the guest sends goes into a buffer of fixed size, and a thread of its own moves it on, so that no vCPU
-//! ever waits for the other end. If the other end does not read, the oldest output is lost, not
-//! the guest's time. Input is read from the socket only when the FIFO has room: none is lost.
+//! ever waits for the other end. If the other end does not read, or is gone, the oldest output is lost, not
+//! the guest's time, and the newest waits for the end that comes next. Input is read from the socket only when the FIFO has
+//! room: none is lost.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,26 +31,37 @@ pub struct Serial {
     interrupt: EventFd,
     /// Written to wake the thread: there is output, or room for input.
     wake: Wake,
-    socket: Option<OwnedFd>,
 }
 
 #[derive(Default)]
 struct State {
     uart: Uart,
     output: VecDeque<u8>,
+    socket: Option<Arc<OwnedFd>>,
     /// The other end takes no more.
     deaf: bool,
+    /// The other end says no more.
+    mute: bool,
+}
+
+impl State {
+    /// With this other end, if any.
+    fn attach(&mut self, socket: Option<OwnedFd>) {
+        self.socket = socket.map(Arc::new);
+        (self.deaf, self.mute) = (self.socket.is_none(), self.socket.is_none());
+    }
 }
 
 impl Serial {
-    /// COM1 that interrupts through `interrupt`; without a socket, output is dropped and there is no input.
+    /// COM1 that interrupts through `interrupt`; without a socket there is no input, and output waits for one.
     ///
     /// # Errors
     /// If the system has no eventfd left.
     pub fn new(socket: Option<OwnedFd>, interrupt: EventFd) -> io::Result<Self> {
-        let state = State { deaf: socket.is_none(), ..State::default() };
+        let mut state = State::default();
+        state.attach(socket);
         let wake = Wake::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Self { state: Mutex::new(state), interrupt, wake, socket })
+        Ok(Self { state: Mutex::new(state), interrupt, wake })
     }
 
     /// Starts the thread that moves bytes.
@@ -58,22 +70,24 @@ impl Serial {
     /// If the system has no thread left.
     pub fn start(self: &Arc<Self>) -> io::Result<()> {
         let serial = self.clone();
-        let work = move || {
-            if let Some(socket) = &serial.socket {
-                serial.pump(socket);
-            }
-        };
-        threads::start("serial".into(), work).map(drop)
+        threads::start("serial".into(), move || serial.pump()).map(drop)
+    }
+
+    /// Goes on with another end.
+    pub fn attach(&self, socket: OwnedFd) {
+        self.lock().attach(Some(socket));
+        let _ = self.wake.write(1);
     }
 
     /// Sends what is buffered, waiting for the other end at most so long.
     pub fn flush(&self, longest: Duration) {
         let end = Instant::now() + longest;
-        while let Some(socket) = &self.socket {
+        loop {
             let mut state = self.lock();
-            self.drain(&mut state, socket);
+            Self::drain(&mut state);
             let left = end.saturating_duration_since(Instant::now());
-            if state.output.is_empty() || left.is_zero() {
+            let Some(socket) = state.socket.clone() else { return };
+            if state.output.is_empty() || state.deaf || left.is_zero() {
                 return;
             }
             drop(state);
@@ -86,56 +100,61 @@ impl Serial {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves bytes for ever; returns when the other end has gone for good.
-    fn pump(&self, socket: &OwnedFd) {
-        let mut hung_up = false;
+    /// Moves bytes for ever.
+    fn pump(&self) {
         loop {
-            let (room, output, deaf) = {
+            let (room, output, deaf, mute, socket) = {
                 let state = self.lock();
-                (state.uart.room(), !state.output.is_empty(), state.deaf)
+                let State { uart, output, socket, deaf, mute } = &*state;
+                (uart.room(), !output.is_empty(), *deaf, *mute, socket.clone())
             };
-            if hung_up && deaf {
-                return;
-            }
             let mut wanted = PollFlags::empty();
-            wanted.set(PollFlags::POLLIN, room > 0 && !hung_up);
+            wanted.set(PollFlags::POLLIN, room > 0 && !mute);
             wanted.set(PollFlags::POLLOUT, output && !deaf);
             let wake = PollFd::new(self.wake.as_fd(), PollFlags::POLLIN);
             // A socket that has hung up is ready always: it is polled only for what is wanted of it.
-            let mut fds = [wake, PollFd::new(socket.as_fd(), wanted)];
-            let count = if wanted.is_empty() { 1 } else { 2 };
-            match poll(&mut fds[..count], PollTimeout::NONE) {
+            let polled = socket.as_ref().filter(|_| !wanted.is_empty());
+            let ready = match polled {
+                Some(socket) => poll(&mut [wake, PollFd::new(socket.as_fd(), wanted)], PollTimeout::NONE),
+                None => poll(&mut [wake], PollTimeout::NONE),
+            };
+            match ready {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return,
             }
             let _ = self.wake.read();
-            if wanted.contains(PollFlags::POLLIN) {
-                hung_up = !self.receive(socket, room);
+            if let (Some(socket), true) = (&socket, wanted.contains(PollFlags::POLLIN)) {
+                self.receive(socket, room);
             }
             if output {
-                self.drain(&mut self.lock(), socket);
+                Self::drain(&mut self.lock());
             }
         }
     }
 
-    /// Reads at most `room` bytes; false at the end of the stream.
-    fn receive(&self, socket: &OwnedFd, room: usize) -> bool {
+    /// Reads at most `room` bytes.
+    fn receive(&self, socket: &Arc<OwnedFd>, room: usize) {
         let mut bytes = [0; 64];
         let wanted = room.min(bytes.len());
         match recv(socket.as_raw_fd(), &mut bytes[..wanted], MsgFlags::MSG_DONTWAIT) {
-            Ok(0) => false,
-            Ok(count) => {
+            Ok(count @ 1..) => {
                 if self.lock().uart.receive(&bytes[..count]) {
                     self.pulse();
                 }
-                true
             }
-            Err(Errno::EAGAIN | Errno::EINTR) => true,
-            Err(_) => false,
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Ok(0) | Err(_) => {
+                let mut state = self.lock();
+                // Another end may have come meanwhile.
+                if state.socket.as_ref().is_some_and(|now| Arc::ptr_eq(now, socket)) {
+                    state.mute = true;
+                }
+            }
         }
     }
 
-    fn drain(&self, state: &mut State, socket: &OwnedFd) {
+    fn drain(state: &mut State) {
+        let Some(socket) = state.socket.clone().filter(|_| !state.deaf) else { return };
         while !state.output.is_empty() {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(socket.as_raw_fd(), state.output.as_slices().0, flags) {
@@ -144,7 +163,7 @@ impl Serial {
                 Err(Errno::EAGAIN) => return,
                 Err(_) => {
                     state.deaf = true;
-                    state.output = VecDeque::new();
+                    return;
                 }
             }
         }
@@ -181,11 +200,11 @@ impl BusDevice for Serial {
         let effect = state.uart.write(offset, value);
         // The guest may have cleared its FIFO.
         let mut wake = state.uart.room() > before;
-        if let (Some(byte), false) = (effect.sent, state.deaf) {
+        if let Some(byte) = effect.sent {
             if state.output.len() == BUFFER {
                 state.output.pop_front();
             }
-            wake |= state.output.is_empty();
+            wake |= state.output.is_empty() && !state.deaf;
             state.output.push_back(byte);
         }
         drop(state);
@@ -250,6 +269,30 @@ mod tests {
         // FIFO control: enable, clear the receiver's.
         serial.write(2, &[0x03]);
         wait(&|| serial.lock().uart.room() == 0);
+    }
+
+    #[test]
+    fn what_is_sent_while_nobody_is_there_reaches_the_end_that_comes_next() {
+        let (first, guest) = UnixStream::pair().unwrap();
+        let serial =
+            Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
+        serial.start().unwrap();
+        drop(first);
+        for byte in b"nobody hears" {
+            serial.write(0, &[*byte]);
+        }
+        let (mut second, guest) = UnixStream::pair().unwrap();
+        serial.attach(guest.into());
+        let mut heard = [0; 12];
+        second.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"nobody hears");
+        second.write_all(b"x").unwrap();
+        let mut byte = [0];
+        while byte[0] & 1 == 0 {
+            serial.read(5, &mut byte);
+        }
+        serial.read(0, &mut byte);
+        assert_eq!(&byte, b"x");
     }
 
     #[test]

@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use domus_startup::Fds;
-use shared_abi::control::{BackendReply, BlockRequest, DiskStatistics, IoLimits};
+use domus_startup::{Events, Fds};
+use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, DiskStatistics, IoLimits};
 use shared_abi::ids::DeviceId;
 use vu_server::Port;
 
 use crate::disk::Disk;
 use crate::nbd::client::Offer;
 use crate::order::BlockOrder;
+use crate::start::server_of;
 use crate::statistics::Counters;
 use crate::throttle::{self, Shared};
 
@@ -147,12 +148,13 @@ pub struct Disks {
     served: Vec<Served>,
     /// What they may do together.
     domain: Shared,
+    events: Events,
 }
 
 impl Disks {
     /// These disks, whose gates know the limits of the domain.
-    pub fn new(served: Vec<Served>, domain: Shared) -> Self {
-        Self { served, domain }
+    pub fn new(served: Vec<Served>, domain: Shared, events: Events) -> Self {
+        Self { served, domain, events }
     }
 
     fn find(&self, id: &DeviceId) -> Result<&Served, String> {
@@ -183,7 +185,15 @@ impl Disks {
             }
             BlockRequest::Reconnect { disk, socket } => {
                 let socket = fds.take(socket).map_err(|error| error.to_string())?;
-                self.find(&disk)?.reconnect(socket).map(|()| BackendReply::Done)
+                let served = self.find(&disk)?;
+                // Before the new connection can be lost.
+                self.events.over(&server_of(&disk));
+                served.reconnect(socket).map(|()| BackendReply::Done).inspect_err(|why| {
+                    if served.remote {
+                        let (device, why) = (disk.clone(), why.clone());
+                        self.events.stand(&server_of(&disk), &BackendEvent::ConnectionLost { device, why });
+                    }
+                })
             }
         }
     }

@@ -54,7 +54,8 @@ impl Faults {
         self.stalled();
         if let Some((device, events)) = &self.teller {
             let operation = op.name().into();
-            events.send(&BackendEvent::IoError { device: device.clone(), operation, offset, errno });
+            let held = BackendEvent::IoError { device: device.clone(), operation, offset, errno };
+            events.stand(&about(device), &held);
         }
     }
 
@@ -65,6 +66,9 @@ impl Faults {
 
     /// What is held is done again: the next one that is held is told.
     pub fn again(&self) {
+        if let Some((device, events)) = &self.teller {
+            events.over(&about(device));
+        }
         self.told.store(false, Ordering::Relaxed);
     }
 
@@ -72,6 +76,11 @@ impl Faults {
     pub fn stalls(&self) -> u64 {
         self.stalls.load(Ordering::Relaxed)
     }
+}
+
+/// What a held request is said about.
+fn about(device: &DeviceId) -> String {
+    format!("a request of {device}")
 }
 
 fn holds(policy: OnError, errno: i32) -> bool {

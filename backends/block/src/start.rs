@@ -174,7 +174,7 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks,
         threads::start(name, work).map_err(|error| failed(ThreadsError::Spawn(error)))?;
     }
     sandbox::seal(&calls())?;
-    let disks = Disks::new(served, domain);
+    let disks = Disks::new(served, domain, control.events());
     finish(control, &disks, openings, unconnected)?;
     gate.wait();
     Ok(disks)
@@ -287,7 +287,7 @@ fn prepare(
                 let lost = Box::new(move |why: &str| {
                     served.faults().stalled();
                     let (device, why) = (device.clone(), why.to_owned());
-                    events.send(&BackendEvent::ConnectionLost { device, why });
+                    events.stand(&server_of(&device), &BackendEvent::ConnectionLost { device, why });
                 });
                 image::open::connect(reactor, orders, remote, socket, block_size, lost)
             };
@@ -297,6 +297,11 @@ fn prepare(
             Ok((prepared, Some(storage)))
         }
     }
+}
+
+/// What the loss of a disk's server is said about.
+pub(crate) fn server_of(device: &DeviceId) -> String {
+    format!("the server of {device}")
 }
 
 /// Serves one disk's frontend until it hangs up, which a runner that ends does.

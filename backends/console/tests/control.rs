@@ -58,7 +58,7 @@ fn start(history: u32, log: Option<OwnedFd>) -> (Console, Answer) {
     let control = dir.path().join("console-control.sock");
     let child =
         Command::new(env!("CARGO_BIN_EXE_domus-console")).arg("--control").arg(&control).spawn().unwrap();
-    let link = dial(&control);
+    let link = dial(&control).greeted().unwrap();
     let path = dir.path().join("console.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let (guest, serial) = UnixStream::pair().unwrap();

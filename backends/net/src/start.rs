@@ -108,7 +108,8 @@ pub fn run(control: &Path) -> Result<(), StartError> {
     };
     let nics = served.inspect_err(|error| control.fail(error))?;
     control.reply(&BackendReply::Ready);
-    control.serve(|request, fds| handle(&nics, request, fds))?;
+    let events = control.events();
+    control.serve(|request, fds| handle(&nics, &events, request, fds))?;
     Ok(())
 }
 
@@ -116,7 +117,7 @@ pub fn run(control: &Path) -> Result<(), StartError> {
 type Nics = Vec<(DeviceId, Arc<Nic>)>;
 
 /// Does what dom0 asks; an error is one line for the operator.
-fn handle(nics: &Nics, request: NetRequest, mut fds: Fds) -> Result<BackendReply, String> {
+fn handle(nics: &Nics, events: &Events, request: NetRequest, mut fds: Fds) -> Result<BackendReply, String> {
     let find = |id: &DeviceId| {
         let found = nics.iter().find(|(nic, _)| nic == id);
         found.map(|(_, nic)| nic).ok_or_else(|| format!("there is no NIC {id} here"))
@@ -134,6 +135,8 @@ fn handle(nics: &Nics, request: NetRequest, mut fds: Fds) -> Result<BackendReply
         }
         NetRequest::Reconnect { nic, socket } => {
             let socket = fds.take(socket).map_err(|error| error.to_string())?;
+            // Before the new one can be lost.
+            events.over(&stream_of(&nic));
             find(&nic)?.connect(socket)
         }
     };
@@ -213,6 +216,11 @@ fn prepare(NetNic { card, wire }: NetNic, fds: &mut Fds) -> Result<Prepared, Sta
     Prepared::new(plan).map_err(failed)
 }
 
+/// What the loss of a NIC's stream is said about.
+fn stream_of(nic: &DeviceId) -> String {
+    format!("the stream of {nic}")
+}
+
 fn start_nic(
     id: DeviceId,
     prepared: Prepared,
@@ -234,7 +242,8 @@ fn start_nic(
         Box::new(move |error| {
             if stream {
                 let why = chain(&error);
-                events.send(&BackendEvent::ConnectionLost { device: device.clone(), why });
+                let lost = BackendEvent::ConnectionLost { device: device.clone(), why };
+                events.stand(&stream_of(&device), &lost);
             } else {
                 report(format!("the tap cannot be read: {error}"));
             }

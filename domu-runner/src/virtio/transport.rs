@@ -284,6 +284,12 @@ impl Transport {
         Ok(still)
     }
 
+    /// True if the device has no backend, as far as that can be said without waiting for one.
+    pub fn stands_still(&self) -> bool {
+        let Ok(state) = self.state.try_lock() else { return false };
+        state.server.backend.as_ref().is_none_or(|backend| backend.lost_at().is_some())
+    }
+
     /// Asks the backend for the configuration space again.
     pub fn read_config(&self) {
         let mut state = lock(&self.state);

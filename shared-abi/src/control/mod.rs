@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! dom0                                child
+//!   │── Hello{oldest, newest} ─────────▶│  every controller says this first
+//!   │◀──────────────── Welcome{version} │  the newest version that both speak
 //!   │── Request{start} + fds ──────────▶│  the first request is always `start`
 //!   │◀───────────── Reply{ready} ───────│  sealed, serving
 //!   │── Request{…} ────────────────────▶│
@@ -9,8 +11,10 @@
 //!   │◀───────────── Event{…} ───────────│  at any time
 //! ```
 //!
+//! A controller that takes the place of another greets as the first did, and is told again every event that still holds.
+//!
 //! A message has at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) bytes. An unknown field, a
-//! version other than [`VERSION`] or a descriptor that is missing, named twice or not named at all
+//! version other than the one agreed on or a descriptor that is missing, named twice or not named at all
 //! makes the whole message an error.
 
 mod backends;
@@ -36,8 +40,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{DomId, DomainName};
 
-/// The version of these messages. A peer with another one is refused by name.
+/// The version of these messages. It goes up when a message changes in a way that the other side must know of.
 pub const VERSION: u32 = 1;
+
+/// The oldest version that this build still speaks: a dom0 that was upgraded drives children that were started before it.
+pub const OLDEST: u32 = 1;
+
+/// What a controller says first: which versions it speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// The oldest.
+    pub oldest: u32,
+    /// The newest.
+    pub newest: u32,
+}
+
+impl Hello {
+    /// What this build speaks.
+    pub const OWN: Self = Self { oldest: OLDEST, newest: VERSION };
+
+    /// The newest version that both speak.
+    pub fn common(self, other: Self) -> Option<u32> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+/// What a child says to that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Welcome {
+    /// All that follows is of this version.
+    Version(u32),
+    /// They cannot talk; the text is one line for the operator.
+    Refused(String),
+}
 
 /// A position in the message's `SCM_RIGHTS` array. Each descriptor sent is named exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,7 +86,7 @@ pub struct FdIndex(pub u8);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request<R> {
-    /// Must be [`VERSION`].
+    /// Must be the one agreed on.
     pub version: u32,
     /// What to do.
     pub request: R,
@@ -77,4 +115,20 @@ pub struct Identity {
     /// The user id and group id of all the domain's processes. 0 is refused by the sandbox; a dom0 that does
     /// not run as root sends its own.
     pub uid: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_builds_speak_the_newest_version_that_both_know_or_none() {
+        let speaks = |oldest, newest| Hello { oldest, newest };
+        assert_eq!(speaks(1, 3).common(speaks(2, 5)), Some(3));
+        assert_eq!(speaks(2, 5).common(speaks(1, 3)), Some(3));
+        assert_eq!(speaks(1, 1).common(speaks(2, 2)), None);
+        assert_eq!(speaks(0, u32::MAX).common(Hello::OWN), Some(VERSION));
+        // Nonsense agrees with nobody.
+        assert_eq!(speaks(3, 1).common(speaks(1, 3)), None);
+    }
 }

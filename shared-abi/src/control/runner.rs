@@ -25,6 +25,9 @@ pub enum RunnerRequest {
     /// These devices have new backends, which go on where the ones before them stopped or died; answered with
     /// [`RunnerReply::Attached`].
     Attach(Vec<Attachment>),
+    /// Another end for COM1, in the place of one that has hung up; answered with [`RunnerReply::Done`]. What the guest has
+    /// sent meanwhile, as far as it is kept, goes there first.
+    Serial(FdIndex),
     /// Ask the device's backend for its configuration space again, and tell the guest if it has changed.
     ReadConfig(DeviceId),
 }
@@ -141,13 +144,16 @@ pub struct RunnerStatus {
     pub first_run_ns: Option<u64>,
     /// Why the machine stopped, if it has.
     pub stopped: Option<StopReason>,
+    /// The devices that nobody serves: they stand still.
+    pub without_backend: Vec<DeviceId>,
 }
 
 /// What a runner reports unasked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RunnerEvent {
-    /// The machine has stopped for good; the runner exits after this.
+    /// The machine has stopped for good. The runner stays, with what it knows, until dom0 ends it: a dom0 that was away
+    /// learns of it, too.
     Stopped(StopReason),
     /// A device's backend has closed its socket or broken the protocol; the device stands still.
     DeviceLost(DeviceId),

@@ -1,9 +1,10 @@
 //! The child's side of the control socket: one controller at a time, and the next when it goes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -54,22 +55,54 @@ pub struct Control {
     listener: OwnedFd,
     /// Controllers must have this uid: the one that started the process, before the sandbox changed it.
     controller: Uid,
-    current: Arc<Mutex<Option<Arc<Link>>>>,
+    current: Arc<Mutex<Current>>,
+}
+
+/// The controller of the moment, and what the next one has to be told.
+#[derive(Debug, Default)]
+struct Current {
+    link: Option<Arc<Link>>,
+    /// Events that still hold, by what they are about.
+    standing: BTreeMap<String, serde_json::Value>,
+}
+
+impl Current {
+    fn tell<E: Serialize>(&self, event: &E) {
+        if let Some(link) = &self.link {
+            let _ = link.try_send(&FromChild::<(), &E>::Event(event));
+        }
+    }
 }
 
 /// Sends events to whichever controller is there. Cheap to clone, usable from every thread.
 #[derive(Debug, Clone)]
-pub struct Events(Arc<Mutex<Option<Arc<Link>>>>);
+pub struct Events(Arc<Mutex<Current>>);
 
 impl Events {
     /// Sends an event and never waits: without a controller, or with one that does not read, it is dropped.
-    /// A controller that comes later asks for the state it missed.
     pub fn send<E: Serialize>(&self, event: &E) {
-        let link = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(link) = link {
-            let _ = link.try_send(&FromChild::<(), &E>::Event(event));
+        lock(&self.0).tell(event);
+    }
+
+    /// Sends an event that holds until it is [`Self::over`]: each controller that comes later is told as well. One for each
+    /// `about`, of which a program has a bounded number.
+    pub fn stand<E: Serialize>(&self, about: &str, event: &E) {
+        let mut current = lock(&self.0);
+        current.tell(event);
+        // Every event is made of names and numbers, which JSON can hold.
+        if let Ok(event) = serde_json::to_value(event) {
+            current.standing.insert(about.to_owned(), event);
         }
     }
+
+    /// What was said `about` this holds no more.
+    pub fn over(&self, about: &str) {
+        lock(&self.0).standing.remove(about);
+    }
+}
+
+fn lock(current: &Mutex<Current>) -> MutexGuard<'_, Current> {
+    current.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Control {
@@ -93,8 +126,8 @@ impl Control {
         Ok(Self { listener, controller: geteuid(), current: Arc::default() })
     }
 
-    /// Waits for a controller of the right uid; others are hung up on.
-    fn accept(&self) -> Result<Arc<Link>, ControlError> {
+    /// Waits for a connection of the right uid; others are hung up on.
+    fn connected(&self) -> Result<Link, ControlError> {
         loop {
             let fd = match accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
                 Ok(fd) => own(fd),
@@ -109,32 +142,42 @@ impl Control {
             let peer =
                 getsockopt(&fd, PeerCredentials).map_err(|errno| ControlError::Accept(errno.into()))?;
             if peer.uid() == self.controller.as_raw() {
-                let link = Arc::new(Link::from(fd));
-                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.clone());
-                return Ok(link);
+                return Ok(fd.into());
             }
         }
+    }
+
+    /// From now on this is the controller, and knows what holds.
+    fn follow(&self, link: Link) -> Arc<Link> {
+        let link = Arc::new(link);
+        let mut current = lock(&self.current);
+        current.link = Some(link.clone());
+        current.standing.values().for_each(|event| current.tell(event));
+        link
     }
 
     /// Accepts the first controller and receives the first request, which must be the start message.
     ///
     /// # Errors
-    /// [`ControlError::Nobody`] if none comes within a minute, [`ControlError::Start`] if it is no start message; the
-    /// controller has been told. Does not return if the controller hangs up instead: it has given this process up,
-    /// and knows it.
+    /// [`ControlError::Nobody`] if none comes within a minute, [`ControlError::Start`] if it is no start message, or of no
+    /// version that this program speaks; the controller has been told. Does not return if the controller hangs up instead:
+    /// it has given this process up, and knows it.
     pub fn accept_start<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
         // Whoever starts this process may die before it connects: then nobody would ever end it.
         let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         if poll(&mut listener, FIRST) == Ok(0) {
             return Err(ControlError::Nobody);
         }
-        let link = self.accept()?;
+        let given_up = |error| match error {
+            LinkError::Closed => std::process::exit(1),
+            error => ControlError::Start(error),
+        };
+        let link = self.follow(self.connected()?.greet().map_err(given_up)?);
         link.receive_request().map_err(|error| {
-            if matches!(error, LinkError::Closed) {
-                std::process::exit(1);
+            if !matches!(error, LinkError::Closed) {
+                self.refuse(chain(&error));
             }
-            let _ = link.try_send(&FromChild::<(), ()>::Failed(chain(&error)));
-            ControlError::Start(error)
+            given_up(error)
         })
     }
 
@@ -143,8 +186,7 @@ impl Control {
     /// # Errors
     /// There is no controller. Does not return if the controller hangs up: it has given this process up, and knows it.
     pub fn receive<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
-        let link = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let link = link.ok_or(ControlError::Nobody)?;
+        let link = lock(&self.current).link.clone().ok_or(ControlError::Nobody)?;
         loop {
             match link.receive_request() {
                 Ok(received) => return Ok(received),
@@ -176,7 +218,7 @@ impl Control {
 
     /// True if there was a controller and it has been answered.
     fn answer<A: Serialize>(&self, answer: Result<&A, String>) -> bool {
-        let link = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let link = lock(&self.current).link.clone();
         // A controller that has gone needs no answer.
         link.is_some_and(|link| match answer {
             Ok(reply) => link.send(&FromChild::<&A, ()>::Reply(reply), &[]).is_ok(),
@@ -201,10 +243,13 @@ impl Control {
         A: Serialize,
     {
         loop {
-            let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let current = lock(&self.current).link.clone();
             let link = match current {
                 Some(link) => link,
-                None => self.accept()?,
+                None => match self.connected()?.greet() {
+                    Ok(link) => self.follow(link),
+                    Err(_) => continue,
+                },
             };
             loop {
                 let answer = match link.receive_request::<R>() {
@@ -220,7 +265,7 @@ impl Control {
                     break;
                 }
             }
-            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            lock(&self.current).link = None;
         }
     }
 }
@@ -245,18 +290,20 @@ fn own(fd: RawFd) -> OwnedFd {
 #[cfg(test)]
 mod tests {
     use nix::sys::socket::connect;
-    use shared_abi::control::{BackendReply, BlockRequest, RunnerReply, RunnerRequest};
+    use shared_abi::control::{
+        BackendReply, BlockRequest, Hello, RunnerEvent, RunnerReply, RunnerRequest, Welcome,
+    };
 
     use super::*;
 
     fn dial(path: &Path) -> Link {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
-        fd.into()
+        Link::from(fd)
     }
 
     #[test]
-    fn the_next_controller_is_served_when_the_first_has_gone() {
+    fn the_next_controller_is_told_what_holds_and_served_when_the_first_has_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("runner.sock");
         let control = Control::listen(&path).unwrap();
@@ -264,6 +311,11 @@ mod tests {
             let (first, _) = control.accept_start::<RunnerRequest>().unwrap();
             assert_eq!(first, RunnerRequest::Resume);
             control.reply(&RunnerReply::Ready);
+            let events = control.events();
+            for n in 0..3 {
+                events.stand(&format!("d{n}"), &RunnerEvent::DeviceLost(format!("d{n}").parse().unwrap()));
+            }
+            events.over("d1");
             let mut served = 0;
             let _ = control.serve(|request: RunnerRequest, _| {
                 served += 1;
@@ -271,12 +323,24 @@ mod tests {
                 if request == RunnerRequest::Pause { Ok(RunnerReply::Done) } else { Err("not now".into()) }
             });
         });
-        let first = dial(&path);
+        let first = dial(&path).greeted().unwrap();
         first.send_request(&RunnerRequest::Resume, &[]).unwrap();
-        type Answer = FromChild<RunnerReply, ()>;
+        type Answer = FromChild<RunnerReply, RunnerEvent>;
         assert_eq!(first.receive::<Answer>().unwrap().0, Answer::Reply(RunnerReply::Ready));
+        for n in ["d0", "d1", "d2"] {
+            let lost = RunnerEvent::DeviceLost(n.parse().unwrap());
+            assert_eq!(first.receive::<Answer>().unwrap().0, Answer::Event(lost));
+        }
         drop(first);
-        let second = dial(&path);
+        // One that cannot talk to this program is told, and the next one is served.
+        let stranger = dial(&path);
+        stranger.send(&Hello { oldest: 70, newest: 71 }, &[]).unwrap();
+        assert!(matches!(stranger.receive::<Welcome>().unwrap().0, Welcome::Refused(_)));
+        let second = dial(&path).greeted().unwrap();
+        for n in ["d0", "d2"] {
+            let lost = RunnerEvent::DeviceLost(n.parse().unwrap());
+            assert_eq!(second.receive::<Answer>().unwrap().0, Answer::Event(lost));
+        }
         second.send_request(&RunnerRequest::Pause, &[]).unwrap();
         assert_eq!(second.receive::<Answer>().unwrap().0, Answer::Reply(RunnerReply::Done));
         second.send(&"nonsense", &[]).unwrap();
@@ -292,9 +356,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("block.sock");
         let control = Control::listen(&path).unwrap();
-        let link = dial(&path);
+        let accepted = std::thread::spawn(move || control.accept_start::<BlockRequest>().is_err());
+        let link = dial(&path).greeted().unwrap();
         link.send(&serde_json::json!({"version": 1, "request": {"start": {"disk": []}}}), &[]).unwrap();
-        assert!(control.accept_start::<BlockRequest>().is_err());
+        assert!(accepted.join().unwrap());
         match link.receive::<FromChild<BackendReply, ()>>().unwrap().0 {
             FromChild::Failed(text) => assert!(text.contains("disk"), "{text}"),
             other => panic!("{other:?}"),

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shared_abi::control::{Request, VERSION};
+use shared_abi::control::{Hello, Request, VERSION, Welcome};
 use shared_abi::limits::{MAX_FDS, MAX_MESSAGE};
 
 use crate::fds::Fds;
@@ -33,9 +33,12 @@ pub enum LinkError {
     /// Not JSON, or not of the message's type; the text names the field.
     #[error("control message not understood: {0}")]
     Malformed(#[source] serde_json::Error),
-    /// Of another version.
-    #[error("control message of version {0}: this program speaks {VERSION}")]
-    Version(u32),
+    /// Of another version than the one agreed on.
+    #[error("control message of version {0}, and {1} was agreed on")]
+    Version(u32, u32),
+    /// There is no version that both sides speak; the text is the child's.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl From<Errno> for LinkError {
@@ -49,7 +52,11 @@ impl From<Errno> for LinkError {
 
 /// One end of a connected `SOCK_SEQPACKET` socket.
 #[derive(Debug)]
-pub struct Link(OwnedFd);
+pub struct Link {
+    fd: OwnedFd,
+    /// Of the requests on it.
+    version: u32,
+}
 
 impl Link {
     /// Sends one message. On a non-blocking socket `LinkError::Io(WouldBlock)` means that nothing was sent.
@@ -86,7 +93,7 @@ impl Link {
         let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
         loop {
             match sendmsg::<()>(
-                self.0.as_raw_fd(),
+                self.fd.as_raw_fd(),
                 &[IoSlice::new(&bytes)],
                 control,
                 flags | MsgFlags::MSG_NOSIGNAL,
@@ -98,12 +105,75 @@ impl Link {
         }
     }
 
-    /// Sends one [`Request`] of this [`VERSION`].
+    /// Sends one [`Request`] of the version agreed on.
     ///
     /// # Errors
     /// See [`LinkError`].
     pub fn send_request<R: Serialize>(&self, request: &R, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        self.send(&Request { version: VERSION, request }, fds)
+        self.send(&Request { version: self.version, request }, fds)
+    }
+
+    /// A controller's greeting, all of it: says which versions it speaks and waits for the answer.
+    ///
+    /// # Errors
+    /// See [`Self::welcome`].
+    pub fn greeted(mut self) -> Result<Self, LinkError> {
+        self.hello()?;
+        self.welcome()?;
+        Ok(self)
+    }
+
+    /// A controller's first message.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn hello(&self) -> Result<(), LinkError> {
+        self.send(&Hello::OWN, &[])
+    }
+
+    /// Receives the answer to [`Self::hello`].
+    ///
+    /// # Errors
+    /// [`LinkError::Refused`] if there is no version that both speak; [`LinkError::Version`] if the child claims one that this
+    /// build does not.
+    pub fn welcome(&mut self) -> Result<(), LinkError> {
+        match self.receive()?.0 {
+            Welcome::Version(version) if (Hello::OWN.oldest..=Hello::OWN.newest).contains(&version) => {
+                self.version = version;
+                Ok(())
+            }
+            Welcome::Version(version) => Err(LinkError::Version(version, VERSION)),
+            Welcome::Refused(why) => Err(LinkError::Refused(why)),
+        }
+    }
+
+    /// A child's part of the greeting: hears which versions the controller speaks and says which it is to be. A controller
+    /// that is refused has been told.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn greet(mut self) -> Result<Self, LinkError> {
+        let heard = self.receive::<Hello>();
+        let refused = match heard {
+            Ok((theirs, _)) => match Hello::OWN.common(theirs) {
+                Some(version) => {
+                    self.send(&Welcome::Version(version), &[])?;
+                    self.version = version;
+                    return Ok(self);
+                }
+                None => {
+                    let Hello { oldest, newest } = Hello::OWN;
+                    LinkError::Refused(format!(
+                        "speaks the versions {oldest} to {newest} of dom0's messages, and dom0 {} to {}: start it again with a program of dom0's version",
+                        theirs.oldest, theirs.newest
+                    ))
+                }
+            },
+            Err(error @ (LinkError::Closed | LinkError::Io(_))) => return Err(error),
+            Err(error) => error,
+        };
+        let _ = self.send(&Welcome::Refused(crate::control::chain(&refused)), &[]);
+        Err(refused)
     }
 
     /// Receives one message and its descriptors.
@@ -121,7 +191,7 @@ impl Link {
     /// See [`LinkError::Version`] and the others.
     pub fn receive_request<R: DeserializeOwned>(&self) -> Result<(R, Fds), LinkError> {
         let (bytes, fds) = self.receive_bytes()?;
-        Ok((decode_request(&bytes)?, fds))
+        Ok((decode_request(&bytes, self.version)?, fds))
     }
 
     fn receive_bytes(&self) -> Result<(Vec<u8>, Fds), LinkError> {
@@ -131,7 +201,7 @@ impl Link {
         let (length, truncated, fds) = loop {
             let mut iov = [IoSliceMut::new(&mut bytes)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            match recvmsg::<()>(self.0.as_raw_fd(), &mut iov, Some(&mut control), flags) {
+            match recvmsg::<()>(self.fd.as_raw_fd(), &mut iov, Some(&mut control), flags) {
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
                 Ok(message) => {
@@ -154,13 +224,13 @@ impl Link {
     }
 }
 
-/// Parses the bytes of one [`Request`] and checks its version.
+/// Parses the bytes of one [`Request`] and checks that it is of the version `agreed` on.
 ///
 /// # Errors
 /// [`LinkError::Malformed`], which names the field, or [`LinkError::Version`].
-pub fn decode_request<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, LinkError> {
+pub fn decode_request<R: DeserializeOwned>(bytes: &[u8], agreed: u32) -> Result<R, LinkError> {
     let Request { version, request } = serde_json::from_slice(bytes).map_err(LinkError::Malformed)?;
-    if version == VERSION { Ok(request) } else { Err(LinkError::Version(version)) }
+    if version == agreed { Ok(request) } else { Err(LinkError::Version(version, agreed)) }
 }
 
 fn own_rights(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Vec<OwnedFd> {
@@ -179,19 +249,19 @@ fn own(fd: RawFd) -> OwnedFd {
 
 impl From<OwnedFd> for Link {
     fn from(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self { fd, version: VERSION }
     }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 impl AsRawFd for Link {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }
 
@@ -226,9 +296,30 @@ mod tests {
             (r#"{"version":1,"request":{"start":{"identity":3}}}"#, "Identity"),
             ("\u{0}", "not understood"),
         ] {
-            let error = decode_request::<RunnerRequest>(text.as_bytes()).unwrap_err().to_string();
+            let error = decode_request::<RunnerRequest>(text.as_bytes(), VERSION).unwrap_err().to_string();
             assert!(error.contains(part), "{error} does not name {part}");
         }
+    }
+
+    #[test]
+    fn a_controller_of_another_time_is_spoken_to_in_its_version_or_refused_by_name() {
+        let (a, b) = pair();
+        a.send(&Hello { oldest: 0, newest: VERSION + 7 }, &[]).unwrap();
+        let child = b.greet().unwrap();
+        assert_eq!(a.receive::<Welcome>().unwrap().0, Welcome::Version(VERSION));
+        assert_eq!(child.version, VERSION);
+
+        let (a, b) = pair();
+        a.send(&Hello { oldest: VERSION + 1, newest: VERSION + 2 }, &[]).unwrap();
+        assert!(matches!(b.greet(), Err(LinkError::Refused(_))));
+        let mut a = a;
+        let error = a.welcome().unwrap_err().to_string();
+        assert!(error.contains(&format!("dom0 {} to {}", VERSION + 1, VERSION + 2)), "{error}");
+
+        let (a, b) = pair();
+        a.send(&serde_json::json!({"version": 1, "request": "pause"}), &[]).unwrap();
+        assert!(b.greet().is_err());
+        assert!(matches!(a.receive::<Welcome>().unwrap().0, Welcome::Refused(_)));
     }
 
     #[test]

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use shared_abi::control::{BlockRequest, ConsoleRequest, NetRequest, Request, RunnerRequest, SwitchRequest, VERSION};
 
 fn check<R: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
-    if let Ok(request) = decode_request::<R>(bytes) {
+    if let Ok(request) = decode_request::<R>(bytes, VERSION) {
         let again = serde_json::to_vec(&Request { version: VERSION, request: &request }).expect("a message is JSON");
-        assert_eq!(decode_request::<R>(&again).expect("what we write we read"), request);
+        assert_eq!(decode_request::<R>(&again, VERSION).expect("what we write we read"), request);
     }
 }
 

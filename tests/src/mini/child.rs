@@ -61,8 +61,8 @@ impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
             }
             std::thread::sleep(Duration::from_millis(1));
         };
-        let mut child =
-            Self { process, link: socket.into(), events: VecDeque::new(), answers: VecDeque::new(), log };
+        let link = Link::from(socket).greeted().with_context(|| format!("cannot greet {program}"))?;
+        let mut child = Self { process, link, events: VecDeque::new(), answers: VecDeque::new(), log };
         let answer = child.ask(start, fds)?;
         Ok((child, answer))
     }

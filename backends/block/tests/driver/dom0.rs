@@ -46,7 +46,8 @@ pub fn controlled(dir: &Path) -> (Process, Link) {
 /// A connection to the control socket.
 pub fn dial(dir: &Path) -> Option<Link> {
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    connect(fd.as_raw_fd(), &UnixAddr::new(&dir.join("block.sock")).unwrap()).ok().map(|()| Link::from(fd))
+    connect(fd.as_raw_fd(), &UnixAddr::new(&dir.join("block.sock")).unwrap()).ok()?;
+    Some(Link::from(fd).greeted().unwrap())
 }
 
 /// A user that is not root, or whoever runs the test.

@@ -97,7 +97,7 @@ pub fn start_nics(plugs: Vec<Plug>) -> (Program, Answer, Vec<UnixStream>) {
     let dir = tempfile::tempdir().unwrap();
     let control = dir.path().join("net.sock");
     let child = Command::new(env!("CARGO_BIN_EXE_domus-net")).arg("--control").arg(&control).spawn().unwrap();
-    let link = dial(&control);
+    let link = dial(&control).greeted().unwrap();
     let mut fds = Outgoing::default();
     let (mut nics, mut streams) = (Vec::new(), Vec::new());
     for (index, plug) in plugs.into_iter().enumerate() {

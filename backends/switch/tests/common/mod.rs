@@ -86,7 +86,7 @@ impl Switch {
         let control = dir.path().join("switch.sock");
         let child =
             Command::new(env!("CARGO_BIN_EXE_domus-switch")).arg("--control").arg(&control).spawn().unwrap();
-        let link = dial(&control);
+        let link = dial(&control).greeted().unwrap();
         let switch = Self { child, link, _dir: dir };
         let start = SwitchStart { name: "lan".parse().unwrap(), uid: UID };
         assert_eq!(switch.ask(&SwitchRequest::Start(start)), Answer::Reply(BackendReply::Ready));
