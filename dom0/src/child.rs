@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use domus_startup::{Link, LinkError};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
+use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared_abi::Role;
@@ -163,6 +165,12 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             hour: Instant::now(),
             answers: PhantomData,
         })
+    }
+
+    /// The process that listens at the control socket, as the kernel knows it.
+    pub fn listener(&self) -> Option<Pid> {
+        let peer = getsockopt(self.link.get_ref(), PeerCredentials).ok()?;
+        Some(Pid::from_raw(peer.pid()))
     }
 
     /// Sends a request with its descriptors. Cancel safe: it is sent or it is not.

@@ -16,6 +16,8 @@ pub struct Commons {
     pub networks: Rc<Networks>,
     /// What their NICs share.
     pub switches: Rc<Switches>,
+    /// They end with the command that has begun them.
+    pub foreground: bool,
 }
 
 impl Commons {
@@ -25,6 +27,7 @@ impl Commons {
             networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
             switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
             supervisor,
+            foreground: false,
         }
     }
 
@@ -34,6 +37,7 @@ impl Commons {
             networks: Rc::new(Networks::of_others(config_dir, run.path())),
             switches: Rc::new(Switches::new(run.clone(), None)),
             supervisor,
+            foreground: true,
         }
     }
 }

@@ -15,6 +15,7 @@
 //! | [`supervisor`] | processes |
 //! | [`api`] | the Varlink interface `org.domus.Dom0` |
 //! | [`child`] | dom0's end of a child's control socket |
+//! | [`fault`] | where a test can kill it |
 //! | [`commons`], [`backoff`] | what all domains share; how soon what has died is started again |
 
 pub mod api;
@@ -23,6 +24,7 @@ pub mod child;
 pub mod commons;
 pub mod config;
 pub mod domain;
+pub mod fault;
 pub mod networks;
 pub mod notify;
 pub mod registry;

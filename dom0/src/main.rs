@@ -1,9 +1,8 @@
 //! The dom0 service: in the foreground, for a service manager or a terminal.
 //!
-//! SIGTERM, SIGINT or SIGHUP shuts every domain down (ACPI power button), waits `--grace` seconds at most, destroys what is
-//! left, and ends; a second one destroys at once. Domains do not outlive a dom0 that is told to stop, since no dom0
-//! takes up the domains of another yet; those of a dom0 that is *killed* go on running and can be destroyed by the
-//! next one.
+//! Domains outlive it, however it ends: the next dom0 takes them over. SIGTERM and SIGHUP end it like that, when no domain is
+//! just being built or removed. SIGINT (Ctrl-C) shuts every domain down (ACPI power button), waits `--grace` seconds at most,
+//! destroys what is left, and ends; a second one destroys at once.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,10 +31,13 @@ struct Args {
     /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
     #[arg(long, value_name = "DIR")]
     libexec_dir: Option<PathBuf>,
-    /// How long domains may take to shut down when the service stops
+    /// How long domains may take to shut down when the service is interrupted (Ctrl-C)
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
 }
+
+/// Within this time no domain is being built or removed any more, as far as that is worth waiting for.
+const QUIET: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -70,24 +72,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let dom0 = Dom0::new(run.clone(), Commons::of_service(&run, &args.config_dir, supervisor));
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
-    for (name, domid) in dom0.leftovers() {
-        dom0::say::line(format_args!(
-            "{name}: still runs (ID {domid}), left by a dom0 that was killed: domus destroy {name} removes it"
-        ));
-    }
-    dom0.commons().switches.begin();
     dom0.networks().begin().await;
+    dom0.adopt();
     dom0::notify::ready();
     dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
-    tokio::select! {
+    let leave = tokio::select! {
         never = server.serve(&dom0) => match never {},
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup.recv() => {}
-    }
+        _ = terminate.recv() => true,
+        _ = hangup.recv() => true,
+        _ = interrupt.recv() => false,
+    };
     drop(server);
     dom0::notify::stopping();
     let running = dom0.list().len();
+    if leave {
+        dom0.quiet(QUIET).await;
+        dom0::say::line(format_args!("dom0 stops: {running} domain(s) run on, for the next dom0"));
+        // Without a destructor: those end processes.
+        std::process::exit(0);
+    }
     if running > 0 {
         dom0::say::line(format_args!(
             "dom0 stops: shutting {running} domain(s) down, for {} s at most",
@@ -96,9 +99,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
     tokio::select! {
         () = dom0.retire(Duration::from_secs(args.grace)) => {}
-        _ = terminate.recv() => dom0.destroy_all().await,
         _ = interrupt.recv() => dom0.destroy_all().await,
-        _ = hangup.recv() => dom0.destroy_all().await,
     }
     dom0.networks().stop_all().await;
     Ok(())

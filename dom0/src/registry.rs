@@ -11,13 +11,15 @@ use shared_abi::{DomId, DomainName};
 use tokio::sync::oneshot;
 
 use crate::commons::Commons;
-use crate::config::DomainConfig;
+use crate::config::{self, DomainConfig, NetLink};
 use crate::domain::build::StartError;
 use crate::domain::operate::Order;
+use crate::domain::record::Source;
 use crate::domain::state::{Event, State};
 use crate::domain::{Command, Domain, Handle, View};
 use crate::networks::Networks;
 use crate::resources::links::Links;
+use crate::resources::orphans;
 use crate::resources::run_dir::{RunDir, RunDirError};
 use crate::resources::tap;
 
@@ -36,7 +38,7 @@ pub enum AskError {
         why: String,
     },
     /// It was left by a dom0 that was killed, and all that can be done is to destroy it.
-    #[error("{0}: was left by a dom0 that was killed: it can only be destroyed")]
+    #[error("{0}: was left by a dom0 before this one, and could not be taken over: it can only be destroyed")]
     LeftOver(DomainName),
 }
 
@@ -98,12 +100,59 @@ impl Dom0 {
             return Err(StartError::GivenUp);
         }
         let (domain, handle, created) = Domain::new(config, self.run.clone(), dir, self.commons.clone());
+        self.begin(domain, handle);
+        created.await.unwrap_or(Err(StartError::GivenUp))
+    }
+
+    /// Takes over what a service before this one has left: switches, domains, and processes that nobody has written down.
+    /// Must be called in a `LocalSet`, by the service that holds the [lock](Self::lock), before anything is created.
+    pub fn adopt(self: &Rc<Self>) {
+        self.commons.switches.begin();
+        for name in self.run.left() {
+            let Some((dir, record)) = self.run.take_over(&name) else { continue };
+            orphans::end(dir.path(), &record.known().collect::<Vec<_>>());
+            let Source { file, directory, text } = &record.source;
+            let config = match config::parse(file, directory, text) {
+                // Its directory's name is the domain's.
+                Ok(config) => DomainConfig { name: name.clone(), ..config },
+                Err(error) => {
+                    crate::say::line(format_args!(
+                        "{name}: cannot be taken over: {error}: it runs on as it is; domus destroy removes it"
+                    ));
+                    dir.leave();
+                    continue;
+                }
+            };
+            for net in &config.nets {
+                if let NetLink::Switch(switch) = &net.link {
+                    self.commons.switches.resume(switch, (name.clone(), net.id.clone()));
+                }
+            }
+            let (domain, handle) = Domain::left(config, self.run.clone(), dir, self.commons.clone(), record);
+            self.begin(domain, handle);
+        }
+        self.commons.switches.settle();
+    }
+
+    /// Has a domain's task run until nothing of it is left.
+    fn begin(self: &Rc<Self>, domain: Domain, handle: Handle) {
+        let (registry, name) = (self.clone(), handle.name.clone());
         self.domains.borrow_mut().insert(name.clone(), Rc::new(handle));
-        let registry = self.clone();
         tokio::task::spawn_local(domain.run(move || {
             registry.domains.borrow_mut().remove(&name);
         }));
-        created.await.unwrap_or(Err(StartError::GivenUp))
+    }
+
+    /// Waits until no domain is on its way from one state to the next, for `patience` at most: a good moment to leave them.
+    pub async fn quiet(&self, patience: Duration) {
+        self.stopping.set(true);
+        let moving = |view: &View| matches!(view.state, State::Building | State::Dying(_));
+        let settled = async {
+            while self.domains.borrow().values().any(|handle| moving(&handle.view.borrow())) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, settled).await;
     }
 
     /// The domain of this name.

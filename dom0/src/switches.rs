@@ -30,8 +30,8 @@ use crate::backoff::{self, GOOD_LIFE};
 use crate::child::{ChildError, ChildLink, one_line};
 use crate::domain::build::{StartError, uid};
 use crate::domain::chain;
-use crate::resources::record;
 use crate::resources::run_dir::RunDir;
+use crate::resources::{orphans, record};
 use crate::supervisor::{Job, Process, Supervisor};
 
 /// How long a switch may take to answer, and a domain waits for it.
@@ -67,14 +67,47 @@ impl Switches {
         Self { run, supervisor, switches: RefCell::default() }
     }
 
-    /// Ends what a service that was killed has left, if no domain is left that uses it.
+    /// Takes over the switches that a service before this one has left. Those that no domain [resumes](Self::resume) end
+    /// with [`Self::settle`].
     pub fn begin(&self) {
-        if self.run.leftovers().is_empty() {
-            for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
-                record::end(&entry.path().join("switch.json"));
-                let _ = fs::remove_dir_all(entry.path());
+        for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
+            if let Some(name) = entry.file_name().to_str().and_then(|name| name.parse::<SwitchName>().ok()) {
+                self.switch(&name);
             }
         }
+    }
+
+    /// A NIC was plugged in by a service before this one, and is still.
+    pub fn resume(&self, name: &SwitchName, port: Port) {
+        if let Some(switch) = self.switches.borrow_mut().get_mut(name) {
+            switch.ports.insert(port);
+        }
+    }
+
+    /// Ends the switches that have no NIC.
+    pub fn settle(&self) {
+        self.switches.borrow_mut().retain(|_, switch| !switch.ports.is_empty());
+        let known: Vec<_> = fs::read_dir(self.dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| record::read(&entry.path().join("switch.json")))
+            .collect();
+        for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
+            orphans::end(&entry.path(), &known);
+        }
+    }
+
+    /// The switch of this name, made where it is missing. None in a command.
+    fn switch(&self, name: &SwitchName) -> Option<()> {
+        let supervisor = self.supervisor.clone()?;
+        self.switches.borrow_mut().entry(name.clone()).or_insert_with(|| {
+            let (asks, asked) = mpsc::unbounded_channel();
+            let dir = self.dir().join(name.as_str());
+            let served = Served { name: name.clone(), dir, run: self.run.clone(), supervisor, asked };
+            Switch { ports: BTreeSet::new(), asks, task: tokio::task::spawn_local(served.run()) }
+        });
+        Some(())
     }
 
     fn dir(&self) -> PathBuf {
@@ -93,21 +126,12 @@ impl Switches {
         card: shared_abi::control::NetCard,
         fds: Outgoing,
     ) -> Result<(), String> {
-        let supervisor = self.supervisor.clone().ok_or_else(|| {
+        self.switch(name).ok_or_else(|| {
             format!(
                 "\"{name}\" needs the dom0 service, whose domains share it: start that, and use domus create"
             )
         })?;
-        {
-            let mut switches = self.switches.borrow_mut();
-            let switch = switches.entry(name.clone()).or_insert_with(|| {
-                let (asks, asked) = mpsc::unbounded_channel();
-                let dir = self.dir().join(name.as_str());
-                let served = Served { name: name.clone(), dir, run: self.run.clone(), supervisor, asked };
-                Switch { ports: BTreeSet::new(), asks, task: tokio::task::spawn_local(served.run()) }
-            });
-            switch.ports.insert(port.clone());
-        }
+        self.resume(name, port.clone());
         let (domain, _) = port;
         match self.ask(name, SwitchRequest::Plug { domain, card }, fds).await? {
             BackendReply::Done => Ok(()),
@@ -182,9 +206,14 @@ type SwitchLink = ChildLink<BackendReply, SwitchEvent>;
 impl Served {
     async fn run(mut self) {
         let mut young = 0_u32;
+        let mut found = self.found().await;
         loop {
             let since = Instant::now();
-            match self.start().await {
+            let started = match found.take() {
+                Some(found) => Ok(found),
+                None => self.start().await,
+            };
+            match started {
                 Ok((process, link)) => match self.serve(process, link).await {
                     Some(how) => self.say(young, &format!("domus-switch {how}: it is started again")),
                     None => break,
@@ -212,6 +241,15 @@ impl Served {
         if young < 3 {
             crate::say::line(format_args!("switch {}: {text}", self.name));
         }
+    }
+
+    /// The process that a service before this one has left, if it lives and talks.
+    async fn found(&self) -> Option<(Process, SwitchLink)> {
+        let process = Process::found(record::read(&self.dir.join("switch.json"))?)?;
+        let control = self.dir.join("switch.sock");
+        let link = timeout(PATIENCE, SwitchLink::connect(Role::Switch, &control, &process)).await;
+        // One that cannot be talked to ends here.
+        Some((process, link.ok()?.ok()?))
     }
 
     async fn start(&self) -> Result<(Process, SwitchLink), StartError> {

@@ -136,6 +136,8 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
     }
     let policy = Policy { on_poweroff: text.on_poweroff, on_reboot: text.on_reboot, on_crash: text.on_crash };
     Ok(DomainConfig {
+        directory: directory.to_owned(),
+        text: String::new(),
         file: file.into(),
         name,
         uuid,

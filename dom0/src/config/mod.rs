@@ -101,6 +101,10 @@ impl ConfigError {
 pub struct DomainConfig {
     /// The file it came from, for messages.
     pub file: PathBuf,
+    /// Where its relative paths start.
+    pub directory: PathBuf,
+    /// The text it was made from.
+    pub text: String,
     /// The domain's name.
     pub name: DomainName,
     /// Which machine it is.
@@ -201,7 +205,8 @@ pub fn parse(file: &Path, directory: &Path, text: &str) -> Result<DomainConfig, 
         ConfigError::new(file, if at == "." || at == "?" { "" } else { &at }, inner)
     })?;
     json.end().map_err(|error| ConfigError::new(file, "", error))?;
-    check::check(file, directory, parsed)
+    let config = check::check(file, directory, parsed)?;
+    Ok(DomainConfig { text: text.to_owned(), ..config })
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,14 +21,17 @@ use super::backend::Backend;
 use super::disks::Disks;
 use super::kept::Kept;
 use super::nets::{self, Nets};
+use super::record::ProcessRecord;
 use super::revive::Reviving;
 use crate::child::{ChildError, ChildLink, PATIENCE};
 use crate::commons::Commons;
 use crate::config::{ConfigError, DiskSource, DomainConfig, Net, NetLink};
+use crate::fault;
 use crate::resources::files::{self, For};
 use crate::resources::links::Links;
 use crate::resources::passt::PasstError;
-use crate::resources::run_dir::{DomainDir, ProcessRecord, Record, RunDirError, started};
+use crate::resources::record::Known;
+use crate::resources::run_dir::{DomainDir, RunDirError};
 use crate::resources::{host, sockets};
 use crate::supervisor::{Job, Limits, Process, SupervisorError};
 
@@ -153,7 +155,7 @@ async fn open(config: &DomainConfig) -> Result<Opened, StartError> {
 }
 
 /// The processes a config needs.
-fn roles(config: &DomainConfig) -> Vec<Role> {
+pub fn roles(config: &DomainConfig) -> Vec<Role> {
     let needed = |role: &Role| match role {
         Role::Block => config.disks.iter().any(|disk| disk.own().is_some()),
         Role::Net => config.nets.iter().any(Net::is_own),
@@ -179,7 +181,8 @@ pub fn uid(domid: DomId) -> u32 {
     if own.is_root() { FIRST_UID + domid.0 } else { own.as_raw() }
 }
 
-/// Builds the machine; its vCPUs are paused when this returns. Cancel safe: what was made is in `made`.
+/// Builds the machine; its vCPUs are paused when this returns. Cancel safe: what was made is in `made`, and written down by
+/// `keep` as often as there is something new.
 ///
 /// # Errors
 /// [`StartError`]; the caller removes what is in `made`.
@@ -188,6 +191,7 @@ pub async fn build(
     domid: DomId,
     dir: &DomainDir,
     commons: &Commons,
+    keep: &dyn Fn(&Incarnation),
     made: &mut Incarnation,
 ) -> Result<(), StartError> {
     made.domid = Some(domid);
@@ -211,26 +215,25 @@ pub async fn build(
             limits: Some(limits(config)),
         };
         let process = commons.supervisor.start(job).await?;
+        fault::point();
         match role {
             Role::Runner => made.runner = Some(Runner { process, link: None }),
             _ => made.backends.push(Backend::new(role, process)),
         }
     }
-    record(domid, dir, made).map_err(io_error("write the domain's state"))?;
+    keep(made);
 
     let identity = identity(config, domid);
     if let Some(links) = &links {
         // Where a build that is given up finds it.
-        Nets::open(config, domid, commons, links, &mut made.nets).await?;
+        Nets::open(config, domid, dir, commons, links, &mut made.nets).await?;
     }
-    let (serial, theirs) = sockets::pair().map_err(io_error("make a socket pair"))?;
-    let listener = UnixListener::bind(dir.console())
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(io_error("make the console's socket"))?;
     let Opened { kvm, kernel, initrd, disks } = opened;
     let nets = std::mem::take(&mut made.nets);
-    let kept =
-        made.kept.insert(Rc::new(Kept { disks: disks.into(), nets: nets.into(), serial: theirs, listener }));
+    made.kept = Some(Rc::new(Kept::new(disks, nets, dir.console())));
+    keep(made);
+    let kept = made.kept.as_ref().ok_or(StartError::GivenUp)?;
+    let serial = kept.make_console().map_err(io_error("make the console's socket"))?;
 
     let mut sockets = VecDeque::new();
     let mut starts = Vec::new();
@@ -258,7 +261,7 @@ pub async fn build(
         kernel: fds.add(kernel),
         initrd: initrd.map(|initrd| fds.add(initrd)),
         cmdline: config.cmdline.clone(),
-        serial: Some(fds.add(serial)),
+        serial: serial.map(|serial| fds.add(serial)),
         devices,
     };
 
@@ -266,6 +269,7 @@ pub async fn build(
     let runner = async {
         let Some(Runner { process, link }) = runner else { return Ok(()) };
         let connected = ChildLink::connect(Role::Runner, &dir.control(Role::Runner), process).await?;
+        fault::point();
         let link = link.insert(connected);
         link.send(&RunnerRequest::Start(Box::new(start)), &fds.into_vec()).await?;
         match link.answer(process, PATIENCE, "become ready").await? {
@@ -282,6 +286,7 @@ pub async fn build(
         backend.start(start).await
     });
     tokio::try_join!(try_join_all(backends), runner)?;
+    fault::point();
     Ok(())
 }
 
@@ -353,21 +358,15 @@ fn devices(
     Ok(devices)
 }
 
-/// Writes down which processes the domain has.
-///
-/// # Errors
-/// What the file system said.
-pub fn record(domid: DomId, dir: &DomainDir, made: &Incarnation) -> io::Result<()> {
-    let runner = made.runner.iter().map(|runner| (Role::Runner, runner.process.pid()));
-    let backends = made.backends.iter().map(|backend| (backend.role, backend.process.pid()));
-    let processes = runner.chain(backends).filter_map(|(role, pid)| {
-        let pid = pid.as_raw();
-        Some(ProcessRecord { role, pid, started: started(pid)? })
-    });
-    dir.write(&Record { domid, owner: std::process::id(), processes: processes.collect() })
-}
-
 impl Incarnation {
+    /// Its processes, for a dom0 that comes later.
+    pub fn processes(&self) -> Vec<ProcessRecord> {
+        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.process.pid()));
+        let backends = self.backends.iter().map(|backend| (backend.role, backend.process.pid()));
+        let known = |(role, pid)| Some(ProcessRecord { role, known: Known::of(pid)? });
+        runner.chain(backends).filter_map(known).collect()
+    }
+
     /// Ends the runner and the backends; the console stays, for its history.
     pub async fn stop_machine(&mut self) {
         self.reviving.clear();
@@ -391,12 +390,12 @@ impl Incarnation {
 
     /// Lets the console pass on the guest's last words: until it has read them, and a moment to send them on.
     async fn drain_console(&self) {
-        let Some(serial) = self.kept.as_ref().map(|kept| &kept.serial) else { return };
+        let Some(kept) = &self.kept else { return };
         if !self.backends.iter().any(|backend| backend.role == Role::Console && backend.link.is_some()) {
             return;
         }
         for _ in 0..100 {
-            if !sockets::has_unread(serial) {
+            if !kept.has_unread() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;

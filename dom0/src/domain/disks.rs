@@ -17,6 +17,8 @@ use shared_abi::control::{
 use shared_abi::nbd::NbdUri;
 
 use super::backend::{Message, Start};
+use super::kept::Kept;
+use super::record::{DiskRecord, FileId};
 use crate::config::{ConfigError, Disk, DiskData, DiskSource, DomainConfig, OnLoss, OwnDisk};
 use crate::resources::files::{self, Direct, For};
 use crate::resources::locks::Mark;
@@ -39,6 +41,10 @@ struct OpenDisk {
     /// A connection to a remote disk's server, for the next backend.
     connection: Option<OwnedFd>,
     backing: Vec<(String, File, ImageFormat)>,
+    /// What the two are, whatever their paths lead to later.
+    files: Vec<FileId>,
+    /// A dom0 before this one had it open, and the backend of then may have it still.
+    absent: bool,
     cache: Cache,
     limits: IoLimits,
     /// Its size as its backend has told it last.
@@ -68,6 +74,46 @@ impl Disks {
         Ok(Self { disks, limits: config.disk_limits })
     }
 
+    /// Those of a domain that a dom0 before this one had. Nothing of them is open here: a backend that lives has their locks.
+    pub fn taken_over(config: &DomainConfig, records: &[DiskRecord], limits: IoLimits) -> Self {
+        let own = |record: &DiskRecord| {
+            config.disks.iter().any(|disk| disk.id == record.id && disk.own().is_some())
+        };
+        let disks = records.iter().filter(|record| own(record)).map(|record| OpenDisk {
+            id: record.id.clone(),
+            image: None,
+            connection: None,
+            backing: Vec::new(),
+            files: record.files.clone(),
+            absent: true,
+            cache: record.cache,
+            limits: record.limits,
+            bytes: record.bytes,
+            lost: record.lost,
+            // No other mark has this number but by a chance that does not matter: then the lifeline tells.
+            given: std::process::id().wrapping_mul(65_537),
+        });
+        Self { disks: disks.collect(), limits }
+    }
+
+    /// What a dom0 that comes later must know of them.
+    pub fn records(&self) -> (Vec<DiskRecord>, IoLimits) {
+        let record = |disk: &OpenDisk| DiskRecord {
+            id: disk.id.clone(),
+            files: disk.files.clone(),
+            cache: disk.cache,
+            limits: disk.limits,
+            bytes: disk.bytes,
+            lost: disk.lost,
+        };
+        (self.disks.iter().map(record).collect(), self.limits)
+    }
+
+    /// True if some of them are not open here.
+    pub fn are_absent(&self) -> bool {
+        self.disks.iter().any(|disk| disk.absent)
+    }
+
     fn find(&mut self, id: &DeviceId) -> Option<&mut OpenDisk> {
         self.disks.iter_mut().find(|disk| disk.id == *id)
     }
@@ -95,7 +141,7 @@ impl Disks {
     /// How a disk's image is open; none for a remote one.
     pub fn cache(&self, disk: &DeviceId) -> Option<Cache> {
         let disk = self.disks.iter().find(|one| one.id == *disk)?;
-        disk.image.as_ref().map(|_| disk.cache)
+        (!disk.files.is_empty()).then_some(disk.cache)
     }
 
     /// Keeps a disk's size as its backend tells it.
@@ -240,8 +286,14 @@ impl OpenDisk {
             None => Cache::Writeback,
         };
         let limits = own.limits;
+        let files = image.iter().chain(behind.iter().map(|(_, file, _)| file)).map(files::id);
+        let files = files.collect::<Result<_, _>>().map_err(|error| {
+            ConfigError::new(&config.file, at("path"), format!("cannot be looked at: {error}"))
+        })?;
         Ok(Self {
             id: id.clone(),
+            files,
+            absent: false,
             image,
             connection,
             backing: behind,
@@ -284,6 +336,28 @@ impl OpenDisk {
             _ => return Err(io::ErrorKind::NotFound.into()),
         })
     }
+}
+
+/// Opens what a dom0 before this one had open, now that its backend is gone. Waits for what the kernel still does for that.
+///
+/// # Errors
+/// [`ConfigError`]; also if a path leads to another file than it did.
+pub async fn open_absent(config: &DomainConfig, kept: &Kept) -> Result<(), ConfigError> {
+    for (n, disk) in config.disks.iter().enumerate() {
+        let absent = |open: &&OpenDisk| open.id == disk.id && open.absent;
+        let known = kept.disks.borrow().disks.iter().find(absent).map(|open| open.files.clone());
+        let (Some(known), Some(own)) = (known, disk.own()) else { continue };
+        let opened = OpenDisk::open(config, n, &disk.id, own, For::Use).await?;
+        if opened.files != known {
+            let problem = "leads to another file than the one that the domain runs on: put that one back";
+            return Err(ConfigError::new(&config.file, format!("disks[{n}].path"), problem));
+        }
+        if let Some(open) = kept.disks.borrow_mut().find(&disk.id) {
+            (open.image, open.backing, open.connection) = (opened.image, opened.backing, opened.connection);
+            (open.cache, open.absent) = (opened.cache, false);
+        }
+    }
+    Ok(())
 }
 
 /// True if two backends must not be at these disks at a time: one reads metadata that the other writes, or a server serves

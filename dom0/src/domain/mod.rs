@@ -2,6 +2,7 @@
 //!
 //! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once.
 
+mod adopt;
 pub mod backend;
 pub mod build;
 pub mod check;
@@ -11,6 +12,7 @@ pub mod kept;
 pub mod nets;
 pub mod nics;
 pub mod operate;
+pub mod record;
 mod recovery;
 pub mod revive;
 pub mod state;
@@ -35,6 +37,7 @@ use crate::resources::run_dir::{DomainDir, RunDir};
 use build::{Incarnation, Runner, StartError, build};
 use happening::{BackendHappening, Happening};
 use operate::Order;
+use record::{Record, Source};
 use recovery::Held;
 pub use recovery::Trouble;
 use state::{Action, Event, State, step};
@@ -44,6 +47,9 @@ const LEAST_LIFE: Duration = Duration::from_secs(1);
 
 /// A guest that crashes time and again is started at least this often, and one that has lived as long starts afresh.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Lines about what the children of one incarnation said that are written.
+const LINES: u32 = 32;
 
 /// Within this time a runner says how it is, or is not asked again before it has.
 const STATUS: Duration = Duration::from_secs(1);
@@ -69,6 +75,23 @@ pub struct View {
     pub restarts: u64,
     /// What is amiss just now.
     pub troubles: Vec<Trouble>,
+}
+
+impl View {
+    /// Of a domain that has not been built yet.
+    fn first(config: &DomainConfig) -> Self {
+        Self {
+            domid: DomId(0),
+            state: State::Building,
+            memory: config.memory,
+            vcpus: config.vcpus,
+            runner: None,
+            ended: None,
+            crashed: false,
+            restarts: 0,
+            troubles: Vec::new(),
+        }
+    }
 }
 
 /// What a domain's task is asked.
@@ -143,6 +166,10 @@ pub struct Domain {
     pause: Duration,
     /// Lines about what children said that may still be written for this incarnation.
     lines_left: u32,
+    /// What a dom0 before this one has left of it, until that is taken over.
+    left: Option<Box<Record>>,
+    /// It could not be taken over: its processes are left to themselves.
+    abandoned: bool,
 }
 
 impl Domain {
@@ -153,20 +180,46 @@ impl Domain {
         dir: DomainDir,
         commons: Rc<Commons>,
     ) -> (Self, Handle, oneshot::Receiver<Result<DomId, StartError>>) {
+        let (created, creation) = oneshot::channel();
+        let first = View::first(&config);
+        let (mut domain, handle) = Self::made(config, run, dir, commons, first);
+        domain.actions.push_back(Action::Build);
+        domain.created = Some(created);
+        (domain, handle, creation)
+    }
+
+    /// Makes the task of a domain that a dom0 before this one has left in `dir`; [`Self::run`] it.
+    pub fn left(
+        config: DomainConfig,
+        run: RunDir,
+        dir: DomainDir,
+        commons: Rc<Commons>,
+        record: Record,
+    ) -> (Self, Handle) {
+        let first = View {
+            domid: record.domid,
+            state: record.state,
+            ended: record.ended.clone(),
+            crashed: record.crashed,
+            restarts: record.restarts,
+            ..View::first(&config)
+        };
+        let (mut domain, handle) = Self::made(config, run, dir, commons, first);
+        domain.programs.clone_from(&record.programs);
+        domain.left = Some(Box::new(record));
+        (domain, handle)
+    }
+
+    fn made(
+        config: DomainConfig,
+        run: RunDir,
+        dir: DomainDir,
+        commons: Rc<Commons>,
+        first: View,
+    ) -> (Self, Handle) {
         let (sender, commands) = mpsc::unbounded_channel();
         let (destroyer, destroy) = watch::channel(false);
-        let (created, creation) = oneshot::channel();
-        let first = View {
-            domid: DomId(0),
-            state: State::Building,
-            memory: config.memory,
-            vcpus: config.vcpus,
-            runner: None,
-            ended: None,
-            crashed: false,
-            restarts: 0,
-            troubles: Vec::new(),
-        };
+        let state = first.state;
         let (view, watcher) = watch::channel(first);
         let handle = Handle {
             name: config.name.clone(),
@@ -187,21 +240,26 @@ impl Domain {
             commands,
             destroy,
             view,
-            state: State::Building,
+            state,
             incarnation: Incarnation::default(),
-            actions: VecDeque::from([Action::Build]),
-            created: Some(created),
+            actions: VecDeque::new(),
+            created: None,
             failure: None,
             at_end: Vec::new(),
             last_build: None,
             pause: Duration::ZERO,
-            lines_left: 0,
+            lines_left: LINES,
+            left: None,
+            abandoned: false,
         };
-        (domain, handle, creation)
+        (domain, handle)
     }
 
     /// Runs the domain until nothing of it is left. `forget` is called before anybody is told that it is gone.
     pub async fn run(mut self, forget: impl FnOnce()) {
+        if let Some(record) = self.left.take() {
+            self.adopt(*record).await;
+        }
         while self.state != State::Dead {
             if let Some(action) = self.actions.pop_front() {
                 match self.act(action).await {
@@ -247,7 +305,11 @@ impl Domain {
                 Happening::Overdue => self.pause_for_the_lost(),
             }
         }
-        let Self { dir, commons, config, created, failure, at_end, .. } = self;
+        let Self { dir, commons, config, created, failure, at_end, abandoned, .. } = self;
+        if abandoned {
+            dir.leave();
+            return forget();
+        }
         drop(dir);
         commons.supervisor.release(&config.name);
         forget();
@@ -282,6 +344,41 @@ impl Domain {
             view.state = state;
             view.runner = runner;
         });
+        self.keep();
+    }
+
+    /// What a dom0 that comes later must know.
+    fn record(&self) -> Record {
+        let view = self.view.borrow();
+        let record = Record {
+            domid: view.domid,
+            owner: std::process::id(),
+            foreground: self.commons.foreground,
+            source: Source {
+                file: self.config.file.clone(),
+                directory: self.config.directory.clone(),
+                text: self.config.text.clone(),
+            },
+            state: self.state,
+            created: self.created.is_none(),
+            ended: view.ended.clone(),
+            crashed: view.crashed,
+            restarts: view.restarts,
+            programs: self.programs.clone(),
+            processes: Vec::new(),
+            passts: Vec::new(),
+            disks: Vec::new(),
+            disk_limits: self.config.disk_limits,
+            nics: Vec::new(),
+        };
+        record.of(&self.incarnation)
+    }
+
+    /// Writes down what a dom0 that comes later must know. One that cannot be written is told, and the domain goes on.
+    fn keep(&self) {
+        if self.state != State::Dead {
+            keep(&self.dir, &self.record(), &self.config.name);
+        }
     }
 
     async fn command(&mut self, command: Command) {
@@ -343,6 +440,7 @@ impl Domain {
                 self.retry().await;
                 self.request(&RunnerRequest::Resume, "let the guest run").await?;
                 if let (Some(created), Some(domid)) = (self.created.take(), self.incarnation.domid) {
+                    self.keep();
                     let _ = created.send(Ok(domid));
                     self.learn_sizes().await;
                 }
@@ -417,7 +515,7 @@ impl Domain {
         }
         let not_before = self.last_build.map(|last| last + self.pause);
         self.last_build = Some(not_before.map_or(Instant::now(), |at| at.max(Instant::now())));
-        self.lines_left = 32;
+        self.lines_left = LINES;
         let domid = match self.run.next_domid() {
             Ok(domid) => domid,
             Err(error) => {
@@ -430,12 +528,14 @@ impl Domain {
             view.crashed = false;
         });
         let commons = self.commons.clone();
+        let record = self.record();
+        let write = |made: &Incarnation| keep(&self.dir, &record.clone().of(made), &self.config.name);
         let result = {
             let building = async {
                 if let Some(at) = not_before {
                     sleep_until(at).await;
                 }
-                build(&self.config, domid, &self.dir, &commons, &mut self.incarnation).await
+                build(&self.config, domid, &self.dir, &commons, &write, &mut self.incarnation).await
             };
             let mut building = pin!(building);
             loop {
@@ -506,6 +606,12 @@ impl Domain {
             self.lines_left -= 1;
             self.say(text);
         }
+    }
+}
+
+fn keep(dir: &DomainDir, record: &Record, name: &DomainName) {
+    if let Err(error) = dir.write(record) {
+        crate::say::line(format_args!("{name}: cannot write the domain's state: {error}"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The NICs of a domain: what dom0 keeps open of them, and what it tells their backend, as often as one is started.
 //!
-//! What a driver has set is in a memory file that belongs to the incarnation and goes to every backend in turn; limits and
+//! What a driver has set is in a file that belongs to the incarnation and goes to every backend in turn; limits and
 //! cables that an operator has changed are kept here.
 
 use std::fmt;
@@ -11,20 +11,21 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use domus_startup::fds::Outgoing;
-use domus_startup::memfd;
 use shared_abi::control::{Identity, NetCard, NetNic, NetRequest, NetStart, NetWire, NicLimits};
-use shared_abi::limits::NIC_STATE_LEN;
 use shared_abi::{DeviceId, DomId, DomainName, SwitchName};
 use tokio::time::timeout;
 
 use super::backend::{Message, Start};
 use super::build::StartError;
 use super::kept::Kept;
+use super::record::{NicRecord, Record};
 use crate::commons::Commons;
 use crate::config::{ConfigError, DomainConfig, Net, NetLink};
 use crate::networks::Networks;
 use crate::resources::links::Links;
 use crate::resources::passt::{self, PASST_START, PasstError};
+use crate::resources::record::Known;
+use crate::resources::run_dir::DomainDir;
 use crate::resources::{sockets, steering, tap};
 use crate::supervisor::Process;
 use crate::switches::Switches;
@@ -67,6 +68,59 @@ enum OpenWire {
 }
 
 impl OpenWire {
+    /// Opens the wire of NIC `n`, whose interface has that in its name.
+    async fn open(
+        config: &DomainConfig,
+        domid: DomId,
+        n: usize,
+        net: &Net,
+        commons: &Commons,
+        links: &Links,
+    ) -> Result<Self, StartError> {
+        Ok(match &net.link {
+            NetLink::Bridge(bridge) => {
+                Self::tap(tap::on_bridge(config, domid, n, net, ("bridge", bridge), links).await?)
+            }
+            NetLink::Tap(name) => Self::tap(tap::existing(config, n, net, name, links).await?),
+            NetLink::Macvtap(lower) => Self::tap(tap::macvtap(config, domid, n, net, lower, links).await?),
+            NetLink::User(forwards) => {
+                let refuse = |error: PasstError| {
+                    ConfigError::new(&config.file, format!("nets[{n}].user"), super::chain(&error))
+                };
+                let started = passt::start(&*commons.supervisor, &config.name, &net.id, net.mtu, forwards);
+                let (passt, socket) = started.map_err(refuse)?;
+                // Without ports nothing is likely to be in its way, and nobody is made to wait.
+                if !forwards.is_empty()
+                    && let Ok(how) = timeout(PASST_START, passt.ended()).await
+                {
+                    return Err(refuse(PasstError::Ended(how)).into());
+                }
+                Self::User { passt: Some(passt), socket: Some(socket) }
+            }
+            NetLink::Network(name) => {
+                let bridge = commons.networks.bridge(name).await.map_err(|error| {
+                    ConfigError::new(&config.file, format!("nets[{n}].network"), super::chain(&error))
+                })?;
+                let bridge = ("network", bridge.as_str());
+                Self::tap(tap::on_bridge(config, domid, n, net, bridge, links).await?)
+            }
+            NetLink::Switch(_) | NetLink::VhostUser(_) => Self::Elsewhere,
+        })
+    }
+
+    /// Number of queue pairs.
+    fn pairs(&self) -> u16 {
+        match self {
+            Self::Tap { queues, .. } => queues.len() as u16,
+            Self::User { .. } | Self::Elsewhere => 1,
+        }
+    }
+
+    /// A tap that is not open here.
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Tap { queues, .. } if queues.is_empty())
+    }
+
     fn tap(queues: Vec<File>) -> Self {
         // A macvtap takes no program, and a dom0 without privileges may not load one: the kernel chooses by itself then.
         let steered = queues.first().filter(|_| queues.len() > 1);
@@ -143,54 +197,94 @@ impl Nets {
     pub async fn open(
         config: &DomainConfig,
         domid: DomId,
+        dir: &DomainDir,
         commons: &Commons,
         links: &Links,
         made: &mut Self,
     ) -> Result<(), StartError> {
         for (n, net) in config.nets.iter().enumerate() {
-            let wire = match &net.link {
-                NetLink::Bridge(bridge) => {
-                    OpenWire::tap(tap::on_bridge(config, domid, n, net, ("bridge", bridge), links).await?)
-                }
-                NetLink::Tap(name) => OpenWire::tap(tap::existing(config, n, net, name, links).await?),
-                NetLink::Macvtap(lower) => {
-                    made.macvtaps = Some(format!("vif{domid}."));
-                    OpenWire::tap(tap::macvtap(config, domid, n, net, lower, links).await?)
-                }
-                NetLink::User(forwards) => {
-                    let refuse = |error: PasstError| {
-                        ConfigError::new(&config.file, format!("nets[{n}].user"), super::chain(&error))
-                    };
-                    let started =
-                        passt::start(&*commons.supervisor, &config.name, &net.id, net.mtu, forwards);
-                    let (passt, socket) = started.map_err(refuse)?;
-                    // Without ports nothing is likely to be in its way, and nobody is made to wait.
-                    if !forwards.is_empty()
-                        && let Ok(how) = timeout(PASST_START, passt.ended()).await
-                    {
-                        return Err(refuse(PasstError::Ended(how)).into());
-                    }
-                    OpenWire::User { passt: Some(passt), socket: Some(socket) }
-                }
-                NetLink::Network(name) => {
-                    let bridge = commons.networks.bridge(name).await.map_err(|error| {
-                        ConfigError::new(&config.file, format!("nets[{n}].network"), super::chain(&error))
-                    })?;
-                    let bridge = ("network", bridge.as_str());
-                    OpenWire::tap(tap::on_bridge(config, domid, n, net, bridge, links).await?)
-                }
-                NetLink::Switch(_) | NetLink::VhostUser(_) => OpenWire::Elsewhere,
-            };
-            let pairs = match &wire {
-                OpenWire::Tap { queues, .. } => queues.len() as u16,
-                OpenWire::User { .. } | OpenWire::Elsewhere => 1,
-            };
-            let state = memfd::sealed("nic-state", NIC_STATE_LEN)
-                .map_err(|source| StartError::Io { act: "make a NIC's memory", source })?;
+            if matches!(net.link, NetLink::Macvtap(_)) {
+                made.macvtaps = Some(format!("vif{domid}."));
+            }
+            let wire = OpenWire::open(config, domid, n, net, commons, links).await?;
+            let pairs = wire.pairs();
+            let state =
+                dir.nic_state(n).map_err(|source| StartError::Io { act: "make a NIC's memory", source })?;
             let id = net.id.clone();
             made.nics.push(OpenNic { id, wire, pairs, state, limits: net.limits, up: net.up });
         }
         Ok(())
+    }
+
+    /// Those of a domain that a dom0 before this one had. No tap of them is open here; a passt that is not given here is
+    /// gone.
+    ///
+    /// # Errors
+    /// The memory of a NIC cannot be opened.
+    pub fn taken_over(
+        config: &DomainConfig,
+        record: &Record,
+        dir: &DomainDir,
+        commons: &Commons,
+        mut passts: Vec<(DeviceId, Process)>,
+    ) -> io::Result<Self> {
+        let mut taken = Self::default();
+        for (n, net) in config.nets.iter().enumerate() {
+            let Some(known) = record.nics.iter().find(|nic| nic.id == net.id) else { continue };
+            let wire = match &net.link {
+                NetLink::Bridge(_) | NetLink::Tap(_) | NetLink::Macvtap(_) | NetLink::Network(_) => {
+                    OpenWire::Tap { queues: Vec::new(), steering: None }
+                }
+                NetLink::User(_) => {
+                    let passt = passts.iter().position(|(nic, _)| *nic == net.id);
+                    OpenWire::User { passt: passt.map(|at| passts.swap_remove(at).1), socket: None }
+                }
+                NetLink::VhostUser(_) => OpenWire::Elsewhere,
+                NetLink::Switch(switch) => {
+                    let port = (config.name.clone(), net.id.clone());
+                    taken.plugged(commons.switches.clone(), switch.clone(), port);
+                    OpenWire::Elsewhere
+                }
+            };
+            if matches!(net.link, NetLink::Macvtap(_)) {
+                taken.macvtaps = Some(format!("vif{}.", record.domid));
+            }
+            taken.nics.push(OpenNic {
+                id: net.id.clone(),
+                wire,
+                pairs: known.pairs,
+                state: dir.nic_state(n)?,
+                limits: known.limits,
+                up: known.up,
+            });
+        }
+        Ok(taken)
+    }
+
+    /// What a dom0 that comes later must know of them: each NIC, and the process of each passt.
+    pub fn records(&self) -> (Vec<NicRecord>, Vec<(DeviceId, Known)>) {
+        let nics = self.nics.iter().map(|nic| NicRecord {
+            id: nic.id.clone(),
+            pairs: nic.pairs,
+            limits: nic.limits,
+            up: nic.up,
+        });
+        let passts = self.nics.iter().filter_map(|nic| match &nic.wire {
+            OpenWire::User { passt: Some(passt), .. } => Some((nic.id.clone(), Known::of(passt.pid())?)),
+            _ => None,
+        });
+        (nics.collect(), passts.collect())
+    }
+
+    /// NICs whose passt is not there.
+    pub fn without_passt(&self) -> Vec<DeviceId> {
+        let without = self.nics.iter().filter(|nic| matches!(nic.wire, OpenWire::User { passt: None, .. }));
+        without.map(|nic| nic.id.clone()).collect()
+    }
+
+    /// True if a tap of them is not open here.
+    pub fn are_absent(&self) -> bool {
+        self.nics.iter().any(|nic| nic.wire.is_absent())
     }
 
     fn find(&mut self, nic: &DeviceId) -> Option<&mut OpenNic> {
@@ -282,6 +376,17 @@ impl Nets {
         }
     }
 
+    /// Lets go of everything as it is: another dom0 may take it over.
+    pub fn leave(&mut self) {
+        self.plugs.clear();
+        self.macvtaps = None;
+        for nic in self.nics.drain(..) {
+            if let OpenWire::User { passt: Some(passt), .. } = nic.wire {
+                passt.leave();
+            }
+        }
+    }
+
     /// The start message of their backend.
     ///
     /// # Errors
@@ -318,6 +423,37 @@ impl Nets {
         let open = self.nics.iter().find(|open| open.id == net.id).ok_or(io::ErrorKind::NotFound)?;
         open.card(net, fds)
     }
+}
+
+/// Opens the taps that a dom0 before this one had open, now that its backend is gone and they with it.
+///
+/// # Errors
+/// [`StartError`]; also if one has another number of queues now.
+pub async fn open_absent(
+    config: &DomainConfig,
+    domid: DomId,
+    kept: &Kept,
+    commons: &Commons,
+) -> Result<(), StartError> {
+    if !kept.nets.borrow().are_absent() {
+        return Ok(());
+    }
+    let links = Links::open().map_err(|source| StartError::Io { act: "open rtnetlink", source })?;
+    for (n, net) in config.nets.iter().enumerate() {
+        let absent = |nic: &&OpenNic| nic.id == net.id && nic.wire.is_absent();
+        let Some(pairs) = kept.nets.borrow().nics.iter().find(absent).map(|nic| nic.pairs) else { continue };
+        if matches!(net.link, NetLink::Macvtap(_)) {
+            // It stays when nobody has it open. A new one has the same address.
+            tap::remove_macvtaps(&tap::vif(domid, n), &links).await;
+        }
+        // As many as it had, whatever the config leaves open.
+        let net = Net { pairs, pairs_given: true, ..net.clone() };
+        let wire = OpenWire::open(config, domid, n, &net, commons, &links).await?;
+        if let Some(nic) = kept.nets.borrow_mut().find(&net.id) {
+            nic.wire = wire;
+        }
+    }
+    Ok(())
 }
 
 impl OpenNic {

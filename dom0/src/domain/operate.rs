@@ -147,6 +147,7 @@ impl Domain {
         let limits = change.over(old);
         self.ask_block(&BlockRequest::Limit { disk: disk.clone(), limits }, Outgoing::default()).await?;
         kept.disks.borrow_mut().keep_limits(disk.as_ref(), limits);
+        self.keep();
         Ok(())
     }
 
@@ -158,6 +159,7 @@ impl Domain {
         };
         if let Some(kept) = &self.incarnation.kept {
             kept.disks.borrow_mut().keep_size(&disk, size);
+            self.keep();
         }
         let told = self.request(&RunnerRequest::ReadConfig(disk), "told the guest").await;
         told.map_err(|error| format!("it has {size} bytes, and the guest is not told: {}", chain(&error)))?;

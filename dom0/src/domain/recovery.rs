@@ -22,7 +22,7 @@ use shared_abi::{DeviceId, Role};
 use tokio::time::Instant;
 
 use super::backend::{Backend, Remains};
-use super::build::{StartError, identity, record};
+use super::build::{StartError, identity};
 use super::revive::{self, Lost, Means, Revived, Reviving};
 use super::state::Event;
 use super::{Domain, chain, disks};
@@ -218,6 +218,7 @@ impl Domain {
         let problem = match done {
             Ok(stalled) => {
                 self.view.send_modify(|view| view.restarts += 1);
+                self.keep();
                 let stalled = stalled.as_millis();
                 self.say_of_child(&format!("{lost} {how} and is back: devices stood still for {stalled} ms"));
                 return self.tell();
@@ -244,7 +245,7 @@ impl Domain {
         since: Instant,
         revived: Revived,
     ) -> Result<Duration, String> {
-        let Revived { backend, sockets } = revived;
+        let Revived { backend, sockets, serial } = revived;
         let mut fds = Outgoing::default();
         match lost {
             Lost::Server(disk) => {
@@ -271,6 +272,11 @@ impl Domain {
             Lost::Own(_) | Lost::Foreign(_) | Lost::Switch(_) => {}
         }
         let stalled = self.attach(sockets).await.map_err(|error| chain(&error))?;
+        if let Some(serial) = serial {
+            let request = RunnerRequest::Serial(fds.add(serial));
+            let taken = self.talk_with(&request, fds.into_vec(), ANSWER, "taken another serial line");
+            taken.await.map_err(|error| chain(&error))?;
+        }
         if let Some(backend) = backend {
             self.join(backend).await;
         }
@@ -281,11 +287,7 @@ impl Domain {
     async fn join(&mut self, backend: Backend) {
         let role = backend.role;
         self.incarnation.backends.push(backend);
-        if let Some(domid) = self.incarnation.domid
-            && let Err(error) = record(domid, &self.dir, &self.incarnation)
-        {
-            self.say(&format!("cannot write the domain's state: {error}"));
-        }
+        self.keep();
         if role == Role::Block {
             self.learn_sizes().await;
         }
@@ -300,6 +302,7 @@ impl Domain {
                 && let Some(kept) = &self.incarnation.kept
             {
                 kept.disks.borrow_mut().keep_size(&disk.id, disk_is.bytes);
+                self.keep();
             }
         }
     }
@@ -411,7 +414,7 @@ impl Domain {
         }
     }
 
-    fn passt_lost(&mut self, nic: DeviceId, how: String) {
+    pub(super) fn passt_lost(&mut self, nic: DeviceId, how: String) {
         if self.incarnation.reviving.iter().any(|one| one.lost == Lost::Own(Role::Net)) {
             return;
         }

@@ -28,6 +28,7 @@ use super::nets;
 use crate::backoff;
 use crate::commons::Commons;
 use crate::config::{DomainConfig, Net, NetLink};
+use crate::fault;
 use crate::resources::passt::{self, PASST_START};
 use crate::resources::{nbd, sockets};
 use crate::supervisor::{Job, Process};
@@ -66,6 +67,15 @@ pub struct Revived {
     pub backend: Option<Backend>,
     /// What the runner is to attach; of a remote disk or a NIC on passt, what its backend is to connect with.
     pub sockets: Vec<(DeviceId, OwnedFd)>,
+    /// The runner's end of a new serial line.
+    pub serial: Option<OwnedFd>,
+}
+
+impl Revived {
+    /// A connection for one device.
+    fn connection(device: DeviceId, socket: OwnedFd) -> Self {
+        Self { backend: None, sockets: vec![(device, socket)], serial: None }
+    }
 }
 
 /// An attempt under way.
@@ -130,6 +140,7 @@ impl Means {
             limits: Some(limits(&self.config)),
         };
         let mut backend = Backend::new(role, self.commons.supervisor.start(job).await?);
+        fault::point();
         backend.connect(&self.control).await?;
         Ok(backend)
     }
@@ -140,7 +151,12 @@ impl Means {
     /// It refuses, or a server that it needs cannot be reached.
     pub async fn serve(&self, mut backend: Backend) -> Result<Revived, StartError> {
         let io = |source| StartError::Io { act: "make what a backend is given", source };
+        let mut serial = None;
+        if backend.role == Role::Console {
+            serial = self.kept.make_console().map_err(io)?;
+        }
         if backend.role == Role::Block {
+            disks::open_absent(&self.config, &self.kept).await?;
             let unconnected = self.kept.disks.borrow().unconnected(&self.config);
             for (disk, uri) in unconnected {
                 let connection = dial(&uri).await?;
@@ -148,6 +164,7 @@ impl Means {
             }
         }
         if backend.role == Role::Net {
+            nets::open_absent(&self.config, self.identity.domid, &self.kept, &self.commons).await?;
             let unconnected = self.kept.nets.borrow().unconnected();
             for nic in unconnected {
                 let (passt, socket) = self.passt(&nic).await?;
@@ -156,11 +173,20 @@ impl Means {
         }
         let start = self.kept.start(backend.role, &self.config, &self.identity).map_err(io)?;
         let sockets = backend.start(start).await?;
-        Ok(Revived { backend: Some(backend), sockets })
+        Ok(Revived { backend: Some(backend), sockets, serial })
     }
 }
 
 impl Means {
+    /// True if what the backend is given cannot be given to another one at the same time.
+    pub fn one_at_a_time(&self, role: Role) -> bool {
+        match role {
+            Role::Block => disks::one_at_a_time(&self.config) || self.kept.disks.borrow().are_absent(),
+            Role::Net => self.kept.nets.borrow().are_absent(),
+            Role::Console | Role::Runner | Role::Switch => false,
+        }
+    }
+
     /// Another passt for a NIC. The one before it has ended then: both want the same ports.
     async fn passt(&self, nic: &DeviceId) -> Result<(Process, OwnedFd), StartError> {
         let old = self.kept.nets.borrow_mut().take_passt(nic);
@@ -180,7 +206,7 @@ pub fn own(means: Means, role: Role, attempts: u32, remains: Rc<Remains>) -> Att
         let gone = async {
             remains.gone().await.map_err(|source| StartError::Io { act: "watch a backend's remains", source })
         };
-        let in_turn = role == Role::Block && disks::one_at_a_time(&means.config);
+        let in_turn = means.one_at_a_time(role);
         if in_turn {
             let (backend, ()) = tokio::try_join!(means.connected(role), gone)?;
             return means.serve(backend).await;
@@ -203,7 +229,7 @@ pub fn foreign(
     Box::pin(async move {
         sleep(backoff::pause(attempts)).await;
         let socket = sockets::foreign(&config, &at, &path, true)?.ok_or(StartError::GivenUp)?;
-        Ok(Revived { backend: None, sockets: vec![(device, socket)] })
+        Ok(Revived::connection(device, socket))
     })
 }
 
@@ -211,7 +237,7 @@ pub fn foreign(
 pub fn server(device: DeviceId, uri: NbdUri, attempts: u32) -> Attempt {
     Box::pin(async move {
         sleep(backoff::pause(attempts)).await;
-        Ok(Revived { backend: None, sockets: vec![(device, dial(&uri).await?)] })
+        Ok(Revived::connection(device, dial(&uri).await?))
     })
 }
 
@@ -227,7 +253,7 @@ pub fn passt(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
             return Err(passt::PasstError::Ended(how).into());
         }
         means.kept.nets.borrow_mut().keep_passt(&nic, passt, None);
-        Ok(Revived { backend: None, sockets: vec![(nic, socket)] })
+        Ok(Revived::connection(nic, socket))
     })
 }
 
@@ -240,7 +266,7 @@ pub fn switch(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
             return Err(StartError::GivenUp);
         };
         let socket = nets::plug(&means.config, net, switch, &means.kept, &means.commons).await;
-        Ok(Revived { backend: None, sockets: vec![(nic, socket.map_err(StartError::Switch)?)] })
+        Ok(Revived::connection(nic, socket.map_err(StartError::Switch)?))
     })
 }
 

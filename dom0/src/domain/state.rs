@@ -22,12 +22,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use shared_abi::control::StopReason;
 
 use crate::config::{OnStop, Policy};
 
 /// Where a domain is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     /// Its processes are being started.
     Building,
@@ -49,7 +51,8 @@ pub enum State {
 }
 
 /// What follows when a guest that was asked to switch off has done so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AfterOff {
     /// What `on_poweroff` says.
     Policy,
@@ -60,7 +63,8 @@ pub enum AfterOff {
 }
 
 /// What follows when everything of an incarnation is removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Next {
     /// Nothing.
     Dead,

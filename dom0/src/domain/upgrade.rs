@@ -18,7 +18,8 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::build::StartError;
 use super::revive::{Lost, Revived};
-use super::{Domain, chain, disks};
+use super::{Domain, chain};
+use crate::fault;
 
 /// Within this time a runner has let go of its devices. It waits for each backend as long as for any answer.
 const DRAIN: Duration = Duration::from_secs(120);
@@ -59,18 +60,20 @@ impl Domain {
         // Nothing of the old one is touched before the new one is there. Where both can be at the same data, it serves
         // before the old one stops.
         let failed = |error: StartError| chain(&error);
-        let one_at_a_time = role == Role::Block && disks::one_at_a_time(&self.config);
+        let one_at_a_time = means.one_at_a_time(role);
         let new = means.connected(role).await.map_err(failed)?;
         let new = match one_at_a_time {
             true => New::Connected(new),
             false => New::Serves(means.serve(new).await.map_err(failed)?),
         };
         let drained = self.detach(role).await?;
+        fault::point();
         let old = self.incarnation.backends.swap_remove(served);
         let (process, remains) = old.into_parts();
         self.held.clear();
         let exchanged = async {
             process.kill();
+            fault::point();
             // A NIC's backend resets its tap when it is let go of, and must be gone before the next one sets it up.
             if drained && role == Role::Block && !one_at_a_time {
                 tokio::task::spawn_local(process.reap());
@@ -87,6 +90,7 @@ impl Domain {
         match exchanged.await {
             Ok(stalled) => {
                 self.programs.extend(means.program.map(|program| (role, program)));
+                self.keep();
                 self.tell();
                 Ok(stalled)
             }

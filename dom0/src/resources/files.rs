@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::time::{Instant, sleep};
 
 use crate::config::{ConfigError, DomainConfig};
+use crate::domain::record::FileId;
 
 use super::locks::{self, Lock};
 
@@ -100,6 +101,16 @@ pub fn blob(config: &DomainConfig, at: &str, path: &Path) -> Result<File, Config
     }
     open_same(path, &meta, OpenOptions::new().read(true), OFlag::empty())
         .map_err(|e| refuse(says(path, &e, cure)))
+}
+
+/// Which file it is, whatever it is called.
+///
+/// # Errors
+/// What `fstat(2)` said.
+pub fn id(file: &File) -> io::Result<FileId> {
+    let meta = file.metadata()?;
+    let device = if meta.file_type().is_block_device() { meta.rdev() } else { 0 };
+    Ok((meta.dev(), meta.ino(), device))
 }
 
 /// Opens the image at the JSON path `at` and locks it: one writer, or any number of readers. To be used, an image that

@@ -7,6 +7,7 @@ pub mod host;
 pub mod links;
 pub mod locks;
 pub mod nbd;
+pub mod orphans;
 pub mod passt;
 pub mod programs;
 pub mod record;

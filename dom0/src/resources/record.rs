@@ -1,4 +1,4 @@
-//! A process that serves several domains, written down so that a dom0 that comes after this one can end it.
+//! Processes, written down so that a dom0 that comes after this one can tell them from every other.
 
 use std::fs;
 use std::io;
@@ -10,17 +10,42 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::run_dir::started;
 use crate::supervisor::spawn::{open_pidfd, signal};
 
 /// Within this time a process that was killed ends, in milliseconds.
 const END: u16 = 1000;
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    pid: i32,
-    /// Its start in clock ticks after boot: a reused pid has another.
-    started: u64,
+/// One process, and no other that has got its pid since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Its process id.
+    pub pid: i32,
+    /// Its start in clock ticks after boot (field 22 of `/proc/PID/stat`): a reused pid has another.
+    pub started: u64,
+}
+
+impl Known {
+    /// The process that has this pid now, if it lives.
+    pub fn of(pid: Pid) -> Option<Self> {
+        let pid = pid.as_raw();
+        Some(Self { pid, started: started(pid)? })
+    }
+
+    /// It lives. One that has ended and waits for its parent does not.
+    pub fn lives(&self) -> bool {
+        self.pid > 1 && started(self.pid) == Some(self.started)
+    }
+}
+
+/// The start time of a process, if it lives.
+fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is in parentheses and may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// Writes a process down.
@@ -28,22 +53,21 @@ struct Record {
 /// # Errors
 /// What the file system said.
 pub fn write(file: &Path, pid: Pid) -> io::Result<()> {
-    let pid = pid.as_raw();
-    let record = started(pid).map(|started| Record { pid, started });
-    fs::write(file, serde_json::to_string(&record)?)
+    fs::write(file, serde_json::to_string(&Known::of(pid))?)
 }
 
-/// Kills the process that is written down in `file`, if there is one that is that one still. Waits for its end, a second
-/// at most.
+/// The process that is written down in `file`, if it lives.
+pub fn read(file: &Path) -> Option<Known> {
+    let text = fs::read_to_string(file).ok()?;
+    serde_json::from_str::<Option<Known>>(&text).ok()?.filter(Known::lives)
+}
+
+/// Kills the process that is written down in `file`, if it lives. Waits for its end, a second at most.
 pub fn end(file: &Path) {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let Ok(Some(Record { pid, started: then })) = serde_json::from_str::<Option<Record>>(&text) else {
-        return;
-    };
     // Held before it is looked at: what is killed is what was looked at.
-    if pid > 1
-        && let Ok(pidfd) = open_pidfd(Pid::from_raw(pid))
-        && started(pid) == Some(then)
+    if let Some(known) = read(file)
+        && let Ok(pidfd) = open_pidfd(Pid::from_raw(known.pid))
+        && known.lives()
     {
         signal(pidfd.as_fd(), Signal::SIGKILL);
         let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(END));

@@ -3,12 +3,13 @@
 //! ```text
 //! /run/domus/              dom0.sock, dom0.lock, next-domid
 //! /run/domus/networks/NAME/ see [`networks`](crate::networks)
-//! /run/domus/domains/NAME/ runner.sock, block.sock, net.sock, console.sock, state.json
+//! /run/domus/domains/NAME/ runner.sock, block.sock, net.sock, console.sock, state.json,
+//!                          nicN.state
 //! ```
 //!
-//! A domain's directory is its claim on the name: it is made with the domain, locked while whoever made it lives,
-//! and removed with the domain. One that is not locked was left by a dom0 that was killed; `state.json` says which
-//! processes it had, so that they can be ended without a doubt about who they are.
+//! A domain's directory is its claim on the name: it is made with the domain, locked while the dom0 lives that has it,
+//! and removed with the domain. One that is not locked was left by a dom0 that has ended: the next one takes it over.
+//! `state.json` says what it needs for that, and which processes there are, so that there is no doubt about who they are.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -22,9 +23,12 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+use shared_abi::limits::NIC_STATE_LEN;
 use shared_abi::{DomId, DomainName, Role};
 
+use super::record::Known;
+use crate::domain::record::Record;
+use crate::fault;
 use crate::supervisor::spawn::{open_pidfd, signal};
 
 /// Within this time a process that was killed ends.
@@ -90,9 +94,9 @@ pub enum RunDirError {
     /// Its processes were killed and do not end.
     #[error("the processes of \"{0}\" were killed and do not end: see what they wait for, and try again")]
     DoNotEnd(DomainName),
-    /// Its processes were left by a dom0 that was killed.
+    /// Its processes were left by a dom0 before this one.
     #[error(
-        "a domain named \"{0}\" still runs, left by a dom0 that was killed: destroy it, or change the name"
+        "a domain named \"{0}\" still runs, and this dom0 could not take it over: destroy it, or change the name"
     )]
     LeftOver(DomainName),
 }
@@ -110,35 +114,6 @@ pub fn owner(run: &Path, name: &DomainName) -> Option<String> {
     }
 }
 
-/// What a domain's directory says about it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// The domain's number.
-    pub domid: DomId,
-    /// The process of the dom0 that made it.
-    pub owner: u32,
-    /// Its processes.
-    pub processes: Vec<ProcessRecord>,
-}
-
-/// One process of a domain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessRecord {
-    /// What it is for.
-    pub role: Role,
-    /// Its process id.
-    pub pid: i32,
-    /// Its start in clock ticks after boot (field 22 of `/proc/PID/stat`): a reused pid has another.
-    pub started: u64,
-}
-
-impl ProcessRecord {
-    /// It is still there, and not another one that has got its pid.
-    fn lives(&self) -> bool {
-        self.pid > 1 && started(self.pid) == Some(self.started)
-    }
-}
-
 /// The run directory.
 #[derive(Debug, Clone)]
 pub struct RunDir {
@@ -147,13 +122,6 @@ pub struct RunDir {
 
 fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, RunDirError> {
     result.map_err(|source| RunDirError::Io { path: path.into(), source })
-}
-
-/// The start time of a process, if there is one.
-pub fn started(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is in parentheses and may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 impl RunDir {
@@ -270,8 +238,8 @@ impl RunDir {
         let Some(lock) = self.lock_domain(name, &path)? else { return Ok(false) };
         let mut dir = DomainDir { path, stays: false, _lock: lock };
         // Held before they are looked at once more: what is killed is what was looked at.
-        let open = |process: &ProcessRecord| open_pidfd(Pid::from_raw(process.pid)).ok();
-        let held: Vec<_> = dir.leftovers().iter().filter_map(|p| Some((p.clone(), open(p)?))).collect();
+        let open = |process: &Known| open_pidfd(Pid::from_raw(process.pid)).ok();
+        let held: Vec<_> = dir.leftovers().iter().filter_map(|p| Some((*p, open(p)?))).collect();
         let mut dying: Vec<_> = held.into_iter().filter(|(process, _)| process.lives()).collect();
         dying.iter().for_each(|(_, pidfd)| signal(pidfd.as_fd(), Signal::SIGKILL));
         let deadline = Instant::now() + END;
@@ -308,6 +276,24 @@ impl RunDir {
             record.map(|record| (name, record))
         });
         left.collect()
+    }
+
+    /// The domains that a dom0 before this one has left.
+    pub fn left(&self) -> Vec<DomainName> {
+        let entries = fs::read_dir(self.path.join("domains")).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<DomainName>().ok());
+        names.filter(|name| matches!(self.lock_domain(name, &self.domain_path(name)), Ok(Some(_)))).collect()
+    }
+
+    /// Takes over what a dom0 before this one has left of a domain. None if there is nothing, or it is somebody's.
+    pub fn take_over(&self, name: &DomainName) -> Option<(DomainDir, Record)> {
+        let path = self.domain_path(name);
+        let lock = self.lock_domain(name, &path).ok()??;
+        let mut dir = DomainDir { path, stays: false, _lock: lock };
+        let record = dir.record()?;
+        // It was begun in the foreground, and whoever began it cleans up.
+        dir.stays = record.foreground;
+        (!record.foreground).then_some((dir, record))
     }
 
     /// None if the directory was removed meanwhile.
@@ -351,6 +337,11 @@ pub struct DomainDir {
 }
 
 impl DomainDir {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The control socket of a child.
     pub fn control(&self, role: Role) -> PathBuf {
         self.path.join(format!("{role}.sock"))
@@ -366,19 +357,41 @@ impl DomainDir {
     /// # Errors
     /// What the file system said.
     pub fn write(&self, record: &Record) -> io::Result<()> {
+        fault::point();
         let new = self.path.join("state.json.new");
         fs::write(&new, serde_json::to_vec(record)?)?;
-        fs::rename(new, self.path.join("state.json"))
+        fs::rename(new, self.path.join("state.json"))?;
+        fault::point();
+        Ok(())
     }
 
     fn record(&self) -> Option<Record> {
         read_record(&self.path)
     }
 
-    /// The processes of a killed dom0 that live on.
-    fn leftovers(&self) -> Vec<ProcessRecord> {
-        let processes = self.record().map(|record| record.processes).unwrap_or_default();
-        processes.into_iter().filter(ProcessRecord::lives).collect()
+    /// The memory of NIC `n`: what its driver has set, for as long as the domain runs. Made where it is missing.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn nic_state(&self, n: usize) -> io::Result<File> {
+        let path = self.path.join(format!("nic{n}.state"));
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        file.set_len(NIC_STATE_LEN)?;
+        Ok(file)
+    }
+
+    /// Leaves everything as it is, for another dom0.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
+
+    /// The processes of a dom0 that has ended that live on.
+    fn leftovers(&self) -> Vec<Known> {
+        self.record()
+            .into_iter()
+            .flat_map(|record| record.known().filter(Known::lives).collect::<Vec<_>>())
+            .collect()
     }
 
     /// Removes every file in it.
@@ -401,9 +414,32 @@ impl Drop for DomainDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::record::{ProcessRecord, Source};
+    use crate::domain::state::State;
 
     fn name(text: &str) -> DomainName {
         text.parse().unwrap()
+    }
+
+    /// A domain whose runner is this process.
+    fn record(known: Known) -> Record {
+        Record {
+            domid: DomId(4),
+            owner: 1,
+            foreground: false,
+            source: Source::default(),
+            state: State::Running,
+            created: true,
+            ended: None,
+            crashed: false,
+            restarts: 0,
+            programs: Default::default(),
+            processes: vec![ProcessRecord { role: Role::Runner, known }],
+            passts: Vec::new(),
+            disks: Vec::new(),
+            disk_limits: Default::default(),
+            nics: Vec::new(),
+        }
     }
 
     #[test]
@@ -425,8 +461,7 @@ mod tests {
         let pid = child.id() as i32;
         let path = dir.path().join("domains/web1");
         fs::create_dir(&path).unwrap();
-        let process = ProcessRecord { role: Role::Runner, pid, started: started(pid).unwrap() };
-        let record = Record { domid: DomId(4), owner: 1, processes: vec![process] };
+        let record = record(Known::of(Pid::from_raw(pid)).unwrap());
         fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(run.claim(&name("web1")), Err(RunDirError::LeftOver(_))));
         assert_eq!(run.leftovers(), [(name("web1"), record)]);
@@ -442,9 +477,8 @@ mod tests {
         let run = RunDir::open(dir.path()).unwrap();
         let path = dir.path().join("domains/web1");
         fs::create_dir(&path).unwrap();
-        let own = std::process::id() as i32;
-        let process = ProcessRecord { role: Role::Runner, pid: own, started: started(own).unwrap() + 1 };
-        let record = Record { domid: DomId(4), owner: 1, processes: vec![process] };
+        let own = Known::of(Pid::this()).unwrap();
+        let record = record(Known { started: own.started + 1, ..own });
         fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(run.leftovers().is_empty());
         drop(run.claim(&name("web1")).unwrap());

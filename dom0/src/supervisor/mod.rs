@@ -24,6 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::resources::record::Known;
 use crate::resources::watch;
 pub use direct::Direct;
 
@@ -125,6 +126,19 @@ pub struct Process {
 impl Process {
     fn new(pid: Pid, pidfd: OwnedFd) -> io::Result<Self> {
         Ok(Self { pid, pidfd: watch::readable(pidfd)?, words: None, reaped: false })
+    }
+
+    /// A process that a dom0 before this one has started, if it lives.
+    pub fn found(known: Known) -> Option<Self> {
+        let pid = Pid::from_raw(known.pid);
+        // Held before it is looked at: it is the one that was looked at.
+        let pidfd = spawn::open_pidfd(pid).ok()?;
+        if known.lives() { Self::new(pid, pidfd).ok() } else { None }
+    }
+
+    /// Lets go of it: it lives on.
+    pub fn leave(mut self) {
+        self.reaped = true;
     }
 
     /// Its process id.

@@ -109,7 +109,14 @@ impl Host {
     }
 
     pub fn start_service(&mut self) {
+        assert!(self.start_faulty_service(None), "dom0 ended before it served");
+    }
+
+    /// Starts a service that kills itself at its `fault`-th step, if that is given (a debug build does); false if it did so
+    /// before it served.
+    pub fn start_faulty_service(&mut self, fault: Option<u32>) -> bool {
         let mut child = Command::new(programs().join("dom0"))
+            .envs(fault.map(|n| ("DOMUS_FAULT", n.to_string())))
             .arg("--run-dir")
             .arg(self.run_dir())
             .arg("--config-dir")
@@ -121,25 +128,32 @@ impl Host {
             .unwrap();
         // It says on standard error when it serves; the rest is passed on to the test's output.
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        for line in lines.by_ref() {
-            let line = line.unwrap();
+        let serves = lines.by_ref().map_while(Result::ok).any(|line| {
             eprintln!("dom0: {line}");
-            if line.starts_with("dom0 serves ") {
-                break;
-            }
-        }
+            line.starts_with("dom0 serves ")
+        });
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("dom0: {line}")));
         self.dom0 = Some(child);
+        serves
     }
 
     pub fn service(&mut self) -> &mut Child {
         self.dom0.as_mut().unwrap()
     }
 
-    /// Ends the service in the orderly way.
+    /// Ends the service, and its domains with it.
     pub fn stop_service(&mut self) {
+        self.end_service(nix::sys::signal::SIGINT);
+    }
+
+    /// Ends the service in the orderly way; its domains go on.
+    pub fn leave_service(&mut self) {
+        self.end_service(nix::sys::signal::SIGTERM);
+    }
+
+    fn end_service(&mut self, how: nix::sys::signal::Signal) {
         let mut child = self.dom0.take().unwrap();
-        signal(child.id(), nix::sys::signal::SIGTERM);
+        signal(child.id(), how);
         assert!(child.wait().unwrap().success(), "dom0 did not end well");
     }
 
@@ -265,6 +279,17 @@ impl Host {
             .collect()
     }
 
+    /// The processes of domains here.
+    pub fn pids(&self) -> Vec<u32> {
+        let marker = self.run_dir().join("domains").display().to_string();
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let ours = processes.filter(|process| {
+            let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(&marker)
+        });
+        ours.filter_map(|process| process.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// The process whose control socket is this one of a domain's.
     pub fn pid_of(&self, domain: &str, socket: &str) -> Option<u32> {
         let control = self.run_dir().join("domains").join(domain).join(socket).display().to_string();
@@ -288,13 +313,15 @@ impl Drop for Host {
         if let Some(mut child) = self.dom0.take() {
             end(&mut child);
         }
+        // Those of a service that was killed, where a test has failed.
+        self.pids().into_iter().for_each(|pid| signal(pid, nix::sys::signal::SIGKILL));
     }
 }
 
 /// Ends a process that takes a second signal as a wish to hurry.
 pub fn end(child: &mut Child) {
     while child.try_wait().unwrap().is_none() {
-        signal(child.id(), nix::sys::signal::SIGTERM);
+        signal(child.id(), nix::sys::signal::SIGINT);
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,0 +1,129 @@
+//! What a domain's directory says about it: all that a dom0 needs that comes after this one.
+//!
+//! It is written before a step is taken that outlives this process, and again when that step is done, each time as a
+//! whole. Whoever reads it does the step again, or takes it back:
+//!
+//! | it says | a dom0 that comes later |
+//! |---|---|
+//! | building, nobody told | removes what is there: whoever asked for the domain was told nothing |
+//! | building, it has run before | removes what is there, and builds it |
+//! | running, paused, stopping | takes over the processes that live, replaces the others, and asks the runner for the same again |
+//! | preserved | takes over the console |
+//! | being removed | removes what is left, and builds the next one where it was to be restarted |
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use shared_abi::control::{Cache, IoLimits, NicLimits};
+use shared_abi::{DeviceId, DomId, Role};
+
+use super::build::Incarnation;
+use super::state::State;
+use crate::resources::record::Known;
+
+/// A domain as it is on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The domain's number.
+    pub domid: DomId,
+    /// The process of the dom0 that wrote this.
+    pub owner: u32,
+    /// It is a `domus run`'s: nobody takes it over.
+    pub foreground: bool,
+    /// The running config.
+    pub source: Source,
+    /// Where it is in its life.
+    pub state: State,
+    /// Whoever asked for it was told that it runs.
+    pub created: bool,
+    /// How its last machine ended, for people.
+    pub ended: Option<String>,
+    /// It ended by a crash.
+    pub crashed: bool,
+    /// Backends that were started again, or connected to again.
+    pub restarts: u64,
+    /// What is started in place of the installed programs.
+    pub programs: BTreeMap<Role, PathBuf>,
+    /// Its own processes.
+    pub processes: Vec<ProcessRecord>,
+    /// The passts of its NICs.
+    pub passts: Vec<(DeviceId, Known)>,
+    /// Its disks, as far as they have changed since they were opened.
+    pub disks: Vec<DiskRecord>,
+    /// What all of its disks together may do.
+    pub disk_limits: IoLimits,
+    /// Its NICs, in the same way.
+    pub nics: Vec<NicRecord>,
+}
+
+impl Record {
+    /// The same, with what there is of the domain now.
+    pub fn of(mut self, incarnation: &Incarnation) -> Self {
+        self.processes = incarnation.processes();
+        let Some(kept) = &incarnation.kept else { return self };
+        (self.disks, self.disk_limits) = kept.disks.borrow().records();
+        (self.nics, self.passts) = kept.nets.borrow().records();
+        self
+    }
+
+    /// Every process that the domain has or may have.
+    pub fn known(&self) -> impl Iterator<Item = Known> {
+        let passts = self.passts.iter().map(|(_, known)| *known);
+        self.processes.iter().map(|process| process.known).chain(passts)
+    }
+}
+
+/// A config's text, and what it was read from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The file, for messages.
+    pub file: PathBuf,
+    /// Where relative paths start.
+    pub directory: PathBuf,
+    /// The JSON text.
+    pub text: String,
+}
+
+/// One process of a domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRecord {
+    /// What it is for.
+    pub role: Role,
+    /// Which it is.
+    #[serde(flatten)]
+    pub known: Known,
+}
+
+/// A file, whatever it is called: device and inode, and the device that it stands for if it is one.
+pub type FileId = (u64, u64, u64);
+
+/// A disk that `domus-block` serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its image and what is behind it, as they were opened.
+    pub files: Vec<FileId>,
+    /// How its image is open.
+    pub cache: Cache,
+    /// What it may do.
+    pub limits: IoLimits,
+    /// Its size in bytes, where that must be known.
+    pub bytes: Option<u64>,
+    /// Its requests fail.
+    pub lost: bool,
+}
+
+/// A NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicRecord {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its queue pairs.
+    pub pairs: u16,
+    /// What it may do.
+    pub limits: NicLimits,
+    /// Its cable is plugged in.
+    pub up: bool,
+}

@@ -1,0 +1,23 @@
+//! Places where a dom0 under test can be killed: between any two steps that outlive it.
+//!
+//! With `DOMUS_FAULT=N` in the environment the process kills itself, as by `kill -9`, at the N-th of them. Compiled into
+//! debug builds only.
+
+/// A step is done, or about to be.
+#[cfg(debug_assertions)]
+pub fn point() {
+    use std::cell::Cell;
+    thread_local! {
+        static LEFT: Cell<Option<u32>> =
+            Cell::new(std::env::var("DOMUS_FAULT").ok().and_then(|n| n.parse().ok()));
+    }
+    let left = LEFT.get().map(|left| left.saturating_sub(1));
+    LEFT.set(left);
+    if left == Some(0) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// A step is done, or about to be.
+#[cfg(not(debug_assertions))]
+pub fn point() {}
