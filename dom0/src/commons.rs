@@ -1,6 +1,6 @@
 //! What all domains of one dom0 share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::networks::Networks;
@@ -10,6 +10,8 @@ use crate::switches::Switches;
 
 /// What all domains of one dom0 have in common.
 pub struct Commons {
+    /// Where what outlives a boot of the host is kept.
+    pub config_dir: PathBuf,
     /// Starts their processes.
     pub supervisor: Rc<dyn Supervisor>,
     /// What their NICs name.
@@ -24,6 +26,7 @@ impl Commons {
     /// Of a service that manages networks, defined in `config_dir`, and switches.
     pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
         Self {
+            config_dir: config_dir.into(),
             networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
             switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
             supervisor,
@@ -34,6 +37,7 @@ impl Commons {
     /// Of a command, which uses the networks of the service in the same run directory.
     pub fn of_command(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
         Self {
+            config_dir: config_dir.into(),
             networks: Rc::new(Networks::of_others(config_dir, run.path())),
             switches: Rc::new(Switches::new(run.clone(), None)),
             supervisor,

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`config`] | a domain's JSON file, checked |
 //! | [`domain`] | one domain: its state machine, what it is built of, its task |
+//! | [`guests`] | which domains start with the host, and how all end with it |
 //! | [`networks`] | networks that NICs name: bridges with addresses and a way out |
 //! | [`registry`] | all domains of one dom0 |
 //! | [`resources`] | files, taps, sockets, the run directory |
@@ -25,6 +26,7 @@ pub mod commons;
 pub mod config;
 pub mod domain;
 pub mod fault;
+pub mod guests;
 pub mod networks;
 pub mod notify;
 pub mod registry;

@@ -4,17 +4,17 @@
 //! just being built or removed. SIGINT (Ctrl-C) shuts every domain down (ACPI power button), waits `--grace` seconds at most,
 //! destroys what is left, and ends; a second one destroys at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use dom0::api::Server;
 use dom0::commons::Commons;
 use dom0::registry::Dom0;
 use dom0::resources::run_dir::{self, RunDir};
-use dom0::supervisor::Direct;
+use dom0::supervisor::{self, Direct, Supervisor, Systemd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +31,9 @@ struct Args {
     /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
     #[arg(long, value_name = "DIR")]
     libexec_dir: Option<PathBuf>,
+    /// Who starts the processes of domains
+    #[arg(long, value_enum, default_value_t = Starter::Auto)]
+    supervisor: Starter,
     /// How long domains may take to shut down when the service is interrupted (Ctrl-C)
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
@@ -38,6 +41,17 @@ struct Args {
 
 /// Within this time no domain is being built or removed any more, as far as that is worth waiting for.
 const QUIET: Duration = Duration::from_secs(10);
+
+/// Who starts processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Starter {
+    /// systemd where dom0 is the service of the installed package, otherwise dom0 itself
+    Auto,
+    /// dom0 itself, as its children
+    Direct,
+    /// systemd, as units of their own
+    Systemd,
+}
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -62,19 +76,37 @@ fn descriptors() {
     }
 }
 
+/// Whoever is to start processes.
+fn starter(choice: Starter, libexec: Option<PathBuf>, run: &RunDir) -> anyhow::Result<Rc<dyn Supervisor>> {
+    // The units name these directories.
+    let usual = libexec.is_none() && run.path() == Path::new("/run/domus");
+    match choice {
+        Starter::Systemd if !usual => {
+            anyhow::bail!(
+                "--supervisor systemd: its units know no --run-dir and no --libexec-dir: leave them out"
+            )
+        }
+        Starter::Auto if !usual || !supervisor::is_at_hand() => Ok(Rc::new(Direct::new(libexec, false))),
+        Starter::Direct => Ok(Rc::new(Direct::new(libexec, false))),
+        Starter::Systemd | Starter::Auto => Ok(Rc::new(Systemd::new().map_err(anyhow::Error::msg)?)),
+    }
+}
+
 async fn serve(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     descriptors();
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
-    let supervisor = Rc::new(Direct::new(args.libexec_dir, false));
+    let supervisor = starter(args.supervisor, args.libexec_dir, &run)?;
     let dom0 = Dom0::new(run.clone(), Commons::of_service(&run, &args.config_dir, supervisor));
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     dom0.networks().begin().await;
     dom0.adopt();
+    tokio::task::spawn_local(dom0::guests::start(dom0.clone()));
     dom0::notify::ready();
+    tokio::task::spawn_local(dom0::notify::keep_alive());
     dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
     let leave = tokio::select! {
         never = server.serve(&dom0) => match never {},

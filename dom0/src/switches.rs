@@ -245,7 +245,8 @@ impl Served {
 
     /// The process that a service before this one has left, if it lives and talks.
     async fn found(&self) -> Option<(Process, SwitchLink)> {
-        let process = Process::found(record::read(&self.dir.join("switch.json"))?)?;
+        let mut process = Process::found(record::read(&self.dir.join("switch.json"))?)?;
+        self.supervisor.adopt(&mut process).await;
         let control = self.dir.join("switch.sock");
         let link = timeout(PATIENCE, SwitchLink::connect(Role::Switch, &control, &process)).await;
         // One that cannot be talked to ends here.

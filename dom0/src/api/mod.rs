@@ -90,6 +90,15 @@ pub struct Ended {
     pub restarted_as: Option<u32>,
 }
 
+/// The answer to `GuestsStop`: names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct GuestsStopped {
+    /// Guests that have switched themselves off.
+    pub shut_down: Vec<String>,
+    /// Guests that had to be destroyed.
+    pub destroyed: Vec<String>,
+}
+
 /// The answer to `Info`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
 pub struct HostInfo {
@@ -238,6 +247,9 @@ pub trait Dom0Client {
     async fn network_leases(&mut self, network: &str) -> zlink::Result<Result<LeaseList, ApiError>>;
     /// What is amiss with a domain, why, and what to do.
     async fn why(&mut self, name: &str) -> zlink::Result<Result<Troubles, ApiError>>;
+    /// Shuts all guests down, in the order opposite to the one they start in; what still runs after so many seconds is
+    /// destroyed.
+    async fn guests_stop(&mut self, grace: u32) -> zlink::Result<Result<GuestsStopped, ApiError>>;
     /// The host and dom0 itself.
     async fn info(&mut self) -> zlink::Result<Result<HostInfo, ApiError>>;
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use listenfd::ListenFd;
 use nix::unistd::{Group, geteuid};
 use tokio::net::{UnixListener, UnixStream};
 use zlink::ReadyListener;
@@ -29,20 +30,34 @@ pub struct ServerError {
     source: io::Error,
 }
 
-/// The listening socket. Dropping it removes the socket.
+/// The listening socket. Dropping it removes the socket, unless the service manager has made it.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
+    /// What is to be removed.
+    path: Option<PathBuf>,
     listener: UnixListener,
 }
 
 impl Server {
-    /// Makes the socket of `dom0`, which must hold its run directory's lock: what is at the path is dead.
+    /// Takes the socket that the service manager hands over (sd_listen_fds(3)), or makes the one of `dom0`, which must hold
+    /// its run directory's lock: what is at the path is dead.
     ///
     /// # Errors
     /// [`ServerError`].
     pub fn bind(dom0: &Dom0) -> Result<Self, ServerError> {
         let path = dom0.run_dir().api_socket();
+        let handed = ListenFd::from_env().take_unix_listener(0).and_then(|listener| match listener {
+            None => Ok(None),
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                UnixListener::from_std(listener).map(Some)
+            }
+        });
+        match handed {
+            Ok(Some(listener)) => return Ok(Self { path: None, listener }),
+            Ok(None) => {}
+            Err(source) => return Err(ServerError { path, source }),
+        }
         // Made aside and moved into place with its rights on: there is no moment with others.
         let aside = dom0.run_dir().path().join("domains").join(".dom0.sock");
         let make = || {
@@ -61,7 +76,7 @@ impl Server {
             Ok(listener)
         };
         match make() {
-            Ok(listener) => Ok(Self { path, listener }),
+            Ok(listener) => Ok(Self { path: Some(path), listener }),
             Err(source) => Err(ServerError { path, source }),
         }
     }
@@ -104,6 +119,8 @@ fn rights(stream: &UnixStream) -> Option<Rights> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use shared_abi::ids::IdError;
 use shared_abi::{DeviceId, DomainName, NetworkName, Role};
@@ -13,7 +14,7 @@ use super::nets::{
     self, Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
     TrafficInfo,
 };
-use super::{ApiError, Console, Created, DomainInfo, Domains, Ended, HostInfo, OneDomain};
+use super::{ApiError, Console, Created, DomainInfo, Domains, Ended, GuestsStopped, HostInfo, OneDomain};
 use crate::child::ChildError;
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
@@ -21,6 +22,7 @@ use crate::domain::nics::NicChange;
 use crate::domain::operate::Order;
 use crate::domain::state::{Event, State};
 use crate::domain::{View, chain, check};
+use crate::guests::{self, Stopped};
 use crate::networks::NetworkError;
 use crate::registry::{AskError, Dom0};
 use crate::resources::{host, usage};
@@ -428,6 +430,13 @@ impl Session {
             state: describe(&handle.name, &view).state,
             troubles: disks::troubles(&handle.name, &view),
         })
+    }
+
+    async fn guests_stop(&self, grace: u32) -> Result<GuestsStopped, ApiError> {
+        self.may_change("shutting guests down")?;
+        let grace = Duration::from_secs(grace.into());
+        let Stopped { shut_down, destroyed } = guests::stop(&self.dom0, grace).await;
+        Ok(GuestsStopped { shut_down, destroyed })
     }
 
     async fn info(&self) -> Result<HostInfo, ApiError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use shared_abi::control::{DeviceConfig, IoLimits};
 use shared_abi::limits::{
@@ -12,8 +13,10 @@ use shared_abi::limits::{
 use shared_abi::{DeviceId, DomainName};
 use uuid::Uuid;
 
-use super::file::{DeviceFile, DomainFile};
-use super::{ConfigError, Disk, DiskData, DomainConfig, Foreign, MemorySize, OwnDisk, Policy, disk, net};
+use super::file::{AutostartFile, AutostartTurn, DeviceFile, DomainFile};
+use super::{
+    Autostart, ConfigError, Disk, DiskData, DomainConfig, Foreign, MemorySize, OwnDisk, Policy, disk, net,
+};
 
 /// The namespace of the UUIDs that are made from domains' names (RFC 9562 §5.5).
 const DOMAINS: Uuid = uuid::uuid!("3b0d8a52-6e2f-4c1b-8f64-9d2a7c5e1f30");
@@ -134,6 +137,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         let problem = format!("{count} disks, nets and devices: at most {MAX_DEVICES} fit on the PCI bus");
         return Err(context.refuse("", problem));
     }
+    let autostart = autostart(&context, text.autostart)?;
     let policy = Policy { on_poweroff: text.on_poweroff, on_reboot: text.on_reboot, on_crash: text.on_crash };
     Ok(DomainConfig {
         directory: directory.to_owned(),
@@ -150,8 +154,20 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         disk_limits: text.disk_limits.over(IoLimits::default()),
         nets,
         devices,
+        autostart,
         policy,
     })
+}
+
+fn autostart(context: &Context<'_>, text: AutostartFile) -> Result<Option<Autostart>, ConfigError> {
+    let AutostartTurn { order, delay } = match text {
+        AutostartFile::Plain(false) => return Ok(None),
+        AutostartFile::Plain(true) => AutostartTurn { order: Autostart::MIDDLE, delay: 0 },
+        AutostartFile::InTurn(turn) => turn,
+    };
+    let order = context.range("autostart.order", order.into(), 0, 1000)?.into();
+    let delay = Duration::from_secs(context.range("autostart.delay", delay, 0, 3600)?.into());
+    Ok(Some(Autostart { order, delay }))
 }
 
 fn descriptors(disk: &OwnDisk) -> usize {

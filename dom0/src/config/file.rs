@@ -5,6 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Autostart;
 use super::disk::{BackingFile, CacheFile, OnErrorFile, OnLoss};
 use super::net::NetFile;
 use super::rate::LimitsFile;
@@ -45,6 +46,9 @@ pub struct DomainFile {
     /// Devices served by vhost-user backends that Domus does not start.
     #[serde(default)]
     pub devices: Vec<DeviceFile>,
+    /// Whether it starts with the host, if this file is in /etc/domus/domains.
+    #[serde(default)]
+    pub autostart: AutostartFile,
     /// What to do when the guest switches itself off.
     #[serde(default = "destroy")]
     pub on_poweroff: OnStop,
@@ -54,6 +58,40 @@ pub struct DomainFile {
     /// What to do when the guest triple-faults, KVM cannot go on with it, or its runner dies.
     #[serde(default = "destroy")]
     pub on_crash: OnStop,
+}
+
+/// Whether a domain starts with the host: `true` or `false`, or an object that says when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "true, false, or an object with `order` and `delay` would do")]
+pub enum AutostartFile {
+    /// It does, among those that say no more, or it does not.
+    Plain(bool),
+    /// It does, in its turn.
+    InTurn(AutostartTurn),
+}
+
+impl Default for AutostartFile {
+    fn default() -> Self {
+        Self::Plain(false)
+    }
+}
+
+/// When a domain starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AutostartTurn {
+    /// Those with lower numbers start earlier, and end later.
+    #[serde(default = "middle")]
+    #[schemars(range(max = 1000))]
+    pub order: u32,
+    /// Seconds from its start to the next one's.
+    #[serde(default)]
+    #[schemars(range(max = 3600))]
+    pub delay: u64,
+}
+
+fn middle() -> u32 {
+    Autostart::MIDDLE
 }
 
 /// What a domain starts.

@@ -40,6 +40,7 @@
 //! | `devices[].queue_size` | 256 |
 //! | `devices[].pci_class` | the usual one of the virtio type |
 //! | `devices[].config_size` | what the virtio type has, if it is a common one, otherwise 0 |
+//! | `autostart` | `false` |
 //! | `on_poweroff`, `on_crash` | `"destroy"` |
 //! | `on_reboot` | `"restart"` |
 //!
@@ -57,6 +58,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use shared_abi::control::{DeviceConfig, IoLimits};
 use shared_abi::{DeviceId, DomainName};
@@ -127,8 +129,24 @@ pub struct DomainConfig {
     pub nets: Vec<Net>,
     /// Devices of backends that Domus does not start, last.
     pub devices: Vec<Foreign>,
+    /// When it starts with the host, if it does.
+    pub autostart: Option<Autostart>,
     /// What to do when the machine stops.
     pub policy: Policy,
+}
+
+/// When a domain starts with the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Autostart {
+    /// Those with lower numbers start earlier, and end later.
+    pub order: u32,
+    /// From its start to the next one's.
+    pub delay: Duration,
+}
+
+impl Autostart {
+    /// The order of a domain that says none.
+    pub const MIDDLE: u32 = 100;
 }
 
 /// A device of any virtio type, served by a vhost-user backend that Domus did not start.

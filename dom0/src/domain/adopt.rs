@@ -26,6 +26,7 @@ use super::revive::Lost;
 use super::state::{Action, Event, Next, State};
 use super::{Domain, chain};
 use crate::child::{ANSWER, ChildError, ChildLink};
+use crate::resources::record::Known;
 use crate::supervisor::Process;
 
 /// How something is lost that died while there was no dom0.
@@ -39,11 +40,14 @@ impl Domain {
     pub(super) async fn adopt(&mut self, record: Record) {
         let mut found: Vec<(Role, Process)> = Vec::new();
         for process in &record.processes {
-            found.extend(Process::found(process.known).map(|living| (process.role, living)));
+            found.extend(self.find(process.known).await.map(|living| (process.role, living)));
         }
-        let passts =
-            record.passts.iter().filter_map(|(nic, known)| Some((nic.clone(), Process::found(*known)?)));
-        let nets = Nets::taken_over(&self.config, &record, &self.dir, &self.commons, passts.collect());
+        let mut passts = Vec::new();
+        for (nic, known) in &record.passts {
+            passts.extend(self.find(*known).await.map(|living| (nic.clone(), living)));
+        }
+        let nets =
+            Nets::taken_over(&self.config, &record, &self.dir, &self.commons, passts.into_iter().collect());
         let nets = nets.unwrap_or_else(|error| {
             self.say(&format!("cannot open what its NICs keep: {error}"));
             Nets::default()
@@ -70,6 +74,13 @@ impl Domain {
             }
         }
         self.enter(State::Dying(next), vec![Action::TearDown]);
+    }
+
+    /// A process that is written down, if it lives.
+    async fn find(&self, known: Known) -> Option<Process> {
+        let mut process = Process::found(known)?;
+        self.commons.supervisor.adopt(&mut process).await;
+        Some(process)
     }
 
     /// Only its console is there.

@@ -172,7 +172,7 @@ pub fn identity(config: &DomainConfig, domid: DomId) -> Identity {
 
 /// What the limits of its processes are made from.
 pub fn limits(config: &DomainConfig) -> Limits<'_> {
-    Limits { domain: &config.name, memory: config.memory, vcpus: config.vcpus }
+    Limits { domain: &config.name, uuid: config.uuid, memory: config.memory, vcpus: config.vcpus }
 }
 
 /// The user that the processes with this number become.

@@ -195,7 +195,7 @@ impl Means {
         let Some(Net { mtu, link: NetLink::User(forwards), .. }) = found else {
             return Err(StartError::GivenUp);
         };
-        Ok(passt::start(&*self.commons.supervisor, &self.config.name, nic, *mtu, forwards)?)
+        Ok(passt::start(&*self.commons.supervisor, &self.config.name, nic, *mtu, forwards).await?)
     }
 }
 

@@ -133,7 +133,7 @@ async fn set_up(
         forward_packets(network)?;
     }
     filter(&nft, rules::rules(network)).await.map_err(|error| network.io("load the packet filter", error))?;
-    let process = start_dnsmasq(network, dir, supervisor)?;
+    let process = start_dnsmasq(network, dir, supervisor).await?;
     match timeout(START, process.ended()).await {
         Err(_) => Ok(process),
         Ok(how) => Err(NetworkError::Dnsmasq(network.name.clone(), how)),
@@ -184,7 +184,7 @@ async fn filter(nft: &Path, text: String) -> io::Result<()> {
     tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-fn start_dnsmasq(
+async fn start_dnsmasq(
     network: &Network,
     dir: &Path,
     supervisor: &Rc<dyn Supervisor>,
@@ -195,7 +195,7 @@ fn start_dnsmasq(
     let args = dnsmasq::arguments(network, &dir.join("leases"), user);
     let whom = format!("network {}", network.name);
     let aid = Aid { whom: &whom, program: &program, args: &args, gives: None, domain: None };
-    let process = supervisor.aid(aid)?;
+    let process = supervisor.aid(aid).await?;
     let written = record::write(&dir.join("dnsmasq.json"), process.pid());
     written.map_err(|error| network.io("write the network's state", error))?;
     Ok(process)
@@ -214,7 +214,7 @@ async fn serve(network: Rc<Network>, dir: PathBuf, supervisor: Rc<dyn Supervisor
         }
         process = loop {
             sleep(backoff::pause(young)).await;
-            match start_dnsmasq(&network, &dir, &supervisor) {
+            match start_dnsmasq(&network, &dir, &supervisor).await {
                 Ok(process) => break process,
                 Err(_) => young = young.saturating_add(1),
             }

@@ -44,7 +44,7 @@ pub fn check() -> Result<(), NotInstalled> {
 ///
 /// # Errors
 /// [`PasstError`]. A port that is taken shows later: passt says so, and hangs up.
-pub fn start(
+pub async fn start(
     supervisor: &dyn Supervisor,
     domain: &DomainName,
     nic: &DeviceId,
@@ -62,12 +62,12 @@ pub fn start(
         gives: Some(theirs.as_fd()),
         domain: Some(domain),
     };
-    Ok((supervisor.aid(aid)?, ours))
+    Ok((supervisor.aid(aid).await?, ours))
 }
 
 fn arguments(mtu: u16, forwards: &[Forward]) -> Vec<String> {
     let mtu = mtu.to_string();
-    let fixed = ["--foreground", "--quiet", "--stderr", "--fd", "3", "--no-map-gw", "--mtu", &mtu];
+    let fixed = ["--foreground", "--quiet", "--stderr", "--fd", "0", "--no-map-gw", "--mtu", &mtu];
     let mut args = fixed.map(str::to_owned).to_vec();
     for Forward { transport, address, host, guest } in forwards {
         let option = match transport {

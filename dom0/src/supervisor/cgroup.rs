@@ -20,6 +20,19 @@ pub struct Cgroups {
 /// Memory that the processes of a domain may use beside the guest's RAM: their own, page tables, page cache.
 const MEMORY_BESIDE_RAM: u64 = 256 << 20;
 
+/// The most memory that a domain's processes may use, in bytes, for a guest with so much RAM.
+pub fn memory_limit(memory: u64) -> u64 {
+    memory + MEMORY_BESIDE_RAM
+}
+
+/// The most threads of a domain's processes: vCPUs, the backends' queue threads and io_uring's workers.
+pub fn task_limit(vcpus: u8) -> u32 {
+    512 + 8 * u32::from(vcpus)
+}
+
+/// The period of a CPU cap in microseconds.
+const PERIOD: u64 = 100_000;
+
 /// What the limits need.
 const CONTROLLERS: [&str; 2] = ["memory", "pids"];
 
@@ -74,6 +87,8 @@ impl Cgroups {
         for controller in CONTROLLERS {
             fs::write(self.base.join("cgroup.subtree_control"), format!("+{controller}"))?;
         }
+        // No limit needs it; who wants to weigh domains is told that it is missing.
+        let _ = fs::write(self.base.join("cgroup.subtree_control"), "+cpu");
         Ok(())
     }
 
@@ -93,14 +108,33 @@ impl Cgroups {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
-            fs::write(path.join("memory.max"), (memory + MEMORY_BESIDE_RAM).to_string())?;
-            // vCPUs, the backends' queue threads and io_uring's workers.
-            fs::write(path.join("pids.max"), (512 + 8 * u32::from(vcpus)).to_string())
+            fs::write(path.join("memory.max"), memory_limit(memory).to_string())?;
+            fs::write(path.join("pids.max"), task_limit(vcpus).to_string())
         };
         if let Err(error) = made() {
             crate::say::line(format_args!("{domain} runs without limits: {}: {error}", path.display()));
         }
         File::open(&path).ok().map(OwnedFd::from)
+    }
+
+    /// Changes what a domain may have of the CPUs; see [`Supervisor::weigh`](super::Supervisor::weigh).
+    ///
+    /// # Errors
+    /// One line.
+    pub fn weigh(&self, domain: &DomainName, weight: Option<u32>, cap: Option<u32>) -> Result<(), String> {
+        let path = self.path(domain);
+        let write = |file: &str, value: String| {
+            let file = path.join(file);
+            fs::write(&file, value).map_err(|error| format!("cannot write {}: {error}", file.display()))
+        };
+        if let Some(weight) = weight {
+            write("cpu.weight", weight.to_string())?;
+        }
+        match cap {
+            None => Ok(()),
+            Some(0) => write("cpu.max", format!("max {PERIOD}")),
+            Some(percent) => write("cpu.max", format!("{} {PERIOD}", u64::from(percent) * PERIOD / 100)),
+        }
     }
 
     /// The domain's cgroup, if it has been made.
@@ -117,7 +151,7 @@ impl Cgroups {
 impl Drop for Cgroups {
     fn drop(&mut self) {
         // As it was found; what of it fails is in use by another dom0.
-        for controller in CONTROLLERS {
+        for controller in CONTROLLERS.into_iter().chain(["cpu"]) {
             let _ = fs::write(self.base.join("cgroup.subtree_control"), format!("-{controller}"));
         }
         let _ = fs::write(self.base.join("cgroup.procs"), "0");

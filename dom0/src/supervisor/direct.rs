@@ -10,7 +10,7 @@ use shared_abi::{DomainName, Role};
 
 use super::cgroup::Cgroups;
 use super::spawn::{Surroundings, spawn};
-use super::{Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, words};
+use super::{Adopting, Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, Weighing, words};
 
 /// Starts processes as children of dom0.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Direct {
         };
         let limits = self.cgroups.as_ref().zip(job.limits);
         let group = limits
-            .and_then(|(cgroups, Limits { domain, memory, vcpus })| cgroups.group(domain, memory, vcpus));
+            .and_then(|(cgroups, Limits { domain, memory, vcpus, .. })| cgroups.group(domain, memory, vcpus));
         let around = Surroundings {
             cgroup: group.as_ref().map(AsFd::as_fd),
             dies_with_parent: self.dies_with_parent,
@@ -104,12 +104,8 @@ fn started(
     start().map_err(|source| SupervisorError::Spawn { program: program.into(), source })
 }
 
-impl Supervisor for Direct {
-    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
-        Box::pin(std::future::ready(self.start_now(job)))
-    }
-
-    fn aid(&self, aid: Aid<'_>) -> Result<Process, SupervisorError> {
+impl Direct {
+    fn aid_now(&self, aid: Aid<'_>) -> Result<Process, SupervisorError> {
         let group = self.cgroups.as_ref().zip(aid.domain).and_then(|(cgroups, domain)| cgroups.there(domain));
         let around = Surroundings {
             cgroup: group.as_ref().map(AsFd::as_fd),
@@ -120,6 +116,29 @@ impl Supervisor for Direct {
         let name = aid.program.file_name().unwrap_or_default().to_string_lossy();
         let args: Vec<&[u8]> = aid.args.iter().map(|arg| arg.as_bytes()).collect();
         started(aid.program, &name, aid.whom, &args, around)
+    }
+}
+
+impl Supervisor for Direct {
+    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
+        Box::pin(std::future::ready(self.start_now(job)))
+    }
+
+    fn aid<'a>(&'a self, aid: Aid<'a>) -> Starting<'a> {
+        Box::pin(std::future::ready(self.aid_now(aid)))
+    }
+
+    fn adopt<'a>(&'a self, _: &'a mut Process) -> Adopting<'a> {
+        // A pidfd is all there is of another's child.
+        Box::pin(std::future::ready(()))
+    }
+
+    fn weigh<'a>(&'a self, domain: &'a DomainName, weight: Option<u32>, cap: Option<u32>) -> Weighing<'a> {
+        let weighed = match &self.cgroups {
+            Some(cgroups) => cgroups.weigh(domain, weight, cap),
+            None => Err("this dom0 runs domains without cgroups: see its log".into()),
+        };
+        Box::pin(std::future::ready(weighed))
     }
 
     fn release(&self, domain: &DomainName) {

@@ -1,13 +1,15 @@
 //! Starts, watches and ends the processes of domains.
 //!
-//! Through one trait, so that a domain does not know who starts its processes: [`Direct`] does it itself. It must not
-//! matter to a child either: all it gets is the path of its control socket.
+//! Through one trait, so that a domain does not know who starts its processes: [`Direct`] does it itself, [`Systemd`] has
+//! it done. It must not matter to a child either: all it gets is the path of its control socket.
 
 mod cgroup;
 mod direct;
 pub mod spawn;
+mod systemd;
 mod words;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,10 +25,12 @@ use shared_abi::{DomainName, Role};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::resources::record::Known;
 use crate::resources::watch;
 pub use direct::Direct;
+pub use systemd::{ENVIRONMENTS, Systemd, is_at_hand};
 
 /// Why a process could not be started. One line.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,8 @@ pub struct Job<'a> {
 pub struct Limits<'a> {
     /// Whose they are.
     pub domain: &'a DomainName,
+    /// By which the host's other tools know it.
+    pub uuid: Uuid,
     /// The guest's RAM in bytes.
     pub memory: u64,
     /// The guest's vCPUs.
@@ -86,7 +92,7 @@ pub struct Aid<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub args: &'a [String],
-    /// Its descriptor 3.
+    /// Its standard input; without one it has an empty one.
     pub gives: Option<BorrowedFd<'a>>,
     /// The domain whose limits are its own, if it serves one alone.
     pub domain: Option<&'a DomainName>,
@@ -95,16 +101,29 @@ pub struct Aid<'a> {
 /// What [`Supervisor::start`] returns.
 pub type Starting<'a> = Pin<Box<dyn Future<Output = Result<Process, SupervisorError>> + 'a>>;
 
+/// What [`Supervisor::adopt`] returns.
+pub type Adopting<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// What [`Supervisor::weigh`] returns.
+pub type Weighing<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
+
 /// Starts processes. Each job's process is started once; ending it is up to the [`Process`].
 pub trait Supervisor {
     /// Starts a process and returns without waiting for its socket.
     fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a>;
 
     /// Starts a program of somebody else's, which has no control socket. It sees the host's processes, as it expects.
+    fn aid<'a>(&'a self, aid: Aid<'a>) -> Starting<'a>;
+
+    /// Makes a process that an earlier dom0 had started one of its own, as far as there is anything to do for that.
+    fn adopt<'a>(&'a self, process: &'a mut Process) -> Adopting<'a>;
+
+    /// Changes what the processes of a running domain may have of the CPUs: their weight beside other domains' (1 to
+    /// 10000, 100 as it begins), and a cap in percent of one CPU, where 0 is none. What is not named stays.
     ///
     /// # Errors
-    /// [`SupervisorError::Spawn`].
-    fn aid(&self, aid: Aid<'_>) -> Result<Process, SupervisorError>;
+    /// One line: it has no cgroup, or the system refuses.
+    fn weigh<'a>(&'a self, domain: &'a DomainName, weight: Option<u32>, cap: Option<u32>) -> Weighing<'a>;
 
     /// Called when every process of `domain` has ended: removes what was made for them.
     fn release(&self, domain: &DomainName);
@@ -113,6 +132,15 @@ pub trait Supervisor {
 /// Within this time what is left in a dead process's pipe is passed on; more is not worth a wait.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// What [`Witness::how`] returns.
+type Telling<'a> = Pin<Box<dyn Future<Output = String> + 'a>>;
+
+/// Somebody who knows how a process has ended that is nobody's child here.
+trait Witness: fmt::Debug {
+    /// Says it, after its end. Cancel safe.
+    fn how(&self) -> Telling<'_>;
+}
+
 /// A started process. Dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
@@ -120,12 +148,14 @@ pub struct Process {
     pidfd: AsyncFd<OwnedFd>,
     /// Passes on what it says, until its end.
     words: Option<JoinHandle<()>>,
+    /// Knows how it ended, if it is no child of this process.
+    witness: Option<Box<dyn Witness>>,
     reaped: bool,
 }
 
 impl Process {
     fn new(pid: Pid, pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { pid, pidfd: watch::readable(pidfd)?, words: None, reaped: false })
+        Ok(Self { pid, pidfd: watch::readable(pidfd)?, words: None, witness: None, reaped: false })
     }
 
     /// A process that a dom0 before this one has started, if it lives.
@@ -155,14 +185,14 @@ impl Process {
     pub async fn ended(&self) -> String {
         // A pidfd becomes readable when its process ends, and stays so.
         let _ = self.pidfd.readable().await;
+        if let Some(witness) = &self.witness {
+            return witness.how().await;
+        }
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         match waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), peek) {
             Ok(WaitStatus::Exited(_, 127)) => "could not be executed".into(),
             Ok(WaitStatus::Exited(_, status)) => format!("exited with status {status}"),
-            Ok(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => {
-                "was killed by its system call filter (SIGSYS)".into()
-            }
-            Ok(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
+            Ok(WaitStatus::Signaled(_, signal, _)) => killed_by(signal),
             _ => "ended".into(),
         }
     }
@@ -186,6 +216,14 @@ impl Process {
     fn collect(&mut self, how: WaitPidFlag) {
         let _ = waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED | how);
         self.reaped = true;
+    }
+}
+
+/// What a signal has done, for people.
+fn killed_by(signal: Signal) -> String {
+    match signal {
+        Signal::SIGSYS => "was killed by its system call filter (SIGSYS)".into(),
+        signal => format!("was killed by {signal}"),
     }
 }
 

@@ -24,12 +24,12 @@ pub struct Surroundings<'a> {
     pub dies_with_parent: bool,
     /// It is the first process of a pid namespace, where the caller may make one. `/proc` is not that namespace's.
     pub alone: bool,
-    /// It has this as descriptor 3.
+    /// It has this as standard input, in place of `/dev/null`.
     pub gives: Option<BorrowedFd<'a>>,
 }
 
 /// Starts `program` with `args` after its own path, an empty environment, `/dev/null` as standard input, `says` as
-/// standard output and error, and no other descriptor but the one `around` gives it.
+/// standard output and error, and no other descriptor.
 ///
 /// # Errors
 /// What `open`, `clone3` said. A program that cannot be executed exits with status 127.
@@ -50,9 +50,8 @@ pub fn spawn(
     let child = Child {
         path: &path,
         argv: &argv,
-        null: null.as_raw_fd(),
+        input: around.gives.map_or(null.as_raw_fd(), |fd| fd.as_raw_fd()),
         says: says.as_raw_fd(),
-        gives: around.gives.map(|fd| fd.as_raw_fd()),
         parent: if around.dies_with_parent { nix::unistd::getpid().as_raw() } else { 0 },
     };
     if !around.alone {
@@ -69,10 +68,8 @@ pub fn spawn(
 struct Child<'a> {
     path: &'a CStr,
     argv: &'a [*const libc::c_char],
-    null: RawFd,
+    input: RawFd,
     says: RawFd,
-    /// Its descriptor 3.
-    gives: Option<RawFd>,
     /// Its parent's pid if it is to die with it, or 0.
     parent: libc::pid_t,
 }
@@ -138,9 +135,7 @@ impl Child<'_> {
                 exit();
             }
         }
-        // Last, since it may take the number that another of them has.
-        let gives = self.gives.map(|fd| (fd, 3));
-        for (from, to) in [(self.null, 0), (self.says, 1), (self.says, 2)].into_iter().chain(gives) {
+        for (from, to) in [(self.input, 0), (self.says, 1), (self.says, 2)] {
             if from == to {
                 // SAFETY: takes no pointer. What is in its place already must stay open.
                 unsafe { libc::syscall(libc::SYS_fcntl, from, libc::F_SETFD, 0) };
@@ -149,9 +144,8 @@ impl Child<'_> {
             // SAFETY: takes no pointer; both ends are this process's own descriptors.
             unsafe { libc::syscall(libc::SYS_dup2, from, to) };
         }
-        let first = if self.gives.is_some() { 4_u32 } else { 3 };
         // SAFETY: takes no pointer; marks what this process inherited, to be closed by the execve below.
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
         // SAFETY: path is a C string, both arrays end in a null pointer and hold C strings that the parent's copy of
         // this memory keeps alive.
         unsafe {
