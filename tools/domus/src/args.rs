@@ -207,6 +207,29 @@ pub enum Command {
         #[command(flatten)]
         settings: NicSettings,
     },
+    /// Shut all guests down, those first that were started last, and destroy what still runs then
+    GuestsStop {
+        /// How long they may take, all together
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        grace: u32,
+        /// What becomes of them
+        #[arg(long, value_enum, default_value_t = crate::guests::Action::Shutdown)]
+        action: crate::guests::Action,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a shell's completions for this command
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write this command's man pages into a directory
+    #[command(hide = true)]
+    Manual {
+        /// The directory
+        directory: PathBuf,
+    },
     /// Exchange backends
     Backend {
         /// What to do

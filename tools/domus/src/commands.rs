@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use clap::CommandFactory;
 use dom0::api::{Dom0Client, DomainInfo, Plan, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
@@ -19,6 +20,7 @@ use crate::args::{Args, Command};
 use crate::block;
 use crate::client::{answer, connect};
 use crate::console;
+use crate::guests;
 use crate::network;
 use crate::run::{self, Options};
 use crate::shadow;
@@ -71,6 +73,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::NetworkLeases { network, json } => network::leases(dir, &network, json).await?,
         Command::NetworkSet { name, nic, settings } => network::set(dir, &name, &nic, settings).await?,
+        Command::GuestsStop { grace, action, json } => guests::stop(dir, grace, action, json).await?,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "domus", &mut std::io::stdout());
+        }
+        Command::Manual { directory } => clap_mangen::generate_to(Args::command(), directory)?,
         Command::Backend { command } => block::backend(dir, command).await?,
         Command::Destroy { name } => answer(connect(dir).await?.destroy(&name).await)?,
     }

@@ -10,6 +10,7 @@ mod client;
 mod commands;
 mod console;
 mod disk;
+mod guests;
 mod network;
 mod run;
 mod shadow;

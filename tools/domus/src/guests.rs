@@ -1,0 +1,39 @@
+//! What becomes of guests when the host stops.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use dom0::api::{Dom0Client, GuestsStopped};
+
+use crate::client::{answer, connect};
+use crate::commands::print;
+
+/// What becomes of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Action {
+    /// Each one's power button is pressed
+    Shutdown,
+    /// Each one is written to a file, to go on later; there is no such thing yet
+    Save,
+}
+
+/// Shuts all guests down.
+///
+/// # Errors
+/// One line.
+pub async fn stop(dir: Option<&Path>, grace: u32, action: Action, json: bool) -> anyhow::Result<()> {
+    if action == Action::Save {
+        anyhow::bail!(
+            "guests-stop --action save: guests cannot be saved yet: set ON_SHUTDOWN=shutdown in /etc/default/domus"
+        );
+    }
+    let stopped = answer(connect(dir).await?.guests_stop(grace).await)?;
+    if json {
+        return print(&serde_json::to_string_pretty(&stopped)?);
+    }
+    let GuestsStopped { shut_down, destroyed } = stopped;
+    shut_down.iter().try_for_each(|name| print(&format!("{name}: has switched itself off")))?;
+    destroyed
+        .iter()
+        .try_for_each(|name| print(&format!("{name}: did not switch itself off in time: destroyed")))
+}
