@@ -50,6 +50,8 @@ pub struct Outer<'a> {
     pub memory_mib: u32,
     /// A second copy of the Debian image as `/dev/nvme1n1`, writes dropped at the end.
     pub second_disk: bool,
+    /// systemd is the machine's first process, not a script of the lab's own.
+    pub systemd: bool,
     /// One instruction is one nanosecond of the machine's time: figures that repeat, whatever else the host does.
     pub counted: bool,
     /// After this long everything is killed.
@@ -183,10 +185,17 @@ impl Outer<'_> {
         ]);
         qemu.args(["-serial", "chardev:heartbeat"]);
         qemu.arg("-kernel").arg(&kernel.vmlinuz);
+        let first = match self.systemd {
+            // The image's fstab is that of a guest, and its getty would take the console.
+            true => "rw fstab=no systemd.wants=domus-lab.service systemd.mask=serial-getty@ttyS0.service",
+            false => "init=/usr/lib/domus-lab/outer-init",
+        };
         qemu.args([
             "-append",
-            "root=/dev/nvme0n1 init=/usr/lib/domus-lab/outer-init console=ttyS0 quiet 8250.nr_uarts=2 mitigations=off \
-             nokaslr tsc=reliable no_timer_check audit=0 panic=-1",
+            &format!(
+                "root=/dev/nvme0n1 {first} console=ttyS0 quiet 8250.nr_uarts=2 mitigations=off nokaslr tsc=reliable \
+                 no_timer_check audit=0 panic=-1"
+            ),
         ]);
         Ok(qemu)
     }

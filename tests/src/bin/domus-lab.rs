@@ -26,6 +26,18 @@ enum Command {
         /// Which ones; all when none is named.
         names: Vec<String>,
     },
+    /// Install the Debian package and run its scenarios; needs root, systemd and a /dev/kvm that runs ordinary guests.
+    Services {
+        /// The package.
+        #[arg(long)]
+        package: PathBuf,
+        /// The list of images.
+        #[arg(long)]
+        images: PathBuf,
+        /// A folder to fill, on a file system that holds disk images.
+        #[arg(long)]
+        folder: PathBuf,
+    },
     /// Measure starts; needs what `scenarios` needs.
     Bench {
         #[command(flatten)]
@@ -85,6 +97,9 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Scenarios { place, names } => {
             lab::run(&place.bin, &Images::load(&place.images)?, &place.folder, &names)
+        }
+        Command::Services { package, images, folder } => {
+            lab::services::run(&package, &Images::load(&images)?, &folder)
         }
         Command::Bench { place } => {
             lab::bench::run(&place.bin, &Images::load(&place.images)?, &place.folder)?;

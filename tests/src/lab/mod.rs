@@ -9,6 +9,7 @@ mod domain;
 mod isolation;
 mod nets;
 mod sandbox;
+pub mod services;
 mod spoof;
 mod storage_daemon;
 mod traces;
@@ -45,7 +46,8 @@ pub struct Lab {
     images: Images,
     folder: PathBuf,
     _bridge: Link,
-    _dom0: Running,
+    /// None where systemd has started it.
+    _dom0: Option<Running>,
 }
 
 type Run = Box<dyn Fn(&Lab) -> Result<()>>;
@@ -126,7 +128,7 @@ impl Lab {
             images,
             folder: folder.to_path_buf(),
             _bridge: bridge,
-            _dom0: dom0,
+            _dom0: Some(dom0),
         })
     }
 

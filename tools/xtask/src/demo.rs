@@ -80,7 +80,7 @@ fn config() -> String {
 
 fn nested(images: &Images, bin: &Path, smoke: bool) -> Result<()> {
     let limit = if smoke { SMOKE_LIMIT } else { TERMINAL_LIMIT };
-    let outer = outer(images, bin, "demo", true, limit)?;
+    let outer = outer(images, bin, "demo", true, false, limit)?;
     fs::write(outer.share().join("demo.json"), config())?;
     let kernel = KERNEL.name();
     let mut step = format!(

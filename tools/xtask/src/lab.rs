@@ -24,10 +24,11 @@ pub fn outer<'a>(
     bin: &Path,
     name: &str,
     second_disk: bool,
+    systemd: bool,
     limit: Duration,
 ) -> Result<Outer<'a>> {
     let folder = free_folder(name)?;
-    let outer = Outer { images, folder, memory_mib: MEMORY_MIB, second_disk, counted: false, limit };
+    let outer = Outer { images, folder, memory_mib: MEMORY_MIB, second_disk, systemd, counted: false, limit };
     outer.prepare()?;
     for binary in workspace::BINARIES {
         outer.place(&bin.join(binary), &format!("bin/{binary}"))?;
@@ -77,11 +78,29 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
          --folder /var/tmp/domus-lab {}\nstatus=$?\ncp /var/tmp/domus-lab/*.log /lab\nexit $status\n",
         names.join(" ")
     );
+    counted(name, &step, || outer(images, bin, name, false, false, Duration::from_secs(25 * 60)))
+}
+
+/// Installs the package `deb` in a lab's machine whose first process is systemd, and runs the scenarios of services there.
+pub fn services(images: &Images, bin: &Path, deb: &Path) -> Result<Tally> {
+    let step = format!(
+        "{STEP_HEAD}exec /run/bin/domus-lab services --package /lab/domus.deb --images /lab/images/images.json \
+         --folder /var/tmp/domus-lab\n"
+    );
+    counted("services", &step, || {
+        let outer = outer(images, bin, "services", false, true, Duration::from_secs(15 * 60))?;
+        outer.place(deb, "domus.deb")?;
+        Ok(outer)
+    })
+}
+
+/// Runs `step` in a machine that `make` makes, and prints and counts its lines; a failure of the machine itself is tried once more.
+fn counted<'a>(name: &str, step: &str, make: impl Fn() -> Result<Outer<'a>>) -> Result<Tally> {
     for attempt in 1..=2 {
-        let outer = outer(images, bin, name, false, Duration::from_secs(25 * 60))?;
+        let outer = make()?;
         let mut tally = Tally::default();
         let result = outer.run(
-            &step,
+            step,
             Serial::Lines(&mut |line| {
                 tally.count(line);
                 if tells(line) {
@@ -106,11 +125,17 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
 }
 
 /// Runs a script of the developer's own in the lab's machine, or a shell on the terminal.
-pub fn script(consent: Consent, script: Option<&Path>, extra: &[PathBuf], build: bool) -> Result<()> {
+pub fn script(
+    consent: Consent,
+    script: Option<&Path>,
+    extra: &[PathBuf],
+    systemd: bool,
+    build: bool,
+) -> Result<()> {
     install_packages(consent)?;
     let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
     let images = images(KERNELS)?;
-    let outer = outer(&images, &bin, "outer", true, Duration::from_secs(3600))?;
+    let outer = outer(&images, &bin, "outer", true, systemd, Duration::from_secs(3600))?;
     for file in extra {
         let name = file.file_name().context("a file to place needs a name")?.to_string_lossy().into_owned();
         outer.place(file, &format!("extra/{name}"))?;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod command;
+mod deb;
 mod demo;
 mod fuzz;
 mod images;
@@ -18,6 +19,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use packages::Consent;
+use workspace::Profile;
 
 /// Builds, tests, demonstrates and measures Domus.
 ///
@@ -71,6 +73,17 @@ enum Task {
         /// Files to place in /lab/extra.
         #[arg(long)]
         with: Vec<PathBuf>,
+        /// Let systemd be the machine's first process, as on any Debian.
+        #[arg(long)]
+        systemd: bool,
+        /// Take the binaries as the last build left them.
+        #[arg(long)]
+        no_build: bool,
+    },
+    /// Install the Debian package in a lab's machine with systemd and run its scenarios.
+    Services {
+        #[command(flatten)]
+        yes: Yes,
         /// Take the binaries as the last build left them.
         #[arg(long)]
         no_build: bool,
@@ -91,6 +104,14 @@ enum Task {
         yes: Yes,
         /// Where the list goes.
         file: PathBuf,
+    },
+    /// Make the Debian package, and print where it is.
+    Deb {
+        #[command(flatten)]
+        yes: Yes,
+        /// How the programs are built.
+        #[arg(long, value_enum, default_value_t = Profile::Release)]
+        profile: Profile,
     },
     /// Install what the other commands need, and nothing else.
     Setup {
@@ -158,16 +179,17 @@ fn through_sudo() -> Result<()> {
 }
 
 fn run(task: Task) -> Result<()> {
-    if !packages::is_root() && !matches!(task, Task::Setup { .. } | Task::Fuzz) {
+    if !packages::is_root() && !matches!(task, Task::Setup { .. } | Task::Fuzz | Task::Deb { .. }) {
         return through_sudo();
     }
     match task {
         Task::Demo { yes, smoke } => demo::demo(yes.consent(), smoke),
         Task::Test { yes } => test::test(yes.consent()),
         Task::Lab { yes, names, no_build } => test::lab_only(yes.consent(), &names, !no_build),
-        Task::Outer { yes, script, with, no_build } => {
-            lab::script(yes.consent(), script.as_deref(), &with, !no_build)
+        Task::Outer { yes, script, with, systemd, no_build } => {
+            lab::script(yes.consent(), script.as_deref(), &with, systemd, !no_build)
         }
+        Task::Services { yes, no_build } => test::services_only(yes.consent(), !no_build),
         Task::Strangers { yes } => test::strangers_only(yes.consent()),
         Task::Fuzz => fuzz::short_runs(),
         Task::Bench { bench: Bench::Start { yes, json } } => bench::start::start(yes.consent(), json),
@@ -177,6 +199,7 @@ fn run(task: Task) -> Result<()> {
             packages::install_packages(yes.consent())?;
             images::images(images::KERNELS)?.save(&file)
         }
+        Task::Deb { yes, profile } => deb::deb(yes.consent(), profile),
         Task::Setup { yes } => {
             packages::install_packages(yes.consent())?;
             packages::install_cargo_tools(yes.consent())

@@ -35,7 +35,8 @@ const PACKAGES: &[(&str, &str)] = &[
 ];
 
 /// Cargo subcommand, crate that holds it.
-const CARGO_TOOLS: &[(&str, &str)] = &[("nextest", "cargo-nextest"), ("fuzz", "cargo-fuzz")];
+const CARGO_TOOLS: &[(&str, &str)] =
+    &[("nextest", "cargo-nextest"), ("fuzz", "cargo-fuzz"), ("deb", "cargo-deb")];
 
 /// Whether the caller has agreed beforehand to changes of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +81,14 @@ pub fn install_packages(consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// Installs the missing cargo subcommands that only the tests need.
+/// Installs the missing cargo subcommands.
 pub fn install_cargo_tools(consent: Consent) -> Result<()> {
-    for (subcommand, package) in CARGO_TOOLS {
+    CARGO_TOOLS.iter().try_for_each(|(subcommand, _)| install_cargo_tool(consent, subcommand))
+}
+
+/// Installs one of them if it is missing.
+pub fn install_cargo_tool(consent: Consent, wanted: &str) -> Result<()> {
+    for (subcommand, package) in CARGO_TOOLS.iter().filter(|(subcommand, _)| *subcommand == wanted) {
         if succeeds(&mut command("cargo", [subcommand, "--version"])) {
             continue;
         }

@@ -13,8 +13,9 @@ use domus_tests::report::Tally;
 
 use crate::command::{command, run};
 use crate::images::{KERNELS, images};
-use crate::packages::{Consent, install_cargo_tools, install_packages, is_root};
-use crate::{demo, fuzz, lab, workspace};
+use crate::packages::{Consent, install_cargo_tool, install_cargo_tools, install_packages, is_root};
+use crate::workspace::Profile;
+use crate::{deb, demo, fuzz, lab, workspace};
 
 /// Runs everything.
 pub fn test(consent: Consent) -> Result<()> {
@@ -51,6 +52,10 @@ pub fn test(consent: Consent) -> Result<()> {
             let counted = guests(ground, &bin, &images)?;
             add(&mut tally, counted)
         });
+        steps.run("services", || {
+            let counted = services(&bin, &images)?;
+            add(&mut tally, counted)
+        });
         steps.run("demo --smoke", || demo::demo(consent, true));
     }
     steps.print(start.elapsed());
@@ -76,6 +81,24 @@ pub fn lab_only(consent: Consent, names: &[String], build: bool) -> Result<()> {
         bail!("the lab failed");
     }
     Ok(())
+}
+
+/// Makes the package and runs the scenarios of services alone.
+pub fn services_only(consent: Consent, build: bool) -> Result<()> {
+    install_packages(consent)?;
+    install_cargo_tool(consent, "deb")?;
+    let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
+    let tally = services(&bin, &images(KERNELS)?)?;
+    println!("{tally}");
+    if tally.failed > 0 || tally.passed == 0 {
+        bail!("the services failed");
+    }
+    Ok(())
+}
+
+/// The package, installed in a Debian of its own. On every ground: who runs the tests may not want it on their host.
+fn services(bin: &Path, images: &Images) -> Result<Tally> {
+    lab::services(images, bin, &deb::pack(bin, Profile::Lab)?)
 }
 
 /// Runs QEMU as a stranger to our backends, alone.

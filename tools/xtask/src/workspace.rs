@@ -34,14 +34,38 @@ pub const BINARIES: &[&str] = &[
     "domus-lab",
 ];
 
+/// How programs are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// For those who use them.
+    Release,
+    /// For the lab and the demo: optimised, quick to build again.
+    Lab,
+}
+
+impl Profile {
+    /// Its name, which is its folder's, too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Lab => "lab",
+        }
+    }
+}
+
 /// Where profile `lab` puts the binaries.
 pub fn binaries() -> PathBuf {
-    target().join("lab")
+    target().join(Profile::Lab.name())
 }
 
 /// Builds the binaries with profile `lab` and returns the folder that holds them.
 pub fn build_binaries() -> Result<PathBuf> {
-    let mut cargo = command("cargo", ["build", "--profile", "lab", "--locked", "--bins"]);
+    build(Profile::Lab)
+}
+
+/// Builds the binaries and returns the folder that holds them.
+pub fn build(profile: Profile) -> Result<PathBuf> {
+    let mut cargo = command("cargo", ["build", "--profile", profile.name(), "--locked", "--bins"]);
     for package in [
         "dom0",
         "domus",
@@ -55,7 +79,7 @@ pub fn build_binaries() -> Result<PathBuf> {
         cargo.args(["--package", package]);
     }
     run(cargo.current_dir(root())).context("the binaries of Domus do not build")?;
-    let folder = binaries();
+    let folder = target().join(profile.name());
     for name in BINARIES {
         if !folder.join(name).is_file() {
             bail!("cargo built no {name} in {}", folder.display());

@@ -83,7 +83,7 @@ pub fn start(consent: Consent, json: bool) -> Result<()> {
 }
 
 fn nested(bin: &Path, images: &Images, take: &mut dyn FnMut(&str)) -> Result<()> {
-    let mut outer = outer(images, bin, "bench", false, Duration::from_secs(20 * 60))?;
+    let mut outer = outer(images, bin, "bench", false, false, Duration::from_secs(20 * 60))?;
     outer.counted = true;
     let arguments = "--images /lab/images/images.json --bin /run/bin --folder /var/tmp/domus-lab";
     match outer

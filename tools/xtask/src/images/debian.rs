@@ -14,12 +14,22 @@ use crate::packages::{codename, is_root};
 /// This file: whatever changes here changes the image.
 const SOURCE: &str = include_str!("debian.rs");
 
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,iputils-ping,e2fsprogs,procps,busybox-static,qemu-system-common,dmsetup,dnsmasq-base,iperf3,nftables,passt,socat";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,iputils-ping,e2fsprogs,procps,busybox-static,qemu-system-common,dmsetup,dnsmasq-base,iperf3,nftables,passt,socat,systemd-container";
 
 const SIZE: &str = "1G";
 
 /// First process of the lab's outer machine.
 const OUTER_INIT: &str = include_str!("outer-init.sh");
+
+/// What systemd starts in its place, when the outer machine is to be a whole Debian.
+const OUTER_STEP: &str = include_str!("outer-step.sh");
+
+/// Started by the kernel's command line only: the same image is the demo's guest.
+const OUTER_SERVICE: &str = "[Unit]\nAfter=multi-user.target\n\n[Service]\nExecStart=/usr/lib/domus-lab/outer-step\n\
+    StandardOutput=null\nKillMode=process\n";
+
+/// udev loads the module before anybody else does.
+const KVM: &str = "options kvm-amd nested=0\n";
 
 const NETWORK: &str = "[Match]\nName=eth0\n\n[Network]\nAddress=192.168.77.2/24\nGateway=192.168.77.1\n";
 
@@ -30,7 +40,7 @@ const GREETING: &str = "\nA Debian guest under Domus: disk /dev/vda, NIC eth0 at
 
 /// What the image is made of, for its hash.
 pub fn recipe() -> Vec<&'static [u8]> {
-    vec![SOURCE.as_bytes(), OUTER_INIT.as_bytes()]
+    vec![SOURCE.as_bytes(), OUTER_INIT.as_bytes(), OUTER_STEP.as_bytes()]
 }
 
 /// Makes the image at `image` from a tree in `tree`; `kernel` is the outer machine's.
@@ -57,6 +67,9 @@ pub fn build(tree: &Path, image: &Path, kernel: &Kernel) -> Result<()> {
         }
         Ok(fs::write(path, text)?)
     };
+    write_program(&tree.join("usr/lib/domus-lab/outer-step"), OUTER_STEP)?;
+    write("etc/systemd/system/domus-lab.service", OUTER_SERVICE)?;
+    write("etc/modprobe.d/lab.conf", KVM)?;
     write("etc/hostname", "guest\n")?;
     write("etc/fstab", "/dev/vda / ext4 rw,relatime 0 1\n")?;
     write("etc/motd", GREETING)?;
