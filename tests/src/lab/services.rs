@@ -187,7 +187,9 @@ fn guests(lab: &Lab) -> Result<()> {
     // The run directory of a host that has just been started has no such mark.
     fs::remove_file("/run/domus/autostarted")?;
     host(&["systemctl", "restart", "dom0.service"])?;
-    wait("started with the host", || matches!(lab.listed("early"), Ok(Some(_))))?;
+    wait("started with the host", || {
+        lab.listed("early").ok().flatten().is_some_and(|domain| domain["state"] == "running")
+    })?;
     let mut console = Console::attach(lab, "early")?;
     console.guest.wait_ready(BOOT)?;
     host(&["systemctl", "stop", "domus-guests.service"])?;

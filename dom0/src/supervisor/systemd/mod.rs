@@ -117,21 +117,16 @@ impl Systemd {
         }
         let template = template(job.role);
         let whom = job.whom.strip_prefix("switch ").unwrap_or(job.whom);
-        for name in names::candidates(template, whom) {
+        for (n, name) in names::candidates(template, whom) {
             let Some(unit) = self.take(&name) else { continue };
             // Loaded from here on, so that it can be asked how it ended.
             self.bus.manager("RefUnit", &(&*name,)).await?;
             if !unit.is_idle().await? {
                 continue;
             }
-            let environment = environment(job)?;
-            let file = Path::new(ENVIRONMENTS).join(format!("{name}.env"));
-            let written = fs::write(&file, environment);
-            written.map_err(|error| format!("cannot write {}: {error}", file.display()))?;
-            let started = self.bus.job(&name, "StartUnit", &(&*name, "replace")).await;
-            // It has been read.
-            let _ = fs::remove_file(&file);
-            started?;
+            let environment = Environment::write(&names::environment(template, whom, n), job)?;
+            self.bus.job(&name, "StartUnit", &(&*name, "replace")).await?;
+            drop(environment);
             let process = self.process(unit).await?;
             if let (Role::Runner, Some(Limits { domain, uuid, .. })) = (job.role, job.limits) {
                 self.machines.register(domain.as_str(), uuid, process.pid());
@@ -208,7 +203,7 @@ impl Systemd {
         let argv: Vec<&str> = std::iter::once(path).chain(aid.args.iter().map(String::as_str)).collect();
         let slice = aid.domain.map_or("domus.slice".into(), |domain| names::slice(domain.as_str()));
         let mut error = String::new();
-        for name in names::candidates(&format!("domus-{program}"), aid.whom) {
+        for (_, name) in names::candidates(&format!("domus-{program}"), aid.whom) {
             let Some(unit) = self.take(&name) else { continue };
             let mut properties: Properties<'_> = vec![
                 ("Description", Variant::from(format!("Domus: {program} of {}", aid.whom))),
@@ -245,6 +240,32 @@ impl Systemd {
         }));
         let slice = names::slice(domain.as_str());
         self.bus.manager("SetUnitProperties", &(&*slice, true, properties)).await.map(drop)
+    }
+}
+
+/// The file that a unit reads when it is started. Dropping it removes it, with the directories that are empty then.
+struct Environment(PathBuf);
+
+impl Environment {
+    fn write(name: &str, job: Job<'_>) -> Result<Self, Failure> {
+        let text = environment(job)?;
+        let file = Self(Path::new(ENVIRONMENTS).join(name));
+        let folder = file.0.parent().unwrap_or(Path::new(ENVIRONMENTS));
+        let written = fs::create_dir_all(folder).and_then(|()| fs::write(&file.0, text));
+        written.map_err(|error| format!("cannot write {}: {error}", file.0.display()))?;
+        Ok(file)
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+        let above = self.0.ancestors().skip(1).take_while(|path| *path != Path::new(ENVIRONMENTS));
+        for folder in above {
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
     }
 }
 

@@ -23,16 +23,26 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// The names that a unit of `template` for `whom` may have, the usual one first. Words of `whom` that are no part of its
+/// The names that a unit of `template` for `whom` may have, with their numbers, the usual one first. Words of `whom` that are no part of its
 /// name (`network lan`, `web1: eth0`) are separated by `-`.
-pub fn candidates(template: &str, whom: &str) -> impl Iterator<Item = String> {
+pub fn candidates(template: &str, whom: &str) -> impl Iterator<Item = (u8, String)> {
     let words = whom.split([' ', ':']).filter(|word| !word.is_empty());
     let instance = words.map(escape).collect::<Vec<_>>().join("-");
     let template = template.to_owned();
     (1..=INSTANCES).map(move |n| match n {
-        1 => format!("{template}@{instance}.service"),
-        n => format!("{template}@{instance}-{n}.service"),
+        1 => (n, format!("{template}@{instance}.service")),
+        n => (n, format!("{template}@{instance}-{n}.service")),
     })
+}
+
+/// Where the environment of such a unit of a domain or switch is, below the directory of all: `%p/%I/env` in the unit
+/// (systemd.unit(5), "Specifiers"), in which the `-` before the number has become a `/`. Not by the escaped name:
+/// systemd takes the file's name for a pattern, where a backslash means something else.
+pub fn environment(template: &str, name: &str, n: u8) -> String {
+    match n {
+        1 => format!("{template}/{name}/env"),
+        n => format!("{template}/{name}/{n}/env"),
+    }
 }
 
 /// The slice of a domain's processes.
@@ -85,9 +95,10 @@ mod tests {
 
     #[test]
     fn the_second_process_of_a_domain_is_in_a_slice_inside_the_first_ones() {
-        let names: Vec<String> = candidates("domus-block", "web-1").take(2).collect();
+        let names: Vec<String> = candidates("domus-block", "web-1").map(|(_, name)| name).take(2).collect();
         assert_eq!(names, ["domus-block@web\\x2d1.service", "domus-block@web\\x2d1-2.service"]);
-        assert_eq!(candidates("domus-passt", "web1: eth0").next().unwrap(), "domus-passt@web1-eth0.service");
+        let (_, passt) = candidates("domus-passt", "web1: eth0").next().unwrap();
+        assert_eq!(passt, "domus-passt@web1-eth0.service");
     }
 
     #[test]
