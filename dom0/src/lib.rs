@@ -9,10 +9,12 @@
 //! | [`config`] | a domain's JSON file, checked |
 //! | [`domain`] | one domain: its state machine, what it is built of, its task |
 //! | [`guests`] | which domains start with the host, and how all end with it |
+//! | [`journal`] | lines about a domain beside those of its units |
 //! | [`networks`] | networks that NICs name: bridges with addresses and a way out |
 //! | [`registry`] | all domains of one dom0 |
 //! | [`resources`] | files, taps, sockets, the run directory |
 //! | [`switches`] | switches in user space, shared by domains |
+//! | [`succession`] | another version of dom0 in its place |
 //! | [`supervisor`] | processes |
 //! | [`api`] | the Varlink interface `org.domus.Dom0` |
 //! | [`child`] | dom0's end of a child's control socket |
@@ -27,10 +29,12 @@ pub mod config;
 pub mod domain;
 pub mod fault;
 pub mod guests;
+pub mod journal;
 pub mod networks;
 pub mod notify;
 pub mod registry;
 pub mod resources;
 pub mod say;
+pub mod succession;
 pub mod supervisor;
 pub mod switches;

@@ -108,11 +108,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     dom0::notify::ready();
     tokio::task::spawn_local(dom0::notify::keep_alive());
     dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
-    let leave = tokio::select! {
+    let (leave, succeed) = tokio::select! {
         never = server.serve(&dom0) => match never {},
-        _ = terminate.recv() => true,
-        _ = hangup.recv() => true,
-        _ = interrupt.recv() => false,
+        _ = terminate.recv() => (true, false),
+        _ = hangup.recv() => (true, false),
+        _ = interrupt.recv() => (false, false),
+        () = dom0.succeeded() => (true, true),
     };
     drop(server);
     dom0::notify::stopping();
@@ -120,8 +121,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     if leave {
         dom0.quiet(QUIET).await;
         dom0::say::line(format_args!("dom0 stops: {running} domain(s) run on, for the next dom0"));
+        if succeed {
+            let error = dom0::succession::succeed();
+            dom0::say::line(format_args!("dom0 cannot start the installed program: {error}"));
+        }
         // Without a destructor: those end processes.
-        std::process::exit(0);
+        std::process::exit(i32::from(succeed));
     }
     if running > 0 {
         dom0::say::line(format_args!(

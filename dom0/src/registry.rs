@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::fcntl::Flock;
 use shared_abi::{DomId, DomainName};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::commons::Commons;
 use crate::config::{self, DomainConfig, NetLink};
@@ -48,6 +48,8 @@ pub struct Dom0 {
     commons: Rc<Commons>,
     domains: RefCell<BTreeMap<DomainName, Rc<Handle>>>,
     stopping: Cell<bool>,
+    /// Somebody wants the installed program in this one's place.
+    succession: Notify,
 }
 
 impl Dom0 {
@@ -58,12 +60,23 @@ impl Dom0 {
             commons: Rc::new(commons),
             domains: RefCell::default(),
             stopping: Cell::new(false),
+            succession: Notify::new(),
         })
     }
 
     /// Its run directory.
     pub fn run_dir(&self) -> &RunDir {
         &self.run
+    }
+
+    /// Has [`Self::succeeded`] return.
+    pub fn succeed(&self) {
+        self.succession.notify_one();
+    }
+
+    /// Waits until the installed program is to take this one's place.
+    pub async fn succeeded(&self) {
+        self.succession.notified().await;
     }
 
     /// What its domains have in common.

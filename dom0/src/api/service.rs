@@ -26,6 +26,10 @@ use crate::guests::{self, Stopped};
 use crate::networks::NetworkError;
 use crate::registry::{AskError, Dom0};
 use crate::resources::{host, usage};
+use crate::succession;
+
+/// Within this time an answer has been sent.
+const ANSWERED: Duration = Duration::from_millis(50);
 
 /// What a connection may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -437,6 +441,18 @@ impl Session {
         let grace = Duration::from_secs(grace.into());
         let Stopped { shut_down, destroyed } = guests::stop(&self.dom0, grace).await;
         Ok(GuestsStopped { shut_down, destroyed })
+    }
+
+    async fn succeed(&self) -> Result<(), ApiError> {
+        self.may_change("exchanging dom0")?;
+        succession::check().map_err(|message| ApiError::Refused { message })?;
+        let dom0 = self.dom0.clone();
+        // After the answer, which would be lost with the connection.
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(ANSWERED).await;
+            dom0.succeed();
+        });
+        Ok(())
     }
 
     async fn info(&self) -> Result<HostInfo, ApiError> {

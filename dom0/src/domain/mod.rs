@@ -597,7 +597,7 @@ impl Domain {
     }
 
     fn say(&self, text: &str) {
-        crate::say::line(format_args!("{}: {text}", self.config.name));
+        crate::journal::line(&self.config.name, text);
     }
 
     /// Says what a child said, a bounded number of times: it may be in its guest's hands.

@@ -117,7 +117,7 @@ fn units(lab: &Lab) -> Result<()> {
     wait("listed by machinectl", || host(&["machinectl", "list"]).is_ok_and(|list| list.contains(NAME)))?;
 
     let block = unit("block");
-    killed(&block).context("a backend is killed")?;
+    killed(&block, &block).context("a backend is killed")?;
     checks::disk(&mut console.guest).context("the disk after its backend's end")?;
     lab.domus(&["backend", "upgrade", NAME, "root"])?;
     let second = format!("domus-block@{INSTANCE}-2.service");
@@ -128,9 +128,7 @@ fn units(lab: &Lab) -> Result<()> {
     ensure!(show(&second, "Slice")? == format!("domus-{INSTANCE}-2.slice"));
 
     let runner = pid(&unit("runner"))?;
-    for ways in
-        [&["systemctl", "restart", "dom0.service"][..], &["systemctl", "kill", "-s", "KILL", "dom0.service"]]
-    {
+    for ways in [&["domus", "dom0", "upgrade"][..], &["systemctl", "kill", "-s", "KILL", "dom0.service"]] {
         let before = pid("dom0.service")?;
         host(ways)?;
         wait("started again: dom0", || pid("dom0.service").is_ok_and(|now| now > 0 && now != before))?;
@@ -142,7 +140,8 @@ fn units(lab: &Lab) -> Result<()> {
         checks::disk_again(&mut console.guest)
             .with_context(|| format!("the disk after {}", ways.join(" ")))?;
     }
-    killed(&second).context("a backend that was taken over is killed")?;
+    // The usual name is free again.
+    killed(&second, &block).context("a backend that was taken over is killed")?;
     checks::disk_again(&mut console.guest).context("the disk after that")?;
     story(&second)?;
 
@@ -159,22 +158,25 @@ fn units(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Kills a unit's process and waits for another one of the same role.
-fn killed(unit: &str) -> Result<()> {
+/// Kills a unit's process and waits for another one as `next`.
+fn killed(unit: &str, next: &str) -> Result<()> {
     let before = pid(unit)?;
     ensure!(before > 1, "{unit} has no process");
     host(&["kill", "-9", &before.to_string()])?;
-    wait("started again", || pid(unit).is_ok_and(|now| now > 1 && now != before))
+    wait("started again", || pid(next).is_ok_and(|now| now > 1 && now != before))
 }
 
-/// What the journal tells of a backend that was killed: systemd's view beside its unit, dom0's in its own log.
+/// What the journal tells of a domain: what systemd has seen of a backend that was killed, and what dom0 made of it.
 fn story(unit: &str) -> Result<()> {
+    let told =
+        || host(&["journalctl", "--no-pager", "-u", &format!("domus-*@{INSTANCE}*")]).unwrap_or_default();
     wait("told in the journal", || {
-        host(&["journalctl", "--no-pager", "-u", unit])
-            .is_ok_and(|told| told.contains("code=killed, status=9/KILL"))
-            && host(&["journalctl", "--no-pager", "-u", "dom0"])
-                .is_ok_and(|told| told.matches("domus-block was killed by SIGKILL and is back").count() >= 2)
+        let told = told();
+        told.contains(&format!("{unit}: Main process exited, code=killed, status=9/KILL"))
+            && told.matches("web-1: domus-block was killed by SIGKILL and is back").count() >= 2
+            && told.contains("web-1: goes on under this dom0")
     })
+    .with_context(|| told().replace('\n', " | "))
 }
 
 /// A guest that starts with the host, once, and is shut down with it.

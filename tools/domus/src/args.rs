@@ -219,6 +219,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Exchange dom0 itself
+    Dom0 {
+        /// What to do
+        #[command(subcommand)]
+        command: crate::dom0_upgrade::Dom0Command,
+    },
     /// Print a shell's completions for this command
     Completions {
         /// The shell

@@ -20,6 +20,7 @@ use crate::args::{Args, Command};
 use crate::block;
 use crate::client::{answer, connect};
 use crate::console;
+use crate::dom0_upgrade;
 use crate::guests;
 use crate::network;
 use crate::run::{self, Options};
@@ -74,6 +75,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::NetworkLeases { network, json } => network::leases(dir, &network, json).await?,
         Command::NetworkSet { name, nic, settings } => network::set(dir, &name, &nic, settings).await?,
         Command::GuestsStop { grace, action, json } => guests::stop(dir, grace, action, json).await?,
+        Command::Dom0 { command } => dom0_upgrade::run(dir, command).await?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "domus", &mut std::io::stdout());
         }

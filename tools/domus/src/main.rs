@@ -10,6 +10,7 @@ mod client;
 mod commands;
 mod console;
 mod disk;
+mod dom0_upgrade;
 mod guests;
 mod network;
 mod run;

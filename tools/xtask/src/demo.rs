@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use domus_tests::ground::Ground;
 use domus_tests::images::{Images, KernelId};
-use domus_tests::outer::Serial;
+use domus_tests::outer::{Outer, Serial};
 use serde_json::json;
 
 use crate::command::{command, run, run_quiet};
@@ -81,13 +81,7 @@ fn config() -> String {
 fn nested(images: &Images, bin: &Path, smoke: bool) -> Result<()> {
     let limit = if smoke { SMOKE_LIMIT } else { TERMINAL_LIMIT };
     let outer = outer(images, bin, "demo", true, false, limit)?;
-    fs::write(outer.share().join("demo.json"), config())?;
-    let kernel = KERNEL.name();
-    let mut step = format!(
-        "{STEP_HEAD}{BRIDGE_UP}mkdir /run/demo\ncd /run/demo\ncp /lab/demo.json .\n\
-         ln -s /lab/images/vmlinuz-{kernel} vmlinuz\nln -s /lab/images/initrd-{kernel} initrd.img\n\
-         ln -s /dev/nvme1n1 guest.ext4\n"
-    );
+    let mut step = format!("{STEP_HEAD}{}", prepare(&outer)?);
     if smoke {
         step.push_str("exec /run/bin/domus-lab smoke --bin /run/bin demo.json\n");
         let status = outer.run(&step, Serial::Lines(&mut print_line))?;
@@ -102,6 +96,22 @@ fn nested(images: &Images, bin: &Path, smoke: bool) -> Result<()> {
         0 => Ok(()),
         status => bail!("`domus run` ended with status {status}"),
     }
+}
+
+/// Places the demo's config into the machine, which must have a second disk, and returns what makes the rest ready there.
+fn prepare(outer: &Outer<'_>) -> Result<String> {
+    fs::write(outer.share().join("demo.json"), config())?;
+    let kernel = KERNEL.name();
+    Ok(format!(
+        "{BRIDGE_UP}mkdir /run/demo\ncd /run/demo\ncp /lab/demo.json .\n\
+         ln -s /lab/images/vmlinuz-{kernel} vmlinuz\nln -s /lab/images/initrd-{kernel} initrd.img\n\
+         ln -s /dev/nvme1n1 guest.ext4\n"
+    ))
+}
+
+/// What checks the demo in a machine where the package is installed.
+pub fn installed(outer: &Outer<'_>) -> Result<String> {
+    Ok(format!("{}/run/bin/domus-lab smoke --bin /usr/bin demo.json\n", prepare(outer)?))
 }
 
 fn direct(images: &Images, bin: &Path, smoke: bool) -> Result<()> {

@@ -10,6 +10,7 @@ use domus_tests::outer::{Failure, Outer, STEP, Serial};
 use domus_tests::report::Tally;
 
 use crate::command::{command, read};
+use crate::demo;
 use crate::images::{KERNELS, images};
 use crate::packages::{Consent, install_packages};
 use crate::terminal::Terminal;
@@ -78,29 +79,34 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
          --folder /var/tmp/domus-lab {}\nstatus=$?\ncp /var/tmp/domus-lab/*.log /lab\nexit $status\n",
         names.join(" ")
     );
-    counted(name, &step, || outer(images, bin, name, false, false, Duration::from_secs(25 * 60)))
+    counted(name, || {
+        Ok((outer(images, bin, name, false, false, Duration::from_secs(25 * 60))?, step.clone()))
+    })
 }
 
 /// Installs the package `deb` in a lab's machine whose first process is systemd, and runs the scenarios of services there.
 pub fn services(images: &Images, bin: &Path, deb: &Path) -> Result<Tally> {
-    let step = format!(
-        "{STEP_HEAD}exec /run/bin/domus-lab services --package /lab/domus.deb --images /lab/images/images.json \
-         --folder /var/tmp/domus-lab\n"
-    );
-    counted("services", &step, || {
-        let outer = outer(images, bin, "services", false, true, Duration::from_secs(15 * 60))?;
+    counted("services", || {
+        let outer = outer(images, bin, "services", true, true, Duration::from_secs(15 * 60))?;
         outer.place(deb, "domus.deb")?;
-        Ok(outer)
+        // The demo needs the package, and tells more than the first failure if the scenarios fail.
+        let step = format!(
+            "{STEP_HEAD}set +e\n/run/bin/domus-lab services --package /lab/domus.deb \
+             --images /lab/images/images.json --folder /var/tmp/domus-lab\nfailed=$?\n{}failed=$((failed | $?))\n\
+             cp /var/tmp/domus-lab/*.log /lab\njournalctl --no-pager --boot >/lab/journal.log\nexit $failed\n",
+            demo::installed(&outer)?
+        );
+        Ok((outer, step))
     })
 }
 
-/// Runs `step` in a machine that `make` makes, and prints and counts its lines; a failure of the machine itself is tried once more.
-fn counted<'a>(name: &str, step: &str, make: impl Fn() -> Result<Outer<'a>>) -> Result<Tally> {
+/// Runs the step in the machine that `make` makes, and prints and counts its lines; a failure of the machine itself is tried once more.
+fn counted<'a>(name: &str, make: impl Fn() -> Result<(Outer<'a>, String)>) -> Result<Tally> {
     for attempt in 1..=2 {
-        let outer = make()?;
+        let (outer, step) = make()?;
         let mut tally = Tally::default();
         let result = outer.run(
-            step,
+            &step,
             Serial::Lines(&mut |line| {
                 tally.count(line);
                 if tells(line) {

@@ -30,6 +30,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-system-x86", "the nested lab, and the other VMM in the tests"),
     ("qemu-utils", "qemu-img and qemu-nbd, which qcow2 and NBD disks are tested against"),
     ("socat", "with which a test guest sends any frame"),
+    ("systemd", "systemd-analyze, which judges the package's units, and systemd-socket-activate"),
     ("util-linux", "setpriv ties children to their parent"),
     ("xz-utils", "unpacks kernel modules"),
 ];

@@ -119,7 +119,7 @@ fn cargo(args: &[&str]) -> Result<()> {
 
 /// The tests that make a virtual machine, as nextest filters them.
 const NEEDS_KVM: &str = "binary(/^mini_guest/) \
-    | (package(domus) & binary(/^(disks|lifecycle|recovery|refusals|stuck|terminal)$/)) \
+    | (package(domus) & binary(/^(disks|lifecycle|recovery|refusals|services|stuck|terminal)$/)) \
     | (package(domu-runner) & (binary(boot) | test(/^(vm|virtio::transport|pci::msix)::/)))";
 
 /// Unit and integration tests. Those that launch Domus find its programs in `programs`.

@@ -67,6 +67,11 @@ pub fn is_at_hand() -> bool {
     asked && Path::new("/run/systemd/system").exists() && missing_unit().is_none()
 }
 
+/// The unit of a domain's runner.
+pub fn runner_unit(domain: &DomainName) -> String {
+    format!("{}@{}.service", template(Role::Runner), names::escape(domain.as_str()))
+}
+
 /// The first template that is not installed.
 fn missing_unit() -> Option<String> {
     let templates =
@@ -213,6 +218,8 @@ impl Systemd {
                 ("AddRef", Variant::from(true)),
                 ("ExecStart", Variant::from(vec![(path, argv.clone(), false)])),
                 ("ProtectHome", Variant::from("yes")),
+                // As the templates have it: at the host's shutdown guests need it until they are off.
+                ("Before", Variant::from(vec!["domus-guests.service"])),
             ];
             if let Some(gives) = aid.gives {
                 properties.push(("StandardInputFileDescriptor", Variant::from(zbus::Fd::from(gives))));
