@@ -30,7 +30,7 @@ use crate::layout::{
 };
 use crate::memory::GuestRam;
 use crate::pci;
-use crate::power::{I8042, I8042_PORTS, PowerRegisters, REGISTERS};
+use crate::power::{self, I8042, I8042_PORTS, PowerRegisters, REGISTERS};
 use crate::rules::RULES;
 use crate::serial::Serial;
 use crate::stop::Stop;
@@ -41,6 +41,9 @@ use crate::vm::Vm;
 /// How long the end of a machine waits for vCPUs that are busy, and for its last console output to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
+/// How long each vCPU may take to do what it is asked; one that waits for its backend takes longer.
+const VCPU: Duration = Duration::from_millis(500);
+
 /// A machine whose guest can run.
 pub struct Machine {
     /// The VM runs in it: it stays mapped as long as the machine is.
@@ -49,6 +52,7 @@ pub struct Machine {
     power: Arc<PowerRegisters>,
     serial: Arc<Serial>,
     devices: Vec<(DeviceId, Arc<Transport>)>,
+    stop: Stop,
     stopped: Arc<Mutex<Option<StopReason>>>,
 }
 
@@ -99,7 +103,7 @@ impl Machine {
         memory.insert(ECAM, ECAM_SIZE, Arc::new(pci::Ecam(pci.clone())))?;
         memory.insert(PCI_WINDOW, PCI_WINDOW_SIZE, Arc::new(pci::Window(pci)))?;
         let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
-        let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop)?);
+        let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop.clone())?);
         serial.start()?;
         let stopped = Arc::new(Mutex::new(None));
         let end = End {
@@ -115,7 +119,7 @@ impl Machine {
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
         threads.give(vcpus);
-        Ok(Self { _ram: ram, vcpus: threads, power, serial, devices, stopped })
+        Ok(Self { _ram: ram, vcpus: threads, power, serial, devices, stop, stopped })
     }
 
     /// Answers one request.
@@ -157,11 +161,38 @@ impl Machine {
                 self.serial.attach(fds.take(socket).map_err(|error| error.to_string())?);
             }
             RunnerRequest::ReadConfig(device) => self.device(&device)?.read_config(),
-            RunnerRequest::PowerButton => {
-                self.power.press_power_button().map_err(|error| error.to_string())?
+            RunnerRequest::PowerButton => self.press(power::POWER_BUTTON)?,
+            RunnerRequest::SleepButton => self.press(power::SLEEP_BUTTON)?,
+            RunnerRequest::Nmi(vcpu) => self.nmi(vcpu)?,
+            RunnerRequest::Reset => self.stop.request(StopReason::Reboot),
+            RunnerRequest::SysRq(key) => {
+                if !self.serial.send_break(key) {
+                    return Err("the guest does not read COM1".into());
+                }
             }
         }
         Ok(RunnerReply::Done)
+    }
+
+    fn press(&self, button: u8) -> Result<(), String> {
+        self.power.press(button).map_err(|error| error.to_string())
+    }
+
+    /// Gives an NMI to a vCPU, or to all.
+    fn nmi(&self, vcpu: Option<u8>) -> Result<(), String> {
+        let count = self.vcpus.count();
+        let wanted = match vcpu.map(usize::from) {
+            None => 0..count,
+            Some(vcpu) if vcpu < count => vcpu..vcpu + 1,
+            Some(vcpu) => return Err(format!("there is no vCPU {vcpu}: the machine has 0 to {}", count - 1)),
+        };
+        for vcpu in wanted {
+            let nmi = self.vcpus.ask(vcpu, VcpuFd::nmi, VCPU);
+            let nmi =
+                nmi.ok_or_else(|| format!("vCPU {vcpu} waits for its backend: it gets its NMI then"))?;
+            nmi.map_err(|error| format!("KVM cannot give vCPU {vcpu} an NMI: {error}"))?;
+        }
+        Ok(())
     }
 
     fn device(&self, id: &DeviceId) -> Result<&Transport, String> {

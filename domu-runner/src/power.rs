@@ -53,13 +53,13 @@ impl PowerRegisters {
         Self { stop, irq, pressed: Mutex::new(0) }
     }
 
-    /// Presses the power button.
+    /// Presses [`POWER_BUTTON`] or [`SLEEP_BUTTON`].
     ///
     /// # Errors
     /// What KVM says to `KVM_IRQ_LINE`.
-    pub fn press_power_button(&self) -> Result<(), crate::irq::IrqError> {
+    pub fn press(&self, button: u8) -> Result<(), crate::irq::IrqError> {
         let mut pressed = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
-        *pressed |= POWER_BUTTON;
+        *pressed |= button;
         self.irq.set_line(Gsi::GED, true)
     }
 

@@ -20,6 +20,8 @@ const KVM: &[u64] = &[
     kvm(WRITE, size_of::<kvm_bindings::kvm_sregs>(), 0x84),
     // KVM_KVMCLOCK_CTRL: after a pause.
     kvm(NONE, 0, 0xad),
+    // KVM_NMI: an operator's.
+    kvm(NONE, 0, 0x9a),
     // KVM_IRQ_LINE: buttons.
     kvm(WRITE, size_of::<kvm_bindings::kvm_irq_level>(), 0x61),
     // KVM_SET_GSI_ROUTING, KVM_IRQFD: the guest programs MSI-X vectors.

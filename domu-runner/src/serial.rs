@@ -79,6 +79,15 @@ impl Serial {
         let _ = self.wake.write(1);
     }
 
+    /// Has the guest receive a break and then `key`; false if it does not read what it has received before.
+    pub fn send_break(&self, key: u8) -> bool {
+        let pulse = self.lock().uart.receive_break(key);
+        if pulse == Some(true) {
+            self.pulse();
+        }
+        pulse.is_some()
+    }
+
     /// Sends what is buffered, waiting for the other end at most so long.
     pub fn flush(&self, longest: Duration) {
         let end = Instant::now() + longest;

@@ -21,6 +21,14 @@ const SCRATCH: u64 = 7;
 const ENABLE_RECEIVED: u8 = 1 << 0;
 /// Interrupt enable: the transmitter is empty.
 const ENABLE_EMPTY: u8 = 1 << 1;
+/// Interrupt enable: something is amiss with the line, or a break is there.
+const ENABLE_LINE_STATUS: u8 = 1 << 2;
+/// Line status: data is there.
+const DATA_READY: u8 = 1 << 0;
+/// Line status: what is read next is a break.
+const BREAK: u8 = 1 << 4;
+/// Line status: the FIFO holds a break.
+const FIFO_ERROR: u8 = 1 << 7;
 /// FIFO control: enable.
 const FIFO_ENABLE: u8 = 1 << 0;
 /// FIFO control: clear the receive FIFO.
@@ -39,9 +47,17 @@ pub struct Uart {
     modem_control: u8,
     scratch: u8,
     divisor: [u8; 2],
-    received: VecDeque<u8>,
+    received: VecDeque<Received>,
     /// "The transmitter has become empty" has not been reported yet.
     empty_unreported: bool,
+}
+
+/// What waits in the receive FIFO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Received {
+    Byte(u8),
+    /// The line was held for longer than a byte; reads as zero.
+    Break,
 }
 
 /// What an access leads to.
@@ -61,8 +77,18 @@ impl Uart {
 
     /// Puts bytes into the receive FIFO, as many as there is [`room`](Self::room); true if the line is to be pulsed.
     pub fn receive(&mut self, bytes: &[u8]) -> bool {
-        self.received.extend(bytes.iter().take(self.room()));
+        self.received.extend(bytes.iter().take(self.room()).map(|byte| Received::Byte(*byte)));
         self.data_interrupt()
+    }
+
+    /// Receives a break and the byte that follows it. None, and nothing is received, if there is no room for both; else
+    /// whether the line is to be pulsed.
+    pub fn receive_break(&mut self, then: u8) -> Option<bool> {
+        if self.room() < 2 {
+            return None;
+        }
+        self.received.extend([Received::Break, Received::Byte(then)]);
+        Some(self.data_interrupt())
     }
 
     /// Reads a register (0 to 7); true if the line is to be pulsed.
@@ -71,14 +97,17 @@ impl Uart {
         let value = match register {
             DATA | INTERRUPT_ENABLE if latch => self.divisor[register as usize],
             DATA => {
-                let byte = self.received.pop_front().unwrap_or(0);
+                let byte = match self.received.pop_front() {
+                    Some(Received::Byte(byte)) => byte,
+                    Some(Received::Break) | None => 0,
+                };
                 return (byte, self.data_interrupt());
             }
             INTERRUPT_ENABLE => self.interrupt_enable,
             INTERRUPT_ID => self.interrupt_id(),
             LINE_CONTROL => self.line_control,
             MODEM_CONTROL => self.modem_control,
-            LINE_STATUS => 0x60 | u8::from(!self.received.is_empty()),
+            LINE_STATUS => 0x60 | self.received_status(),
             MODEM_STATUS if self.modem_control & LOOPBACK != 0 => {
                 // DTR, RTS, OUT1, OUT2 come back as DSR, CTS, RI, DCD.
                 let out = self.modem_control;
@@ -112,7 +141,8 @@ impl Uart {
                     self.empty_unreported = true;
                     effect.interrupt = true;
                 }
-                effect.interrupt |= enabled & ENABLE_RECEIVED != 0 && self.data_interrupt();
+                effect.interrupt |=
+                    enabled & (ENABLE_RECEIVED | ENABLE_LINE_STATUS) != 0 && self.data_interrupt();
             }
             INTERRUPT_ID => {
                 self.fifo_enabled = value & FIFO_ENABLE != 0;
@@ -128,14 +158,36 @@ impl Uart {
         effect
     }
 
+    /// The bits of the line status that what is received sets. That of a break stays until the break is read, not until it is
+    /// first looked at: a driver that polls while it sends cannot miss it.
+    fn received_status(&self) -> u8 {
+        let mut status = if self.received.is_empty() { 0 } else { DATA_READY };
+        if self.breaks() {
+            status |= BREAK;
+        }
+        if self.fifo_enabled && self.received.contains(&Received::Break) {
+            status |= FIFO_ERROR;
+        }
+        status
+    }
+
+    /// True if what is read next is a break.
+    fn breaks(&self) -> bool {
+        self.received.front() == Some(&Received::Break)
+    }
+
     fn data_interrupt(&self) -> bool {
-        self.interrupt_enable & ENABLE_RECEIVED != 0 && !self.received.is_empty()
+        let enabled = self.interrupt_enable;
+        (enabled & ENABLE_RECEIVED != 0 && !self.received.is_empty())
+            || (enabled & ENABLE_LINE_STATUS != 0 && self.breaks())
     }
 
     /// The cause with the highest priority; reading "empty" reports it.
     fn interrupt_id(&mut self) -> u8 {
         let fifo = if self.fifo_enabled { 0xc0 } else { 0 };
-        fifo | if self.data_interrupt() {
+        fifo | if self.interrupt_enable & ENABLE_LINE_STATUS != 0 && self.breaks() {
+            0x06
+        } else if self.data_interrupt() {
             0x04
         } else if self.interrupt_enable & ENABLE_EMPTY != 0 && std::mem::take(&mut self.empty_unreported) {
             0x02
@@ -174,6 +226,28 @@ mod tests {
         uart.write(DATA, 12);
         uart.write(LINE_CONTROL, 3);
         assert_eq!(uart.read(LINE_STATUS).0, 0x60);
+    }
+
+    #[test]
+    fn a_break_is_told_from_a_zero_byte_and_comes_before_its_key() {
+        let mut uart = Uart::default();
+        uart.write(INTERRUPT_ENABLE, ENABLE_RECEIVED | ENABLE_LINE_STATUS);
+        assert!(uart.receive(&[0]));
+        assert_eq!(uart.receive_break(b'h'), Some(true));
+        assert_eq!((uart.read(LINE_STATUS).0, uart.read(INTERRUPT_ID).0), (0x61, 0x04));
+        assert_eq!(uart.read(DATA), (0, true));
+        assert_eq!((uart.read(LINE_STATUS).0, uart.read(INTERRUPT_ID).0), (0x71, 0x06));
+        assert_eq!(uart.read(DATA), (0, true));
+        assert_eq!((uart.read(LINE_STATUS).0, uart.read(INTERRUPT_ID).0), (0x61, 0x04));
+        assert_eq!(uart.read(DATA), (b'h', false));
+    }
+
+    #[test]
+    fn a_break_without_room_for_its_key_is_not_received() {
+        let mut uart = Uart::default();
+        uart.receive(&[b'x'; FIFO - 1]);
+        assert_eq!(uart.receive_break(b'h'), None);
+        assert_eq!(uart.room(), 1);
     }
 
     proptest! {

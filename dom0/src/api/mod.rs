@@ -5,6 +5,7 @@
 
 mod bounded;
 mod disks;
+mod machine;
 mod nets;
 mod server;
 mod service;
@@ -191,6 +192,15 @@ pub trait Dom0Client {
     async fn reboot(&mut self, name: &str) -> zlink::Result<Result<(), ApiError>>;
     /// Removes everything of a domain; answered when that is done.
     async fn destroy(&mut self, name: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Presses a button (`power`, `sleep`), gives an NMI to a vCPU or to all (`nmi`), or resets the machine (`reset`).
+    async fn trigger(
+        &mut self,
+        name: &str,
+        what: &str,
+        vcpu: Option<u32>,
+    ) -> zlink::Result<Result<(), ApiError>>;
+    /// Has the guest's kernel receive a SysRq key on COM1.
+    async fn sysrq(&mut self, name: &str, key: &str) -> zlink::Result<Result<(), ApiError>>;
     /// Where the domain's console is.
     async fn console(&mut self, name: &str) -> zlink::Result<Result<Console, ApiError>>;
     /// Answered when the machine that the domain has now has stopped.

@@ -10,6 +10,7 @@ use shared_abi::{DeviceId, DomainName, NetworkName, Role};
 use super::disks::{
     self, DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded,
 };
+use super::machine;
 use super::nets::{
     self, Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
     TrafficInfo,
@@ -316,6 +317,19 @@ impl Session {
 
     async fn destroy(&self, name: String) -> Result<(), ApiError> {
         self.ask(&name, Event::Destroy).await
+    }
+
+    async fn trigger(&self, name: String, what: String, vcpu: Option<u32>) -> Result<(), ApiError> {
+        self.may_change("triggering a domain")?;
+        let (request, act) =
+            machine::trigger(&what, vcpu).map_err(|message| ApiError::Refused { message })?;
+        Ok(self.dom0.order(&name, |answer| Order::Machine(request, act, answer)).await?)
+    }
+
+    async fn sysrq(&self, name: String, key: String) -> Result<(), ApiError> {
+        self.may_change("sending a SysRq key")?;
+        let request = machine::sysrq(&key).map_err(|message| ApiError::Refused { message })?;
+        Ok(self.dom0.order(&name, |answer| Order::Machine(request, "send a SysRq key", answer)).await?)
     }
 
     async fn console(&self, name: String) -> Result<Console, ApiError> {

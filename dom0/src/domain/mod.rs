@@ -9,6 +9,7 @@ pub mod check;
 pub mod disks;
 mod happening;
 pub mod kept;
+mod machine;
 pub mod nets;
 pub mod nics;
 pub mod operate;

@@ -1,4 +1,5 @@
-//! What an operator asks of a running domain's disks, NICs and backends. What is asked of NICs is in [`nics`](super::nics).
+//! What an operator asks of a running domain's disks, NICs, backends and machine. What is asked of NICs is in
+//! [`nics`](super::nics), what is asked of the machine in `machine`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub enum Order {
     SetNic(DeviceId, NicChange, oneshot::Sender<Result<(), String>>),
     /// Exchange the backend of a device, for this program if given; answered with how long its devices stood still.
     Upgrade(DeviceId, Option<PathBuf>, oneshot::Sender<Result<Duration, String>>),
+    /// Have the runner do something to the machine; the text says what, for a refusal.
+    Machine(RunnerRequest, &'static str, oneshot::Sender<Result<(), String>>),
 }
 
 /// What there is to say of a disk.
@@ -66,6 +69,7 @@ impl Domain {
             Order::Upgrade(device, program, answer) => {
                 drop(answer.send(self.upgrade(&device, program).await));
             }
+            Order::Machine(request, act, answer) => drop(answer.send(self.machine(&request, act).await)),
         }
     }
 

@@ -1,18 +1,20 @@
 //! The vCPU threads: `KVM_RUN`, again and again.
 //!
 //! ```text
-//! waiting for its vCPU ─▶ parked ◀─pause / resume─▶ running ─▶ ended (parked for ever)
+//! waiting for its vCPU ─▶ parked ◀─pause, ask / resume─▶ running ─▶ ended (parked for ever)
 //! ```
 //!
-//! A thread looks at the pause flag before each `KVM_RUN`; a signal makes a running one come back, sent
-//! again until every thread is parked, since the first may arrive between the look and the call.
+//! A thread looks at its flag before each `KVM_RUN`; a signal makes a running one come back, sent
+//! again until every thread is parked, since the first may arrive between the look and the call. A parked thread does
+//! what is asked of its vCPU, also when the machine has ended.
 
 mod exit;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::raw::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -53,8 +55,9 @@ struct Thread {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Mirrors `!State::running` for a look without the lock.
-    pause: AtomicBool,
+    /// For each thread: it is to leave `KVM_RUN` and park, if only to do a job. Set and cleared under the lock, so that a
+    /// cleared one says that the vCPU is to run and has no job.
+    leave: Vec<AtomicBool>,
     first_run: OnceLock<u64>,
     buses: Buses,
     stop: Stop,
@@ -63,7 +66,11 @@ struct Shared {
 struct State {
     running: bool,
     parked: usize,
+    /// What each thread is asked to do with its vCPU.
+    jobs: Vec<VecDeque<Job>>,
 }
+
+type Job = Box<dyn FnOnce(&VcpuFd) + Send>;
 
 /// The signal that makes `KVM_RUN` return.
 pub fn kick_signal() -> c_int {
@@ -80,17 +87,22 @@ impl Vcpus {
     pub fn spawn(count: u8, buses: Buses, stop: Stop) -> io::Result<Self> {
         register_signal_handler(kick_signal(), kicked)?;
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { running: false, parked: 0 }),
+            state: Mutex::new(State {
+                running: false,
+                parked: 0,
+                jobs: (0..count).map(|_| VecDeque::new()).collect(),
+            }),
             changed: Condvar::new(),
-            pause: AtomicBool::new(true),
+            leave: (0..count).map(|_| AtomicBool::new(true)).collect(),
             first_run: OnceLock::new(),
             buses,
             stop,
         });
-        let spawn = |index| -> io::Result<Thread> {
+        let spawn = |index: u8| -> io::Result<Thread> {
             let (sender, receiver) = channel();
             let shared = shared.clone();
-            let handle = threads::start(format!("vcpu{index}"), move || shared.thread(receiver))?;
+            let handle =
+                threads::start(format!("vcpu{index}"), move || shared.thread(index.into(), receiver))?;
             Ok(Thread { handle, vcpu: Mutex::new(Some(sender)) })
         };
         let threads = (0..count).map(spawn).collect::<io::Result<_>>()?;
@@ -112,8 +124,41 @@ impl Vcpus {
     pub fn resume(&self) {
         let mut state = self.shared.lock();
         state.running = true;
-        self.shared.pause.store(false, Ordering::Release);
         self.shared.changed.notify_all();
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Has the thread of vCPU `index`, which must exist, do a job between two `KVM_RUN`s, and returns what comes of it. None
+    /// if it has not come to it within `longest`; it does it when it can.
+    pub fn ask<T: Send + 'static>(
+        &self,
+        index: usize,
+        job: impl FnOnce(&VcpuFd) -> T + Send + 'static,
+        longest: Duration,
+    ) -> Option<T> {
+        let (sender, done) = sync_channel(1);
+        let (thread, end) = (self.threads.get(index)?, Instant::now() + longest);
+        {
+            let mut state = self.shared.lock();
+            // Whoever asked may have given up.
+            state.jobs[index].push_back(Box::new(move |vcpu| drop(sender.try_send(job(vcpu)))));
+            self.shared.leave[index].store(true, Ordering::Release);
+            self.shared.changed.notify_all();
+        }
+        while Instant::now() < end {
+            // A thread never ends while the process lives: its handle is good.
+            let _ = thread.handle.kill(kick_signal());
+            match done.recv_timeout(KICK_AGAIN) {
+                Ok(result) => return Some(result),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        None
     }
 
     /// Stops the vCPUs; returns when none is in `KVM_RUN`, or one still waits for its backend after `longest`.
@@ -149,20 +194,20 @@ impl Shared {
 
     fn halt(&self, state: &mut State) {
         state.running = false;
-        self.pause.store(true, Ordering::Release);
+        self.leave.iter().for_each(|leave| leave.store(true, Ordering::Release));
     }
 
-    fn thread(&self, vcpu: Receiver<VcpuFd>) {
+    fn thread(&self, index: usize, vcpu: Receiver<VcpuFd>) {
         let Ok(mut vcpu) = vcpu.recv() else { return };
         loop {
-            self.park();
+            self.park(index, &vcpu);
             self.first_run.get_or_init(monotonic);
-            if let Some(reason) = self.run(&mut vcpu) {
+            if let Some(reason) = self.run(index, &mut vcpu) {
                 // The others run no further than they must: the machine is at its end.
                 self.halt(&mut self.lock());
                 self.stop.request(reason);
                 loop {
-                    self.park();
+                    self.park(index, &vcpu);
                 }
             }
             // Tells the guest's watchdogs that the time that passes now was not theirs. A guest without
@@ -171,20 +216,29 @@ impl Shared {
         }
     }
 
-    /// Waits until the vCPUs are to run.
-    fn park(&self) {
+    /// Does what is asked of the vCPU, and waits until it is to run.
+    fn park(&self, index: usize, vcpu: &VcpuFd) {
         let mut state = self.lock();
         state.parked += 1;
         self.changed.notify_all();
-        while !state.running {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(job) = state.jobs[index].pop_front() {
+                drop(state);
+                job(vcpu);
+                state = self.lock();
+            } else if state.running {
+                break;
+            } else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
         }
+        self.leave[index].store(false, Ordering::Release);
         state.parked -= 1;
     }
 
-    /// Runs the guest until it is paused (none) or has come to an end.
-    fn run(&self, vcpu: &mut VcpuFd) -> Option<StopReason> {
-        while !self.pause.load(Ordering::Acquire) {
+    /// Runs the guest until it is paused or asked for something (none), or has come to an end.
+    fn run(&self, index: usize, vcpu: &mut VcpuFd) -> Option<StopReason> {
+        while !self.leave[index].load(Ordering::Acquire) {
             match vcpu.run() {
                 Ok(VcpuExit::MmioRead(address, data)) => self.buses.memory.read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => self.buses.memory.write(address, data),

@@ -17,6 +17,14 @@ pub enum RunnerRequest {
     Pause,
     /// Press the ACPI power button: the guest is asked to shut down.
     PowerButton,
+    /// Press the ACPI sleep button.
+    SleepButton,
+    /// Give a non-maskable interrupt to this vCPU, or with none to all.
+    Nmi(Option<u8>),
+    /// End the machine as if the guest had reset it.
+    Reset,
+    /// Let COM1 receive a break and then this byte: what Linux takes for a SysRq key.
+    SysRq(u8),
     /// Report [`RunnerStatus`].
     Status,
     /// Let the backends of these devices finish what they have in flight, and hang up on them; answered with

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::block::{BackendCommand, Limits};
+use crate::machine::Trigger;
 use crate::network::NicSettings;
 use crate::size::Size;
 
@@ -117,6 +118,22 @@ pub enum Command {
     Destroy {
         /// The domain's name or ID
         name: String,
+    },
+    /// Press a button of a domain's machine, give it an NMI, or reset it
+    Trigger {
+        /// The domain's name or ID
+        name: String,
+        /// What to do
+        what: Trigger,
+        /// The vCPU that gets the NMI; without it, all do
+        vcpu: Option<u32>,
+    },
+    /// Send a magic SysRq key to a guest's kernel
+    Sysrq {
+        /// The domain's name or ID
+        name: String,
+        /// The key, such as h
+        key: String,
     },
     /// Say what is amiss with a domain, why, and what to do
     Why {

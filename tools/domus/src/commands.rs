@@ -58,6 +58,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::DiskSealed => anyhow::bail!("this command is of use to domus itself only"),
         Command::Shutdown { name, wait } => shutdown(dir, &name, wait).await?,
         Command::Reboot { name } => answer(connect(dir).await?.reboot(&name).await)?,
+        Command::Trigger { name, what, vcpu } => {
+            answer(connect(dir).await?.trigger(&name, what.name(), vcpu).await)?
+        }
+        Command::Sysrq { name, key } => answer(connect(dir).await?.sysrq(&name, &key).await)?,
         Command::Why { name, json } => block::why(dir, &name, json).await?,
         Command::BlockList { name, json } => block::list(dir, &name, json).await?,
         Command::BlockSet { name, disk, limits } => block::set(dir, &name, disk.as_deref(), limits).await?,

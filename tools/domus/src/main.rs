@@ -12,6 +12,7 @@ mod console;
 mod disk;
 mod dom0_upgrade;
 mod guests;
+mod machine;
 mod network;
 mod run;
 mod shadow;

@@ -100,7 +100,7 @@ pub fn run(start_info: u64, trampoline: &'static [u8], floor: &'static AtomicU64
 
 /// Runs the list of checks on each line that arrives on COM1, until `quit`, or ends at once with `end HOW`.
 ///
-/// It sleeps meanwhile. With `mini.buttons=PORT` it looks at that register ten times a second: bit 0, the power
+/// It sleeps meanwhile, and tells of a break and the key after it. With `mini.buttons=PORT` it looks at that register ten times a second: bit 0, the power
 /// button, is as good as `quit`.
 fn shell(machine: &Machine, score: &mut Score) {
     let buttons = machine.start.line.number("mini.buttons").and_then(|port| u16::try_from(port).ok());
@@ -111,6 +111,10 @@ fn shell(machine: &Machine, score: &mut Score) {
         say!("ready");
         let mut len = 0;
         loop {
+            if print::breaks() {
+                let zero = print::receive();
+                say!("break {zero:?} key {:?}", print::receive().map(char::from));
+            }
             let seen = [irq::count(irq::UART), irq::count(irq::TIMER)];
             match print::receive() {
                 None if buttons.is_some_and(|port| sys::inb(port) & 1 != 0) => return,

@@ -27,6 +27,11 @@ pub fn receive() -> Option<u8> {
     (sys::inb(COM1 + 5) & 1 != 0).then(|| sys::inb(COM1))
 }
 
+/// True if what [`receive`] gives next is no byte but a break.
+pub fn breaks() -> bool {
+    sys::inb(COM1 + 5) & 0x11 == 0x11
+}
+
 /// Lets COM1 interrupt ([`irq::UART`]) when a byte arrives, or not.
 pub fn interrupts(on: bool) {
     irq::route(4, on.then(|| (irq::UART, irq::apic_id())));
