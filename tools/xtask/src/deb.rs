@@ -22,7 +22,8 @@ pub fn deb(consent: Consent, profile: Profile) -> Result<()> {
 
 /// Makes the package of the programs in `bin`, where `profile` has put them.
 pub fn pack(bin: &Path, profile: Profile) -> Result<PathBuf> {
-    let made = workspace::target().join("package");
+    // Where the package's list of files has it, wherever cargo builds.
+    let made = workspace::root().join("target/package");
     if made.exists() {
         fs::remove_dir_all(&made)?;
     }
