@@ -28,6 +28,8 @@ pub struct DomainInfo {
     pub name: String,
     /// Its number; 0 is the host itself.
     pub id: u32,
+    /// By which the host's other tools know it; none of what a dom0 before this one has left.
+    pub uuid: Option<String>,
     /// RAM in MiB.
     pub memory_mib: u64,
     /// Number of vCPUs.

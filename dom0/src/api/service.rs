@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shared_abi::ids::IdError;
 use shared_abi::{DeviceId, DomainName, NetworkName, Role};
+use uuid::Uuid;
 
 use super::disks::{
     self, DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded,
@@ -172,6 +173,7 @@ fn domain_0() -> DomainInfo {
     DomainInfo {
         name: "Domain-0".into(),
         id: 0,
+        uuid: Some(Uuid::nil().to_string()),
         memory_mib: host::memory() >> 20,
         vcpus: host::cpus() as u32,
         flags: "r-----".into(),
@@ -212,6 +214,7 @@ pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
     DomainInfo {
         name: name.to_string(),
         id: view.domid.0,
+        uuid: Some(view.uuid.to_string()),
         memory_mib: view.memory >> 20,
         vcpus: view.vcpus.into(),
         flags: flags.iter().map(|flag| char::from(*flag)).collect(),
@@ -231,6 +234,7 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
     list.extend(dom0.leftovers().into_iter().map(|(name, domid)| DomainInfo {
         name: name.to_string(),
         id: domid.0,
+        uuid: None,
         memory_mib: 0,
         vcpus: 0,
         flags: "-----d".into(),

@@ -30,6 +30,7 @@ use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, RunnerStatus,
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
 
 use crate::child::{ANSWER, ChildError, ChildLink, one_line};
 use crate::commons::Commons;
@@ -60,6 +61,8 @@ const STATUS: Duration = Duration::from_secs(1);
 pub struct View {
     /// Its number; another one after each restart.
     pub domid: DomId,
+    /// By which the host's other tools know it.
+    pub uuid: Uuid,
     /// Where it is in its life.
     pub state: State,
     /// RAM in bytes.
@@ -83,6 +86,7 @@ impl View {
     fn first(config: &DomainConfig) -> Self {
         Self {
             domid: DomId(0),
+            uuid: config.uuid,
             state: State::Building,
             memory: config.memory,
             vcpus: config.vcpus,

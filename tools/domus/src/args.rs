@@ -6,8 +6,10 @@ use clap::{Parser, Subcommand};
 
 use crate::block::{BackendCommand, Limits};
 use crate::machine::Trigger;
+use crate::many::Which;
 use crate::network::NicSettings;
 use crate::size::Size;
+use crate::verbs::{Ending, Patience};
 
 /// Creates and drives domains.
 #[derive(Debug, Parser)]
@@ -31,6 +33,9 @@ pub enum Command {
         /// Attach to its console
         #[arg(short = 'c', long)]
         console: bool,
+        /// Check the config and what it needs of the host, and create nothing
+        #[arg(short = 'n', long, conflicts_with = "console")]
+        dry_run: bool,
         /// Print a JSON object
         #[arg(long)]
         json: bool,
@@ -65,10 +70,44 @@ pub enum Command {
     },
     /// List domains
     List {
-        /// Only this one: its name or ID
-        name: Option<String>,
+        /// Only these: names, IDs, or patterns such as 'web*'
+        names: Vec<String>,
+        /// Print UUIDs, and how the last machine ended, too
+        #[arg(short, long)]
+        verbose: bool,
         /// Print a JSON array
-        #[arg(short = 'l', long)]
+        #[arg(short = 'l', long, visible_alias = "long")]
+        json: bool,
+    },
+    /// List domains by UUID, ID and name, without the host
+    VmList {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the ID of a domain
+    Domid {
+        /// The domain's name
+        name: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the name of a domain
+    Domname {
+        /// The domain's ID
+        id: u32,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what the host is and has
+    Info {
+        /// Which CPUs and how much memory each of its nodes has, too
+        #[arg(short, long)]
+        numa: bool,
+        /// Print a JSON object
+        #[arg(long)]
         json: bool,
     },
     /// Attach to a domain's console; Ctrl-] leaves
@@ -83,15 +122,9 @@ pub enum Command {
         take: bool,
     },
     /// Stop a domain's vCPUs
-    Pause {
-        /// The domain's name or ID
-        name: String,
-    },
+    Pause(Which),
     /// Let a paused domain run again
-    Unpause {
-        /// The domain's name or ID
-        name: String,
-    },
+    Unpause(Which),
     /// Make, look at, convert, resize and snapshot disk images
     Disk {
         /// What to do
@@ -103,22 +136,24 @@ pub enum Command {
     DiskSealed,
     /// Ask a guest to switch itself off
     Shutdown {
-        /// The domain's name or ID
-        name: String,
-        /// Wait until it has
-        #[arg(short, long)]
-        wait: bool,
+        /// Which domains
+        #[command(flatten)]
+        which: Which,
+        /// How
+        #[command(flatten)]
+        how: Ending,
     },
     /// Ask a guest to switch itself off, and start it again then
     Reboot {
-        /// The domain's name or ID
-        name: String,
+        /// Which domains
+        #[command(flatten)]
+        which: Which,
+        /// How long it may take
+        #[command(flatten)]
+        patience: Patience,
     },
     /// Remove a domain at once
-    Destroy {
-        /// The domain's name or ID
-        name: String,
-    },
+    Destroy(Which),
     /// Press a button of a domain's machine, give it an NMI, or reset it
     Trigger {
         /// The domain's name or ID
@@ -259,4 +294,16 @@ pub enum Command {
         #[command(subcommand)]
         command: BackendCommand,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_are_called_the_same() {
+        Args::command().debug_assert();
+    }
 }

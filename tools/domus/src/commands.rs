@@ -1,13 +1,12 @@
 //! What each command does.
 
 use std::path::Path;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::CommandFactory;
-use dom0::api::{Dom0Client, DomainInfo, Plan, start_message};
+use dom0::api::{Dom0Client, Plan, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::check;
@@ -22,9 +21,12 @@ use crate::client::{answer, connect};
 use crate::console;
 use crate::dom0_upgrade;
 use crate::guests;
+use crate::host;
+use crate::listing;
 use crate::network;
 use crate::run::{self, Options};
 use crate::shadow;
+use crate::verbs;
 
 /// Does what the command line says.
 ///
@@ -33,7 +35,8 @@ use crate::shadow;
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dir = args.run_dir.as_deref();
     match args.command {
-        Command::Create { file, console, json } => create(dir, &file, console, json).await?,
+        Command::Create { file, dry_run: true, json, .. } => self::check(dir, &file, json).await?,
+        Command::Create { file, console, json, .. } => create(dir, &file, console, json).await?,
         Command::Run { file, no_console, grace, libexec_dir } => {
             let grace = Duration::from_secs(grace);
             let run_dir = args.run_dir;
@@ -43,7 +46,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             shadow::shadow(dir.unwrap_or(&dom0::resources::run_dir::default_path()), &name)?;
         }
         Command::Check { file, json } => self::check(dir, &file, json).await?,
-        Command::List { name, json } => list(dir, name.as_deref(), json).await?,
+        Command::List { names, verbose, json } => listing::list(dir, &names, verbose, json).await?,
+        Command::VmList { json } => listing::vm_list(dir, json).await?,
+        Command::Domid { name, json } => listing::domid(dir, &name, json).await?,
+        Command::Domname { id, json } => listing::domname(dir, id, json).await?,
+        Command::Info { numa, json } => host::info(dir, numa, json).await?,
         Command::Console { name, read_only, take } => {
             let mode = match (read_only, take) {
                 (true, _) => Mode::Read,
@@ -52,12 +59,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             };
             console::follow(&mut connect(dir).await?, &name, mode).await?;
         }
-        Command::Pause { name } => answer(connect(dir).await?.pause(&name).await)?,
-        Command::Unpause { name } => answer(connect(dir).await?.unpause(&name).await)?,
+        Command::Pause(which) => return verbs::pause(dir, &which).await,
+        Command::Unpause(which) => return verbs::unpause(dir, &which).await,
         Command::Disk { command } => crate::disk::run(command)?,
         Command::DiskSealed => anyhow::bail!("this command is of use to domus itself only"),
-        Command::Shutdown { name, wait } => shutdown(dir, &name, wait).await?,
-        Command::Reboot { name } => answer(connect(dir).await?.reboot(&name).await)?,
+        Command::Shutdown { which, how } => return verbs::shutdown(dir, &which, &how).await,
+        Command::Reboot { which, patience } => return verbs::reboot(dir, &which, &patience).await,
         Command::Trigger { name, what, vcpu } => {
             answer(connect(dir).await?.trigger(&name, what.name(), vcpu).await)?
         }
@@ -85,7 +92,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Manual { directory } => clap_mangen::generate_to(Args::command(), directory)?,
         Command::Backend { command } => block::backend(dir, command).await?,
-        Command::Destroy { name } => answer(connect(dir).await?.destroy(&name).await)?,
+        Command::Destroy(which) => return verbs::destroy(dir, &which).await,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -149,48 +156,6 @@ fn notes(config: &config::DomainConfig) -> Vec<String> {
         _ => None,
     };
     config.nets.iter().enumerate().filter_map(at_switch).collect()
-}
-
-async fn list(dir: Option<&Path>, name: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let mut connection = connect(dir).await?;
-    let domains = match name {
-        Some(name) => vec![answer(connection.get(name).await)?.domain],
-        None => answer(connection.list().await)?.domains,
-    };
-    print(&if json { serde_json::to_string_pretty(&domains)? } else { table(&domains) })
-}
-
-/// The list in xl's columns.
-fn table(domains: &[DomainInfo]) -> String {
-    let mut text = format!("{:<40} {:>5} {:>5} {:>5}     State   Time(s)", "Name", "ID", "Mem", "VCPUs");
-    for domain in domains {
-        let DomainInfo { name, id, memory_mib, vcpus, flags, cpu_seconds, .. } = domain;
-        text += &format!("\n{name:<40} {id:>5} {memory_mib:>5} {vcpus:>5}     {flags} {cpu_seconds:>8.1}");
-    }
-    text
-}
-
-async fn shutdown(dir: Option<&Path>, name: &str, wait: bool) -> anyhow::Result<()> {
-    let mut connection = connect(dir).await?;
-    if !wait {
-        return answer(connection.shutdown(name).await);
-    }
-    // Waiting begins before the guest is asked, on a connection of its own: a fast guest cannot slip through.
-    let mut other = connect(dir).await?;
-    let mut waiting = pin!(other.wait(name));
-    let ended = tokio::select! {
-        biased;
-        ended = &mut waiting => ended,
-        asked = connection.shutdown(name) => {
-            answer(asked)?;
-            waiting.await
-        }
-    };
-    let ended = answer(ended)?;
-    if ended.crashed {
-        anyhow::bail!("{name} {}", ended.ended.unwrap_or_else(|| "crashed".into()));
-    }
-    Ok(())
 }
 
 /// Prints a line. A reader that has gone is no failure of the command.

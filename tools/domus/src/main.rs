@@ -12,12 +12,16 @@ mod console;
 mod disk;
 mod dom0_upgrade;
 mod guests;
+mod host;
+mod listing;
 mod machine;
+mod many;
 mod network;
 mod run;
 mod shadow;
 mod size;
 mod terminal;
+mod verbs;
 
 use std::process::ExitCode;
 
