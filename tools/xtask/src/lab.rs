@@ -87,7 +87,7 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
 /// Installs the package `deb` in a lab's machine whose first process is systemd, and runs the scenarios of services there.
 pub fn services(images: &Images, bin: &Path, deb: &Path) -> Result<Tally> {
     counted("services", || {
-        let outer = outer(images, bin, "services", true, true, Duration::from_secs(15 * 60))?;
+        let outer = outer(images, bin, "services", true, true, Duration::from_secs(25 * 60))?;
         outer.place(deb, "domus.deb")?;
         // The demo needs the package, and tells more than the first failure if the scenarios fail.
         let step = format!(
