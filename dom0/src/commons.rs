@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::domain::dump::CORES;
 use crate::networks::Networks;
 use crate::resources::run_dir::RunDir;
 use crate::supervisor::Supervisor;
@@ -18,6 +19,8 @@ pub struct Commons {
     pub networks: Rc<Networks>,
     /// What their NICs share.
     pub switches: Rc<Switches>,
+    /// Where cores go that nobody has named a file for.
+    pub cores: PathBuf,
     /// They end with the command that has begun them.
     pub foreground: bool,
 }
@@ -30,6 +33,7 @@ impl Commons {
             networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
             switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
             supervisor,
+            cores: CORES.into(),
             foreground: false,
         }
     }
@@ -41,6 +45,7 @@ impl Commons {
             networks: Rc::new(Networks::of_others(config_dir, run.path())),
             switches: Rc::new(Switches::new(run.clone(), None)),
             supervisor,
+            cores: CORES.into(),
             foreground: true,
         }
     }

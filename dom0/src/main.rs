@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use dom0::api::Server;
 use dom0::commons::Commons;
+use dom0::domain::dump::CORES;
 use dom0::registry::Dom0;
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::{self, Direct, Supervisor, Systemd};
@@ -31,6 +32,9 @@ struct Args {
     /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
     #[arg(long, value_name = "DIR")]
     libexec_dir: Option<PathBuf>,
+    /// Where cores go that nobody has named a file for
+    #[arg(long, value_name = "DIR", default_value = CORES)]
+    dump_dir: PathBuf,
     /// Who starts the processes of domains
     #[arg(long, value_enum, default_value_t = Starter::Auto)]
     supervisor: Starter,
@@ -99,7 +103,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     descriptors();
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
     let supervisor = starter(args.supervisor, args.libexec_dir, &run)?;
-    let dom0 = Dom0::new(run.clone(), Commons::of_service(&run, &args.config_dir, supervisor));
+    let commons = Commons::of_service(&run, &args.config_dir, supervisor);
+    let cores = std::path::absolute(args.dump_dir)?;
+    let dom0 = Dom0::new(run.clone(), Commons { cores, ..commons });
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     dom0.networks().begin().await;

@@ -13,12 +13,14 @@
 //! | [`pci`], [`virtio`] | bus 0 with MSI-X; virtio-pci for any device type and the vhost-user frontend |
 //! | [`uart`], [`serial`] | COM1 |
 //! | [`boot`] | a kernel into guest memory |
+//! | [`dump`] | a core of the machine, for debuggers |
 //! | [`rules`] | the system calls left after sealing |
 
 pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod cpuid;
+pub mod dump;
 pub mod irq;
 pub mod layout;
 pub mod machine;

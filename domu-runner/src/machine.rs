@@ -14,6 +14,7 @@ use anyhow::{Context, ensure};
 use domus_startup::control::chain;
 use domus_startup::{Events, Fds, sandbox, threads};
 use kvm_ioctls::VcpuFd;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::sysinfo::sysinfo;
 use shared_abi::DeviceId;
 use shared_abi::control::{
@@ -24,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, Image};
 use crate::bus::Bus;
+use crate::dump::{self, Registers};
 use crate::irq::{Gsi, IrqRouter};
 use crate::layout::{
     ACPI_PORT, COM1_PORT, ECAM, ECAM_SIZE, I8042_PORT, PCI_CONFIG_PORT, PCI_WINDOW, PCI_WINDOW_SIZE,
@@ -47,7 +49,7 @@ const VCPU: Duration = Duration::from_millis(500);
 /// A machine whose guest can run.
 pub struct Machine {
     /// The VM runs in it: it stays mapped as long as the machine is.
-    _ram: GuestRam,
+    ram: GuestRam,
     vcpus: Arc<Vcpus>,
     power: Arc<PowerRegisters>,
     serial: Arc<Serial>,
@@ -86,6 +88,9 @@ impl Machine {
         ports.insert(I8042_PORT, I8042_PORTS, Arc::new(I8042(stop.clone())))?;
         ports.insert(ACPI_PORT, REGISTERS, power.clone())?;
 
+        // The only file that it is ever given to write to is that of a core: a runner that is its guest's cannot fill a disk.
+        let core = start.memory + dump::BESIDE_RAM;
+        setrlimit(Resource::RLIMIT_FSIZE, core, core).context("cannot limit the length of cores")?;
         sandbox::enter(start.identity.uid)?;
         let mut pci = pci::Root::default();
         let reporter = events.clone();
@@ -119,7 +124,7 @@ impl Machine {
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
         threads.give(vcpus);
-        Ok(Self { _ram: ram, vcpus: threads, power, serial, devices, stop, stopped })
+        Ok(Self { ram, vcpus: threads, power, serial, devices, stop, stopped })
     }
 
     /// Answers one request.
@@ -137,6 +142,10 @@ impl Machine {
                 return Ok(RunnerReply::Status(status));
             }
             RunnerRequest::Start(_) => return Err("this runner has its machine already".into()),
+            // Also of a machine that has stopped: then it is wanted most.
+            RunnerRequest::DumpCore { file, live, hold } => {
+                self.dump(fds.take(file).map_err(|error| error.to_string())?, live, hold)?;
+            }
             _ if stopped.is_some() => return Err("the machine has stopped".into()),
             RunnerRequest::Resume => self.vcpus.resume(),
             // A vCPU that waits for its backend is let go after the watcher's patience.
@@ -172,6 +181,29 @@ impl Machine {
             }
         }
         Ok(RunnerReply::Done)
+    }
+
+    /// Writes a core. The vCPUs stand still meanwhile unless it is to be `live`; with `hold` they do so afterwards, too.
+    fn dump(&self, file: OwnedFd, live: bool, hold: bool) -> Result<(), String> {
+        let ours = !live && !self.vcpus.paused();
+        if ours {
+            self.vcpus.pause(2 * PATIENCE);
+        }
+        let registers = |vcpu| -> Result<Registers, String> {
+            let read = self.vcpus.ask(vcpu, Registers::read, VCPU);
+            let read = read.ok_or_else(|| format!("vCPU {vcpu} waits for its backend"))?;
+            read.map_err(|error| format!("KVM does not tell the registers of vCPU {vcpu}: {error}"))
+        };
+        let registers = (0..self.vcpus.count()).map(registers).collect::<Result<Vec<_>, _>>();
+        let written = registers.and_then(|registers| {
+            let written = dump::write(&mut file.into(), &self.ram, &registers);
+            written.map_err(|error| format!("cannot write the core: {error}"))
+        });
+        let stay = hold && written.is_ok();
+        if ours && !stay {
+            self.vcpus.resume();
+        }
+        written
     }
 
     fn press(&self, button: u8) -> Result<(), String> {

@@ -77,6 +77,11 @@ impl GuestRam {
         self.memory.iter().map(piece).collect()
     }
 
+    /// The memfd, to be read without touching what was never touched.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// The memfd, for backends.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -18,6 +18,9 @@ const KVM: &[u64] = &[
     kvm(WRITE, size_of::<kvm_bindings::kvm_regs>(), 0x82),
     kvm(READ, size_of::<kvm_bindings::kvm_sregs>(), 0x83),
     kvm(WRITE, size_of::<kvm_bindings::kvm_sregs>(), 0x84),
+    // KVM_GET_REGS, KVM_GET_MSRS: for a core.
+    kvm(READ, size_of::<kvm_bindings::kvm_regs>(), 0x81),
+    kvm(READ | WRITE, size_of::<kvm_bindings::kvm_msrs>(), 0x88),
     // KVM_KVMCLOCK_CTRL: after a pause.
     kvm(NONE, 0, 0xad),
     // KVM_NMI: an operator's.
@@ -37,4 +40,6 @@ pub const RULES: &[Allow] = &[
     Allow::Ioctl(KVM),
     // The kernel image and the initrd.
     Allow::Call(libc::SYS_pread64),
+    // A core is written with holes where the guest's memory has them.
+    Allow::Call(libc::SYS_lseek),
 ];

@@ -1,6 +1,10 @@
 //! What the API knows of a domain's machine.
 
+use std::path::PathBuf;
+
 use shared_abi::control::RunnerRequest;
+
+use crate::domain::dump::{Dump, Then};
 
 /// What a trigger's name and vCPU ask of a runner, and what that is called in a refusal.
 ///
@@ -38,6 +42,27 @@ pub fn sysrq(key: &str) -> Result<RunnerRequest, String> {
             Err(format!("{key:?} is no SysRq key: one letter or digit would do, such as h for help"))
         }
     }
+}
+
+/// The core that is asked for.
+///
+/// # Errors
+/// One line.
+pub fn dump(file: Option<String>, live: bool, then: &str) -> Result<Dump, String> {
+    let file = file.map(PathBuf::from);
+    if let Some(file) = file.as_ref().filter(|file| !file.is_absolute()) {
+        return Err(format!("the file \"{}\" is not absolute", file.display()));
+    }
+    let then = match then {
+        "go-on" => Then::GoOn,
+        "destroy" => Then::Destroy,
+        "reset" => Then::Reset,
+        _ => {
+            let then: String = then.chars().take(32).collect();
+            return Err(format!("{then:?} is nothing to do after a core: go-on, destroy or reset would do"));
+        }
+    };
+    Ok(Dump { file, live, then })
 }
 
 #[cfg(test)]

@@ -82,6 +82,13 @@ pub struct Console {
     pub id: u32,
 }
 
+/// The answer to `DumpCore`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct Dumped {
+    /// Where the core is.
+    pub file: String,
+}
+
 /// The answer to `Wait`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
 pub struct Ended {
@@ -203,6 +210,15 @@ pub trait Dom0Client {
     ) -> zlink::Result<Result<(), ApiError>>;
     /// Has the guest's kernel receive a SysRq key on COM1.
     async fn sysrq(&mut self, name: &str, key: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Writes a core of the machine into this file, or without one into the directory of cores. `then` is what becomes of the
+    /// domain: "go-on", "destroy" or "reset".
+    async fn dump_core(
+        &mut self,
+        name: &str,
+        file: Option<&str>,
+        live: bool,
+        then: &str,
+    ) -> zlink::Result<Result<Dumped, ApiError>>;
     /// Where the domain's console is.
     async fn console(&mut self, name: &str) -> zlink::Result<Result<Console, ApiError>>;
     /// Answered when the machine that the domain has now has stopped.

@@ -16,7 +16,9 @@ use super::nets::{
     self, Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
     TrafficInfo,
 };
-use super::{ApiError, Console, Created, DomainInfo, Domains, Ended, GuestsStopped, HostInfo, OneDomain};
+use super::{
+    ApiError, Console, Created, DomainInfo, Domains, Dumped, Ended, GuestsStopped, HostInfo, OneDomain,
+};
 use crate::child::ChildError;
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
@@ -334,6 +336,19 @@ impl Session {
         self.may_change("sending a SysRq key")?;
         let request = machine::sysrq(&key).map_err(|message| ApiError::Refused { message })?;
         Ok(self.dom0.order(&name, |answer| Order::Machine(request, "send a SysRq key", answer)).await?)
+    }
+
+    async fn dump_core(
+        &self,
+        name: String,
+        file: Option<String>,
+        live: bool,
+        then: String,
+    ) -> Result<Dumped, ApiError> {
+        self.may_change("dumping a core")?;
+        let dump = machine::dump(file, live, &then).map_err(|message| ApiError::Refused { message })?;
+        let file = self.dom0.order(&name, |answer| Order::Dump(dump, answer)).await?;
+        Ok(Dumped { file: file.display().to_string() })
     }
 
     async fn console(&self, name: String) -> Result<Console, ApiError> {

@@ -204,7 +204,7 @@ pub struct DeviceFile {
 
 /// What to do when a domain's machine has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum OnStop {
     /// Remove everything of it.
     Destroy,
@@ -212,6 +212,10 @@ pub enum OnStop {
     Restart,
     /// Keep it in the list, with its console's history, until it is destroyed.
     Preserve,
+    /// Write a core into the directory of cores, and then remove everything of it.
+    CoredumpDestroy,
+    /// Write a core into the directory of cores, and then start it again.
+    CoredumpRestart,
 }
 
 fn one() -> u64 {

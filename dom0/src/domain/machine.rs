@@ -18,7 +18,7 @@ impl Domain {
     }
 
     /// Refuses what needs a machine whose vCPUs can run.
-    fn has_machine(&self, act: &str) -> Result<(), String> {
+    pub(super) fn has_machine(&self, act: &str) -> Result<(), String> {
         match self.state.has_machine() {
             true => Ok(()),
             false => Err(format!("cannot {act}: the domain {}", self.state)),

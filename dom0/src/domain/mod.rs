@@ -7,6 +7,7 @@ pub mod backend;
 pub mod build;
 pub mod check;
 pub mod disks;
+pub mod dump;
 mod happening;
 pub mod kept;
 mod machine;
@@ -454,6 +455,10 @@ impl Domain {
             Action::Pause => self.request(&RunnerRequest::Pause, "paused the guest").await,
             Action::PressPowerButton => {
                 self.request(&RunnerRequest::PowerButton, "pressed the power button").await
+            }
+            Action::DumpCore => {
+                self.dump_for_policy().await;
+                Ok(())
             }
             Action::StopMachine => {
                 self.incarnation.stop_machine().await;

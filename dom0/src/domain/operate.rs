@@ -9,6 +9,7 @@ use shared_abi::control::{BackendReply, BlockRequest, Cache, DiskStatistics, IoL
 use shared_abi::{DeviceId, Role};
 use tokio::sync::oneshot;
 
+use super::dump::Dump;
 use super::nics::{NicChange, NicReport};
 use super::{Domain, chain};
 use crate::config::{DiskData, DiskSource, LimitsFile};
@@ -30,6 +31,8 @@ pub enum Order {
     Upgrade(DeviceId, Option<PathBuf>, oneshot::Sender<Result<Duration, String>>),
     /// Have the runner do something to the machine; the text says what, for a refusal.
     Machine(RunnerRequest, &'static str, oneshot::Sender<Result<(), String>>),
+    /// Write a core of the machine; answered with where it is.
+    Dump(Dump, oneshot::Sender<Result<PathBuf, String>>),
 }
 
 /// What there is to say of a disk.
@@ -69,6 +72,7 @@ impl Domain {
             Order::Upgrade(device, program, answer) => {
                 drop(answer.send(self.upgrade(&device, program).await));
             }
+            Order::Dump(dump, answer) => drop(answer.send(self.dump(dump).await)),
             Order::Machine(request, act, answer) => drop(answer.send(self.machine(&request, act).await)),
         }
     }

@@ -18,7 +18,7 @@
 //!
 //! Promises, tested with random events: `Dead` is final; a new incarnation is built only after everything of the
 //! old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs only between `Resume` and the
-//! next `Pause` or `TearDown`.
+//! next `Pause` or `TearDown`; a core is written before the machine is removed.
 
 use std::fmt;
 
@@ -112,6 +112,8 @@ pub enum Action {
     Pause,
     /// Press the ACPI power button.
     PressPowerButton,
+    /// Have the runner write a core of the machine, which has stopped.
+    DumpCore,
     /// End the runner and the backends, keep the console.
     StopMachine,
     /// End every process and remove everything.
@@ -229,6 +231,8 @@ fn ended(state: State, reason: &StopReason, policy: Policy) -> (State, Vec<Actio
     match wish {
         OnStop::Destroy => (State::Dying(Next::Dead), vec![Action::TearDown]),
         OnStop::Restart => (State::Dying(Next::Restart), vec![Action::TearDown]),
+        OnStop::CoredumpDestroy => (State::Dying(Next::Dead), vec![Action::DumpCore, Action::TearDown]),
+        OnStop::CoredumpRestart => (State::Dying(Next::Restart), vec![Action::DumpCore, Action::TearDown]),
         OnStop::Preserve => (State::Preserved { crashed }, vec![Action::StopMachine]),
     }
 }
@@ -240,7 +244,13 @@ mod tests {
     use super::*;
 
     fn wishes() -> impl Strategy<Value = OnStop> {
-        prop_oneof![Just(OnStop::Destroy), Just(OnStop::Restart), Just(OnStop::Preserve)]
+        prop_oneof![
+            Just(OnStop::Destroy),
+            Just(OnStop::Restart),
+            Just(OnStop::Preserve),
+            Just(OnStop::CoredumpDestroy),
+            Just(OnStop::CoredumpRestart),
+        ]
     }
 
     fn policies() -> impl Strategy<Value = Policy> {
@@ -295,6 +305,7 @@ mod tests {
                     self.machine_runs = false;
                 }
                 Action::PressPowerButton => assert!(self.machine_runs),
+                Action::DumpCore => assert!(self.processes, "a core of a machine that is gone"),
                 Action::StopMachine => {
                     assert!(self.processes);
                     self.machine_runs = false;

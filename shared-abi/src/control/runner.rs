@@ -25,6 +25,15 @@ pub enum RunnerRequest {
     Reset,
     /// Let COM1 receive a break and then this byte: what Linux takes for a SysRq key.
     SysRq(u8),
+    /// Write a core of the machine into an empty file, also after it has stopped.
+    DumpCore {
+        /// The file, opened for writing.
+        file: FdIndex,
+        /// The vCPUs run on meanwhile: what is written is of no single moment.
+        live: bool,
+        /// The vCPUs do not run again when it is written.
+        hold: bool,
+    },
     /// Report [`RunnerStatus`].
     Status,
     /// Let the backends of these devices finish what they have in flight, and hang up on them; answered with

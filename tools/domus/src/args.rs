@@ -163,6 +163,25 @@ pub enum Command {
         /// The vCPU that gets the NMI; without it, all do
         vcpu: Option<u32>,
     },
+    /// Write a core of a domain's machine, for gdb and crash
+    DumpCore {
+        /// The domain's name or ID
+        name: String,
+        /// A file that does not exist yet; without it, one in dom0's directory of cores
+        file: Option<PathBuf>,
+        /// Let the guest run meanwhile
+        #[arg(short = 'L', long)]
+        live: bool,
+        /// Destroy the domain then
+        #[arg(short = 'C', long)]
+        crash: bool,
+        /// Reset the machine then
+        #[arg(short = 'R', long, conflicts_with = "crash")]
+        reset: bool,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Send a magic SysRq key to a guest's kernel
     Sysrq {
         /// The domain's name or ID

@@ -23,6 +23,7 @@ use crate::dom0_upgrade;
 use crate::guests;
 use crate::host;
 use crate::listing;
+use crate::machine;
 use crate::network;
 use crate::run::{self, Options};
 use crate::shadow;
@@ -67,6 +68,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Reboot { which, patience } => return verbs::reboot(dir, &which, &patience).await,
         Command::Trigger { name, what, vcpu } => {
             answer(connect(dir).await?.trigger(&name, what.name(), vcpu).await)?
+        }
+        Command::DumpCore { name, file, live, crash, reset, json } => {
+            let then = match (crash, reset) {
+                (true, _) => "destroy",
+                (false, true) => "reset",
+                (false, false) => "go-on",
+            };
+            machine::dump_core(dir, &name, file.as_deref(), live, then, json).await?;
         }
         Command::Sysrq { name, key } => answer(connect(dir).await?.sysrq(&name, &key).await)?,
         Command::Why { name, json } => block::why(dir, &name, json).await?,

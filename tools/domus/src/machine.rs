@@ -1,6 +1,17 @@
 //! What is asked of a running domain's machine.
 
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
 use clap::ValueEnum;
+use dom0::api::Dom0Client;
+use tokio::time::sleep;
+
+use crate::client::{answer, connect};
+use crate::commands::print;
 
 /// What `domus trigger` does to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -24,5 +35,43 @@ impl Trigger {
             Self::Sleep => "sleep",
             Self::Reset => "reset",
         }
+    }
+}
+
+/// `domus dump-core`. Says where the core is; on a terminal, how much of it is written meanwhile.
+pub async fn dump_core(
+    dir: Option<&Path>,
+    name: &str,
+    file: Option<&Path>,
+    live: bool,
+    then: &str,
+    json: bool,
+) -> anyhow::Result<()> {
+    let file = file.map(std::path::absolute).transpose().context("cannot find the current directory")?;
+    let path =
+        file.as_deref().map(|file| file.to_str().context("the path of the core is no UTF-8: rename it"));
+    let path = path.transpose()?;
+    let mut connection = connect(dir).await?;
+    let dumped = tokio::select! {
+        dumped = connection.dump_core(name, path, live, then) => dumped,
+        never = progress(file.as_deref()) => match never {},
+    };
+    if file.is_some() && std::io::stderr().is_terminal() {
+        // Over what the progress has left.
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    let dumped = answer(dumped)?;
+    print(&if json { serde_json::to_string(&dumped)? } else { dumped.file })
+}
+
+/// Shows on a terminal how much of the file is there.
+async fn progress(file: Option<&Path>) -> std::convert::Infallible {
+    let Some(file) = file.filter(|_| std::io::stderr().is_terminal()) else {
+        return std::future::pending().await;
+    };
+    loop {
+        sleep(Duration::from_millis(500)).await;
+        let bytes = std::fs::metadata(file).map_or(0, |meta| meta.blocks() * 512);
+        let _ = write!(std::io::stderr(), "\r{} MiB written", bytes >> 20);
     }
 }

@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dpdk-dev", "testpmd, which NICs are tested against and the net bench compares with"),
     ("e2fsprogs", "mke2fs makes disk images without mounting them"),
     ("fio", "the limit that the block bench compares with"),
+    ("gdb", "reads the cores of machines in the tests"),
     ("iproute2", "bridges and taps"),
     ("iputils-ping", "asks the guest's NIC"),
     ("iperf3", "traffic of guests"),

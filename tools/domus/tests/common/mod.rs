@@ -121,6 +121,8 @@ impl Host {
             .arg(self.run_dir())
             .arg("--config-dir")
             .arg(self.path("etc"))
+            .arg("--dump-dir")
+            .arg(self.path("dump"))
             .args(["--grace", "1"])
             .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())
