@@ -4,14 +4,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use domus_startup::{Link, LinkError};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
-use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared_abi::Role;
@@ -135,6 +134,47 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 how = process.ended() => return Err(ChildError::Ended { role, how, before: "made its control socket" }),
             }
         };
+        Self::greet(role, fd, process, deadline).await
+    }
+
+    /// Connects to a process that another dom0 has started and that listens at one of these paths, or at none.
+    ///
+    /// # Errors
+    /// [`ChildError`]; also if it does not answer within `patience`.
+    pub async fn find(
+        role: Role,
+        paths: &[PathBuf],
+        process: &Process,
+        patience: Duration,
+    ) -> Result<Self, ChildError> {
+        let deadline = Instant::now() + patience;
+        for path in paths {
+            let fd = loop {
+                match dial(path) {
+                    Ok(fd) => break Some(fd),
+                    // Somebody else is before this dom0: one that is dying.
+                    Err(Errno::EAGAIN) if Instant::now() < deadline => sleep(Duration::from_millis(1)).await,
+                    Err(_) => break None,
+                }
+            };
+            // The kernel knows who listens.
+            let own = |fd: &OwnedFd| {
+                getsockopt(fd, PeerCredentials).is_ok_and(|peer| peer.pid() == process.pid().as_raw())
+            };
+            if let Some(fd) = fd.filter(own) {
+                return Self::greet(role, fd, process, deadline).await;
+            }
+        }
+        Err(ChildError::Failed { role, why: "does not listen at its control socket any more".into() })
+    }
+
+    async fn greet(
+        role: Role,
+        fd: OwnedFd,
+        process: &Process,
+        deadline: Instant,
+    ) -> Result<Self, ChildError> {
+        let fail = |source| ChildError::Link { role, source };
         let mut link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
         link.get_ref().hello().map_err(fail)?;
         let silent =
@@ -165,12 +205,6 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             hour: Instant::now(),
             answers: PhantomData,
         })
-    }
-
-    /// The process that listens at the control socket, as the kernel knows it.
-    pub fn listener(&self) -> Option<Pid> {
-        let peer = getsockopt(self.link.get_ref(), PeerCredentials).ok()?;
-        Some(Pid::from_raw(peer.pid()))
     }
 
     /// Sends a request with its descriptors. Cancel safe: it is sent or it is not.

@@ -14,7 +14,7 @@ use crate::commons::Commons;
 use crate::config::{self, DomainConfig, NetLink};
 use crate::domain::build::StartError;
 use crate::domain::operate::Order;
-use crate::domain::record::Source;
+use crate::domain::record::{Record, Source};
 use crate::domain::state::{Event, State};
 use crate::domain::{Command, Domain, Handle, View};
 use crate::networks::Networks;
@@ -123,7 +123,9 @@ impl Dom0 {
         self.commons.switches.begin();
         for name in self.run.left() {
             let Some((dir, record)) = self.run.take_over(&name) else { continue };
-            orphans::end(dir.path(), &record.known().collect::<Vec<_>>());
+            let known: Vec<_> = record.iter().flat_map(Record::known).collect();
+            orphans::end(dir.path(), &known);
+            let Some(record) = record else { continue };
             let Source { file, directory, text } = &record.source;
             let config = match config::parse(file, directory, text) {
                 // Its directory's name is the domain's.

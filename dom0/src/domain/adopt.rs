@@ -14,7 +14,6 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use shared_abi::Role;
 use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus};
-use tokio::time::timeout;
 
 use super::backend::Backend;
 use super::build::{Runner, roles};
@@ -187,16 +186,7 @@ impl Domain {
         role: Role,
         process: &Process,
     ) -> Result<ChildLink<A, E>, ChildError> {
-        let link = timeout(PATIENCE, ChildLink::connect(role, &self.dir.control(role), process)).await;
-        let silent =
-            ChildError::Silent { role, seconds: PATIENCE.as_secs(), done: "answered dom0's greeting" };
-        let link = link.unwrap_or(Err(silent))?;
-        match link.listener() == Some(process.pid()) {
-            true => Ok(link),
-            false => {
-                Err(ChildError::Failed { role, why: "another process listens at its control socket".into() })
-            }
-        }
+        ChildLink::find(role, &self.dir.controls(role), process, PATIENCE).await
     }
 
     /// Leaves all processes to themselves: the guest runs on, and the domain can be destroyed.

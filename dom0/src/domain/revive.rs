@@ -30,6 +30,7 @@ use crate::commons::Commons;
 use crate::config::{DomainConfig, Net, NetLink};
 use crate::fault;
 use crate::resources::passt::{self, PASST_START};
+use crate::resources::run_dir::beside;
 use crate::resources::{nbd, sockets};
 use crate::supervisor::{Job, Process};
 
@@ -130,18 +131,36 @@ impl Means {
     /// # Errors
     /// It does not come up.
     pub async fn connected(&self, role: Role) -> Result<Backend, StartError> {
-        // The old process may live, or its socket may: nobody is to be taken for the new one.
-        let _ = std::fs::remove_file(&self.control);
+        self.started(role, &self.control).await
+    }
+
+    /// The same beside a process that lives, and can be reached until [`Self::in_its_place`].
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn connected_beside(&self, role: Role) -> Result<Backend, StartError> {
+        self.started(role, &beside(&self.control)).await
+    }
+
+    /// The process that was beside another one is in its place: a dom0 that comes later finds it there.
+    pub fn in_its_place(&self) {
+        // Where it cannot be renamed it is found at the other path.
+        let _ = std::fs::rename(beside(&self.control), &self.control);
+    }
+
+    async fn started(&self, role: Role, control: &Path) -> Result<Backend, StartError> {
+        // The socket of a dead process may be there: nobody is to be taken for the new one.
+        let _ = std::fs::remove_file(control);
         let job = Job {
             whom: self.config.name.as_str(),
             role,
-            control: &self.control,
+            control,
             program: self.program.as_deref(),
             limits: Some(limits(&self.config)),
         };
         let mut backend = Backend::new(role, self.commons.supervisor.start(job).await?);
         fault::point();
-        backend.connect(&self.control).await?;
+        backend.connect(control).await?;
         Ok(backend)
     }
 

@@ -61,7 +61,7 @@ impl Domain {
         // before the old one stops.
         let failed = |error: StartError| chain(&error);
         let one_at_a_time = means.one_at_a_time(role);
-        let new = means.connected(role).await.map_err(failed)?;
+        let new = means.connected_beside(role).await.map_err(failed)?;
         let new = match one_at_a_time {
             true => New::Connected(new),
             false => New::Serves(means.serve(new).await.map_err(failed)?),
@@ -89,6 +89,7 @@ impl Domain {
         };
         match exchanged.await {
             Ok(stalled) => {
+                means.in_its_place();
                 self.programs.extend(means.program.map(|program| (role, program)));
                 self.keep();
                 self.tell();

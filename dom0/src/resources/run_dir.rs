@@ -132,7 +132,7 @@ impl RunDir {
     pub fn open(path: &Path) -> Result<Self, RunDirError> {
         let path = at(path, std::path::absolute(path))?;
         // sun_path holds 107 bytes and a NUL; the longest name and file come after the directory.
-        let longest = 107 - "/domains/".len() - 48 - "/console.sock".len();
+        let longest = 107 - "/domains/".len() - 48 - "/block.next.sock".len();
         if path.as_os_str().len() > longest {
             return Err(RunDirError::TooLong { path, longest });
         }
@@ -285,15 +285,16 @@ impl RunDir {
         names.filter(|name| matches!(self.lock_domain(name, &self.domain_path(name)), Ok(Some(_)))).collect()
     }
 
-    /// Takes over what a dom0 before this one has left of a domain. None if there is nothing, or it is somebody's.
-    pub fn take_over(&self, name: &DomainName) -> Option<(DomainDir, Record)> {
+    /// Takes over what a dom0 before this one has left of a domain, with a record if it had come so far. None if there is
+    /// nothing, or it is somebody's.
+    pub fn take_over(&self, name: &DomainName) -> Option<(DomainDir, Option<Record>)> {
         let path = self.domain_path(name);
         let lock = self.lock_domain(name, &path).ok()??;
         let mut dir = DomainDir { path, stays: false, _lock: lock };
-        let record = dir.record()?;
+        let record = dir.record();
         // It was begun in the foreground, and whoever began it cleans up.
-        dir.stays = record.foreground;
-        (!record.foreground).then_some((dir, record))
+        dir.stays = record.as_ref().is_some_and(|record| record.foreground);
+        (!dir.stays).then_some((dir, record))
     }
 
     /// None if the directory was removed meanwhile.
@@ -323,6 +324,11 @@ impl RunDir {
     }
 }
 
+/// Where a process listens that is to take the place of the one at this control socket.
+pub fn beside(control: &Path) -> PathBuf {
+    control.with_extension("next.sock")
+}
+
 fn read_record(path: &Path) -> Option<Record> {
     serde_json::from_slice(&fs::read(path.join("state.json")).ok()?).ok()
 }
@@ -345,6 +351,13 @@ impl DomainDir {
     /// The control socket of a child.
     pub fn control(&self, role: Role) -> PathBuf {
         self.path.join(format!("{role}.sock"))
+    }
+
+    /// Where a child of this role may listen: one that was to take the place of another has a socket beside that one's.
+    pub fn controls(&self, role: Role) -> [PathBuf; 2] {
+        let control = self.control(role);
+        let beside = beside(&control);
+        [control, beside]
     }
 
     /// The socket where consoles attach. Not the one that controls `domus-console`.

@@ -37,6 +37,20 @@ pub fn programs() -> &'static Path {
     })
 }
 
+/// A dom0 that can be told to die at a step: a debug build, made now if it is not there.
+pub fn faulty_dom0() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--package", "dom0", "--bin", "dom0"]);
+        let built = cargo.current_dir(root).status();
+        assert!(built.is_ok_and(|status| status.success()), "dom0 does not build");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        target.join("debug/dom0")
+    })
+}
+
 /// A host of its own.
 pub struct Host {
     dir: TempDir,
@@ -115,7 +129,9 @@ impl Host {
     /// Starts a service that kills itself at its `fault`-th step, if that is given (a debug build does); false if it did so
     /// before it served.
     pub fn start_faulty_service(&mut self, fault: Option<u32>) -> bool {
-        let mut child = Command::new(programs().join("dom0"))
+        let program = fault.map_or_else(|| programs().join("dom0"), |_| faulty_dom0().into());
+        let beside = self.own_programs.clone().or_else(|| fault.map(|_| programs().into()));
+        let mut child = Command::new(program)
             .envs(fault.map(|n| ("DOMUS_FAULT", n.to_string())))
             .arg("--run-dir")
             .arg(self.run_dir())
@@ -124,7 +140,7 @@ impl Host {
             .arg("--dump-dir")
             .arg(self.path("dump"))
             .args(["--grace", "1"])
-            .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
+            .args(beside.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
