@@ -1,7 +1,7 @@
 //! Places where a dom0 under test can be killed: between any two steps that outlive it.
 //!
 //! With `DOMUS_FAULT=N` in the environment the process kills itself, as by `kill -9`, at the N-th of them. Compiled into
-//! debug builds only.
+//! builds with debug assertions only: debug and lab builds.
 
 /// A step is done, or about to be.
 #[cfg(debug_assertions)]

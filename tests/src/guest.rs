@@ -65,6 +65,11 @@ impl Guest {
         Self { input: Box::new(input), output: shared, seen: 0, next_id: 1 }
     }
 
+    /// Goes on where the same guest's `earlier` console stopped: a history may show again what was asked there.
+    pub fn follow(&mut self, earlier: &Self) {
+        self.next_id = earlier.next_id;
+    }
+
     /// Waits for `pattern` in what has not been looked at yet, and returns the text before it and the rest of its line.
     pub fn wait_for(&mut self, pattern: &str, limit: Duration) -> Result<(String, String)> {
         let start = Instant::now();

@@ -1,4 +1,5 @@
-//! `domus-bench`: Domus' backends and what people would use instead of them, measured in one run, with a client of our own and no guest.
+//! `domus-bench`: Domus' backends and what people would use instead of them, measured in one run, with a client of our own and no
+//! guest; and many guests together.
 //!
 //! The rounds are interleaved (A B C A B C …) and each figure is a median. Nothing fails on a figure. Whatever ends this process, nothing
 //! stays: files have no name, the backends die with their parent, and the sockets' folder is removed on Ctrl-C too.
@@ -7,11 +8,13 @@
 //! |---|---|
 //! | [`block`] | `domus-block` beside `qemu-storage-daemon` and fio |
 //! | [`net`] | `domus-net` and `domus-switch` beside plain loops on taps and DPDK's testpmd |
+//! | [`density`] | hundreds of guests under one dom0 |
 //! | [`cpu`] | who used the processors |
 //! | [`host`] | the machine and the versions |
 
 mod block;
 mod cpu;
+mod density;
 mod host;
 mod net;
 
@@ -36,6 +39,7 @@ struct Args {
 enum What {
     Block(block::Options),
     Net(net::Options),
+    Density(density::Options),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +60,7 @@ fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Block(options) => block::run(options, &bin, folder.path()),
         What::Net(options) => net::run(options, &bin, folder.path()),
+        What::Density(options) => density::run(options, &bin, folder.path()),
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Lab;
 use super::domain::{Domain, Spec};
 use crate::child::poll_until;
+use crate::guest::Guest;
 
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 const KILLS: usize = 6;
 
 /// Writes files of random bytes until it is told to stop, each with its sum.
-const LOAD: &str = "mkdir -p /data/load; rm -f /tmp/stop; \
+pub(super) const LOAD: &str = "mkdir -p /data/load; rm -f /tmp/stop; \
     (n=0; while ! test -e /tmp/stop; do n=$((n+1)); f=/data/load/$((n%16)); \
      dd if=/dev/urandom of=$f bs=64k count=8 conv=fsync 2>/dev/null || exit 1; md5sum $f >$f.md5 || exit 1; \
      echo $n >/tmp/rounds; done; sync; touch /tmp/stopped) >/tmp/load.log 2>&1 &";
@@ -41,6 +42,17 @@ pub fn recovery(lab: &Lab) -> Result<()> {
         }
     }
     backend(lab, name, pid)?;
+    check_load(guest)?;
+    let restarts = lab.listed(name)?.context("it is gone")?["restarts"].as_u64();
+    if restarts != Some(KILLS as u64 - 1) {
+        bail!("{restarts:?} restarts after {} kills", KILLS - 1);
+    }
+    guest.start("sync; poweroff -f")?;
+    domain.wait_gone()
+}
+
+/// Stops the load: what it has written is whole, and the guest's kernel has seen no error.
+pub(super) fn check_load(guest: &mut Guest) -> Result<()> {
     guest.run(
         "touch /tmp/stop; while ! test -e /tmp/stopped; do sleep 0.1; done; cat /tmp/load.log",
         PATIENCE,
@@ -51,12 +63,7 @@ pub fn recovery(lab: &Lab) -> Result<()> {
     if errors.trim() != "0" {
         bail!("the guest's kernel has seen {} errors", errors.trim());
     }
-    let restarts = lab.listed(name)?.context("it is gone")?["restarts"].as_u64();
-    if restarts != Some(KILLS as u64 - 1) {
-        bail!("{restarts:?} restarts after {} kills", KILLS - 1);
-    }
-    guest.start("sync; poweroff -f")?;
-    domain.wait_gone()
+    Ok(())
 }
 
 /// A disk on a device of the host that fails now and then pauses the domain; one that grows is seen to; one gives space back.
@@ -147,7 +154,7 @@ fn backend(lab: &Lab, name: &str, old: u64) -> Result<u64> {
     if found { Ok(pid) } else { bail!("no backend takes the place of {old}") }
 }
 
-fn kill_process(pid: u64) -> Result<()> {
+pub(super) fn kill_process(pid: u64) -> Result<()> {
     run("kill", &["-KILL", &pid.to_string()])
 }
 

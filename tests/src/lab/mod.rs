@@ -3,6 +3,7 @@
 mod bad_input;
 pub mod bench;
 mod boot;
+mod chaos;
 mod commands;
 mod disks;
 mod domain;
@@ -14,6 +15,7 @@ mod spoof;
 mod storage_daemon;
 mod traces;
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -47,7 +49,7 @@ pub struct Lab {
     folder: PathBuf,
     _bridge: Link,
     /// None where systemd has started it.
-    _dom0: Option<Running>,
+    dom0: RefCell<Option<Running>>,
 }
 
 type Run = Box<dyn Fn(&Lab) -> Result<()>>;
@@ -78,6 +80,7 @@ pub fn scenarios() -> Vec<Scenario> {
     all.push(Scenario::new("storage-daemon", storage_daemon::storage_daemon));
     all.push(Scenario::new("recovery", disks::recovery));
     all.push(Scenario::new("failing-disk", disks::failing_disk));
+    all.push(Scenario::new("chaos", chaos::chaos));
     all
 }
 
@@ -104,6 +107,24 @@ pub fn run(bin: &Path, images: &Images, folder: &Path, wanted: &[String]) -> Tal
     tally
 }
 
+/// Starts a dom0, whose log goes on in `folder`, and waits until it serves.
+fn dom0(bin: &Path, folder: &Path) -> Result<Running> {
+    // What a dom0 that was killed has left there listens no more.
+    let _ = fs::remove_file(SOCKET);
+    let log = fs::File::options().create(true).append(true).open(folder.join("dom0.log"))?;
+    let mut command = tied(bin.join("dom0"));
+    let mut dom0 = Running::start("dom0", command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))
+        .context("cannot start dom0")?;
+    let listens = poll_until(Duration::from_secs(20), || {
+        std::os::unix::net::UnixStream::connect(SOCKET).is_ok() || !matches!(dom0.ended(), Ok(None))
+    });
+    if !listens || !Path::new(SOCKET).exists() {
+        let log = fs::read_to_string(folder.join("dom0.log")).unwrap_or_default();
+        bail!("dom0 does not listen on {SOCKET}; it said: {}", log.trim());
+    }
+    Ok(dom0)
+}
+
 impl Lab {
     /// Makes the bridge and starts dom0 in the foreground, its log in `folder`.
     fn start(bin: &Path, images: Images, folder: &Path) -> Result<Self> {
@@ -111,25 +132,26 @@ impl Lab {
         // In a new namespace it is down.
         crate::link::ip("link set lo up")?;
         let bridge = Link::bridge(BRIDGE, HOST)?;
-        let log = fs::File::create(folder.join("dom0.log"))?;
-        let mut command = tied(bin.join("dom0"));
-        let mut dom0 =
-            Running::start("dom0", command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))
-                .context("cannot start dom0")?;
-        let listens = poll_until(Duration::from_secs(20), || {
-            std::os::unix::net::UnixStream::connect(SOCKET).is_ok() || !matches!(dom0.ended(), Ok(None))
-        });
-        if !listens || !Path::new(SOCKET).exists() {
-            let log = fs::read_to_string(folder.join("dom0.log")).unwrap_or_default();
-            bail!("dom0 does not listen on {SOCKET}; it said: {}", log.trim());
-        }
+        let _ = fs::remove_file(folder.join("dom0.log"));
+        let dom0 = dom0(bin, folder)?;
         Ok(Self {
             bin: bin.to_path_buf(),
             images,
             folder: folder.to_path_buf(),
             _bridge: bridge,
-            _dom0: Some(dom0),
+            dom0: Some(dom0).into(),
         })
+    }
+
+    /// Kills dom0, and starts the next one a while later.
+    pub fn restart_dom0(&self, later: Duration) -> Result<()> {
+        let mut dom0 = self.dom0.borrow_mut();
+        let old = dom0.as_mut().context("systemd has started dom0")?.child();
+        old.kill()?;
+        old.wait()?;
+        std::thread::sleep(later);
+        *dom0 = Some(self::dom0(&self.bin, &self.folder)?);
+        Ok(())
     }
 
     /// Runs `domus` with these arguments, whatever comes of it.

@@ -97,7 +97,7 @@ impl Lab {
             images,
             folder: folder.to_path_buf(),
             _bridge: bridge,
-            _dom0: None,
+            dom0: None.into(),
         })
     }
 }

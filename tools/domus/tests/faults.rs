@@ -1,6 +1,6 @@
 //! dom0 dies between any two steps of what it does: the next one finishes it or takes it back, and nothing is left.
 //!
-//! A debug build of dom0 kills itself at the N-th step that outlives it (`DOMUS_FAULT`). Each test goes through all N.
+//! A dom0 with debug assertions (debug and lab builds) kills itself at the N-th step that outlives it (`DOMUS_FAULT`). Each test goes through all N.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

@@ -1,6 +1,7 @@
 //! What builds, tests, demonstrates and measures Domus: `cargo xtask --help`.
 
 mod bench;
+mod chaos;
 mod command;
 mod deb;
 mod demo;
@@ -49,6 +50,18 @@ enum Task {
     Test {
         #[command(flatten)]
         yes: Yes,
+    },
+    /// Kill dom0, backends, consoles and commands at random while guests verify their data.
+    Chaos {
+        /// For how long; a night's run: 600.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Which kills [default: the time of day; it is printed]
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Take the binaries as the last build left them.
+        #[arg(long)]
+        no_build: bool,
     },
     /// Run every fuzz target for some seconds on its saved corpus.
     Fuzz,
@@ -144,6 +157,13 @@ enum Bench {
         #[command(flatten)]
         options: bench::net::Options,
     },
+    /// Many small guests on one host: how fast they come, and what they cost while idle.
+    Density {
+        #[command(flatten)]
+        yes: Yes,
+        #[command(flatten)]
+        options: bench::density::Options,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -191,10 +211,17 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Services { yes, no_build } => test::services_only(yes.consent(), !no_build),
         Task::Strangers { yes } => test::strangers_only(yes.consent()),
+        Task::Chaos { seconds, seed, no_build } => {
+            let bin = if no_build { workspace::binaries() } else { workspace::build_binaries()? };
+            chaos::chaos(&bin, seconds, seed)
+        }
         Task::Fuzz => fuzz::short_runs(),
         Task::Bench { bench: Bench::Start { yes, json } } => bench::start::start(yes.consent(), json),
         Task::Bench { bench: Bench::Block { yes, options } } => bench::block::block(yes.consent(), &options),
         Task::Bench { bench: Bench::Net { yes, options } } => bench::net::net(yes.consent(), &options),
+        Task::Bench { bench: Bench::Density { yes, options } } => {
+            bench::density::density(yes.consent(), &options)
+        }
         Task::Images { yes, file } => {
             packages::install_packages(yes.consent())?;
             images::images(images::KERNELS)?.save(&file)

@@ -15,7 +15,7 @@ use crate::command::{command, run};
 use crate::images::{KERNELS, images};
 use crate::packages::{Consent, install_cargo_tool, install_cargo_tools, install_packages, is_root};
 use crate::workspace::Profile;
-use crate::{deb, demo, fuzz, lab, workspace};
+use crate::{chaos, deb, demo, fuzz, lab, workspace};
 
 /// Runs everything.
 pub fn test(consent: Consent) -> Result<()> {
@@ -39,6 +39,9 @@ pub fn test(consent: Consent) -> Result<()> {
     });
     let programs = steps.run("programs", workspace::build_binaries);
     steps.run("nextest", || nextest(ground, programs.as_deref()));
+    if let (Some(programs), true) = (&programs, ground != Ground::None) {
+        steps.run("chaos", || chaos::chaos(programs, 60, None));
+    }
     steps.run("fuzz", fuzz::short_runs);
 
     let mut tally = Tally::default();
@@ -119,16 +122,21 @@ fn cargo(args: &[&str]) -> Result<()> {
 
 /// The tests that make a virtual machine, as nextest filters them.
 const NEEDS_KVM: &str = "binary(/^mini_guest/) \
-    | (package(domus) & binary(/^(disks|lifecycle|recovery|refusals|services|stuck|terminal)$/)) \
+    | (package(domus) & binary(/^(adoption|chaos|disks|faults|lifecycle|recovery|refusals|services|stuck|terminal)$/)) \
     | (package(domu-runner) & (binary(boot) | test(/^(vm|virtio::transport|pci::msix)::/)))";
 
 /// Unit and integration tests. Those that launch Domus find its programs in `programs`.
 fn nextest(ground: Ground, programs: Option<&Path>) -> Result<()> {
     let mut nextest = command("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
-    if ground == Ground::None {
-        println!("Cannot run here, there is no /dev/kvm: the tests {NEEDS_KVM}");
-        nextest.args(["-E", &format!("not ({NEEDS_KVM})")]);
-    }
+    // The chaos has a step of its own.
+    let left_out = match ground {
+        Ground::None => {
+            println!("Cannot run here, there is no /dev/kvm: the tests {NEEDS_KVM}");
+            NEEDS_KVM
+        }
+        Ground::Hardware | Ground::Paravirtual => chaos::BINARY,
+    };
+    nextest.args(["-E", &format!("not ({left_out})")]);
     if let Some(programs) = programs {
         nextest.env("DOMUS_BIN", programs);
     }

@@ -37,20 +37,6 @@ pub fn programs() -> &'static Path {
     })
 }
 
-/// A dom0 that can be told to die at a step: a debug build, made now if it is not there.
-pub fn faulty_dom0() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--package", "dom0", "--bin", "dom0"]);
-        let built = cargo.current_dir(root).status();
-        assert!(built.is_ok_and(|status| status.success()), "dom0 does not build");
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-        target.join("debug/dom0")
-    })
-}
-
 /// A host of its own.
 pub struct Host {
     dir: TempDir,
@@ -126,12 +112,11 @@ impl Host {
         assert!(self.start_faulty_service(None), "dom0 ended before it served");
     }
 
-    /// Starts a service that kills itself at its `fault`-th step, if that is given (a debug build does); false if it did so
+    /// Starts a service that kills itself at its `fault`-th step, if that is given (a build with debug
+    /// assertions does); false if it did so
     /// before it served.
     pub fn start_faulty_service(&mut self, fault: Option<u32>) -> bool {
-        let program = fault.map_or_else(|| programs().join("dom0"), |_| faulty_dom0().into());
-        let beside = self.own_programs.clone().or_else(|| fault.map(|_| programs().into()));
-        let mut child = Command::new(program)
+        let mut child = Command::new(programs().join("dom0"))
             .envs(fault.map(|n| ("DOMUS_FAULT", n.to_string())))
             .arg("--run-dir")
             .arg(self.run_dir())
@@ -140,7 +125,7 @@ impl Host {
             .arg("--dump-dir")
             .arg(self.path("dump"))
             .args(["--grace", "1"])
-            .args(beside.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
+            .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -297,9 +282,9 @@ impl Host {
             .collect()
     }
 
-    /// The processes of domains here.
+    /// Every process of this host's.
     pub fn pids(&self) -> Vec<u32> {
-        let marker = self.run_dir().join("domains").display().to_string();
+        let marker = self.run_dir().display().to_string();
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let ours = processes.filter(|process| {
             let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
@@ -310,7 +295,16 @@ impl Host {
 
     /// The process whose control socket is this one of a domain's.
     pub fn pid_of(&self, domain: &str, socket: &str) -> Option<u32> {
-        let control = self.run_dir().join("domains").join(domain).join(socket).display().to_string();
+        Self::pid_at(&self.run_dir().join("domains").join(domain).join(socket))
+    }
+
+    /// The process of a switch.
+    pub fn pid_of_switch(&self, name: &str) -> Option<u32> {
+        Self::pid_at(&self.run_dir().join("switches").join(name).join("switch.sock"))
+    }
+
+    fn pid_at(control: &Path) -> Option<u32> {
+        let control = control.display().to_string();
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let has = |process: &fs::DirEntry| {
             let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
