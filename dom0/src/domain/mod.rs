@@ -205,6 +205,8 @@ impl Domain {
         let first = View {
             domid: record.domid,
             state: record.state,
+            // Until it is known better.
+            runner: record.processes.iter().find(|p| p.role == Role::Runner).map(|p| p.known.pid),
             ended: record.ended.clone(),
             crashed: record.crashed,
             restarts: record.restarts,
