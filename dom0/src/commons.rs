@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::domain::dump::CORES;
+use crate::events::Events;
 use crate::networks::Networks;
 use crate::resources::run_dir::RunDir;
 use crate::supervisor::Supervisor;
@@ -21,6 +22,8 @@ pub struct Commons {
     pub switches: Rc<Switches>,
     /// Where cores go that nobody has named a file for.
     pub cores: PathBuf,
+    /// What happens to them.
+    pub events: Rc<Events>,
     /// They end with the command that has begun them.
     pub foreground: bool,
 }
@@ -34,6 +37,7 @@ impl Commons {
             switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
             supervisor,
             cores: CORES.into(),
+            events: Rc::default(),
             foreground: false,
         }
     }
@@ -46,6 +50,7 @@ impl Commons {
             switches: Rc::new(Switches::new(run.clone(), None)),
             supervisor,
             cores: CORES.into(),
+            events: Rc::default(),
             foreground: true,
         }
     }

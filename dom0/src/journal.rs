@@ -18,12 +18,13 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 pub fn line(domain: &DomainName, text: &str) {
     let told = is_at_hand() && tell(&entry(domain, text)).is_ok();
     if !told {
+        crate::log::line(domain, text);
         crate::say::line(format_args!("{domain}: {text}"));
     }
 }
 
 /// True if standard error is the stream that the journal has given this process (systemd.exec(5), `$JOURNAL_STREAM`).
-fn is_at_hand() -> bool {
+pub fn is_at_hand() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }

@@ -9,7 +9,8 @@
 //! | [`config`] | a domain's JSON file, checked |
 //! | [`domain`] | one domain: its state machine, what it is built of, its task |
 //! | [`guests`] | which domains start with the host, and how all end with it |
-//! | [`journal`] | lines about a domain beside those of its units |
+//! | [`events`] | what has happened, for those who follow |
+//! | [`journal`], [`log`] | lines about a domain, beside those of its units or in a file of its own |
 //! | [`networks`] | networks that NICs name: bridges with addresses and a way out |
 //! | [`registry`] | all domains of one dom0 |
 //! | [`resources`] | files, taps, sockets, the run directory |
@@ -18,18 +19,22 @@
 //! | [`supervisor`] | processes |
 //! | [`api`] | the Varlink interface `org.domus.Dom0` |
 //! | [`child`] | dom0's end of a child's control socket |
+//! | [`clock`] | times, as they are written |
 //! | [`fault`] | where a test can kill it |
 //! | [`commons`], [`backoff`] | what all domains share; how soon what has died is started again |
 
 pub mod api;
 pub mod backoff;
 pub mod child;
+pub mod clock;
 pub mod commons;
 pub mod config;
 pub mod domain;
+pub mod events;
 pub mod fault;
 pub mod guests;
 pub mod journal;
+pub mod log;
 pub mod networks;
 pub mod notify;
 pub mod registry;

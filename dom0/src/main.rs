@@ -13,6 +13,9 @@ use clap::{Parser, ValueEnum};
 use dom0::api::Server;
 use dom0::commons::Commons;
 use dom0::domain::dump::CORES;
+use dom0::events::Kind;
+use dom0::journal;
+use dom0::log;
 use dom0::registry::Dom0;
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::{self, Direct, Supervisor, Systemd};
@@ -29,6 +32,10 @@ struct Args {
     /// Where networks are defined
     #[arg(long, value_name = "DIR", default_value = run_dir::CONFIG)]
     config_dir: PathBuf,
+    /// Where what is said about each domain is kept, unless the journal has it [default: /var/log/domus, or
+    /// ~/.local/state/domus for others than root]
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
     /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
     #[arg(long, value_name = "DIR")]
     libexec_dir: Option<PathBuf>,
@@ -101,6 +108,11 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     descriptors();
+    if !journal::is_at_hand()
+        && let Some(folder) = args.log_dir.or_else(log::default_folder)
+    {
+        log::keep_in(folder);
+    }
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
     let supervisor = starter(args.supervisor, args.libexec_dir, &run)?;
     let commons = Commons::of_service(&run, &args.config_dir, supervisor);
@@ -111,6 +123,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     dom0.networks().begin().await;
     dom0.adopt();
     tokio::task::spawn_local(dom0::guests::start(dom0.clone()));
+    let version = Some(env!("CARGO_PKG_VERSION").into());
+    dom0.commons().events.tell(None, Kind::Dom0Started, version);
     dom0::notify::ready();
     tokio::task::spawn_local(dom0::notify::keep_alive());
     dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));

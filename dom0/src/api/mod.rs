@@ -5,15 +5,18 @@
 
 mod bounded;
 mod disks;
+mod events;
 mod machine;
 mod nets;
 mod server;
 mod service;
 
+use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use zlink::introspect;
 
 pub use disks::{DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded};
+pub use events::EventInfo;
 pub use nets::{
     Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
     TrafficInfo,
@@ -118,6 +121,8 @@ pub struct HostInfo {
     pub pid: u32,
     /// Its run directory.
     pub run_dir: String,
+    /// Where it keeps what is said about each domain; none where the journal has that.
+    pub log_dir: Option<String>,
     /// The host's RAM in MiB.
     pub memory_mib: u64,
     /// The host's CPUs.
@@ -280,6 +285,13 @@ pub trait Dom0Client {
     async fn guests_stop(&mut self, grace: u32) -> zlink::Result<Result<GuestsStopped, ApiError>>;
     /// Puts the installed program in the place of this dom0; domains go on. Answered before that happens.
     async fn succeed(&mut self) -> zlink::Result<Result<(), ApiError>>;
+    /// What happens, as it does; with `since_start`, what dom0 remembers comes first. A client that sends anything else, or
+    /// hangs up, ends it.
+    #[zlink(more)]
+    async fn events(
+        &mut self,
+        since_start: bool,
+    ) -> zlink::Result<impl Stream<Item = zlink::Result<Result<EventInfo, ApiError>>>>;
     /// The host and dom0 itself.
     async fn info(&mut self) -> zlink::Result<Result<HostInfo, ApiError>>;
 }

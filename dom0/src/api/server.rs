@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -98,8 +99,9 @@ impl Server {
             if rights == Rights::Read && connections.get() >= MAX_CONNECTIONS {
                 continue;
             }
+            let peer = stream.as_fd().try_clone_to_owned().ok();
             let Ok(stream) = Stream::try_from(stream) else { continue };
-            let session = Session::new(dom0.clone(), rights);
+            let session = Session::new(dom0.clone(), rights, peer);
             let counted = connections.clone();
             counted.set(counted.get() + 1);
             tokio::task::spawn_local(async move {

@@ -1,5 +1,6 @@
 //! What dom0 answers. One [`Session`] for each connection, so that a call that waits holds up nobody else.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use super::disks::{
     self, DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded,
 };
+use super::events::{self, Answers, EventInfo};
 use super::machine;
 use super::nets::{
     self, Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
@@ -27,6 +29,7 @@ use crate::domain::operate::Order;
 use crate::domain::state::{Event, State};
 use crate::domain::{View, chain, check};
 use crate::guests::{self, Stopped};
+use crate::log;
 use crate::networks::NetworkError;
 use crate::registry::{AskError, Dom0};
 use crate::resources::{host, usage};
@@ -48,6 +51,8 @@ pub enum Rights {
 pub struct Session {
     dom0: Rc<Dom0>,
     rights: Rights,
+    /// The client's socket, once more: whoever is told something again and again must be seen to hang up.
+    peer: Option<OwnedFd>,
 }
 
 impl From<AskError> for ApiError {
@@ -120,8 +125,8 @@ impl From<&config::DomainConfig> for Plan {
 }
 
 impl Session {
-    pub(super) fn new(dom0: Rc<Dom0>, rights: Rights) -> Self {
-        Self { dom0, rights }
+    pub(super) fn new(dom0: Rc<Dom0>, rights: Rights, peer: Option<OwnedFd>) -> Self {
+        Self { dom0, rights, peer }
     }
 
     fn may_change(&self, what: &str) -> Result<(), ApiError> {
@@ -488,11 +493,18 @@ impl Session {
         Ok(())
     }
 
+    /// What happens, as it does.
+    #[zlink(more)]
+    async fn events(&self, more: bool, since_start: bool) -> Answers<EventInfo> {
+        events::stream(self.dom0.commons().events.follow(since_start), self.peer.as_ref(), more)
+    }
+
     async fn info(&self) -> Result<HostInfo, ApiError> {
         Ok(HostInfo {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             run_dir: self.dom0.run_dir().path().display().to_string(),
+            log_dir: log::folder().map(|folder| folder.display().to_string()),
             memory_mib: host::memory() >> 20,
             cpus: host::cpus() as u32,
             domains: self.dom0.list().len() as u32,

@@ -25,6 +25,7 @@ use super::revive::Lost;
 use super::state::{Action, Event, Next, State};
 use super::{Domain, chain};
 use crate::child::{ANSWER, ChildError, ChildLink};
+use crate::events::Kind;
 use crate::resources::record::Known;
 use crate::supervisor::Process;
 
@@ -109,6 +110,7 @@ impl Domain {
                 view.crashed = true;
             });
             self.say(&format!("the runner {MEANWHILE}"));
+            self.happened(Kind::Crashed, Some(&format!("its runner {MEANWHILE}")));
             self.enter(state, vec![]);
             return self.feed(&Event::RunnerDied);
         };
@@ -139,6 +141,7 @@ impl Domain {
         }
         self.learn_sizes().await;
         self.say("goes on under this dom0");
+        self.happened(Kind::Adopted, None);
     }
 
     /// Greets the runner and asks how it is; the error comes with the process, which is not to be harmed.

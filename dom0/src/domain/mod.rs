@@ -18,6 +18,7 @@ pub mod record;
 mod recovery;
 pub mod revive;
 pub mod state;
+mod story;
 mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -36,6 +37,7 @@ use uuid::Uuid;
 use crate::child::{ANSWER, ChildError, ChildLink, one_line};
 use crate::commons::Commons;
 use crate::config::DomainConfig;
+use crate::events::Kind;
 use crate::resources::run_dir::{DomainDir, RunDir};
 use build::{Incarnation, Runner, StartError, build};
 use happening::{BackendHappening, Happening};
@@ -305,6 +307,7 @@ impl Domain {
                         view.crashed = true;
                     });
                     self.say(&format!("the runner {how}"));
+                    self.happened(Kind::Crashed, Some(&format!("its runner {how}")));
                     self.feed(&Event::RunnerDied);
                 }
                 Happening::Backend(n, happening) => self.backend(n, happening),
@@ -312,6 +315,12 @@ impl Domain {
                 Happening::Revived(n, result) => self.revived(n, result).await,
                 Happening::Overdue => self.pause_for_the_lost(),
             }
+        }
+        if !self.abandoned {
+            if let Some(failure) = &self.failure {
+                self.happened(Kind::StartFailed, Some(&chain(failure)));
+            }
+            self.happened(Kind::Gone, None);
         }
         let Self { dir, commons, config, created, failure, at_end, abandoned, .. } = self;
         if abandoned {
@@ -345,13 +354,14 @@ impl Domain {
     }
 
     fn enter(&mut self, state: State, actions: Vec<Action>) {
-        self.state = state;
+        let before = std::mem::replace(&mut self.state, state);
         self.actions.extend(actions);
         let runner = self.incarnation.runner.as_ref().map(|runner| runner.process.pid().as_raw());
         self.view.send_modify(|view| {
             view.state = state;
             view.runner = runner;
         });
+        self.entered(before);
         self.keep();
     }
 
@@ -539,6 +549,7 @@ impl Domain {
             view.domid = domid;
             view.crashed = false;
         });
+        self.happened(Kind::Building, None);
         let commons = self.commons.clone();
         let record = self.record();
         let write = |made: &Incarnation| keep(&self.dir, &record.clone().of(made), &self.config.name);
@@ -602,6 +613,7 @@ impl Domain {
             StopReason::VcpuFailed(why) => (format!("crashed: {}", one_line(why)), true),
         };
         self.say(&text);
+        self.happened(if crashed { Kind::Crashed } else { Kind::Stopped }, Some(&text));
         self.view.send_modify(|view| {
             view.ended = Some(text);
             view.crashed = crashed;

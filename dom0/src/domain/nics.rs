@@ -6,6 +6,7 @@ use shared_abi::{DeviceId, MacAddress, Role};
 
 use super::{Domain, chain};
 use crate::config::{Net, NetLink, NicLimitsFile};
+use crate::events::Kind;
 
 /// What there is to say of a NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +110,7 @@ impl Domain {
         if let Some(up) = change.up {
             self.ask_nic(net, NicRequest::Link { up }).await?;
             kept.nets.borrow_mut().keep_link(nic, up);
+            self.happened(if up { Kind::LinkUp } else { Kind::LinkDown }, Some(nic.as_str()));
         }
         if change.announce {
             self.ask_nic(net, NicRequest::Announce).await?;

@@ -29,6 +29,7 @@ use super::{Domain, chain, disks};
 use crate::backoff::GOOD_LIFE;
 use crate::child::{ANSWER, ChildError, one_line};
 use crate::config::{DiskSource, Net, NetLink, OnLoss};
+use crate::events::Kind;
 
 /// A loss, or a fault, that an operator may want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +116,7 @@ impl Domain {
             return;
         }
         let Some(attempt) = self.attempt(&lost, attempts, &remains) else { return };
+        self.happened_of_child(Kind::BackendLost, &format!("{lost} {how}"));
         let since = Instant::now();
         let reviving =
             Reviving { lost, how, since, attempts, problem: None, settled: false, remains, attempt };
@@ -220,6 +222,8 @@ impl Domain {
                 self.view.send_modify(|view| view.restarts += 1);
                 self.keep();
                 let stalled = stalled.as_millis();
+                let back = format!("{lost}: devices stood still for {stalled} ms");
+                self.happened_of_child(Kind::BackendBack, &back);
                 self.say_of_child(&format!("{lost} {how} and is back: devices stood still for {stalled} ms"));
                 return self.tell();
             }
@@ -388,6 +392,7 @@ impl Domain {
                     "a {operation} at byte {offset} failed: {} (errno {errno})",
                     Errno::from_raw(errno).desc()
                 );
+                self.happened_of_child(Kind::RequestHeld, &format!("disk {device}: {cause}"));
                 self.say_of_child(&format!("disk {device}: {cause}: the domain is paused"));
                 self.held.retain(|held| held.device != device);
                 self.held.push(Held { device, cause });

@@ -77,7 +77,7 @@ impl Direct {
             gives: None,
         };
         let args: [&[u8]; 2] = [b"--control", job.control.as_os_str().as_bytes()];
-        started(&program, job.role.program(), job.whom, &args, around)
+        started(&program, job.role.program(), job.whom, job.limits.map(|limits| limits.domain), &args, around)
     }
 }
 
@@ -86,6 +86,7 @@ fn started(
     program: &Path,
     name: &str,
     whom: &str,
+    domain: Option<&DomainName>,
     args: &[&[u8]],
     around: Surroundings<'_>,
 ) -> Result<Process, SupervisorError> {
@@ -93,10 +94,14 @@ fn started(
         let (heard, says) = words::pipe()?;
         let (pid, pidfd) = spawn(program, args, says.as_fd(), around)?;
         let mut process = Process::new(pid, pidfd)?;
-        let (whom, name) = (whom.to_owned(), name.to_owned());
+        let (whom, name, domain) = (whom.to_owned(), name.to_owned(), domain.cloned());
         let words = words::pass_on(heard, move |line| {
             let rest = line.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
-            crate::say::line(format_args!("{whom}: {name}: {}", rest.unwrap_or(line)));
+            let text = format!("{name}: {}", rest.unwrap_or(line));
+            match &domain {
+                Some(domain) => crate::journal::line(domain, &text),
+                None => crate::say::line(format_args!("{whom}: {text}")),
+            }
         })?;
         process.words = Some(words);
         Ok(process)
@@ -115,7 +120,7 @@ impl Direct {
         };
         let name = aid.program.file_name().unwrap_or_default().to_string_lossy();
         let args: Vec<&[u8]> = aid.args.iter().map(|arg| arg.as_bytes()).collect();
-        started(aid.program, &name, aid.whom, &args, around)
+        started(aid.program, &name, aid.whom, aid.domain, &args, around)
     }
 }
 

@@ -30,7 +30,7 @@ use uuid::Uuid;
 use crate::resources::record::Known;
 use crate::resources::watch;
 pub use direct::Direct;
-pub use systemd::{ENVIRONMENTS, Systemd, is_at_hand, runner_unit};
+pub use systemd::{ENVIRONMENTS, Systemd, is_at_hand, runner_unit, units};
 
 /// Why a process could not be started. One line.
 #[derive(Debug, thiserror::Error)]

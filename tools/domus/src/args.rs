@@ -197,6 +197,28 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what happens to domains, as it does, until it is interrupted
+    Events {
+        /// Only to these: names, or patterns such as 'web*'
+        names: Vec<String>,
+        /// What dom0 remembers comes first
+        #[arg(long)]
+        since_start: bool,
+        /// Print a JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what dom0 and a domain's own processes have said about it
+    Logs {
+        /// The domain's name; it may be gone
+        name: String,
+        /// Print what is said from now on, too, until it is interrupted
+        #[arg(short, long)]
+        follow: bool,
+        /// Print a JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// List a domain's disks with what they have done
     BlockList {
         /// The domain's name or ID

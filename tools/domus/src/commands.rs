@@ -20,9 +20,11 @@ use crate::block;
 use crate::client::{answer, connect};
 use crate::console;
 use crate::dom0_upgrade;
+use crate::events;
 use crate::guests;
 use crate::host;
 use crate::listing;
+use crate::logs;
 use crate::machine;
 use crate::network;
 use crate::run::{self, Options};
@@ -78,6 +80,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             machine::dump_core(dir, &name, file.as_deref(), live, then, json).await?;
         }
         Command::Sysrq { name, key } => answer(connect(dir).await?.sysrq(&name, &key).await)?,
+        Command::Events { names, since_start, json } => {
+            events::follow(dir, &names, since_start, json).await?
+        }
+        Command::Logs { name, follow, json } => logs::logs(dir, &name, follow, json).await?,
         Command::Why { name, json } => block::why(dir, &name, json).await?,
         Command::BlockList { name, json } => block::list(dir, &name, json).await?,
         Command::BlockSet { name, disk, limits } => block::set(dir, &name, disk.as_deref(), limits).await?,

@@ -72,6 +72,12 @@ pub fn runner_unit(domain: &DomainName) -> String {
     format!("{}@{}.service", template(Role::Runner), names::escape(domain.as_str()))
 }
 
+/// The units of a domain's own processes.
+pub fn units(domain: &DomainName) -> Vec<String> {
+    let unit = |role| format!("{}@{}.service", template(role), names::escape(domain.as_str()));
+    Role::ALL.into_iter().map(unit).collect()
+}
+
 /// The first template that is not installed.
 fn missing_unit() -> Option<String> {
     let templates =

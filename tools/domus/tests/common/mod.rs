@@ -124,6 +124,8 @@ impl Host {
             .arg(self.path("etc"))
             .arg("--dump-dir")
             .arg(self.path("dump"))
+            .arg("--log-dir")
+            .arg(self.path("log"))
             .args(["--grace", "1"])
             .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())
