@@ -11,6 +11,7 @@
 //! | [`guests`] | which domains start with the host, and how all end with it |
 //! | [`events`] | what has happened, for those who follow |
 //! | [`journal`], [`log`] | lines about a domain, beside those of its units or in a file of its own |
+//! | [`metrics`] | what Prometheus reads |
 //! | [`networks`] | networks that NICs name: bridges with addresses and a way out |
 //! | [`registry`] | all domains of one dom0 |
 //! | [`resources`] | files, taps, sockets, the run directory |
@@ -35,6 +36,7 @@ pub mod fault;
 pub mod guests;
 pub mod journal;
 pub mod log;
+pub mod metrics;
 pub mod networks;
 pub mod notify;
 pub mod registry;

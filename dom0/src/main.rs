@@ -16,6 +16,7 @@ use dom0::domain::dump::CORES;
 use dom0::events::Kind;
 use dom0::journal;
 use dom0::log;
+use dom0::metrics::{Metrics, Where};
 use dom0::registry::Dom0;
 use dom0::resources::run_dir::{self, RunDir};
 use dom0::supervisor::{self, Direct, Supervisor, Systemd};
@@ -45,6 +46,12 @@ struct Args {
     /// Who starts the processes of domains
     #[arg(long, value_enum, default_value_t = Starter::Auto)]
     supervisor: Starter,
+    /// Answer Prometheus here: ADDRESS:PORT, or the path of a socket to make
+    #[arg(long, value_name = "WHERE")]
+    metrics: Option<Where>,
+    /// Answer it on an address that others reach, too: the metrics name domains and tell what they do
+    #[arg(long, requires = "metrics")]
+    metrics_public: bool,
     /// How long domains may take to shut down when the service is interrupted (Ctrl-C)
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
@@ -120,11 +127,16 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let dom0 = Dom0::new(run.clone(), Commons { cores, ..commons });
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
+    let metrics = args.metrics.map(|at| Metrics::bind(at, args.metrics_public)).transpose()?;
     dom0.networks().begin().await;
     dom0.adopt();
     tokio::task::spawn_local(dom0::guests::start(dom0.clone()));
     let version = Some(env!("CARGO_PKG_VERSION").into());
     dom0.commons().events.tell(None, Kind::Dom0Started, version);
+    if let Some(metrics) = metrics {
+        dom0::say::line(format_args!("metrics are at {metrics}"));
+        tokio::task::spawn_local(metrics.serve(dom0.clone()));
+    }
     dom0::notify::ready();
     tokio::task::spawn_local(dom0::notify::keep_alive());
     dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));

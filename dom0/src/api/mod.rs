@@ -10,6 +10,7 @@ mod machine;
 mod nets;
 mod server;
 mod service;
+mod statistics;
 
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ pub use nets::{
 };
 pub use server::{Server, ServerError};
 pub use service::{Plan, start_message};
+pub use statistics::{DomainStatistics, Statistics, VcpuInfo, collect};
 
 /// One line of `domus list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::CustomType)]
@@ -292,6 +294,8 @@ pub trait Dom0Client {
         &mut self,
         since_start: bool,
     ) -> zlink::Result<impl Stream<Item = zlink::Result<Result<EventInfo, ApiError>>>>;
+    /// What each domain has used and done until now.
+    async fn statistics(&mut self) -> zlink::Result<Result<Statistics, ApiError>>;
     /// The host and dom0 itself.
     async fn info(&mut self) -> zlink::Result<Result<HostInfo, ApiError>>;
 }

@@ -18,6 +18,7 @@ use super::nets::{
     self, Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
     TrafficInfo,
 };
+use super::statistics::{self, DomainStatistics, Statistics, VcpuInfo};
 use super::{
     ApiError, Console, Created, DomainInfo, Domains, Dumped, Ended, GuestsStopped, HostInfo, OneDomain,
 };
@@ -258,7 +259,7 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
     interface = "org.domus.Dom0",
     types = [
         DomainInfo, DiskInfo, DiskCounters, OpInfo, Limit, TroubleInfo, NicInfo, NicCounters, TrafficInfo, DropInfo,
-        NetworkInfo, LeaseInfo
+        NetworkInfo, LeaseInfo, DomainStatistics, VcpuInfo
     ],
     vendor = "Domus",
     product = "dom0",
@@ -497,6 +498,10 @@ impl Session {
     #[zlink(more)]
     async fn events(&self, more: bool, since_start: bool) -> Answers<EventInfo> {
         events::stream(self.dom0.commons().events.follow(since_start), self.peer.as_ref(), more)
+    }
+
+    async fn statistics(&self) -> Result<Statistics, ApiError> {
+        Ok(Statistics { domains: statistics::collect(&self.dom0).await })
     }
 
     async fn info(&self) -> Result<HostInfo, ApiError> {

@@ -68,6 +68,16 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print xl's config of a domain, or libvirt's, as one of Domus, and on standard error what has no counterpart
+    Import {
+        /// An xl.cfg, or XML as `virsh dumpxml` writes it
+        file: PathBuf,
+        /// Print a JSON object with both
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what domains use and do, live
+    Top(crate::top::Options),
     /// List domains
     List {
         /// Only these: names, IDs, or patterns such as 'web*'
@@ -114,12 +124,9 @@ pub enum Command {
     Console {
         /// The domain's name or ID
         name: String,
-        /// Do not write to it
-        #[arg(long, conflicts_with = "take")]
-        read_only: bool,
-        /// Write to it even if somebody else does
-        #[arg(long)]
-        take: bool,
+        /// How
+        #[command(flatten)]
+        options: crate::console::Options,
     },
     /// Stop a domain's vCPUs
     Pause(Which),

@@ -4,8 +4,10 @@
 //! followed until the guest's side is gone, so that `echo reboot | domus console web1` and
 //! `domus console --read-only web1 </dev/null` do what they say.
 
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, bail};
@@ -24,6 +26,33 @@ pub enum End {
     Left,
     /// The guest's side is gone.
     Ended,
+    /// The console's process is gone, without a word: another one may take its place.
+    Lost,
+}
+
+/// A file that everything shown is appended to, too.
+#[derive(Debug)]
+pub struct Copy {
+    file: File,
+    path: PathBuf,
+}
+
+impl Copy {
+    /// Opens or makes it: for its owner only, since a console shows secrets.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        let file =
+            file.with_context(|| format!("cannot open {} to append to it: name a file", path.display()))?;
+        Ok(Self { file, path: path.into() })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        let path = &self.path;
+        self.file.write_all(bytes).with_context(|| format!("cannot append to {}: make room", path.display()))
+    }
 }
 
 /// What is typed, chunk by chunk; shared by the attachments that follow each other when a guest reboots.
@@ -57,7 +86,7 @@ impl Keys {
     }
 
     /// The next chunk; None when the user wants to leave. Never returns after the end of a pipe.
-    async fn next(&mut self) -> Option<Vec<u8>> {
+    pub async fn next(&mut self) -> Option<Vec<u8>> {
         if self.open {
             match self.chunks.recv().await {
                 Some(chunk) if self.terminal && chunk.contains(&ESCAPE) => return None,
@@ -74,8 +103,13 @@ impl Keys {
 /// Attaches until the user leaves or the guest's side is gone.
 ///
 /// # Errors
-/// That the console cannot be reached or refuses, or that standard output is gone.
-pub async fn attach(path: &Path, mode: Mode, keys: &mut Keys) -> anyhow::Result<End> {
+/// That the console cannot be reached or refuses, or that standard output or the copy cannot be written to.
+pub async fn attach(
+    path: &Path,
+    mode: Mode,
+    keys: &mut Keys,
+    mut copy: Option<&mut Copy>,
+) -> anyhow::Result<End> {
     let stream = UnixStream::connect(path).await;
     let mut stream = stream.with_context(|| format!("cannot connect to the console {}", path.display()))?;
     stream.write_all(&ClientFrame::Attach { mode }.to_bytes()).await.context("the console has hung up")?;
@@ -86,9 +120,12 @@ pub async fn attach(path: &Path, mode: Mode, keys: &mut Keys) -> anyhow::Result<
             count = stream.read(&mut buffer) => {
                 let mut input = match count {
                     Ok(count @ 1..) => &buffer[..count],
-                    Ok(_) | Err(_) => return Ok(End::Ended),
+                    Ok(_) | Err(_) => return Ok(End::Lost),
                 };
                 while let Some(frame) = decoder.next::<ServerFrame>(&mut input)? {
+                    if let (ServerFrame::Output(bytes), Some(copy)) = (&frame, &mut copy) {
+                        copy.append(bytes)?;
+                    }
                     if show(frame, mode)? == Some(End::Ended) {
                         return Ok(End::Ended);
                     }
@@ -101,7 +138,7 @@ pub async fn attach(path: &Path, mode: Mode, keys: &mut Keys) -> anyhow::Result<
                     let mut frames = Vec::with_capacity(chunk.len() + 16);
                     encode_input(&chunk, &mut frames);
                     if stream.write_all(&frames).await.is_err() {
-                        return Ok(End::Ended);
+                        return Ok(End::Lost);
                     }
                 }
             },

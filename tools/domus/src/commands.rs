@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::CommandFactory;
-use dom0::api::{Dom0Client, Plan, start_message};
+use dom0::api::{self, Dom0Client, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::check;
 use dom0::networks::Networks;
 use dom0::resources::run_dir;
-use serde_json::json;
 use shared_abi::console::Mode;
 
 use crate::args::{Args, Command};
@@ -27,6 +26,7 @@ use crate::listing;
 use crate::logs;
 use crate::machine;
 use crate::network;
+use crate::plan::Plan;
 use crate::run::{self, Options};
 use crate::shadow;
 use crate::verbs;
@@ -49,19 +49,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             shadow::shadow(dir.unwrap_or(&dom0::resources::run_dir::default_path()), &name)?;
         }
         Command::Check { file, json } => self::check(dir, &file, json).await?,
+        Command::Import { file, json } => crate::import::run(&file, json)?,
+        Command::Top(options) => crate::top::run(dir, options).await?,
         Command::List { names, verbose, json } => listing::list(dir, &names, verbose, json).await?,
         Command::VmList { json } => listing::vm_list(dir, json).await?,
         Command::Domid { name, json } => listing::domid(dir, &name, json).await?,
         Command::Domname { id, json } => listing::domname(dir, id, json).await?,
         Command::Info { numa, json } => host::info(dir, numa, json).await?,
-        Command::Console { name, read_only, take } => {
-            let mode = match (read_only, take) {
-                (true, _) => Mode::Read,
-                (false, true) => Mode::Take,
-                (false, false) => Mode::Write,
-            };
-            console::follow(&mut connect(dir).await?, &name, mode).await?;
-        }
+        Command::Console { name, options } => console::run(dir, &name, &options).await?,
         Command::Pause(which) => return verbs::pause(dir, &which).await,
         Command::Unpause(which) => return verbs::unpause(dir, &which).await,
         Command::Disk { command } => crate::disk::run(command)?,
@@ -123,7 +118,7 @@ async fn create(dir: Option<&Path>, file: &Path, console: bool, json: bool) -> a
         print(&serde_json::to_string(&created)?)?;
     }
     if console {
-        console::follow(&mut connection, &created.name, Mode::Write).await?;
+        console::follow(dir, &created.name, Mode::Write, None).await?;
     }
     Ok(())
 }
@@ -149,16 +144,10 @@ async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()
     let networks = Networks::of_others(Path::new(run_dir::CONFIG), &run);
     check::check(&config, &networks).await.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
-        error => anyhow!(start_message(&Plan::from(&config), &error)),
+        error => anyhow!(start_message(&api::Plan::from(&config), &error)),
     })?;
-    let notes = notes(&config);
-    if json {
-        let answer = json!({
-            "name": config.name, "vcpus": config.vcpus, "memory_mib": config.memory >> 20, "ok": true, "notes": notes
-        });
-        return print(&answer.to_string());
-    }
-    notes.iter().try_for_each(|note| print(note))
+    let plan = Plan::of(&config, notes(&config));
+    print(&if json { serde_json::to_string(&plan)? } else { plan.text() })
 }
 
 /// What somebody should know who starts this domain.

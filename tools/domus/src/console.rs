@@ -1,54 +1,133 @@
 //! `domus console`: one domain's console through reboots, until the user leaves or the domain is gone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dom0::api::Dom0Client;
+use clap::{Args, ValueEnum};
+use dom0::api::{Console, Dom0Client};
 use shared_abi::console::Mode;
+use tokio::time::{Instant, sleep};
 
-use crate::attach::{End, Keys, attach};
-use crate::client::{Connection, answer};
+use crate::attach::{Copy, End, Keys, attach};
+use crate::client::{Connection, answer, connect};
 use crate::terminal::Raw;
 
-/// How long the console of a domain that runs may be away.
+/// How long the console of a domain that runs may be away, and dom0 itself.
 const AWAY: Duration = Duration::from_secs(30);
 
-/// Follows the console of `name`.
+/// How soon what was away is looked for again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Which console of a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// The serial line, ttyS0 to the guest: all that there is
+    Serial,
+}
+
+/// How to attach.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Do not write to it
+    #[arg(long, conflicts_with = "take")]
+    read_only: bool,
+    /// Write to it even if somebody else does
+    #[arg(long)]
+    take: bool,
+    /// Which one
+    #[arg(short = 't', long = "type", value_enum, default_value_t = Kind::Serial)]
+    kind: Kind,
+    /// Append what is shown to this file, too
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+}
+
+/// Follows the console of `name` as the command line says.
 ///
 /// # Errors
 /// That there is no such domain, or that its console cannot be reached.
-pub async fn follow(connection: &mut Connection, name: &str, mode: Mode) -> anyhow::Result<()> {
+pub async fn run(dir: Option<&Path>, name: &str, options: &Options) -> anyhow::Result<()> {
+    let Kind::Serial = options.kind;
+    let mode = match (options.read_only, options.take) {
+        (true, _) => Mode::Read,
+        (false, true) => Mode::Take,
+        (false, false) => Mode::Write,
+    };
+    let copy = options.log.as_deref().map(Copy::open).transpose()?;
+    follow(dir, name, mode, copy).await
+}
+
+/// Follows the console of `name`: through reboots, and through the death of the console's process and of dom0.
+///
+/// # Errors
+/// That there is no such domain, or that its console cannot be reached.
+pub async fn follow(
+    dir: Option<&Path>,
+    name: &str,
+    mode: Mode,
+    mut copy: Option<Copy>,
+) -> anyhow::Result<()> {
+    let mut connection = connect(dir).await?;
     let mut console = answer(connection.console(name).await)?;
     let raw = Raw::enter()?;
     let mut keys = Keys::read(raw.is_some());
     loop {
-        if attach(Path::new(&console.path), mode, &mut keys).await? == End::Left {
+        let how = attach(Path::new(&console.path), mode, &mut keys, copy.as_mut()).await?;
+        if how == End::Left {
             drop(raw);
             eprintln!();
             return Ok(());
         }
-        match next(connection, name, console.id).await {
+        match next(dir, &mut connection, name, console.id, how).await {
             Some(again) => console = again,
             None => return Ok(()),
         }
     }
 }
 
-/// The domain's next console, if it starts again: however long that takes.
-async fn next(connection: &mut Connection, name: &str, ended: u32) -> Option<dom0::api::Console> {
-    let mut running = tokio::time::Instant::now();
+/// The domain's next console, if it starts again, however long that takes; or the same one, if only its process has died.
+async fn next(
+    dir: Option<&Path>,
+    connection: &mut Connection,
+    name: &str,
+    ended: u32,
+    how: End,
+) -> Option<Console> {
+    let mut running = Instant::now();
     loop {
-        let domain = answer(connection.get(name).await).ok()?.domain;
+        let domain = match connection.get(name).await {
+            Ok(answer) => answer.ok()?.domain,
+            // dom0 is not there: the next one takes its domains over.
+            Err(_) => {
+                *connection = again(dir).await?;
+                continue;
+            }
+        };
+        let lost = how == End::Lost && domain.id == ended;
         match domain.state.as_str() {
-            "running" | "stopping" | "paused" if domain.id != ended => {
+            // Its socket outlives the process: the next one serves who waits there.
+            "running" | "stopping" | "paused" if domain.id != ended || lost => {
+                sleep(PAUSE).await;
                 return answer(connection.console(name).await).ok();
             }
-            // Its end is not known yet, or its console's process has died.
+            // Its end is not known yet.
             "running" | "stopping" | "paused" if running.elapsed() > AWAY => return None,
             "running" | "stopping" | "paused" => {}
-            "building" | "dying" => running = tokio::time::Instant::now(),
+            "building" | "dying" => running = Instant::now(),
             _ => return None,
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sleep(PAUSE).await;
+    }
+}
+
+/// A connection to the next dom0, if there is one soon.
+async fn again(dir: Option<&Path>) -> Option<Connection> {
+    let since = Instant::now();
+    loop {
+        match connect(dir).await {
+            Ok(connection) => return Some(connection),
+            Err(_) if since.elapsed() > AWAY => return None,
+            Err(_) => sleep(PAUSE).await,
+        }
     }
 }

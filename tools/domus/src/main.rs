@@ -14,16 +14,21 @@ mod dom0_upgrade;
 mod events;
 mod guests;
 mod host;
+mod import;
 mod listing;
 mod logs;
 mod machine;
 mod many;
 mod network;
+mod plan;
 mod run;
 mod shadow;
 mod size;
 mod terminal;
+mod top;
 mod verbs;
+#[cfg(test)]
+mod xl;
 
 use std::process::ExitCode;
 

@@ -145,7 +145,8 @@ async fn shown(dom0: &Dom0, name: &str, wanted: bool, keys: &mut Keys) -> anyhow
     }
     loop {
         let Ok((path, domid)) = dom0.console(name) else { return std::future::pending().await };
-        if attach(Path::new(&*path), Mode::Write, keys).await? == End::Left {
+        let how = attach(Path::new(&*path), Mode::Write, keys, None).await?;
+        if how == End::Left {
             return Ok(());
         }
         // The next incarnation's console, if there is one; otherwise whoever watches the domain ends this.
@@ -155,10 +156,13 @@ async fn shown(dom0: &Dom0, name: &str, wanted: bool, keys: &mut Keys) -> anyhow
                 let view = handle.view.borrow();
                 (view.domid, view.state)
             };
-            if now != domid && state == State::Running {
+            // Before another look, also where only the console's process has died: its death is seen by then.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if now != domid && state == State::Running
+                || how == End::Lost && now == domid && state.has_machine()
+            {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

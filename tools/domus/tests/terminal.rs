@@ -42,6 +42,18 @@ impl Terminal {
         }
     }
 
+    /// Reads what is shown by now.
+    fn read_what_is_there(&mut self) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        while poll(&mut [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() > 0
+        {
+            let mut buffer = [0; 1024];
+            let count = self.master.read(&mut buffer).unwrap();
+            self.shown += &String::from_utf8_lossy(&buffer[..count]);
+        }
+    }
+
     fn is_raw(&self) -> bool {
         !tcgetattr(&self.slave).unwrap().local_flags.intersects(LocalFlags::ICANON | LocalFlags::ISIG)
     }
@@ -86,6 +98,50 @@ fn a_second_user_reads_until_he_takes_over_and_a_reader_never_writes() {
         assert!(child.wait().unwrap().success());
         assert!(!terminal.is_raw());
     }
+    host.ok(&["destroy", "web1"]);
+}
+
+#[test]
+fn a_console_goes_on_when_its_process_dies_and_when_dom0_does_and_is_copied_to_a_file() {
+    let mut host = Host::with_service(true);
+    host.ok(&["create", &host.guest("web1", SHELL, "")]);
+    let mut terminal = Terminal::new();
+    let mut console =
+        terminal.attach(&mut host.command(&["console", "-t", "serial", "--log", "seen.log", "web1"]));
+    terminal.wait_for("mini: ready");
+    // Its process is another one.
+    let old = host.pid_of("web1", "console.sock").unwrap();
+    common::signal(old, nix::sys::signal::Signal::SIGKILL);
+    host.until("another one serves", || host.pid_of("web1", "console.sock").is_some_and(|pid| pid != old));
+    let typed = |terminal: &mut Terminal| {
+        terminal.shown.clear();
+        // What is typed at a console that is away is lost: a user types again.
+        while !terminal.shown.contains("mini: ok info") {
+            terminal.master.write_all(b"info\n").unwrap();
+            let mut waited = 0;
+            while waited < 20 && !terminal.shown.contains("mini: ok info") {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                terminal.read_what_is_there();
+                waited += 1;
+            }
+        }
+    };
+    typed(&mut terminal);
+    // dom0 dies, and then the console's process under the next one.
+    host.kill_service();
+    host.start_service();
+    host.until("it is taken over", || host.domain("web1").is_some_and(|it| it["state"] == "running"));
+    typed(&mut terminal);
+    let old = host.pid_of("web1", "console.sock").unwrap();
+    common::signal(old, nix::sys::signal::Signal::SIGKILL);
+    typed(&mut terminal);
+    assert!(console.try_wait().unwrap().is_none());
+    terminal.master.write_all(b"\x1d").unwrap();
+    assert!(console.wait().unwrap().success());
+    let log = std::fs::read_to_string(host.path("seen.log")).unwrap();
+    assert!(log.contains("mini: ready") && log.matches("mini: ok info").count() >= 3, "{log}");
+    assert_eq!(host.domus(&["console", "-t", "pv", "web1"]).status.code(), Some(2));
+    assert!(host.refused(&["console", "--log", "/nowhere/log", "web1"]).contains("/nowhere/log"));
     host.ok(&["destroy", "web1"]);
 }
 

@@ -109,13 +109,22 @@ impl Host {
     }
 
     pub fn start_service(&mut self) {
-        assert!(self.start_faulty_service(None), "dom0 ended before it served");
+        self.start_service_with(&[]);
+    }
+
+    /// Starts the service with more arguments.
+    pub fn start_service_with(&mut self, args: &[&str]) {
+        assert!(self.spawn_service(None, args), "dom0 ended before it served");
     }
 
     /// Starts a service that kills itself at its `fault`-th step, if that is given (a build with debug
     /// assertions does); false if it did so
     /// before it served.
     pub fn start_faulty_service(&mut self, fault: Option<u32>) -> bool {
+        self.spawn_service(fault, &[])
+    }
+
+    fn spawn_service(&mut self, fault: Option<u32>, args: &[&str]) -> bool {
         let mut child = Command::new(programs().join("dom0"))
             .envs(fault.map(|n| ("DOMUS_FAULT", n.to_string())))
             .arg("--run-dir")
@@ -127,6 +136,7 @@ impl Host {
             .arg("--log-dir")
             .arg(self.path("log"))
             .args(["--grace", "1"])
+            .args(args)
             .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())
             .spawn()

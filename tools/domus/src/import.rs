@@ -1,0 +1,33 @@
+//! `domus import`: what xl or libvirt calls a domain, as a config of Domus.
+
+use std::path::Path;
+
+use anyhow::{anyhow, bail};
+use dom0::config;
+use domus_import::import;
+use serde_json::json;
+
+use crate::commands::print;
+
+/// Prints the config, and on standard error each line that has no counterpart in it.
+///
+/// # Errors
+/// That the file cannot be read, or that what it says makes no config: that is printed all the same.
+pub fn run(file: &Path, json: bool) -> anyhow::Result<()> {
+    let (text, directory) = config::read(file)?;
+    let found = import(&text).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let config = serde_json::to_string_pretty(&found.config)?;
+    if json {
+        let lost = json!({ "config": found.config, "lost": found.lost });
+        print(&serde_json::to_string_pretty(&lost)?)?;
+    } else {
+        print(&config)?;
+        for lost in &found.lost {
+            eprintln!("{}:{}: {}: {}", file.display(), lost.line, lost.what, lost.why);
+        }
+    }
+    match config::parse(file, &directory, &config) {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("{error}: correct that in what was printed"),
+    }
+}
