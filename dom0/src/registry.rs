@@ -15,6 +15,7 @@ use crate::config::{self, DomainConfig, NetLink};
 use crate::domain::build::StartError;
 use crate::domain::operate::Order;
 use crate::domain::record::{Record, Source};
+use crate::domain::rename::Rekey;
 use crate::domain::state::{Event, State};
 use crate::domain::{Command, Domain, Handle, View};
 use crate::networks::Networks;
@@ -103,6 +104,13 @@ impl Dom0 {
     /// [`StartError`]; nothing of it is left.
     pub async fn create(self: &Rc<Self>, config: DomainConfig) -> Result<DomId, StartError> {
         let name = config.name.clone();
+        if let Some(other) = self.wears(&name) {
+            let problem = format!(
+                "\"{name}\" is what the processes of \"{other}\" are still called, which was renamed: reboot or destroy it, or \
+                 change the name"
+            );
+            return Err(config::ConfigError::new(&config.file, "name", problem).into());
+        }
         let dir = self.run.claim(&name).map_err(|error| match error {
             error @ (RunDirError::NameTaken { .. } | RunDirError::LeftOver(_)) => {
                 crate::config::ConfigError::new(&config.file, "name", error).into()
@@ -129,7 +137,10 @@ impl Dom0 {
             let Source { file, directory, text } = &record.source;
             let config = match config::parse(file, directory, text) {
                 // Its directory's name is the domain's.
-                Ok(config) => DomainConfig { name: name.clone(), ..config },
+                Ok(config) => {
+                    let unit = record.unit.clone().unwrap_or_else(|| name.clone());
+                    DomainConfig { name: name.clone(), unit, ..config }
+                }
                 Err(error) => {
                     crate::say::line(format_args!(
                         "{name}: cannot be taken over: {error}: it runs on as it is; domus destroy removes it"
@@ -149,12 +160,52 @@ impl Dom0 {
         self.commons.switches.settle();
     }
 
+    /// The domain, of another name, whose processes have this one.
+    fn wears(&self, name: &DomainName) -> Option<DomainName> {
+        let domains = self.domains.borrow();
+        let found =
+            domains.iter().find(|(other, handle)| *other != name && handle.view.borrow().unit == *name);
+        found.map(|(other, _)| other.clone())
+    }
+
+    /// Gives a domain another name while it runs.
+    ///
+    /// # Errors
+    /// [`AskError`]; it has its old name then.
+    pub async fn rename(self: &Rc<Self>, name: &str, to: DomainName) -> Result<(), AskError> {
+        let handle = self.find(name)?;
+        let refused = |why| AskError::Refused { name: handle.name.clone(), why };
+        if handle.name == to {
+            return Ok(());
+        }
+        if self.wears(&to).is_some_and(|other| other != handle.name)
+            || self.domains.borrow().contains_key(&to)
+        {
+            return Err(refused(format!("cannot be renamed: the name \"{to}\" is taken")));
+        }
+        let (registry, old, new) = (self.clone(), handle.clone(), to.clone());
+        // By the domain's own task: no moment passes in which it has a name that is not in the list.
+        let rekey = Rekey(Box::new(move |console| {
+            let mut domains = registry.domains.borrow_mut();
+            domains.remove(&old.name);
+            let handle = Handle {
+                name: new.clone(),
+                console,
+                commands: old.commands.clone(),
+                destroy: old.destroy.clone(),
+                view: old.view.clone(),
+            };
+            domains.insert(new, Rc::new(handle));
+        }));
+        self.order(name, |answer| Order::Rename(to, rekey, answer)).await
+    }
+
     /// Has a domain's task run until nothing of it is left.
     fn begin(self: &Rc<Self>, domain: Domain, handle: Handle) {
-        let (registry, name) = (self.clone(), handle.name.clone());
-        self.domains.borrow_mut().insert(name.clone(), Rc::new(handle));
-        tokio::task::spawn_local(domain.run(move || {
-            registry.domains.borrow_mut().remove(&name);
+        let registry = self.clone();
+        self.domains.borrow_mut().insert(handle.name.clone(), Rc::new(handle));
+        tokio::task::spawn_local(domain.run(move |name| {
+            registry.domains.borrow_mut().remove(name);
         }));
     }
 

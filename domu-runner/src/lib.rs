@@ -14,6 +14,7 @@
 //! | [`uart`], [`serial`] | COM1 |
 //! | [`boot`] | a kernel into guest memory |
 //! | [`dump`] | a core of the machine, for debuggers |
+//! | [`timeline`] | when a machine did what for the first time |
 //! | [`rules`] | the system calls left after sealing |
 
 pub mod acpi;
@@ -30,6 +31,7 @@ pub mod power;
 pub mod rules;
 pub mod serial;
 pub mod stop;
+pub mod timeline;
 pub mod uart;
 pub mod vcpu;
 pub mod virtio;

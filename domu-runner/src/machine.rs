@@ -36,6 +36,7 @@ use crate::power::{self, I8042, I8042_PORTS, PowerRegisters, REGISTERS};
 use crate::rules::RULES;
 use crate::serial::Serial;
 use crate::stop::Stop;
+use crate::timeline::Timeline;
 use crate::vcpu::{Buses, Vcpus};
 use crate::virtio::{self, PATIENCE, Transport, Watcher};
 use crate::vm::Vm;
@@ -56,6 +57,7 @@ pub struct Machine {
     devices: Vec<(DeviceId, Arc<Transport>)>,
     stop: Stop,
     stopped: Arc<Mutex<Option<StopReason>>>,
+    timeline: Timeline,
 }
 
 impl Machine {
@@ -64,6 +66,8 @@ impl Machine {
     /// # Errors
     /// Whatever stands in the way, for dom0 to report.
     pub fn start(start: RunnerStart, mut fds: Fds, events: &Events) -> anyhow::Result<Self> {
+        let timeline = Timeline::default();
+        timeline.received.set();
         check(&start)?;
         let kvm = fds.take(start.kvm)?;
         let kernel = image(fds.take(start.kernel)?).context("cannot use the kernel")?;
@@ -107,6 +111,7 @@ impl Machine {
         ports.insert(PCI_CONFIG_PORT, 8, Arc::new(pci::ConfigPorts(pci.clone())))?;
         memory.insert(ECAM, ECAM_SIZE, Arc::new(pci::Ecam(pci.clone())))?;
         memory.insert(PCI_WINDOW, PCI_WINDOW_SIZE, Arc::new(pci::Window(pci)))?;
+        timeline.built.set();
         let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
         let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop.clone())?);
         serial.start()?;
@@ -124,7 +129,8 @@ impl Machine {
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
         threads.give(vcpus);
-        Ok(Self { ram, vcpus: threads, power, serial, devices, stop, stopped })
+        timeline.loaded.set();
+        Ok(Self { ram, vcpus: threads, power, serial, devices, stop, stopped, timeline })
     }
 
     /// Answers one request.
@@ -140,6 +146,11 @@ impl Machine {
                 let without_backend = still.map(|(device, _)| device.clone()).collect();
                 let status = RunnerStatus { paused, first_run_ns, stopped, without_backend };
                 return Ok(RunnerReply::Status(status));
+            }
+            RunnerRequest::Times => {
+                let drivers = self.devices.iter().filter_map(|(_, transport)| transport.first_driver());
+                let (first_run, output) = (self.vcpus.first_run(), self.serial.first_output());
+                return Ok(RunnerReply::Times(self.timeline.times(first_run, output, drivers.min())));
             }
             RunnerRequest::Start(_) => return Err("this runner has its machine already".into()),
             // Also of a machine that has stopped: then it is wanted most.

@@ -19,6 +19,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::timeline::Mark;
 use crate::uart::Uart;
 
 /// Bytes of output kept for an end that does not read.
@@ -31,6 +32,7 @@ pub struct Serial {
     interrupt: EventFd,
     /// Written to wake the thread: there is output, or room for input.
     wake: Wake,
+    first_output: Mark,
 }
 
 #[derive(Default)]
@@ -61,7 +63,7 @@ impl Serial {
         let mut state = State::default();
         state.attach(socket);
         let wake = Wake::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Self { state: Mutex::new(state), interrupt, wake })
+        Ok(Self { state: Mutex::new(state), interrupt, wake, first_output: Mark::default() })
     }
 
     /// Starts the thread that moves bytes.
@@ -103,6 +105,11 @@ impl Serial {
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
             let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
         }
+    }
+
+    /// `CLOCK_MONOTONIC` in nanoseconds when the guest had sent its first byte; none before it.
+    pub fn first_output(&self) -> Option<u64> {
+        self.first_output.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -210,6 +217,7 @@ impl BusDevice for Serial {
         // The guest may have cleared its FIFO.
         let mut wake = state.uart.room() > before;
         if let Some(byte) = effect.sent {
+            self.first_output.set();
             if state.output.len() == BUFFER {
                 state.output.pop_front();
             }

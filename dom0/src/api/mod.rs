@@ -4,6 +4,7 @@
 //! dom0 runs as, may change anything or have dom0 look at files.
 
 mod bounded;
+mod cpus;
 mod disks;
 mod events;
 mod machine;
@@ -16,6 +17,7 @@ use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use zlink::introspect;
 
+pub use cpus::{Sched, VcpuList, VcpuPlace};
 pub use disks::{DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded};
 pub use events::EventInfo;
 pub use nets::{
@@ -76,6 +78,24 @@ pub struct Created {
     pub name: String,
     /// Its number.
     pub id: u32,
+}
+
+/// The end of one phase of a domain's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::CustomType)]
+pub struct PhaseInfo {
+    /// `config` (checked), `files` (opened), `processes` (started), `devices` (opened), `machine` (built), `kernel` (unpacked),
+    /// `ready` (every process), `run` (the first instruction), `output` (the first byte on COM1), `driver` (the first device
+    /// in use).
+    pub name: String,
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    pub at_ns: u64,
+}
+
+/// The answer to `Timeline`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::Type)]
+pub struct Timeline {
+    /// Those that have ended, in their order.
+    pub phases: Vec<PhaseInfo>,
 }
 
 /// The answer to `Console`.
@@ -226,6 +246,34 @@ pub trait Dom0Client {
         live: bool,
         then: &str,
     ) -> zlink::Result<Result<Dumped, ApiError>>;
+    /// Gives a running domain another name.
+    async fn rename(&mut self, name: &str, to: &str) -> zlink::Result<Result<(), ApiError>>;
+    /// Has the next machine of a running domain made from this config; what it says of the end of this one counts at once.
+    async fn config_update(
+        &mut self,
+        name: &str,
+        config: &str,
+        file: &str,
+        directory: &str,
+    ) -> zlink::Result<Result<(), ApiError>>;
+    /// How the start of the machine that a domain has now went; the last phases come after it runs.
+    async fn timeline(&mut self, name: &str) -> zlink::Result<Result<Timeline, ApiError>>;
+    /// The vCPUs of a domain, with where they run and may run.
+    async fn vcpu_list(&mut self, name: &str) -> zlink::Result<Result<VcpuList, ApiError>>;
+    /// Lets a vCPU, or with none all of them, run on these of the host's CPUs only: `0-3,^2`, `all`.
+    async fn vcpu_pin(
+        &mut self,
+        name: &str,
+        vcpu: Option<u32>,
+        cpus: &str,
+    ) -> zlink::Result<Result<(), ApiError>>;
+    /// Changes a domain's weight and its cap in percent of one CPU, and tells them; what is not named stays.
+    async fn sched_set(
+        &mut self,
+        name: &str,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> zlink::Result<Result<Sched, ApiError>>;
     /// Where the domain's console is.
     async fn console(&mut self, name: &str) -> zlink::Result<Result<Console, ApiError>>;
     /// Answered when the machine that the domain has now has stopped.

@@ -9,6 +9,7 @@ use shared_abi::ids::IdError;
 use shared_abi::{DeviceId, DomainName, NetworkName, Role};
 use uuid::Uuid;
 
+use super::cpus::{self, Sched, VcpuList, VcpuPlace};
 use super::disks::{
     self, DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded,
 };
@@ -21,12 +22,14 @@ use super::nets::{
 use super::statistics::{self, DomainStatistics, Statistics, VcpuInfo};
 use super::{
     ApiError, Console, Created, DomainInfo, Domains, Dumped, Ended, GuestsStopped, HostInfo, OneDomain,
+    PhaseInfo, Timeline,
 };
 use crate::child::ChildError;
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
 use crate::domain::nics::NicChange;
 use crate::domain::operate::Order;
+use crate::domain::scheduling::SchedulingOrder;
 use crate::domain::state::{Event, State};
 use crate::domain::{View, chain, check};
 use crate::guests::{self, Stopped};
@@ -259,7 +262,7 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
     interface = "org.domus.Dom0",
     types = [
         DomainInfo, DiskInfo, DiskCounters, OpInfo, Limit, TroubleInfo, NicInfo, NicCounters, TrafficInfo, DropInfo,
-        NetworkInfo, LeaseInfo, DomainStatistics, VcpuInfo
+        NetworkInfo, LeaseInfo, DomainStatistics, VcpuInfo, VcpuPlace, PhaseInfo
     ],
     vendor = "Domus",
     product = "dom0",
@@ -355,6 +358,56 @@ impl Session {
         let dump = machine::dump(file, live, &then).map_err(|message| ApiError::Refused { message })?;
         let file = self.dom0.order(&name, |answer| Order::Dump(dump, answer)).await?;
         Ok(Dumped { file: file.display().to_string() })
+    }
+
+    async fn rename(&self, name: String, to: String) -> Result<(), ApiError> {
+        self.may_change("renaming a domain")?;
+        let to = config::domain_name(&to).map_err(|message| ApiError::Refused { message })?;
+        Ok(self.dom0.rename(&name, to).await?)
+    }
+
+    async fn config_update(
+        &self,
+        name: String,
+        config: String,
+        file: String,
+        directory: String,
+    ) -> Result<(), ApiError> {
+        self.may_change("updating a config")?;
+        let next = Box::new(self.parse(&config, &file, &directory)?);
+        Ok(self.dom0.order(&name, |answer| Order::Update(next, answer)).await?)
+    }
+
+    async fn timeline(&self, name: String) -> Result<Timeline, ApiError> {
+        let phases = self.dom0.order(&name, Order::Timeline).await?.into_iter();
+        Ok(Timeline { phases: phases.map(|(name, at_ns)| PhaseInfo { name: name.into(), at_ns }).collect() })
+    }
+
+    async fn vcpu_list(&self, name: String) -> Result<VcpuList, ApiError> {
+        let vcpus =
+            self.dom0.order(&name, |answer| Order::Scheduling(SchedulingOrder::Vcpus(answer))).await?;
+        Ok(VcpuList { vcpus: vcpus.into_iter().map(Into::into).collect() })
+    }
+
+    async fn vcpu_pin(&self, name: String, vcpu: Option<u32>, cpus: String) -> Result<(), ApiError> {
+        self.may_change("pinning a vCPU")?;
+        let (vcpu, cpus) = cpus::pin(vcpu, &cpus).map_err(|message| ApiError::Refused { message })?;
+        let order = |answer| Order::Scheduling(SchedulingOrder::Pin(vcpu, cpus, answer));
+        Ok(self.dom0.order(&name, order).await?)
+    }
+
+    async fn sched_set(
+        &self,
+        name: String,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> Result<Sched, ApiError> {
+        if weight.is_some() || cap.is_some() {
+            self.may_change("changing a domain's part of the CPUs")?;
+        }
+        cpus::check(weight, cap).map_err(|message| ApiError::Refused { message })?;
+        let order = |answer| Order::Scheduling(SchedulingOrder::Weigh(weight, cap, answer));
+        Ok(self.dom0.order(&name, order).await?.into())
     }
 
     async fn console(&self, name: String) -> Result<Console, ApiError> {

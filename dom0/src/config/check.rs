@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shared_abi::control::{DeviceConfig, IoLimits};
+use shared_abi::ids::IdError;
 use shared_abi::limits::{
     MAX_CMDLINE, MAX_DEVICE_CONFIG, MAX_DEVICES, MAX_FDS, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VCPUS, MEMORY_UNIT,
     MIN_MEMORY,
@@ -13,10 +14,17 @@ use shared_abi::limits::{
 use shared_abi::{DeviceId, DomainName};
 use uuid::Uuid;
 
-use super::file::{AutostartFile, AutostartTurn, DeviceFile, DomainFile};
+use super::cpus::CpuSet;
+use super::file::{AutostartFile, AutostartTurn, CpusFile, DeviceFile, DomainFile};
 use super::{
     Autostart, ConfigError, Disk, DiskData, DomainConfig, Foreign, MemorySize, OwnDisk, Policy, disk, net,
 };
+use crate::domain::scheduling::Scheduling;
+
+/// The greatest weight of a domain: what a cgroup takes.
+pub const MOST_WEIGHT: u32 = 10_000;
+/// The greatest cap of a domain in percent of one CPU: all that the most vCPUs can use.
+pub const MOST_CAP: u32 = 100 * MAX_VCPUS as u32;
 
 /// The namespace of the UUIDs that are made from domains' names (RFC 9562 §5.5).
 const DOMAINS: Uuid = uuid::uuid!("3b0d8a52-6e2f-4c1b-8f64-9d2a7c5e1f30");
@@ -69,14 +77,23 @@ pub fn is_interface(text: &str) -> bool {
             .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%' | b'"' | b'\\' | b','))
 }
 
+/// The name of a domain.
+///
+/// # Errors
+/// One line: it is no name, or could be taken for something else.
+pub fn domain_name(text: &str) -> Result<DomainName, String> {
+    let name: DomainName = text.parse().map_err(|error: IdError| error.to_string())?;
+    if name.as_str() == "Domain-0" || name.as_str().bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!(
+            "\"{name}\" would be taken for the host or for a domain's ID: begin with a letter"
+        ));
+    }
+    Ok(name)
+}
+
 pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<DomainConfig, ConfigError> {
     let context = Context { file, directory };
-    let name: DomainName = text.name.parse().map_err(|error| context.refuse("name", error))?;
-    if name.as_str() == "Domain-0" || name.as_str().bytes().all(|b| b.is_ascii_digit()) {
-        let problem =
-            format!("\"{name}\" would be taken for the host or for a domain's ID: begin with a letter");
-        return Err(context.refuse("name", problem));
-    }
+    let name = domain_name(&text.name).map_err(|problem| context.refuse("name", problem))?;
     let uuid = match text.uuid {
         None => Uuid::new_v5(&DOMAINS, name.as_str().as_bytes()),
         Some(text) => match Uuid::try_parse(&text) {
@@ -137,12 +154,14 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         let problem = format!("{count} disks, nets and devices: at most {MAX_DEVICES} fit on the PCI bus");
         return Err(context.refuse("", problem));
     }
+    let scheduling = scheduling(&context, text.cpus, text.cpu_weight, text.cpu_cap, vcpus)?;
     let autostart = autostart(&context, text.autostart)?;
     let policy = Policy { on_poweroff: text.on_poweroff, on_reboot: text.on_reboot, on_crash: text.on_crash };
     Ok(DomainConfig {
         directory: directory.to_owned(),
         text: String::new(),
         file: file.into(),
+        unit: name.clone(),
         name,
         uuid,
         vcpus,
@@ -154,9 +173,37 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         disk_limits: text.disk_limits.over(IoLimits::default()),
         nets,
         devices,
+        scheduling,
         autostart,
         policy,
     })
+}
+
+fn scheduling(
+    context: &Context<'_>,
+    cpus: Option<CpusFile>,
+    weight: Option<u64>,
+    cap: Option<u64>,
+    vcpus: u8,
+) -> Result<Scheduling, ConfigError> {
+    let set = |at: &str, text: &str| text.parse::<CpuSet>().map_err(|why| context.refuse(at, why));
+    let pins = match cpus {
+        None => Vec::new(),
+        Some(CpusFile::All(text)) => vec![set("cpus", &text)?; vcpus.into()],
+        Some(CpusFile::Each(texts)) if texts.len() > usize::from(vcpus) => {
+            let problem = format!("{} sets of CPUs: the domain has {vcpus} vCPUs", texts.len());
+            return Err(context.refuse("cpus", problem));
+        }
+        Some(CpusFile::Each(texts)) => {
+            let each = (0..).zip(&texts).map(|(n, text): (usize, _)| set(&format!("cpus[{n}]"), text));
+            each.collect::<Result<_, _>>()?
+        }
+    };
+    let number = |at: &str, value: Option<u64>, least, most: u32| {
+        value.map(|value| context.range(at, value, least, most.into()).map(u32::from)).transpose()
+    };
+    let weight = number("cpu_weight", weight, 1, MOST_WEIGHT)?;
+    Ok(Scheduling { pins, weight, cap: number("cpu_cap", cap, 0, MOST_CAP)? })
 }
 
 fn autostart(context: &Context<'_>, text: AutostartFile) -> Result<Option<Autostart>, ConfigError> {

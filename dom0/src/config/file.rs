@@ -46,6 +46,17 @@ pub struct DomainFile {
     /// Devices served by vhost-user backends that Domus does not start.
     #[serde(default)]
     pub devices: Vec<DeviceFile>,
+    /// The host's CPUs that the vCPUs run on: one set for all, or one for each.
+    #[serde(default)]
+    pub cpus: Option<CpusFile>,
+    /// Its weight beside other domains where CPUs are short: 100.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 10000))]
+    pub cpu_weight: Option<u64>,
+    /// What all its processes may use together, in percent of one CPU; 0 is no cap.
+    #[serde(default)]
+    #[schemars(range(max = 3200))]
+    pub cpu_cap: Option<u64>,
     /// Whether it starts with the host, if this file is in /etc/domus/domains.
     #[serde(default)]
     pub autostart: AutostartFile,
@@ -58,6 +69,16 @@ pub struct DomainFile {
     /// What to do when the guest triple-faults, KVM cannot go on with it, or its runner dies.
     #[serde(default = "destroy")]
     pub on_crash: OnStop,
+}
+
+/// Sets of CPUs such as `"0-3"`, `"0,2"`, `"0-7,^4"` or `"all"`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a set of CPUs such as \"0-3\", or a list of sets, would do")]
+pub enum CpusFile {
+    /// One for all vCPUs.
+    All(String),
+    /// One for each vCPU, in their order.
+    Each(Vec<String>),
 }
 
 /// Whether a domain starts with the host: `true` or `false`, or an object that says when.

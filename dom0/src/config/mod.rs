@@ -41,12 +41,16 @@
 //! | `devices[].pci_class` | the usual one of the virtio type |
 //! | `devices[].config_size` | what the virtio type has, if it is a common one, otherwise 0 |
 //! | `autostart` | `false` |
+//! | `cpus` | `"all"` |
+//! | `cpu_weight` | 100 |
+//! | `cpu_cap` | 0: none |
 //! | `on_poweroff`, `on_crash` | `"destroy"` |
 //! | `on_reboot` | `"restart"` |
 //!
 //! Relative paths start at the config file's directory.
 
 mod check;
+mod cpus;
 mod disk;
 mod file;
 mod forward;
@@ -64,7 +68,10 @@ use shared_abi::control::{DeviceConfig, IoLimits};
 use shared_abi::{DeviceId, DomainName};
 use uuid::Uuid;
 
-pub use check::is_interface;
+use crate::domain::scheduling::Scheduling;
+
+pub use check::{MOST_CAP, MOST_WEIGHT, domain_name, is_interface};
+pub use cpus::{CpuSet, ranges};
 pub use disk::{Disk, DiskData, DiskSource, OnLoss, OwnDisk};
 pub use file::{DomainFile, OnStop};
 pub use forward::{Forward, Transport};
@@ -109,6 +116,8 @@ pub struct DomainConfig {
     pub text: String,
     /// The domain's name.
     pub name: DomainName,
+    /// The name that the supervisor knows its processes by: the one they were started under, also after a renaming.
+    pub unit: DomainName,
     /// Which machine it is.
     pub uuid: Uuid,
     /// 1 to [`MAX_VCPUS`](shared_abi::limits::MAX_VCPUS).
@@ -129,6 +138,8 @@ pub struct DomainConfig {
     pub nets: Vec<Net>,
     /// Devices of backends that Domus does not start, last.
     pub devices: Vec<Foreign>,
+    /// Its part of the host's CPUs.
+    pub scheduling: Scheduling,
     /// When it starts with the host, if it does.
     pub autostart: Option<Autostart>,
     /// What to do when the machine stops.

@@ -23,6 +23,8 @@ use super::kept::Kept;
 use super::nets::{self, Nets};
 use super::record::ProcessRecord;
 use super::revive::Reviving;
+use super::scheduling;
+use super::timeline::Timeline;
 use crate::child::{ChildError, ChildLink, PATIENCE};
 use crate::commons::Commons;
 use crate::config::{ConfigError, DiskSource, DomainConfig, Net, NetLink};
@@ -133,6 +135,8 @@ pub struct Incarnation {
     pub reviving: Vec<Reviving>,
     /// What they are started with.
     pub kept: Option<Rc<Kept>>,
+    /// When its start came to what.
+    pub timeline: Timeline,
     /// NICs that are open before there is the rest of that.
     pub nets: Nets,
 }
@@ -147,6 +151,7 @@ struct Opened {
 
 async fn open(config: &DomainConfig) -> Result<Opened, StartError> {
     host::check_memory(config)?;
+    scheduling::check(config)?;
     let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(StartError::Kvm)?;
     let kernel = files::blob(config, "boot.kernel", &config.kernel)?;
     let initrd = config.initrd.as_ref().map(|path| files::blob(config, "boot.initrd", path)).transpose()?;
@@ -172,7 +177,7 @@ pub fn identity(config: &DomainConfig, domid: DomId) -> Identity {
 
 /// What the limits of its processes are made from.
 pub fn limits(config: &DomainConfig) -> Limits<'_> {
-    Limits { domain: &config.name, uuid: config.uuid, memory: config.memory, vcpus: config.vcpus }
+    Limits { domain: &config.unit, uuid: config.uuid, memory: config.memory, vcpus: config.vcpus }
 }
 
 /// The user that the processes with this number become.
@@ -195,6 +200,7 @@ pub async fn build(
     made: &mut Incarnation,
 ) -> Result<(), StartError> {
     made.domid = Some(domid);
+    made.timeline.mark("config");
     let opened = open(config).await?;
     let links =
         if config.nets.is_empty() { None } else { Some(Links::open().map_err(io_error("open rtnetlink"))?) };
@@ -203,12 +209,13 @@ pub async fn build(
             nets::check(config, n, net, links, &commons.networks).await?;
         }
     }
+    made.timeline.mark("files");
     dir.clear();
     // All at once: what each does before it listens goes on beside what dom0 does next.
     for role in roles(config) {
         let control = dir.control(role);
         let job = Job {
-            whom: config.name.as_str(),
+            whom: config.unit.as_str(),
             role,
             control: &control,
             program: None,
@@ -222,6 +229,7 @@ pub async fn build(
         }
     }
     keep(made);
+    made.timeline.mark("processes");
 
     let identity = identity(config, domid);
     if let Some(links) = &links {
@@ -265,6 +273,7 @@ pub async fn build(
         devices,
     };
 
+    made.timeline.mark("devices");
     let runner = &mut made.runner;
     let runner = async {
         let Some(Runner { process, link }) = runner else { return Ok(()) };
@@ -286,6 +295,7 @@ pub async fn build(
         backend.start(start).await
     });
     tokio::try_join!(try_join_all(backends), runner)?;
+    made.timeline.mark("ready");
     fault::point();
     Ok(())
 }

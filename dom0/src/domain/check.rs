@@ -6,7 +6,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::build::StartError;
 use super::disks::Disks;
-use super::nets;
+use super::{nets, scheduling};
 use crate::config::DomainConfig;
 use crate::networks::Networks;
 use crate::resources::files::{self, For};
@@ -19,6 +19,7 @@ use crate::resources::{host, sockets};
 /// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
 pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), StartError> {
     host::check_memory(config)?;
+    scheduling::check(config)?;
     files::blob(config, "boot.kernel", &config.kernel)?;
     if let Some(initrd) = &config.initrd {
         files::blob(config, "boot.initrd", initrd)?;

@@ -31,7 +31,7 @@ pub struct Kept {
     /// Where consoles attach. None if it is the console's alone.
     listener: RefCell<Option<UnixListener>>,
     /// The path of that.
-    console: PathBuf,
+    console: RefCell<PathBuf>,
 }
 
 impl Kept {
@@ -42,8 +42,13 @@ impl Kept {
             nets: nets.into(),
             serial: RefCell::default(),
             listener: RefCell::default(),
-            console,
+            console: console.into(),
         }
+    }
+
+    /// Consoles attach at another path from now on: what is there was moved.
+    pub fn moved(&self, console: PathBuf) {
+        *self.console.borrow_mut() = console;
     }
 
     /// Makes what a console is given and is not there yet. Returns the runner's end of the serial line, if that is new.
@@ -52,11 +57,11 @@ impl Kept {
     /// No descriptors left, or the directory is gone.
     pub fn make_console(&self) -> io::Result<Option<OwnedFd>> {
         if self.listener.borrow().is_none() {
-            match std::fs::remove_file(&self.console) {
+            match std::fs::remove_file(&*self.console.borrow()) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            let listener = UnixListener::bind(&self.console)?;
+            let listener = UnixListener::bind(&*self.console.borrow())?;
             listener.set_nonblocking(true)?;
             *self.listener.borrow_mut() = Some(listener);
         }

@@ -16,9 +16,13 @@ pub mod nics;
 pub mod operate;
 pub mod record;
 mod recovery;
+pub mod rename;
 pub mod revive;
+pub mod scheduling;
 pub mod state;
 mod story;
+pub mod timeline;
+mod update;
 mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -42,9 +46,10 @@ use crate::resources::run_dir::{DomainDir, RunDir};
 use build::{Incarnation, Runner, StartError, build};
 use happening::{BackendHappening, Happening};
 use operate::Order;
-use record::{Record, Source};
+use record::Record;
 use recovery::Held;
 pub use recovery::Trouble;
+use scheduling::Scheduling;
 use state::{Action, Event, State, step};
 
 /// A guest that stops at once is not started again sooner than this after its last start.
@@ -62,6 +67,8 @@ const STATUS: Duration = Duration::from_secs(1);
 /// What others see of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
+    /// The name that its processes have: nobody else can have it.
+    pub unit: DomainName,
     /// Its number; another one after each restart.
     pub domid: DomId,
     /// By which the host's other tools know it.
@@ -88,6 +95,7 @@ impl View {
     /// Of a domain that has not been built yet.
     fn first(config: &DomainConfig) -> Self {
         Self {
+            unit: config.unit.clone(),
             domid: DomId(0),
             uuid: config.uuid,
             state: State::Building,
@@ -174,8 +182,12 @@ pub struct Domain {
     pause: Duration,
     /// Lines about what children said that may still be written for this incarnation.
     lines_left: u32,
+    /// What its next machine is made from, if that is something else.
+    next: Option<Rc<DomainConfig>>,
     /// What a dom0 before this one has left of it, until that is taken over.
     left: Option<Box<Record>>,
+    /// Its part of the host's CPUs, as it was changed last.
+    scheduling: Scheduling,
     /// It could not be taken over: its processes are left to themselves.
     abandoned: bool,
 }
@@ -216,6 +228,12 @@ impl Domain {
         };
         let (mut domain, handle) = Self::made(config, run, dir, commons, first);
         domain.programs.clone_from(&record.programs);
+        if let Some(scheduling) = &record.scheduling {
+            domain.scheduling.clone_from(scheduling);
+        }
+        if let Some(next) = &record.next {
+            domain.take_over_next(next);
+        }
         domain.left = Some(Box::new(record));
         (domain, handle)
     }
@@ -239,6 +257,7 @@ impl Domain {
             view: watcher,
         };
         let domain = Self {
+            scheduling: config.scheduling.clone(),
             config: Rc::new(config),
             run,
             dir,
@@ -259,6 +278,7 @@ impl Domain {
             last_build: None,
             pause: Duration::ZERO,
             lines_left: LINES,
+            next: None,
             left: None,
             abandoned: false,
         };
@@ -266,7 +286,7 @@ impl Domain {
     }
 
     /// Runs the domain until nothing of it is left. `forget` is called before anybody is told that it is gone.
-    pub async fn run(mut self, forget: impl FnOnce()) {
+    pub async fn run(mut self, forget: impl FnOnce(&DomainName)) {
         if let Some(record) = self.left.take() {
             self.adopt(*record).await;
         }
@@ -325,11 +345,11 @@ impl Domain {
         let Self { dir, commons, config, created, failure, at_end, abandoned, .. } = self;
         if abandoned {
             dir.leave();
-            return forget();
+            return forget(&config.name);
         }
         drop(dir);
-        commons.supervisor.release(&config.name);
-        forget();
+        commons.supervisor.release(&config.unit);
+        forget(&config.name);
         let told = match (created, failure) {
             (Some(created), failure) => {
                 created.send(Err(failure.unwrap_or(StartError::GivenUp))).map_err(Result::err)
@@ -348,7 +368,7 @@ impl Domain {
 
     /// Tells the state machine; its actions are done next.
     fn feed(&mut self, event: &Event) {
-        if let Ok((state, actions)) = step(self.state, event, self.config.policy) {
+        if let Ok((state, actions)) = step(self.state, event, self.policy()) {
             self.enter(state, actions);
         }
     }
@@ -372,17 +392,16 @@ impl Domain {
             domid: view.domid,
             owner: std::process::id(),
             foreground: self.commons.foreground,
-            source: Source {
-                file: self.config.file.clone(),
-                directory: self.config.directory.clone(),
-                text: self.config.text.clone(),
-            },
+            source: update::source(&self.config),
+            next: self.next.as_deref().map(update::source),
             state: self.state,
             created: self.created.is_none(),
             ended: view.ended.clone(),
             crashed: view.crashed,
             restarts: view.restarts,
+            unit: Some(self.config.unit.clone()),
             programs: self.programs.clone(),
+            scheduling: Some(self.scheduling.clone()),
             processes: Vec::new(),
             passts: Vec::new(),
             disks: Vec::new(),
@@ -417,7 +436,7 @@ impl Domain {
             }
         };
         let mut before = self.state;
-        match step(self.state, &event, self.config.policy) {
+        match step(self.state, &event, self.policy()) {
             Err(refused) => {
                 let _ = answer.send(Err(refused.to_string()));
             }
@@ -538,6 +557,8 @@ impl Domain {
         let not_before = self.last_build.map(|last| last + self.pause);
         self.last_build = Some(not_before.map_or(Instant::now(), |at| at.max(Instant::now())));
         self.lines_left = LINES;
+        self.turn_over();
+        self.settle_name();
         let domid = match self.run.next_domid() {
             Ok(domid) => domid,
             Err(error) => {
@@ -551,7 +572,7 @@ impl Domain {
         });
         self.happened(Kind::Building, None);
         let commons = self.commons.clone();
-        let record = self.record();
+        let (record, policy) = (self.record(), self.policy());
         let write = |made: &Incarnation| keep(&self.dir, &record.clone().of(made), &self.config.name);
         let result = {
             let building = async {
@@ -568,14 +589,20 @@ impl Domain {
                 };
                 // There is no runner to ask for its status yet.
                 let Command::Ask { event, answer } = command else { continue };
-                match step(self.state, &event, self.config.policy) {
+                match step(self.state, &event, policy) {
                     Err(refused) => drop(answer.send(Err(refused.to_string()))),
                     Ok(next) => break Err((answer, next)),
                 }
             }
         };
         match result {
-            Ok(Ok(())) => Some(Event::Built),
+            Ok(Ok(())) => match self.settle().await {
+                Ok(()) => Some(Event::Built),
+                Err(error) => {
+                    self.failure = Some(error.into());
+                    Some(Event::BuildFailed)
+                }
+            },
             Ok(Err(error)) => {
                 self.failure = Some(error);
                 Some(Event::BuildFailed)

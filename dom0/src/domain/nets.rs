@@ -87,7 +87,7 @@ impl OpenWire {
                 let refuse = |error: PasstError| {
                     ConfigError::new(&config.file, format!("nets[{n}].user"), super::chain(&error))
                 };
-                let started = passt::start(&*commons.supervisor, &config.name, &net.id, net.mtu, forwards);
+                let started = passt::start(&*commons.supervisor, &config.unit, &net.id, net.mtu, forwards);
                 let (passt, socket) = started.await.map_err(refuse)?;
                 // Without ports nothing is likely to be in its way, and nobody is made to wait.
                 if !forwards.is_empty()

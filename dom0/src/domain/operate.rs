@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{BackendReply, BlockRequest, Cache, DiskStatistics, IoLimits, RunnerRequest};
-use shared_abi::{DeviceId, Role};
+use shared_abi::{DeviceId, DomainName, Role};
 use tokio::sync::oneshot;
 
 use super::dump::Dump;
 use super::nics::{NicChange, NicReport};
+use super::rename::Rekey;
+use super::scheduling::SchedulingOrder;
+use super::timeline::Phase;
 use super::{Domain, chain};
-use crate::config::{DiskData, DiskSource, LimitsFile};
+use crate::config::{DiskData, DiskSource, DomainConfig, LimitsFile};
 
 /// Something to do with a domain's disks, NICs or backends. Each is answered with what came of it, or one line.
 #[derive(Debug)]
@@ -33,6 +36,14 @@ pub enum Order {
     Machine(RunnerRequest, &'static str, oneshot::Sender<Result<(), String>>),
     /// Write a core of the machine; answered with where it is.
     Dump(Dump, oneshot::Sender<Result<PathBuf, String>>),
+    /// Give it another name; when it has it, its console is at the path that the second value is called with.
+    Rename(DomainName, Rekey, oneshot::Sender<Result<(), String>>),
+    /// Make its next machine from this.
+    Update(Box<DomainConfig>, oneshot::Sender<Result<(), String>>),
+    /// Tell how its start went.
+    Timeline(oneshot::Sender<Result<Vec<Phase>, String>>),
+    /// Something with its part of the host's CPUs.
+    Scheduling(SchedulingOrder),
 }
 
 /// What there is to say of a disk.
@@ -74,6 +85,10 @@ impl Domain {
             }
             Order::Dump(dump, answer) => drop(answer.send(self.dump(dump).await)),
             Order::Machine(request, act, answer) => drop(answer.send(self.machine(&request, act).await)),
+            Order::Update(next, answer) => drop(answer.send(self.update(*next))),
+            Order::Rename(name, rekey, answer) => drop(answer.send(self.rename(name, rekey))),
+            Order::Timeline(answer) => drop(answer.send(self.timeline().await)),
+            Order::Scheduling(order) => self.schedule(order).await,
         }
     }
 

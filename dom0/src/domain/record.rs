@@ -9,6 +9,7 @@
 //! | building, it has run before | removes what is there, and builds it |
 //! | running, paused, stopping | takes over the processes that live, replaces the others, and asks the runner for the same again |
 //! | preserved | takes over the console |
+//! | anything, under another name than its processes have | the same: the directory's name is the domain's, the other one is in it |
 //! | being removed | removes what is left, and builds the next one where it was to be restarted |
 
 use std::collections::BTreeMap;
@@ -16,9 +17,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use shared_abi::control::{Cache, IoLimits, NicLimits};
-use shared_abi::{DeviceId, DomId, Role};
+use shared_abi::{DeviceId, DomId, DomainName, Role};
 
 use super::build::Incarnation;
+use super::scheduling::Scheduling;
 use super::state::State;
 use crate::resources::record::Known;
 
@@ -33,6 +35,9 @@ pub struct Record {
     pub foreground: bool,
     /// The running config.
     pub source: Source,
+    /// What its next machine is made from, if that is something else.
+    #[serde(default)]
+    pub next: Option<Source>,
     /// Where it is in its life.
     pub state: State,
     /// Whoever asked for it was told that it runs.
@@ -43,8 +48,14 @@ pub struct Record {
     pub crashed: bool,
     /// Backends that were started again, or connected to again.
     pub restarts: u64,
+    /// The name that its processes were started under, if it has another one now.
+    #[serde(default)]
+    pub unit: Option<DomainName>,
     /// What is started in place of the installed programs.
     pub programs: BTreeMap<Role, PathBuf>,
+    /// Its part of the host's CPUs; the config's, if a dom0 wrote this that knew of none.
+    #[serde(default)]
+    pub scheduling: Option<Scheduling>,
     /// Its own processes.
     pub processes: Vec<ProcessRecord>,
     /// The passts of its NICs.

@@ -152,7 +152,7 @@ impl Means {
         // The socket of a dead process may be there: nobody is to be taken for the new one.
         let _ = std::fs::remove_file(control);
         let job = Job {
-            whom: self.config.name.as_str(),
+            whom: self.config.unit.as_str(),
             role,
             control,
             program: self.program.as_deref(),
@@ -214,7 +214,7 @@ impl Means {
         let Some(Net { mtu, link: NetLink::User(forwards), .. }) = found else {
             return Err(StartError::GivenUp);
         };
-        Ok(passt::start(&*self.commons.supervisor, &self.config.name, nic, *mtu, forwards).await?)
+        Ok(passt::start(&*self.commons.supervisor, &self.config.unit, nic, *mtu, forwards).await?)
     }
 }
 

@@ -15,5 +15,6 @@ pub mod run_dir;
 pub mod sockets;
 pub mod steering;
 pub mod tap;
+pub mod threads;
 pub mod usage;
 pub mod watch;

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -394,6 +394,19 @@ impl DomainDir {
         Ok(file)
     }
 
+    /// Gives the domain another name, in one step: it has one of them at any time.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if somebody has that name.
+    pub fn rename(&mut self, name: &DomainName) -> io::Result<()> {
+        let path = self.path.with_file_name(name.as_str());
+        fault::point();
+        renameat2(AT_FDCWD, &self.path, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE)?;
+        fault::point();
+        self.path = path;
+        Ok(())
+    }
+
     /// Leaves everything as it is, for another dom0.
     pub fn leave(mut self) {
         self.stays = true;
@@ -441,12 +454,15 @@ mod tests {
             owner: 1,
             foreground: false,
             source: Source::default(),
+            next: None,
             state: State::Running,
             created: true,
             ended: None,
             crashed: false,
             restarts: 0,
+            unit: None,
             programs: Default::default(),
+            scheduling: None,
             processes: vec![ProcessRecord { role: Role::Runner, known }],
             passts: Vec::new(),
             disks: Vec::new(),

@@ -21,12 +21,12 @@ use std::time::{Duration, Instant};
 
 use domus_startup::threads;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use nix::time::{ClockId, clock_gettime};
 use shared_abi::control::StopReason;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::stop::Stop;
+use crate::timeline::monotonic;
 use exit::{PortAccess, internal_error};
 
 /// How long a pause waits before it sends its signal again.
@@ -286,10 +286,4 @@ fn describe_internal_error(error: u32) -> String {
         _ => "of an unknown kind",
     };
     format!("internal error {error} of KVM: {meaning}")
-}
-
-fn monotonic() -> u64 {
-    // Fails only for a clock that does not exist.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }

@@ -31,6 +31,7 @@ use crate::memory::{GuestRam, RamRegion};
 use crate::pci::config::{Config, Identity};
 use crate::pci::msix::{self, Interrupts, MsixError, NO_VECTOR};
 use crate::pci::{Description, Function};
+use crate::timeline::Mark;
 
 /// Bytes of the BAR.
 const BAR_SIZE: u32 = 0x8000;
@@ -105,6 +106,7 @@ pub struct Transport {
     /// Tells the guest of a changed configuration.
     config_changed: Arc<EventFd>,
     watcher: Arc<Watcher>,
+    first_driver: Mark,
     /// Bytes of the configuration space that the backend is asked for, if it is.
     config_size: Option<u16>,
     /// What is offered beside, or not of, what the backend offers.
@@ -186,6 +188,7 @@ impl Transport {
             calls,
             config_changed,
             watcher: watcher.clone(),
+            first_driver: Mark::default(),
             config_size: match device.config {
                 DeviceConfig::Given(_) => None,
                 DeviceConfig::FromBackend(size) => Some(size),
@@ -227,6 +230,7 @@ impl Transport {
             backend.forget_driver()?;
             backend.start(&mut session, &self.ram, &self.kicks, &self.calls)
         });
+        self.first_driver.set();
         state.session = Some(session);
     }
 
@@ -282,6 +286,11 @@ impl Transport {
             self.take_config(common, config, new);
         }
         Ok(still)
+    }
+
+    /// `CLOCK_MONOTONIC` in nanoseconds when a driver first took it into use; none before it.
+    pub fn first_driver(&self) -> Option<u64> {
+        self.first_driver.get()
     }
 
     /// True if the device has no backend, as far as that can be said without waiting for one.

@@ -32,8 +32,8 @@ pub use net::{
     NicLimits, NicRequest, NicStatistics, SwitchEvent, SwitchRequest, SwitchStart, TrafficStatistics,
 };
 pub use runner::{
-    Attachment, Device, DeviceConfig, DeviceFeatures, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart,
-    RunnerStatus, StopReason,
+    Attachment, Device, DeviceConfig, DeviceFeatures, MachineTimes, RunnerEvent, RunnerReply, RunnerRequest,
+    RunnerStart, RunnerStatus, StopReason,
 };
 
 use serde::{Deserialize, Serialize};

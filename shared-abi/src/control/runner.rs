@@ -45,6 +45,8 @@ pub enum RunnerRequest {
     /// Another end for COM1, in the place of one that has hung up; answered with [`RunnerReply::Done`]. What the guest has
     /// sent meanwhile, as far as it is kept, goes there first.
     Serial(FdIndex),
+    /// Report [`MachineTimes`].
+    Times,
     /// Ask the device's backend for its configuration space again, and tell the guest if it has changed.
     ReadConfig(DeviceId),
 }
@@ -149,6 +151,8 @@ pub enum RunnerReply {
     },
     /// To [`RunnerRequest::Status`].
     Status(RunnerStatus),
+    /// To [`RunnerRequest::Times`].
+    Times(MachineTimes),
 }
 
 /// What a runner knows of itself.
@@ -163,6 +167,24 @@ pub struct RunnerStatus {
     pub stopped: Option<StopReason>,
     /// The devices that nobody serves: they stand still.
     pub without_backend: Vec<DeviceId>,
+}
+
+/// When a machine did what for the first time: `CLOCK_MONOTONIC` in nanoseconds, none where it has not yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineTimes {
+    /// The start message was there.
+    pub received_ns: Option<u64>,
+    /// KVM's objects and the devices were made; every backend had said what it is.
+    pub built_ns: Option<u64>,
+    /// The kernel was unpacked into guest memory, behind the seal.
+    pub loaded_ns: Option<u64>,
+    /// Just before the first `KVM_RUN`.
+    pub first_run_ns: Option<u64>,
+    /// The guest had sent a byte on COM1.
+    pub first_output_ns: Option<u64>,
+    /// A driver had taken a virtio device into use (DRIVER_OK).
+    pub first_driver_ns: Option<u64>,
 }
 
 /// What a runner reports unasked.

@@ -34,8 +34,11 @@ pub enum Command {
         #[arg(short = 'c', long)]
         console: bool,
         /// Check the config and what it needs of the host, and create nothing
-        #[arg(short = 'n', long, conflicts_with = "console")]
+        #[arg(short = 'n', long, conflicts_with_all = ["console", "timing"])]
         dry_run: bool,
+        /// Tell how long each phase of the start took; waits for the guest's first output and device, 10 s at most
+        #[arg(long)]
+        timing: bool,
         /// Print a JSON object
         #[arg(long)]
         json: bool,
@@ -195,6 +198,64 @@ pub enum Command {
         name: String,
         /// The key, such as h
         key: String,
+    },
+    /// Give a running domain another name
+    Rename {
+        /// The domain's name or ID
+        name: String,
+        /// Its new name
+        to: String,
+    },
+    /// Have the next machine of a domain made from another config
+    ConfigUpdate {
+        /// The domain's name or ID
+        name: String,
+        /// The config
+        file: PathBuf,
+    },
+    /// List vCPUs, where they run and may run
+    VcpuList {
+        /// The domain's name or ID; without it, all domains
+        name: Option<String>,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a vCPU run on some of the host's CPUs only
+    VcpuPin {
+        /// The domain's name or ID
+        name: String,
+        /// The vCPU's number, or all
+        vcpu: String,
+        /// The CPUs: 0-3, 0,2, 0-7,^4 or all
+        cpus: String,
+    },
+    /// Change what a domain has of the CPUs beside other domains
+    SchedSet {
+        /// The domain's name or ID
+        name: String,
+        /// Its weight where CPUs are short, 1 to 10000; 100 is usual
+        #[arg(short, long)]
+        weight: Option<u32>,
+        /// What all its processes may use together, in percent of one CPU; 0 is no cap
+        #[arg(short, long, value_name = "PERCENT")]
+        cap: Option<u32>,
+    },
+    /// List the weights and caps of domains
+    SchedList {
+        /// The domain's name or ID; without it, all domains
+        name: Option<String>,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell how long domains have been running
+    Uptime {
+        /// The domain's name or ID; without it, all domains
+        name: Option<String>,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
     },
     /// Say what is amiss with a domain, why, and what to do
     Why {

@@ -18,6 +18,7 @@ use crate::args::{Args, Command};
 use crate::block;
 use crate::client::{answer, connect};
 use crate::console;
+use crate::cpus;
 use crate::dom0_upgrade;
 use crate::events;
 use crate::guests;
@@ -29,6 +30,7 @@ use crate::network;
 use crate::plan::Plan;
 use crate::run::{self, Options};
 use crate::shadow;
+use crate::timing;
 use crate::verbs;
 
 /// Does what the command line says.
@@ -39,7 +41,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dir = args.run_dir.as_deref();
     match args.command {
         Command::Create { file, dry_run: true, json, .. } => self::check(dir, &file, json).await?,
-        Command::Create { file, console, json, .. } => create(dir, &file, console, json).await?,
+        Command::Create { file, console, timing, json, .. } => {
+            create(dir, &file, console, timing, json).await?
+        }
         Command::Run { file, no_console, grace, libexec_dir } => {
             let grace = Duration::from_secs(grace);
             let run_dir = args.run_dir;
@@ -79,6 +83,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             events::follow(dir, &names, since_start, json).await?
         }
         Command::Logs { name, follow, json } => logs::logs(dir, &name, follow, json).await?,
+        Command::Rename { name, to } => answer(connect(dir).await?.rename(&name, &to).await)?,
+        Command::ConfigUpdate { name, file } => config_update(dir, &name, &file).await?,
+        Command::VcpuList { name, json } => cpus::vcpu_list(dir, name.as_deref(), json).await?,
+        Command::VcpuPin { name, vcpu, cpus } => cpus::vcpu_pin(dir, &name, &vcpu, &cpus).await?,
+        Command::SchedSet { name, weight, cap } => cpus::sched_set(dir, &name, weight, cap).await?,
+        Command::SchedList { name, json } => cpus::sched_list(dir, name.as_deref(), json).await?,
+        Command::Uptime { name, json } => cpus::uptime(dir, name.as_deref(), json).await?,
         Command::Why { name, json } => block::why(dir, &name, json).await?,
         Command::BlockList { name, json } => block::list(dir, &name, json).await?,
         Command::BlockSet { name, disk, limits } => block::set(dir, &name, disk.as_deref(), limits).await?,
@@ -107,20 +118,41 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(dir: Option<&Path>, file: &Path, console: bool, json: bool) -> anyhow::Result<()> {
+async fn create(
+    dir: Option<&Path>,
+    file: &Path,
+    console: bool,
+    timing: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    let asked = timing::now();
     let (text, directory) = config::read(file)?;
     let mut connection = connect(dir).await?;
-    let path = |path: &Path| {
-        path.to_str().map(str::to_owned).context("the path of the config is no UTF-8: rename it")
-    };
-    let created = answer(connection.create(&text, &path(file)?, &path(&directory)?).await)?;
-    if json {
-        print(&serde_json::to_string(&created)?)?;
+    let created = answer(connection.create(&text, &utf8(file)?, &utf8(&directory)?).await)?;
+    match timing {
+        true => {
+            let devices = config::parse(file, &directory, &text)
+                .is_ok_and(|config| config.disks.len() + config.nets.len() + config.devices.len() > 0);
+            timing::tell(&mut connection, &created, asked, devices, json).await?;
+        }
+        false if json => print(&serde_json::to_string(&created)?)?,
+        false => {}
     }
     if console {
         console::follow(dir, &created.name, Mode::Write, None).await?;
     }
     Ok(())
+}
+
+async fn config_update(dir: Option<&Path>, name: &str, file: &Path) -> anyhow::Result<()> {
+    let (text, directory) = config::read(file)?;
+    let mut connection = connect(dir).await?;
+    answer(connection.config_update(name, &text, &utf8(file)?, &utf8(&directory)?).await)
+}
+
+/// A path as the API takes it.
+fn utf8(path: &Path) -> anyhow::Result<String> {
+    path.to_str().map(str::to_owned).context("the path of the config is no UTF-8: rename it")
 }
 
 async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ mod block;
 mod client;
 mod commands;
 mod console;
+mod cpus;
 mod disk;
 mod dom0_upgrade;
 mod events;
@@ -25,6 +26,7 @@ mod run;
 mod shadow;
 mod size;
 mod terminal;
+mod timing;
 mod top;
 mod verbs;
 #[cfg(test)]

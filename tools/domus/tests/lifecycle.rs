@@ -85,6 +85,34 @@ fn the_first_guest_instruction_comes_soon_and_create_says_what_it_made() {
 }
 
 #[test]
+fn a_start_is_told_phase_by_phase_up_to_the_first_device_in_use() {
+    let host = Host::with_service(true);
+    let disk = format!(r#", "disks": [ {} ]"#, host.disk("root", 16, ""));
+    let file =
+        host.guest("quick", "console=ttyS0 mini.test=blk-endure mini.ms=20000 mini.end=poweroff", &disk);
+    let told: serde_json::Value =
+        serde_json::from_str(&host.ok(&["create", "--timing", "--json", &file])).unwrap();
+    let phases = told["phases"].as_array().unwrap();
+    let names: Vec<_> = phases.iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+    for name in
+        ["config", "files", "processes", "devices", "machine", "kernel", "ready", "run", "output", "driver"]
+    {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    assert_eq!((names[0], names[1], names[2]), ("config", "files", "processes"));
+    let number = |phase: &serde_json::Value, key: &str| phase[key].as_u64().unwrap();
+    assert!(phases.is_sorted_by_key(|phase| number(phase, "at_us")), "{told}");
+    let took: u64 = phases.iter().map(|phase| number(phase, "took_us")).sum();
+    let all = number(phases.last().unwrap(), "at_us");
+    // Each is rounded down.
+    assert!(took <= all && all <= took + phases.len() as u64, "{told}");
+    host.ok(&["destroy", "quick"]);
+    let table = host.ok(&["create", "--timing", &host.guest("plain", SHELL, "")]);
+    assert!(table.contains("kernel unpacked") && table.contains("first output on COM1"), "{table}");
+    host.ok(&["destroy", "plain"]);
+}
+
+#[test]
 fn each_way_a_guest_ends_has_its_policy() {
     let host = Host::with_service(true);
     let before = host.traces();

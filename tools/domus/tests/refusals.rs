@@ -247,7 +247,7 @@ fn the_api_describes_itself_and_its_errors_are_typed() {
         assert!(idl.contains(part), "{part} is not in\n{idl}");
     }
     let interface = zlink::idl::Interface::try_from(idl).unwrap();
-    assert_eq!((interface.methods().count(), interface.errors().count()), (32, 5));
+    assert_eq!((interface.methods().count(), interface.errors().count()), (38, 5));
     let error = call(&host, r#"{"method":"org.domus.Dom0.Pause","parameters":{"name":"web9"}}"#);
     assert_eq!(error["error"], "org.domus.Dom0.NoSuchDomain");
     let error = call(&host, r#"{"method":"org.domus.Dom0.Frob"}"#);

@@ -1,0 +1,96 @@
+//! vCPUs and what they have of the host's CPUs, as the API shows and changes them.
+
+use serde::{Deserialize, Serialize};
+use zlink::introspect;
+
+use crate::config::{CpuSet, MOST_CAP, MOST_WEIGHT};
+use crate::domain::scheduling::{Scheduling, USUAL_WEIGHT, VcpuReport};
+
+/// One vCPU of a domain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::CustomType)]
+pub struct VcpuPlace {
+    /// Its number.
+    pub vcpu: u32,
+    /// The host's CPU that it ran on last.
+    pub cpu: u32,
+    /// It runs, or waits for a CPU.
+    pub runs: bool,
+    /// CPU time that it has used, in seconds.
+    pub cpu_seconds: f64,
+    /// The host's CPUs that it is to run on, such as `0-3` or `all`.
+    pub affinity: String,
+}
+
+/// The answer to `VcpuList`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, introspect::Type)]
+pub struct VcpuList {
+    /// By number.
+    pub vcpus: Vec<VcpuPlace>,
+}
+
+/// The answer to `SchedSet`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::Type)]
+pub struct Sched {
+    /// Its weight beside other domains'.
+    pub weight: u32,
+    /// What it may use, in percent of one CPU; 0 is all there is.
+    pub cap: u32,
+}
+
+impl From<VcpuReport> for VcpuPlace {
+    fn from(VcpuReport { thread, wanted }: VcpuReport) -> Self {
+        Self {
+            vcpu: thread.vcpu.into(),
+            cpu: thread.cpu.into(),
+            runs: thread.runs,
+            // USER_HZ is 100 on every Linux that runs KVM on x86.
+            cpu_seconds: thread.ticks as f64 / 100.0,
+            affinity: wanted.to_string(),
+        }
+    }
+}
+
+impl From<Scheduling> for Sched {
+    fn from(scheduling: Scheduling) -> Self {
+        Self { weight: scheduling.weight.unwrap_or(USUAL_WEIGHT), cap: scheduling.cap.unwrap_or(0) }
+    }
+}
+
+/// The vCPU, if one is named, and the CPUs.
+///
+/// # Errors
+/// One line.
+pub fn pin(vcpu: Option<u32>, cpus: &str) -> Result<(Option<u8>, CpuSet), String> {
+    let vcpu = vcpu.map(|vcpu| u8::try_from(vcpu).map_err(|_| format!("there is no vCPU {vcpu}")));
+    Ok((vcpu.transpose()?, cpus.parse()?))
+}
+
+/// Refuses a weight or a cap that no domain can have.
+///
+/// # Errors
+/// One line.
+pub fn check(weight: Option<u32>, cap: Option<u32>) -> Result<(), String> {
+    if let Some(weight) = weight.filter(|weight| !(1..=MOST_WEIGHT).contains(weight)) {
+        return Err(format!("a weight of {weight} is out of range: 1 to {MOST_WEIGHT} would do"));
+    }
+    match cap {
+        Some(cap) if cap > MOST_CAP => {
+            Err(format!("a cap of {cap} % is out of range: up to {MOST_CAP}, or 0 for none, would do"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_domain_can_have_is_refused_with_its_value() {
+        assert_eq!(check(Some(MOST_WEIGHT), Some(0)), Ok(()));
+        assert!(check(Some(0), None).unwrap_err().contains("weight of 0"));
+        assert!(check(None, Some(3201)).unwrap_err().contains("cap of 3201 %"));
+        assert!(pin(Some(256), "0").unwrap_err().contains("vCPU 256"));
+        assert!(pin(None, "x").is_err());
+    }
+}
