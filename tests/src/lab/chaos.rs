@@ -47,7 +47,9 @@ pub fn chaos(lab: &Lab) -> Result<()> {
         guests.push(Domain::boot(lab, Spec::new(name, number))?);
     }
     let runners = runners(lab)?;
-    for (n, (_, console)) in guests.iter_mut().enumerate() {
+    for (n, (domain, console)) in guests.iter_mut().enumerate() {
+        let address = domain.spec.address();
+        console.guest.run(&format!("ip link set eth0 up && ip addr add {address}/24 dev eth0"), PATIENCE)?;
         console.guest.run(LOAD, PATIENCE)?;
         let traffic = match n {
             0 => format!("{LISTEN} -p 5201; {LISTEN} -p 5202"),

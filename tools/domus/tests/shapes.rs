@@ -64,14 +64,14 @@ fn values(printed: &str) -> (Value, bool) {
 #[test]
 fn every_command_prints_the_json_that_is_documented() {
     let host = Host::with_service(true);
-    host.write(
-        "lan.json",
-        r#"{ "name": "lan", "mode": "isolated", "addresses": ["10.9.0.1/24"] }"#,
-    );
+    host.write("lan.json", r#"{ "name": "lan", "mode": "isolated", "addresses": ["10.9.0.1/24"] }"#);
     host.guest(
         "web1",
         "console=ttyS0 mini.test=shell mini.end=poweroff",
-        &format!(r#", "disks": [ {} ], "nets": [ {{ "id": "eth0", "bridge": "br0" }} ]"#, host.disk("root", 16, "")),
+        &format!(
+            r#", "disks": [ {} ], "nets": [ {{ "id": "eth0", "bridge": "br0" }} ]"#,
+            host.disk("root", 16, "")
+        ),
     );
     host.write("old.cfg", "name = \"old\"\nmemory = 64\nkernel = \"/boot/vmlinuz\"\n");
     let mut document = HEAD.to_owned();
