@@ -10,11 +10,12 @@ use domus_startup::control::{ControlError, chain};
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::{Control, Events, Fds, threads};
+use nix::sys::resource::{Resource, setrlimit};
 use shared_abi::DeviceId;
 use shared_abi::control::{
     BackendEvent, BackendReply, NetNic, NetRequest, NetStart, NetWire, NicFilter, NicRequest,
 };
-use shared_abi::limits::{MAX_DEVICES, MAX_QUEUE_PAIRS};
+use shared_abi::limits::{MAX_DEVICES, MAX_QUEUE_PAIRS, NIC_STATE_LEN};
 
 use crate::filter::Filter;
 use crate::nic::{Card, Nic};
@@ -44,6 +45,9 @@ pub enum StartError {
     /// The descriptors of the start message.
     #[error("net start message")]
     Fds(#[from] FdError),
+    /// The length of files cannot be limited.
+    #[error("cannot limit the length of files")]
+    Limit(#[source] io::Error),
     /// The first message is another one.
     #[error("the first message is not the start")]
     NotStarted,
@@ -162,6 +166,9 @@ fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<Nics, StartEr
         starting.push((id, prepared, socket));
     }
     fds.finish()?;
+    // The only files that it is given are what its NICs keep: a process that is its guest's cannot fill a disk.
+    setrlimit(Resource::RLIMIT_FSIZE, NIC_STATE_LEN, NIC_STATE_LEN)
+        .map_err(|errno| StartError::Limit(errno.into()))?;
     sandbox::enter(start.identity.uid)?;
     // The threads run before the seal, but none looks at what a frontend sent before it.
     let sealed = Arc::new(Barrier::new(starting.len() + 1));

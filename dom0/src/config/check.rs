@@ -154,6 +154,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         let problem = format!("{count} disks, nets and devices: at most {MAX_DEVICES} fit on the PCI bus");
         return Err(context.refuse("", problem));
     }
+    let console_log = text.console.log.map(|path| context.path("console.log", &path)).transpose()?;
     let scheduling = scheduling(&context, text.cpus, text.cpu_weight, text.cpu_cap, vcpus)?;
     let autostart = autostart(&context, text.autostart)?;
     let policy = Policy { on_poweroff: text.on_poweroff, on_reboot: text.on_reboot, on_crash: text.on_crash };
@@ -173,6 +174,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         disk_limits: text.disk_limits.over(IoLimits::default()),
         nets,
         devices,
+        console_log,
         scheduling,
         autostart,
         policy,

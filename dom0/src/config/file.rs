@@ -46,6 +46,9 @@ pub struct DomainFile {
     /// Devices served by vhost-user backends that Domus does not start.
     #[serde(default)]
     pub devices: Vec<DeviceFile>,
+    /// The serial console.
+    #[serde(default)]
+    pub console: ConsoleFile,
     /// The host's CPUs that the vCPUs run on: one set for all, or one for each.
     #[serde(default)]
     pub cpus: Option<CpusFile>,
@@ -69,6 +72,15 @@ pub struct DomainFile {
     /// What to do when the guest triple-faults, KVM cannot go on with it, or its runner dies.
     #[serde(default = "destroy")]
     pub on_crash: OnStop,
+}
+
+/// The serial console, COM1.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleFile {
+    /// A file to which all that the guest prints is appended, up to 64 MiB. Made where it is missing.
+    #[serde(default)]
+    pub log: Option<String>,
 }
 
 /// Sets of CPUs such as `"0-3"`, `"0,2"`, `"0-7,^4"` or `"all"`.

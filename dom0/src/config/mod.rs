@@ -44,6 +44,7 @@
 //! | `cpus` | `"all"` |
 //! | `cpu_weight` | 100 |
 //! | `cpu_cap` | 0: none |
+//! | `console.log` | none |
 //! | `on_poweroff`, `on_crash` | `"destroy"` |
 //! | `on_reboot` | `"restart"` |
 //!
@@ -142,6 +143,8 @@ pub struct DomainConfig {
     pub scheduling: Scheduling,
     /// When it starts with the host, if it does.
     pub autostart: Option<Autostart>,
+    /// The file to which all that the guest prints is appended.
+    pub console_log: Option<PathBuf>,
     /// What to do when the machine stops.
     pub policy: Policy,
 }

@@ -155,6 +155,7 @@ async fn open(config: &DomainConfig) -> Result<Opened, StartError> {
     let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(StartError::Kvm)?;
     let kernel = files::blob(config, "boot.kernel", &config.kernel)?;
     let initrd = config.initrd.as_ref().map(|path| files::blob(config, "boot.initrd", path)).transpose()?;
+    files::console_log(config, For::Use)?;
     let disks = Disks::open(config, For::Use).await?;
     Ok(Opened { kvm, kernel, initrd, disks })
 }

@@ -24,6 +24,7 @@ pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), Sta
     if let Some(initrd) = &config.initrd {
         files::blob(config, "boot.initrd", initrd)?;
     }
+    files::console_log(config, For::Check)?;
     Disks::open(config, For::Check).await?;
     if !config.nets.is_empty() {
         let links = Links::open().map_err(|source| StartError::Io { act: "open rtnetlink", source })?;

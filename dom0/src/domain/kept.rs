@@ -14,6 +14,7 @@ use super::backend::{Message, Start};
 use super::disks::Disks;
 use super::nets::Nets;
 use crate::config::DomainConfig;
+use crate::resources::files::{self, For};
 use crate::resources::sockets;
 
 /// Bytes of console output kept for those who attach late.
@@ -88,22 +89,27 @@ impl Kept {
             Role::Block => self.disks.borrow_mut().start(config, identity),
             Role::Net => self.nets.borrow_mut().start(config, identity),
             // A runner is no backend, and a switch no domain's own; nobody asks for their start here.
-            Role::Console | Role::Runner | Role::Switch => self.console(identity),
+            Role::Console | Role::Runner | Role::Switch => self.console(config, identity),
         }
     }
 
-    fn console(&self, identity: &Identity) -> io::Result<Start> {
+    fn console(&self, config: &DomainConfig, identity: &Identity) -> io::Result<Start> {
         let mut fds = Outgoing::default();
         let (serial, listener) = (self.serial.borrow(), self.listener.borrow());
         let (Some(serial), Some(listener)) = (&*serial, &*listener) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
+        // It could be opened when the domain was built; a console without it is better than none.
+        let log = files::console_log(config, For::Use).unwrap_or_else(|error| {
+            crate::say::line(format_args!("{}: the console is not logged: {error}", config.name));
+            None
+        });
         let start = ConsoleStart {
             identity: identity.clone(),
             serial: fds.add(serial.try_clone()?),
             listener: fds.add(listener.try_clone()?),
             history: CONSOLE_HISTORY,
-            log: None,
+            log: log.map(|log| fds.add(log)),
         };
         let message = Message::Console(ConsoleRequest::Start(start));
         Ok(Start { message, fds: fds.into_vec(), sockets: Vec::new(), lifeline: None, marks: None })

@@ -113,6 +113,40 @@ pub fn id(file: &File) -> io::Result<FileId> {
     Ok((meta.dev(), meta.ino(), device))
 }
 
+/// Opens the file to which a console's output is appended, if there is to be one; makes it where it is missing, for its owner
+/// alone. For a check nothing is made.
+///
+/// # Errors
+/// [`ConfigError`] if it is no regular file, or cannot be written.
+pub fn console_log(config: &DomainConfig, why: For) -> Result<Option<File>, ConfigError> {
+    let Some(path) = &config.console_log else { return Ok(None) };
+    let refuse = |problem: String| ConfigError::new(&config.file, "console.log", problem);
+    let cure = "name a regular file in a directory that dom0 may write to";
+    let shown = path.display();
+    // Whatever has the name: opening a pipe would wait for its other end.
+    match path.metadata() {
+        Ok(meta) if !meta.is_file() => {
+            return Err(refuse(format!("\"{shown}\" is {}: {cure}", kind(&meta))));
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(refuse(says(path, &error, cure)));
+        }
+        Err(_) if why == For::Check => {
+            let there = path.parent().is_some_and(Path::is_dir);
+            return if there {
+                Ok(None)
+            } else {
+                Err(refuse(format!("\"{shown}\" has no directory: {cure}")))
+            };
+        }
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.append(true).create(why == For::Use).mode(0o600);
+    let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    options.custom_flags(flags.bits()).open(path).map(Some).map_err(|error| refuse(says(path, &error, cure)))
+}
+
 /// Opens the image at the JSON path `at` and locks it: one writer, or any number of readers. To be used, an image that
 /// is in use is waited for a moment. Whether it is open with `O_DIRECT` its flags tell ([`is_direct`]).
 ///

@@ -74,14 +74,14 @@ pub fn chaos(lab: &Lab) -> Result<()> {
     };
     ensure!(poll_until(Duration::from_secs(60), served), "something is amiss for a minute, with seed {seed}");
     for (n, (domain, console)) in guests.into_iter().enumerate().rev() {
-        settle(lab, &domain, console, n > 0).with_context(|| format!("{}, seed {seed}", domain.spec.name))?;
-        domain.wait_gone()?;
+        let name = domain.spec.name.clone();
+        settle(lab, domain, console, n > 0).with_context(|| format!("{name}, seed {seed}"))?;
     }
     Ok(())
 }
 
 /// Stops the load, looks at what it has written, and switches the guest off.
-fn settle(lab: &Lab, domain: &Domain<'_>, old: Console, sends: bool) -> Result<()> {
+fn settle(lab: &Lab, domain: Domain<'_>, old: Console, sends: bool) -> Result<()> {
     // The console of the beginning may have died; another one has the same guest behind it.
     let mut console = domain.console()?;
     let guest = &mut console.guest;
@@ -100,7 +100,7 @@ fn settle(lab: &Lab, domain: &Domain<'_>, old: Console, sends: bool) -> Result<(
         );
     }
     guest.start("sync; poweroff -f")?;
-    Ok(())
+    domain.wait_gone()
 }
 
 /// The runners' processes.

@@ -15,9 +15,12 @@ const NAMESPACES: &[&str] = &["mnt", "net", "pid", "ipc", "uts", "cgroup"];
 /// Beginnings of what `/proc/PID/fd` may point to, for every role. Descriptors that are no file of any file system.
 const ANONYMOUS: &[&str] = &["socket:", "anon_inode:", "pipe:", "/dev/null", "/memfd:"];
 
+/// The domain.
+const NAME: &str = "boxed";
+
 /// One running domain with a disk, a NIC and a console: one process for each, each in its sandbox.
 pub fn sandbox(lab: &Lab) -> Result<()> {
-    let (domain, console) = Domain::boot(lab, Spec::new("boxed", 2))?;
+    let (domain, console) = Domain::boot(lab, Spec::new(NAME, 2))?;
     let found = children()?;
     for role in CHILDREN {
         let count = found.iter().filter(|child| child.role == *role).count();
@@ -95,7 +98,8 @@ fn descriptors(child: &Child, image: &Path) -> Result<()> {
         let text = target.to_string_lossy();
         let own = match child.role.as_str() {
             "domus-block" => target == image,
-            "domus-net" => text == "/dev/net/tun",
+            // Its tap, and what a NIC's driver has set.
+            "domus-net" => text == "/dev/net/tun" || text == format!("/run/domus/domains/{NAME}/nic0.state"),
             _ => false,
         };
         if !own && !ANONYMOUS.iter().any(|beginning| text.starts_with(beginning)) {

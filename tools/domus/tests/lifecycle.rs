@@ -368,3 +368,20 @@ fn an_impatient_destroy_ends_a_restart_under_way() {
         assert_eq!(host.traces(), before);
     }
 }
+
+#[test]
+fn what_a_guest_prints_is_appended_to_the_file_that_its_config_names() {
+    let host = Host::with_service(true);
+    let file = host.guest("web1", SHELL, r#", "console": { "log": "web1.log" }"#);
+    let logged =
+        || std::fs::read_to_string(host.path("web1.log")).unwrap_or_default().matches("mini: ready").count();
+    host.ok(&["check", &file]);
+    assert!(!host.path("web1.log").exists(), "a check makes nothing");
+    for times in 1..=2 {
+        host.ok(&["create", &file]);
+        host.until("the guest's words are in the log", || logged() == times);
+        host.ok(&["destroy", "web1"]);
+    }
+    let refused = host.refused(&["create", &host.guest("web2", SHELL, r#", "console": { "log": "." }"#)]);
+    assert!(refused.contains("console.log: ") && refused.contains("a directory"), "{refused}");
+}
