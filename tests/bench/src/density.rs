@@ -1,7 +1,7 @@
 //! Many small guests on one host, each with a disk, a NIC and a console: how fast they come, and what they cost while idle.
 //!
-//! The guests are real, under a real dom0, driven by the real command, in a network namespace of their own. Whatever ends this,
-//! dom0 is told to take them all down.
+//! The guests are real, under a real dom0, driven by the real command, in a network namespace of their own. At the end, and on
+//! Ctrl-C, dom0 takes them all down.
 //!
 //! | printed | is |
 //! |---|---|
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 use crate::{host, median};
@@ -116,6 +116,10 @@ impl Site {
     }
 
     fn service(&self) -> Result<Service> {
+        // It is ended by a signal that this program keeps for a thread of its own, and a child would inherit that.
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        signals.thread_unblock()?;
         let child = Command::new(self.bin.join("dom0"))
             .arg("--run-dir")
             .arg(self.run_dir())
@@ -124,7 +128,9 @@ impl Site {
             .args(["--grace", "0"])
             .stderr(fs::File::create(self.folder.join("dom0.log"))?)
             .spawn()
-            .context("cannot start dom0")?;
+            .context("cannot start dom0");
+        signals.thread_block()?;
+        let child = child?;
         let mut service = Service(child);
         let begin = Instant::now();
         while !self.run_dir().join("dom0.sock").exists() {
