@@ -129,7 +129,7 @@ impl Dom0 {
     /// Must be called in a `LocalSet`, by the service that holds the [lock](Self::lock), before anything is created.
     pub fn adopt(self: &Rc<Self>) {
         self.commons.switches.begin();
-        for name in self.run.left() {
+        for name in self.run.names() {
             let Some((dir, record)) = self.run.take_over(&name) else { continue };
             let known: Vec<_> = record.iter().flat_map(Record::known).collect();
             orphans::end(dir.path(), &known);
@@ -235,7 +235,7 @@ impl Dom0 {
             _ => {
                 let name: DomainName = name.parse().map_err(|_| none())?;
                 let found = self.domains.borrow().get(&name).cloned();
-                if found.is_none() && self.run.leftovers().iter().any(|(left, _)| *left == name) {
+                if found.is_none() && self.leftovers().iter().any(|(left, _)| *left == name) {
                     return Err(AskError::LeftOver(name));
                 }
                 found
@@ -360,7 +360,9 @@ impl Dom0 {
 
     /// Domains that a killed dom0 has left.
     pub fn leftovers(&self) -> Vec<(DomainName, DomId)> {
-        self.run.leftovers().into_iter().map(|(name, record)| (name, record.domid)).collect()
+        let domains = self.domains.borrow();
+        let left = self.run.leftovers(|name| domains.contains_key(name));
+        left.into_iter().map(|(name, record)| (name, record.domid)).collect()
     }
 
     /// Where the console of a domain is.

@@ -259,10 +259,9 @@ impl RunDir {
     }
 
     /// Domains whose directory is there and not locked: left by a dom0 that was killed, with processes that live.
-    pub fn leftovers(&self) -> Vec<(DomainName, Record)> {
-        let entries = fs::read_dir(self.path.join("domains")).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<DomainName>().ok());
-        let left = names.filter_map(|name| {
+    /// Those that are `known` to be this dom0's are not looked at.
+    pub fn leftovers(&self, known: impl Fn(&DomainName) -> bool) -> Vec<(DomainName, Record)> {
+        let left = self.names().filter(|name| !known(name)).filter_map(|name| {
             let path = self.domain_path(&name);
             // Somebody may be making it just now, and would find it locked.
             read_record(&path)?;
@@ -278,11 +277,10 @@ impl RunDir {
         left.collect()
     }
 
-    /// The domains that a dom0 before this one has left.
-    pub fn left(&self) -> Vec<DomainName> {
+    /// The domains that have a directory, whosever they are.
+    pub fn names(&self) -> impl Iterator<Item = DomainName> {
         let entries = fs::read_dir(self.path.join("domains")).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<DomainName>().ok());
-        names.filter(|name| matches!(self.lock_domain(name, &self.domain_path(name)), Ok(Some(_)))).collect()
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
     }
 
     /// Takes over what a dom0 before this one has left of a domain, with a record if it had come so far. None if there is
@@ -493,7 +491,7 @@ mod tests {
         let record = record(Known::of(Pid::from_raw(pid)).unwrap());
         fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(run.claim(&name("web1")), Err(RunDirError::LeftOver(_))));
-        assert_eq!(run.leftovers(), [(name("web1"), record)]);
+        assert_eq!(run.leftovers(|_| false), [(name("web1"), record)]);
         assert!(run.remove_leftover(&name("web1")).unwrap());
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
         assert!(!path.exists());
@@ -509,7 +507,7 @@ mod tests {
         let own = Known::of(Pid::this()).unwrap();
         let record = record(Known { started: own.started + 1, ..own });
         fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
-        assert!(run.leftovers().is_empty());
+        assert!(run.leftovers(|_| false).is_empty());
         drop(run.claim(&name("web1")).unwrap());
     }
 
