@@ -134,7 +134,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 how = process.ended() => return Err(ChildError::Ended { role, how, before: "made its control socket" }),
             }
         };
-        Self::greet(role, fd, process, deadline).await
+        Self::greet(role, fd, process, (deadline, PATIENCE)).await
     }
 
     /// Connects to a process that another dom0 has started and that listens at one of these paths, or at none.
@@ -162,7 +162,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 getsockopt(fd, PeerCredentials).is_ok_and(|peer| peer.pid() == process.pid().as_raw())
             };
             if let Some(fd) = fd.filter(own) {
-                return Self::greet(role, fd, process, deadline).await;
+                return Self::greet(role, fd, process, (deadline, patience)).await;
             }
         }
         Err(ChildError::Failed { role, why: "does not listen at its control socket any more".into() })
@@ -172,13 +172,13 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         role: Role,
         fd: OwnedFd,
         process: &Process,
-        deadline: Instant,
+        (deadline, patience): (Instant, Duration),
     ) -> Result<Self, ChildError> {
         let fail = |source| ChildError::Link { role, source };
         let mut link = watch::link(Link::from(fd)).map_err(|error| fail(LinkError::Io(error)))?;
         link.get_ref().hello().map_err(fail)?;
         let silent =
-            ChildError::Silent { role, seconds: PATIENCE.as_secs(), done: "answered dom0's greeting" };
+            ChildError::Silent { role, seconds: patience.as_secs(), done: "answered dom0's greeting" };
         tokio::select! {
             biased;
             welcome = timeout_at(deadline, welcomed(&mut link)) => match welcome {

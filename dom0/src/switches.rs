@@ -70,8 +70,8 @@ impl Switches {
     /// Takes over the switches that a service before this one has left. Those that no domain [resumes](Self::resume) end
     /// with [`Self::settle`].
     pub fn begin(&self) {
-        for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
-            if let Some(name) = entry.file_name().to_str().and_then(|name| name.parse::<SwitchName>().ok()) {
+        for dir in self.dirs() {
+            if let Some(name) = dir.file_name().and_then(|name| name.to_str()?.parse::<SwitchName>().ok()) {
                 self.switch(&name);
             }
         }
@@ -87,15 +87,15 @@ impl Switches {
     /// Ends the switches that have no NIC.
     pub fn settle(&self) {
         self.switches.borrow_mut().retain(|_, switch| !switch.ports.is_empty());
-        let known: Vec<_> = fs::read_dir(self.dir())
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| record::read(&entry.path().join("switch.json")))
-            .collect();
-        for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
-            orphans::end(&entry.path(), &known);
+        for dir in self.dirs() {
+            let known = record::read(&dir.join("switch.json"));
+            orphans::end(&dir, known.as_slice());
         }
+    }
+
+    /// The directories that there are.
+    fn dirs(&self) -> impl Iterator<Item = PathBuf> {
+        fs::read_dir(self.dir()).into_iter().flatten().flatten().map(|entry| entry.path())
     }
 
     /// The switch of this name, made where it is missing. None in a command.

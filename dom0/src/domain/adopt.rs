@@ -46,8 +46,7 @@ impl Domain {
         for (nic, known) in &record.passts {
             passts.extend(self.find(*known).await.map(|living| (nic.clone(), living)));
         }
-        let nets =
-            Nets::taken_over(&self.config, &record, &self.dir, &self.commons, passts.into_iter().collect());
+        let nets = Nets::taken_over(&self.config, &record, &self.dir, &self.commons, passts);
         let nets = nets.unwrap_or_else(|error| {
             self.say(&format!("cannot open what its NICs keep: {error}"));
             Nets::default()
@@ -105,14 +104,8 @@ impl Domain {
             self.adopt_backend(role, process).await;
         }
         let Some(status) = status else {
-            self.view.send_modify(|view| {
-                view.ended = Some(format!("crashed: its runner {MEANWHILE}"));
-                view.crashed = true;
-            });
-            self.say(&format!("the runner {MEANWHILE}"));
-            self.happened(Kind::Crashed, Some(&format!("its runner {MEANWHILE}")));
             self.enter(state, vec![]);
-            return self.feed(&Event::RunnerDied);
+            return self.runner_ended(MEANWHILE);
         };
         if let Some(reason) = status.stopped {
             self.ended(&reason);

@@ -18,12 +18,7 @@ use crate::resources::{host, sockets};
 /// # Errors
 /// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
 pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), StartError> {
-    host::check_memory(config)?;
-    scheduling::check(config)?;
-    files::blob(config, "boot.kernel", &config.kernel)?;
-    if let Some(initrd) = &config.initrd {
-        files::blob(config, "boot.initrd", initrd)?;
-    }
+    startable(config)?;
     files::console_log(config, For::Check)?;
     Disks::open(config, For::Check).await?;
     if !config.nets.is_empty() {
@@ -37,4 +32,18 @@ pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), Sta
     }
     access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK)
         .map_err(|errno| StartError::Kvm(io::Error::from(errno)))
+}
+
+/// Checks what a machine needs of the host that no other one of the same domain has: memory, CPUs, a kernel.
+///
+/// # Errors
+/// [`StartError`].
+pub(super) fn startable(config: &DomainConfig) -> Result<(), StartError> {
+    host::check_memory(config)?;
+    scheduling::check(config)?;
+    files::blob(config, "boot.kernel", &config.kernel)?;
+    if let Some(initrd) = &config.initrd {
+        files::blob(config, "boot.initrd", initrd)?;
+    }
+    Ok(())
 }

@@ -321,15 +321,7 @@ impl Domain {
                         runner.process.kill();
                     }
                 }
-                Happening::RunnerEnded(how) => {
-                    self.view.send_modify(|view| {
-                        view.ended = Some(format!("crashed: its runner {how}"));
-                        view.crashed = true;
-                    });
-                    self.say(&format!("the runner {how}"));
-                    self.happened(Kind::Crashed, Some(&format!("its runner {how}")));
-                    self.feed(&Event::RunnerDied);
-                }
+                Happening::RunnerEnded(how) => self.runner_ended(&how),
                 Happening::Backend(n, happening) => self.backend(n, happening),
                 Happening::PasstEnded(nic) => self.passt_ended(nic).await,
                 Happening::Revived(n, result) => self.revived(n, result).await,
@@ -629,6 +621,17 @@ impl Domain {
             }
             BackendHappening::Ended(how) => self.backend_ended(n, &how),
         }
+    }
+
+    /// The runner is gone without a word.
+    fn runner_ended(&mut self, how: &str) {
+        self.view.send_modify(|view| {
+            view.ended = Some(format!("crashed: its runner {how}"));
+            view.crashed = true;
+        });
+        self.say(&format!("the runner {how}"));
+        self.happened(Kind::Crashed, Some(&format!("its runner {how}")));
+        self.feed(&Event::RunnerDied);
     }
 
     /// Keeps how the machine ended, for people.

@@ -108,9 +108,7 @@ impl Domain {
     }
 
     fn pin(&mut self, vcpu: Option<u8>, cpus: CpuSet) -> Result<(), String> {
-        if !self.state.has_machine() {
-            return Err(format!("cannot pin a vCPU: the domain {}", self.state));
-        }
+        self.has_machine("pin a vCPU")?;
         let count = self.config.vcpus;
         if let Some(vcpu) = vcpu.filter(|vcpu| *vcpu >= count) {
             return Err(format!("there is no vCPU {vcpu}: the domain has 0 to {}", count - 1));
@@ -134,9 +132,7 @@ impl Domain {
         if weight.is_none() && cap.is_none() {
             return Ok(());
         }
-        if !self.state.has_machine() {
-            return Err(format!("cannot change its part of the CPUs: the domain {}", self.state));
-        }
+        self.has_machine("change its part of the CPUs")?;
         self.commons.supervisor.weigh(&self.config.unit, weight, cap).await?;
         let Scheduling { weight: old_weight, cap: old_cap, .. } = self.scheduling;
         self.scheduling.weight = weight.or(old_weight);

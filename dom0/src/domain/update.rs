@@ -6,12 +6,10 @@
 
 use std::rc::Rc;
 
-use super::build::StartError;
 use super::record::Source;
 use super::state::State;
-use super::{Domain, scheduling};
+use super::{Domain, check};
 use crate::config::{self, ConfigError, DomainConfig, Policy};
-use crate::resources::{files, host};
 
 /// Where a config came from, and its text.
 pub(super) fn source(config: &DomainConfig) -> Source {
@@ -40,7 +38,7 @@ impl Domain {
         if next.uuid != uuid {
             return refuse("uuid", format!("{} would be another machine: {uuid} would do", next.uuid));
         }
-        startable(&next).map_err(|error| super::chain(&error))?;
+        check::startable(&next).map_err(|error| super::chain(&error))?;
         self.next = Some(self.named(next));
         self.keep();
         Ok(())
@@ -70,14 +68,4 @@ impl Domain {
         });
         self.config = Rc::clone(&next);
     }
-}
-
-fn startable(config: &DomainConfig) -> Result<(), StartError> {
-    host::check_memory(config)?;
-    scheduling::check(config)?;
-    files::blob(config, "boot.kernel", &config.kernel)?;
-    if let Some(initrd) = &config.initrd {
-        files::blob(config, "boot.initrd", initrd)?;
-    }
-    Ok(())
 }

@@ -162,19 +162,11 @@ fn disks(out: &mut String, domains: &[DomainStatistics]) {
         it.throttled
     });
     each("domus_disk_stalls_total", "counter", "Times that a disk could not go on", &|it| it.stalls);
-    let ops = |it: &'_ DiskCounters| -> [(&'static str, OpInfo); 4] {
-        [
-            ("read", it.read.clone()),
-            ("write", it.write.clone()),
-            ("flush", it.flush.clone()),
-            ("discard", it.discard.clone()),
-        ]
-    };
     let mut by_op = |name, help, value: &dyn Fn(&OpInfo) -> u64| {
         let mut family = family(out, name, "counter", help);
         for (domain, disk, counters) in counted() {
             for (op, info) in ops(counters) {
-                family.sample("", &[("domain", domain), ("disk", disk), ("op", op)], value(&info));
+                family.sample("", &[("domain", domain), ("disk", disk), ("op", op)], value(info));
             }
         }
     };
@@ -201,6 +193,14 @@ fn disks(out: &mut String, domains: &[DomainStatistics]) {
     }
 }
 
+fn ops(it: &DiskCounters) -> [(&'static str, &OpInfo); 4] {
+    [("read", &it.read), ("write", &it.write), ("flush", &it.flush), ("discard", &it.discard)]
+}
+
+fn ways(it: &NicCounters) -> [(&'static str, &TrafficInfo); 2] {
+    [("receive", &it.receive), ("transmit", &it.transmit)]
+}
+
 fn nics(out: &mut String, domains: &[DomainStatistics]) {
     let all = || {
         domains
@@ -218,12 +218,11 @@ fn nics(out: &mut String, domains: &[DomainStatistics]) {
     for (domain, nic, counters) in counted() {
         link.sample("", &[("domain", domain), ("nic", nic)], u8::from(counters.link_up));
     }
-    let ways = |it: &'_ NicCounters| [("receive", it.receive.clone()), ("transmit", it.transmit.clone())];
     let mut each = |name, help, value: &dyn Fn(&TrafficInfo) -> u64| {
         let mut family = family(out, name, "counter", help);
         for (domain, nic, counters) in counted() {
             for (way, traffic) in ways(counters) {
-                family.sample("", &[("domain", domain), ("nic", nic), ("direction", way)], value(&traffic));
+                family.sample("", &[("domain", domain), ("nic", nic), ("direction", way)], value(traffic));
             }
         }
     };

@@ -163,11 +163,9 @@ fn identity(fd: &Path) -> Option<(u64, u64)> {
 
 /// The domain that a process is one of.
 fn domain(pid: u32) -> Option<String> {
-    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let control = arguments.split(|b| *b == 0).skip_while(|a| *a != b"--control").nth(1)?;
-    let mut parts = std::str::from_utf8(control).ok()?.rsplit('/');
-    parts.next()?;
-    parts.next().filter(|name| name.parse::<shared_abi::DomainName>().is_ok()).map(str::to_owned)
+    let control = super::record::control(pid.try_into().ok()?)?;
+    let name = control.parent()?.file_name()?.to_str()?;
+    name.parse::<shared_abi::DomainName>().is_ok().then(|| name.to_owned())
 }
 
 /// A process for people: its name and pid, and its domain if it is one of ours.

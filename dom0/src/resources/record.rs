@@ -1,9 +1,11 @@
 //! Processes, written down so that a dom0 that comes after this one can tell them from every other.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -35,6 +37,27 @@ impl Known {
     pub fn lives(&self) -> bool {
         self.pid > 1 && started(self.pid) == Some(self.started)
     }
+
+    /// Kills it, if it lives. Waits for its end, a second at most.
+    pub fn end(&self) {
+        // Held before it is looked at: what is killed is what was looked at.
+        if let Ok(pidfd) = open_pidfd(Pid::from_raw(self.pid))
+            && self.lives()
+        {
+            signal(pidfd.as_fd(), Signal::SIGKILL);
+            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(END));
+        }
+    }
+}
+
+/// The control socket on the command line of one of our processes: `PROGRAM --control PATH`.
+pub fn control(pid: i32) -> Option<PathBuf> {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
+    if arguments.next()? != b"--control" {
+        return None;
+    }
+    Some(OsStr::from_bytes(arguments.next()?).into())
 }
 
 /// The start time of a process, if it lives.
@@ -64,12 +87,7 @@ pub fn read(file: &Path) -> Option<Known> {
 
 /// Kills the process that is written down in `file`, if it lives. Waits for its end, a second at most.
 pub fn end(file: &Path) {
-    // Held before it is looked at: what is killed is what was looked at.
-    if let Some(known) = read(file)
-        && let Ok(pidfd) = open_pidfd(Pid::from_raw(known.pid))
-        && known.lives()
-    {
-        signal(pidfd.as_fd(), Signal::SIGKILL);
-        let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(END));
+    if let Some(known) = read(file) {
+        known.end();
     }
 }

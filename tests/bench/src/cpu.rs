@@ -68,7 +68,7 @@ pub fn pin(pid: u32, cpu: usize) -> Result<()> {
 }
 
 /// CPU time that the threads of a process have used, as long as they live.
-fn of_process(pid: u32) -> Result<Duration> {
+pub fn of_process(pid: u32) -> Result<Duration> {
     let mut nanoseconds = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread that ends meanwhile has no more to say.

@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use domus_tests::lab::bench::private_kib;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{host, median};
+use crate::{cpu, host, median};
 
 /// Times many small guests and weighs them. Needs root and /dev/kvm.
 #[derive(Debug, Args)]
@@ -170,10 +171,13 @@ impl Site {
         std::thread::sleep(Duration::from_secs(3));
         let dom0 = service.0.id();
         let backends = self.processes()?;
-        let (cpu, woken, begin) = (cpu_seconds(dom0)?, wakeups(&backends), Instant::now());
+        let (cpu, woken, begin) = (cpu::of_process(dom0)?, wakeups(&backends), Instant::now());
         std::thread::sleep(Duration::from_secs(options.seconds));
         let (idle, woken) = (begin.elapsed().as_secs_f64(), wakeups(&backends).saturating_sub(woken));
-        figures.insert("dom0, % of a core while idle".into(), (cpu_seconds(dom0)? - cpu) / idle * 100.0);
+        figures.insert(
+            "dom0, % of a core while idle".into(),
+            (cpu::of_process(dom0)? - cpu).as_secs_f64() / idle * 100.0,
+        );
         figures.insert("backends' wake-ups/s, of all domains".into(), woken as f64 / idle);
 
         let mut lists = Vec::new();
@@ -187,12 +191,13 @@ impl Site {
             ensure!(running == listed.len(), "{running} of {} domains run: {}", listed.len(), self.said());
         }
         figures.insert("domus list --json, ms".into(), median(lists));
-        figures.insert("dom0, private MiB".into(), private_kib(dom0)? / 1024.0);
+        figures.insert("dom0, private MiB".into(), private_kib(dom0)? as f64 / 1024.0);
 
         let mut all = 0.0;
         for program in PROGRAMS {
             let weights = backends.iter().filter(|(name, _)| name == program);
-            let weights: Vec<f64> = weights.map(|(_, pid)| private_kib(*pid)).collect::<Result<_>>()?;
+            let weights: Vec<f64> =
+                weights.map(|(_, pid)| Ok(private_kib(*pid)? as f64)).collect::<Result<_>>()?;
             let weight = median(weights) / 1024.0;
             figures.insert(format!("private MiB, {program}"), weight);
             all += weight;
@@ -242,32 +247,6 @@ impl Site {
         }
         Ok(found)
     }
-}
-
-/// Private memory in KiB, without what is shared by nature: the guest's RAM, a memory file.
-fn private_kib(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    let mut guest = false;
-    let mut sum = 0.0;
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let first = words.next().unwrap_or_default();
-        if !first.ends_with(':') {
-            guest = line.contains("memfd:");
-        } else if !guest && matches!(first, "Private_Clean:" | "Private_Dirty:") {
-            sum += words.next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0);
-        }
-    }
-    Ok(sum)
-}
-
-/// User and system time.
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = [11, 12].iter().filter_map(|&at| fields.get(at)?.parse::<f64>().ok()).sum::<f64>();
-    // USER_HZ is 100 on every Linux.
-    Ok(ticks / 100.0)
 }
 
 /// How often the backends' threads have gone to sleep of their own will so far.

@@ -125,8 +125,8 @@ fn monotonic_ns() -> Result<u64> {
     Ok(u64::try_from(now.num_nanoseconds())?)
 }
 
-/// Private pages of a process, without the guest's RAM, which is the mapping of a memfd.
-fn private_kib(pid: u32) -> Result<u64> {
+/// KiB of private pages of a process, without the guest's RAM, which is the mapping of a memfd.
+pub fn private_kib(pid: u32) -> Result<u64> {
     let mut total = 0;
     let mut guest_memory = false;
     for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
