@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 /// The units of the package whose names begin so.
 fn units(beginning: &str) -> Result<Vec<PathBuf>> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/systemd"));
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/packaging/systemd"));
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
