@@ -21,14 +21,14 @@ pub struct DomainFile {
     pub schema: Option<String>,
     /// 1 to 48 of a-z A-Z 0-9 . _ -, the first a letter or digit.
     pub name: String,
-    /// Which machine it is, for its guest and in lists: made from the name.
+    /// UUID of the machine, as its guest and lists have it. Without this key it is made from the name.
     #[serde(default)]
     pub uuid: Option<String>,
     /// Number of vCPUs, 1 to 32.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 32))]
     pub vcpus: u64,
-    /// RAM, at least 16MiB.
+    /// RAM: 16MiB up to what the host has.
     #[serde(default = "default_memory")]
     #[schemars(extend("default" = "512MiB"))]
     pub memory: MemorySize,
@@ -131,7 +131,7 @@ fn middle() -> u32 {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootFile {
-    /// An ELF vmlinux with a PVH note or an x86 bzImage.
+    /// An ELF `vmlinux` with a PVH note, or a distribution's `vmlinuz`: a bzImage packed with xz, lz4 or zstd.
     pub kernel: String,
     /// The initial RAM disk.
     #[serde(default)]
@@ -148,30 +148,30 @@ pub struct DiskFile {
     /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
     pub id: String,
     /// The image: a regular file, a block device, or an NBD export (`nbd://HOST[:PORT][/EXPORT]`,
-    /// `nbd+unix:///[EXPORT]?socket=/PATH`).
+    /// `nbd+unix:///[EXPORT]?socket=/PATH`). One domain at a time may write to it.
     #[serde(default)]
     pub path: Option<String>,
-    /// The image's format.
+    /// The image's format: `raw` if this is left out, never guessed.
     #[serde(default)]
     pub format: Option<DiskFormat>,
     /// The images that a qcow2 image is allowed to refer to.
     #[serde(default)]
     pub backing: Vec<BackingFile>,
-    /// The guest cannot write to it.
+    /// Whether the guest cannot write to the disk: `false` if this is left out.
     #[serde(default)]
     pub read_only: Option<bool>,
-    /// Serial number the guest reads: at most 20 printable ASCII characters.
+    /// Serial number the guest reads: at most 20 printable ASCII characters; the disk's `id` if this is left out.
     #[serde(default)]
     pub serial: Option<String>,
     /// Number of virtqueues, 1 to 64.
     #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub queues: Option<u64>,
-    /// Of what worth an acknowledged write is before it is flushed: `none` where the file system has it, else
-    /// `writeback`.
+    /// Cache mode: whether a completed write survives a crash of the host before the guest flushes. `none` if the file
+    /// system has O_DIRECT, else `writeback`.
     #[serde(default)]
     pub cache: Option<CacheFile>,
-    /// The guest may give space back to the host.
+    /// Whether the guest may give space back to the host: `true` if this is left out.
     #[serde(default)]
     pub discard: Option<bool>,
     /// The logical block size that the guest sees, 512 or 4096 bytes: the image's own.
