@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::command::{command, read, run, run_quiet};
+use crate::manual;
 use crate::packages::{Consent, install_cargo_tool};
 use crate::workspace::{self, Profile};
 
@@ -38,12 +39,13 @@ pub fn pack(bin: &Path, profile: Profile) -> Result<PathBuf> {
     Ok(package)
 }
 
-/// What `domus` tells of itself: its man pages, and completions for shells.
+/// Man pages and completions for shells: what `domus` tells of itself, completed by [`manual`].
 fn documents(bin: &Path, made: &Path) -> Result<()> {
     let domus = bin.join("domus").display().to_string();
     let man = made.join("man");
     fs::create_dir_all(&man)?;
     run(command(&domus, ["manual"]).arg(&man))?;
+    manual::complete(&man)?;
     for (shell, file) in SHELLS {
         let folder = made.join(shell);
         fs::create_dir_all(&folder)?;

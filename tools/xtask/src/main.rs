@@ -8,6 +8,7 @@ mod demo;
 mod fuzz;
 mod images;
 mod lab;
+mod manual;
 mod packages;
 mod terminal;
 mod test;
