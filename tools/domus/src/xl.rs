@@ -1,4 +1,4 @@
-//! The README's table of xl's commands, held against the commands that there are.
+//! The table of xl's commands in this folder's README.md, held against the commands that there are.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use clap::CommandFactory;
 
 use crate::args::Args;
 
-const README: &str = include_str!("../../../README.md");
+const README: &str = include_str!("../README.md");
 
 /// xl's commands of Xen 4.17 on x86, and those that came and went before and after.
 const XL: usize = 102;
@@ -20,11 +20,11 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 fn every_command_of_xl_s_has_one_row_and_what_is_said_to_be_here_is() {
     let there: BTreeSet<String> =
         Args::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    let section = README.split("### xl's commands").nth(1).unwrap();
-    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let section = README.split("## xl's commands").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| ")).filter(|row| row.starts_with('`'));
     let mut seen = BTreeSet::new();
-    for row in rows.take_while(|row| !row.starts_with("name`")) {
-        let row = format!("`{row}");
+    for row in rows {
         let cells: Vec<&str> = row.split(" | ").collect();
         let (names, is) = (cells[0], cells[1].trim());
         for name in quoted(names) {

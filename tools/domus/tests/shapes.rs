@@ -17,9 +17,9 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/json.md");
 const HEAD: &str = "\
 # What `--json` prints
 
-One JSON value for each command, or one a line where it says so. Keys may be added; none is renamed or removed within a major
-version. `null` is what a key has that has no value in this example: a guest with a disk and a NIC, just started. A test runs each
-command and compares its output with this file.
+Each command prints one JSON value, or one a line where its section says so. Keys may be added; none is renamed or
+removed within a major version. A key is `null` if it has no value in this example: a guest with a disk and a NIC, just
+started. A test runs each command and compares its output with this file.
 ";
 
 /// Lists that grow with what a guest and its neighbours happen to do.
