@@ -5,6 +5,8 @@ mod chaos;
 mod command;
 mod deb;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod fuzz;
 mod images;
 mod lab;

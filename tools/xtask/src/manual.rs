@@ -22,20 +22,20 @@ pub fn complete(folder: &Path) -> Result<()> {
     let page = folder.join("domus.1");
     let commands = fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
     fs::write(&page, commands + &end("domus.1")?)?;
-    let page = domain_page(&schema()?)? + &end(DOMAIN_PAGE)?;
+    let page = domain_page(&schema("domain")?)? + &end(DOMAIN_PAGE)?;
     fs::write(folder.join(DOMAIN_PAGE), page)?;
     Ok(())
 }
 
-/// The JSON Schema of a domain's config, as it is in the tree.
-pub fn schema() -> Result<Value> {
-    let path = workspace::root().join("dom0/schema/domain.schema.json");
+/// A JSON Schema of dom0's, `domain` or `network`, as it is in the tree.
+pub fn schema(name: &str) -> Result<Value> {
+    let path = workspace::root().join(format!("dom0/schema/{name}.schema.json"));
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
 }
 
 /// The hand-written end of a page.
-fn end(page: &str) -> Result<String> {
+pub fn end(page: &str) -> Result<String> {
     let path = workspace::root().join(format!("tools/packaging/man/{page}.end"));
     fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_page_of_a_config_has_every_key_with_the_schema_s_default() {
-        let page = domain_page(&schema().unwrap()).unwrap();
+        let page = domain_page(&schema("domain").unwrap()).unwrap();
         for line in [
             r"\fBname\fR (text; required)",
             r"\fBvcpus\fR (whole number, 1 to 32; default: 1)",
