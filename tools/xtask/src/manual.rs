@@ -134,8 +134,16 @@ fn entry(page: &mut String, root: &Value, key: &Key<'_>) -> Result<()> {
     }
     writeln!(page, ")")?;
     writeln!(page, "{}", text(key.description.context("has no description")?))?;
-    let constants: Vec<&Value> =
-        alternatives(root, key.value).into_iter().filter(|form| form["const"].is_string()).collect();
+    let forms = alternatives(root, key.value);
+    let is_plain = |form: &&Value| form["const"].is_null() && form["properties"].is_null();
+    // Such as a rate: the key says of what, its type how it is written.
+    if let Some(written) = key.value["description"].as_str()
+        && key.description != Some(written)
+        && forms.iter().all(is_plain)
+    {
+        writeln!(page, "Accepted: {}", text(written))?;
+    }
+    let constants: Vec<&Value> = forms.into_iter().filter(|form| form["const"].is_string()).collect();
     if constants.is_empty() {
         return Ok(());
     }
