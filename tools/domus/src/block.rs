@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use dom0::api::{DiskInfo, Dom0Client, Limit, OpInfo};
+use domus_api::{DiskInfo, Dom0Client, Limit, OpInfo};
 
 use crate::client::{answer, connect};
 use crate::commands::print;
@@ -82,10 +82,10 @@ fn table(disks: &[DiskInfo]) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for disk in disks {
         let DiskInfo { id, format, state, .. } = disk;
-        let count = |of: fn(&dom0::api::DiskCounters) -> u64| {
+        let count = |of: fn(&domus_api::DiskCounters) -> u64| {
             or_dash(disk.counters.as_ref().map(|counters| of(counters).to_string()))
         };
-        let errors = |it: &dom0::api::DiskCounters| {
+        let errors = |it: &domus_api::DiskCounters| {
             [&it.read, &it.write, &it.flush, &it.discard].iter().map(|op: &&OpInfo| op.errors).sum()
         };
         let bytes = or_dash(disk.bytes.map(|bytes| bytes.to_string()));

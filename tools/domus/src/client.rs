@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use dom0::api::ApiError;
 use dom0::resources::run_dir;
+use domus_api::ApiError;
 use zlink::tokio::unix;
 
 pub use zlink::tokio::unix::Connection;

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::CommandFactory;
-use dom0::api::{self, Dom0Client, start_message};
+use dom0::api::{self, start_message};
 use dom0::config;
 use dom0::domain::build::StartError;
 use dom0::domain::check;
 use dom0::networks::Networks;
 use dom0::resources::run_dir;
+use domus_api::Dom0Client;
 use shared_abi::console::Mode;
 
 use crate::args::{Args, Command};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use dom0::api::{Console, Dom0Client};
+use domus_api::{Console, Dom0Client};
 use shared_abi::console::Mode;
 use tokio::time::{Instant, sleep};
 

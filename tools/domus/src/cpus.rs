@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use dom0::api::{Dom0Client, DomainInfo, VcpuPlace};
+use domus_api::{Dom0Client, DomainInfo, VcpuPlace};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Subcommand;
-use dom0::api::{Dom0Client, HostInfo};
+use domus_api::{Dom0Client, HostInfo};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout_at};
 

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::pin::pin;
 
 use anyhow::{Context, bail};
-use dom0::api::{Dom0Client, EventInfo};
 use dom0::clock;
+use domus_api::{Dom0Client, EventInfo};
 use futures_util::StreamExt;
 use glob::Pattern;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::ValueEnum;
-use dom0::api::{Dom0Client, GuestsStopped};
+use domus_api::{Dom0Client, GuestsStopped};
 
 use crate::client::{answer, connect};
 use crate::commands::print;

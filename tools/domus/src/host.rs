@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use dom0::api::Dom0Client;
+use domus_api::Dom0Client;
 use serde::Serialize;
 
 use crate::client::{answer, connect};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::bail;
-use dom0::api::{Dom0Client, DomainInfo};
+use domus_api::{Dom0Client, DomainInfo};
 use serde_json::json;
 
 use crate::client::{answer, connect};

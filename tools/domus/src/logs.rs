@@ -12,8 +12,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use dom0::api::Dom0Client;
 use dom0::{log, supervisor};
+use domus_api::Dom0Client;
 use serde_json::json;
 use shared_abi::DomainName;
 

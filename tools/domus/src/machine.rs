@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use dom0::api::Dom0Client;
+use domus_api::Dom0Client;
 use tokio::time::sleep;
 
 use crate::client::{answer, connect};

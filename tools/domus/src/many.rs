@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use dom0::api::{Dom0Client, DomainInfo};
+use domus_api::{Dom0Client, DomainInfo};
 use futures_util::{StreamExt, stream};
 use glob::Pattern;
 use serde_json::json;

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use dom0::api::{Dom0Client, LeaseInfo, Limit, NetworkInfo, NicInfo, TrafficInfo};
 use dom0::config;
+use domus_api::{Dom0Client, LeaseInfo, Limit, NetworkInfo, NicInfo, TrafficInfo};
 
 use crate::client::{answer, connect};
 use crate::commands::print;
@@ -87,10 +87,10 @@ fn nics_table(nics: &[NicInfo]) -> String {
     );
     for nic in nics {
         let NicInfo { id, kind, wire, mac, pairs, link, state, limits, counters, .. } = nic;
-        let count = |of: fn(&dom0::api::NicCounters) -> u64| {
+        let count = |of: fn(&domus_api::NicCounters) -> u64| {
             counters.as_ref().map_or("-".into(), |counters| of(counters).to_string())
         };
-        let dropped = |it: &dom0::api::NicCounters| {
+        let dropped = |it: &domus_api::NicCounters| {
             let of = |traffic: &TrafficInfo| traffic.drops.iter().map(|drop| drop.packets).sum::<u64>();
             of(&it.receive) + of(&it.transmit)
         };

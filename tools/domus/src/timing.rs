@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dom0::api::{Created, Dom0Client, PhaseInfo};
+use domus_api::{Created, Dom0Client, PhaseInfo};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tokio::time::{Instant, sleep};

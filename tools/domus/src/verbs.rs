@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use dom0::api::{Dom0Client, Ended};
+use domus_api::{Dom0Client, Ended};
 use tokio::time::{sleep, timeout};
 
 use crate::client::{Connection, answer, connect};

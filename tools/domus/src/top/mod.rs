@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use dom0::api::{Dom0Client, DomainStatistics};
+use domus_api::{Dom0Client, DomainStatistics};
 use tokio::time::{Instant, sleep};
 
 use crate::client::{Connection, answer, connect};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dom0::api::DomainStatistics;
+use domus_api::DomainStatistics;
 use serde::Serialize;
 
 use super::Order;
@@ -75,21 +75,21 @@ pub fn sort(rows: &mut [Row], order: Order) {
 fn row(was: &DomainStatistics, now: &DomainStatistics, seconds: f64) -> Row {
     // One that has become smaller has begun anew.
     let grown = |was: u64, now: u64| (if now < was { now } else { now - was }) as f64 / seconds;
-    let vcpu = |of: fn(&dom0::api::VcpuInfo) -> u64| -> f64 {
+    let vcpu = |of: fn(&domus_api::VcpuInfo) -> u64| -> f64 {
         let each = now.vcpus.iter().map(|it| {
             let old = was.vcpus.iter().find(|old| old.vcpu == it.vcpu).map_or(of(it), of);
             grown(old, of(it))
         });
         each.sum::<f64>() / 1e9 * 100.0
     };
-    let disk = |of: fn(&dom0::api::DiskCounters) -> u64| -> f64 {
+    let disk = |of: fn(&domus_api::DiskCounters) -> u64| -> f64 {
         let each = now.disks.iter().filter_map(|it| {
             let old = was.disks.iter().find(|old| old.id == it.id)?.counters.as_ref()?;
             Some(grown(of(old), of(it.counters.as_ref()?)))
         });
         each.sum()
     };
-    let nic = |of: fn(&dom0::api::NicCounters) -> u64| -> f64 {
+    let nic = |of: fn(&domus_api::NicCounters) -> u64| -> f64 {
         let each = now.nics.iter().filter_map(|it| {
             let old = was.nics.iter().find(|old| old.id == it.id)?.counters.as_ref()?;
             Some(grown(of(old), of(it.counters.as_ref()?)))
@@ -174,7 +174,7 @@ fn amount(bytes: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dom0::api::{DiskCounters, DiskInfo, DomainInfo, OpInfo, VcpuInfo};
+    use domus_api::{DiskCounters, DiskInfo, DomainInfo, OpInfo, VcpuInfo};
 
     use super::*;
 
