@@ -17,10 +17,18 @@ use dom0::resources::locks::Lock;
 use serde_json::json;
 use shared_abi::control::ImageFormat;
 
-use crate::commands::print;
+use crate::output::print;
 use crate::size::Size;
 use files::{Image, NewFile};
 use sealed::{Job, Outcome};
+
+/// The command line of `disk`.
+#[derive(Debug, Args)]
+pub struct DiskArgs {
+    /// What to do
+    #[command(subcommand)]
+    command: Command,
+}
 
 /// A command on images.
 #[derive(Debug, Subcommand)]
@@ -155,8 +163,8 @@ pub struct Inside {
 ///
 /// # Errors
 /// One line for the user.
-pub fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+pub fn run(args: DiskArgs) -> anyhow::Result<()> {
+    match args.command {
         Command::Create(create) => self::create(create),
         Command::Info { file, how } => info(&file, &how),
         Command::Convert(convert) => self::convert(convert),

@@ -1,8 +1,8 @@
-//! The shadow of `domus run`: a process that outlives a killed one and removes what it has left.
+//! The cleanup process of `domus run`: it outlives a `domus run` that was killed, and removes what that has left.
 //!
 //! The kernel kills the domain's processes (`PR_SET_PDEATHSIG`) and removes the taps, and knows nothing of the domain's
-//! directory with its sockets. The shadow waits at a pipe whose other end only `domus run` has, ends a process that lives
-//! on in spite of that, waits until all have ended, and removes the directory.
+//! directory with its sockets. The cleanup process waits at a pipe whose other end only `domus run` has. At that pipe's end
+//! it kills each of the domain's processes that is still there, waits until all have ended, and removes the directory.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -11,15 +11,25 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
 use dom0::resources::run_dir::{RunDir, RunDirError};
 use shared_abi::DomainName;
 
-/// A started shadow. It ends by itself when this process does; dropping this ends it too.
-#[derive(Debug)]
-pub struct Shadow(Child);
+use crate::shared::default_run_dir;
 
-impl Shadow {
-    /// Starts the shadow of this process.
+/// The command line of `run-shadow`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// The domain's name
+    name: DomainName,
+}
+
+/// A started cleanup process. It ends by itself when this process does; dropping this ends it too.
+#[derive(Debug)]
+pub struct CleanupProcess(Child);
+
+impl CleanupProcess {
+    /// Starts the cleanup process of this process.
     ///
     /// # Errors
     /// That this program cannot be started.
@@ -37,21 +47,21 @@ impl Shadow {
     }
 }
 
-impl Drop for Shadow {
+impl Drop for CleanupProcess {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
 }
 
-/// What the shadow does: waits for the end of its standard input, then removes what is left of the domain.
+/// `domus run-shadow`: waits for the end of standard input, then removes what is left of the domain.
 ///
 /// # Errors
 /// That the run directory cannot be used.
-pub fn shadow(run_dir: &Path, name: &DomainName) -> anyhow::Result<()> {
+pub fn run(dir: Option<&Path>, CleanupArgs { name }: &CleanupArgs) -> anyhow::Result<()> {
     // Whatever the result, the other end is gone.
     let _ = std::io::stdin().lock().read(&mut [0]);
-    let run = RunDir::open(run_dir)?;
+    let run = RunDir::open(&dir.map_or_else(default_run_dir, Path::to_owned))?;
     // A dying process closes the pipe before it lets go of the lock, or after.
     for _ in 0..500 {
         match run.remove_leftover(name) {

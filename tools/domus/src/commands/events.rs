@@ -4,24 +4,34 @@ use std::path::Path;
 use std::pin::pin;
 
 use anyhow::{Context, bail};
-use dom0::clock;
+use clap::Args;
 use domus_api::{Dom0Client, EventInfo};
 use futures_util::StreamExt;
 use glob::Pattern;
 
 use crate::client::{answer, connect};
-use crate::commands::print;
+use crate::output::print;
+use crate::shared::timestamp;
+
+/// The command line of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Only to these: names, or patterns such as 'web*'
+    names: Vec<String>,
+    /// What dom0 remembers comes first
+    #[arg(long)]
+    since_start: bool,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
 
 /// Prints events of the domains that `names` fit, or all.
 ///
 /// # Errors
 /// A pattern that is none, or the service's end.
-pub async fn follow(
-    dir: Option<&Path>,
-    names: &[String],
-    since_start: bool,
-    json: bool,
-) -> anyhow::Result<()> {
+pub async fn follow(dir: Option<&Path>, args: EventsArgs) -> anyhow::Result<()> {
+    let EventsArgs { names, since_start, json } = args;
     let patterns = names.iter().map(|name| {
         Pattern::new(name).with_context(|| format!("\"{name}\" is no pattern: *, ? and [a-z] are understood"))
     });
@@ -46,5 +56,5 @@ fn text(event: &EventInfo) -> String {
     let who =
         domain.as_deref().map_or("Domain-0".into(), |name| format!("{name} ({})", id.unwrap_or_default()));
     let detail = detail.as_ref().map_or(String::new(), |detail| format!(": {detail}"));
-    format!("{lost}{} {who} {kind}{detail}", clock::written(*time_ms))
+    format!("{lost}{} {who} {kind}{detail}", timestamp(*time_ms))
 }

@@ -7,7 +7,7 @@ use ::console::Term;
 use tokio::time::{Instant, sleep_until};
 
 use super::rates::{Row, table};
-use super::{Order, Watch};
+use super::{SortKey, Watch};
 use crate::attach::Keys;
 use crate::terminal::Raw;
 
@@ -56,7 +56,7 @@ pub(super) async fn show(
     watch: &mut Watch,
     delay: Duration,
     iterations: Option<u64>,
-    order: Order,
+    order: SortKey,
 ) -> anyhow::Result<()> {
     let _screen = Screen::enter()?;
     let mut keys = Keys::read(true);
@@ -73,12 +73,12 @@ pub(super) async fn show(
                 for key in typed {
                     order = match key {
                         b'q' | CTRL_C => return Ok(()),
-                        b'c' => Order::Cpu,
-                        b's' => Order::Steal,
-                        b'm' => Order::Memory,
-                        b'd' => Order::Disk,
-                        b'n' => Order::Net,
-                        b'N' => Order::Name,
+                        b'c' => SortKey::Cpu,
+                        b's' => SortKey::Steal,
+                        b'm' => SortKey::Memory,
+                        b'd' => SortKey::Disk,
+                        b'n' => SortKey::Net,
+                        b'N' => SortKey::Name,
                         _ => order,
                     };
                 }
@@ -97,7 +97,7 @@ pub(super) async fn show(
     }
 }
 
-fn draw(rows: &[Row], order: Order) -> io::Result<()> {
+fn draw(rows: &[Row], order: SortKey) -> io::Result<()> {
     let (height, width) = Term::stdout().size();
     let domains = rows.len();
     let head = format!(

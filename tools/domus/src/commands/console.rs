@@ -25,9 +25,11 @@ pub enum Kind {
     Serial,
 }
 
-/// How to attach.
+/// The command line of `console`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct ConsoleArgs {
+    /// The domain's name or ID
+    name: String,
     /// Do not write to it
     #[arg(long, conflicts_with = "take")]
     read_only: bool,
@@ -42,19 +44,19 @@ pub struct Options {
     log: Option<PathBuf>,
 }
 
-/// Follows the console of `name` as the command line says.
+/// `domus console`.
 ///
 /// # Errors
 /// That there is no such domain, or that its console cannot be reached.
-pub async fn run(dir: Option<&Path>, name: &str, options: &Options) -> anyhow::Result<()> {
-    let Kind::Serial = options.kind;
-    let mode = match (options.read_only, options.take) {
+pub async fn run(dir: Option<&Path>, args: ConsoleArgs) -> anyhow::Result<()> {
+    let Kind::Serial = args.kind;
+    let mode = match (args.read_only, args.take) {
         (true, _) => Mode::Read,
         (false, true) => Mode::Take,
         (false, false) => Mode::Write,
     };
-    let copy = options.log.as_deref().map(Copy::open).transpose()?;
-    follow(dir, name, mode, copy).await
+    let copy = args.log.as_deref().map(Copy::open).transpose()?;
+    follow(dir, &args.name, mode, copy).await
 }
 
 /// Follows the console of `name`: through reboots, and through the death of the console's process and of dom0.

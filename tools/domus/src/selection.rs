@@ -1,4 +1,4 @@
-//! Which domains a command is about, and what it does to each of them.
+//! The domains that a command is about, and what the command does to each of them.
 //!
 //! A domain is named by its name, its ID, or a pattern (`web*`, `db?`, `[a-c]*`), which may fit several; `--all` is every
 //! domain but the host. What fails for one domain is a line of its own and does not keep the others from their turn; the
@@ -16,14 +16,14 @@ use glob::Pattern;
 use serde_json::json;
 
 use crate::client::{Connection, answer, connect};
-use crate::commands::print;
+use crate::output::print;
 
 /// Domains that are asked at the same time, each over a connection of its own.
 const AT_ONCE: usize = 16;
 
-/// Which domains, and whether it is meant.
+/// The domains of a command, and whether the command only says what it would do.
 #[derive(Debug, Args)]
-pub struct Which {
+pub struct Selection {
     /// Domains: their names, IDs, or patterns such as 'web*'
     #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<String>,
@@ -77,21 +77,21 @@ fn guests(there: &[DomainInfo]) -> impl Iterator<Item = String> {
 ///
 /// # Errors
 /// That the service cannot be asked, or that a pattern fits nothing; nothing was done then.
-pub async fn each(
+pub async fn for_each(
     dir: Option<&Path>,
-    which: &Which,
+    selection: &Selection,
     would: &str,
     verb: impl AsyncFn(&mut Connection, &str) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let there = answer(connect(dir).await?.list().await)?.domains;
-    let names = if which.all { guests(&there).collect() } else { expand(&which.names, &there)? };
-    if which.dry_run {
+    let names = if selection.all { guests(&there).collect() } else { expand(&selection.names, &there)? };
+    if selection.dry_run {
         // A name that is nobody's is as wrong in a dry run.
         let mut connection = connect(dir).await?;
         for name in &names {
             answer(connection.get(name).await)?;
         }
-        print_dry(&names, would, which.json)?;
+        print_dry(&names, would, selection.json)?;
         return Ok(ExitCode::SUCCESS);
     }
     let one = async |name: String| {
@@ -106,7 +106,7 @@ pub async fn each(
         eprintln!("domus: {failed}");
     }
     let all_done = done.iter().all(|(_, done)| done.is_ok());
-    if which.json {
+    if selection.json {
         let list = done.iter().map(|(name, done)| json!({ "name": name, "error": done.as_ref().err() }));
         print(&serde_json::to_string_pretty(&list.collect::<Vec<_>>()).context("cannot write JSON")?)?;
     }

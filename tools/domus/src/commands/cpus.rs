@@ -4,12 +4,67 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use clap::Args;
 use domus_api::{Dom0Client, DomainInfo, VcpuPlace};
-use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use crate::client::{Connection, answer, connect};
-use crate::commands::print;
+use crate::clock::monotonic;
+use crate::output::print;
+
+/// The command line of `vcpu-list`.
+#[derive(Debug, Args)]
+pub struct VcpuListArgs {
+    /// The domain's name or ID; without it, all domains
+    name: Option<String>,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// The command line of `vcpu-pin`.
+#[derive(Debug, Args)]
+pub struct VcpuPinArgs {
+    /// The domain's name or ID
+    name: String,
+    /// The vCPU's number, or all
+    vcpu: String,
+    /// The CPUs: 0-3, 0,2, 0-7,^4 or all
+    cpus: String,
+}
+
+/// The command line of `sched-set`.
+#[derive(Debug, Args)]
+pub struct SchedSetArgs {
+    /// The domain's name or ID
+    name: String,
+    /// Its weight where CPUs are short, 1 to 10000; 100 is usual
+    #[arg(short, long)]
+    weight: Option<u32>,
+    /// What all its processes may use together, in percent of one CPU; 0 is no cap
+    #[arg(short, long, value_name = "PERCENT")]
+    cap: Option<u32>,
+}
+
+/// The command line of `sched-list`.
+#[derive(Debug, Args)]
+pub struct SchedListArgs {
+    /// The domain's name or ID; without it, all domains
+    name: Option<String>,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// The command line of `uptime`.
+#[derive(Debug, Args)]
+pub struct UptimeArgs {
+    /// The domain's name or ID; without it, all domains
+    name: Option<String>,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
 
 /// Domains: the one that is named, or all but the host.
 async fn domains(connection: &mut Connection, name: Option<&str>) -> anyhow::Result<Vec<DomainInfo>> {
@@ -24,10 +79,11 @@ async fn domains(connection: &mut Connection, name: Option<&str>) -> anyhow::Res
 }
 
 /// `domus vcpu-list`.
-pub async fn vcpu_list(dir: Option<&Path>, name: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub async fn vcpu_list(dir: Option<&Path>, args: VcpuListArgs) -> anyhow::Result<()> {
+    let VcpuListArgs { name, json } = args;
     let mut connection = connect(dir).await?;
     let mut rows: Vec<(DomainInfo, VcpuPlace)> = Vec::new();
-    for domain in domains(&mut connection, name).await? {
+    for domain in domains(&mut connection, name.as_deref()).await? {
         match answer(connection.vcpu_list(&domain.name).await) {
             Ok(list) => rows.extend(list.vcpus.into_iter().map(|vcpu| (domain.clone(), vcpu))),
             // It may have ended, or be on its way, since it was listed.
@@ -63,9 +119,10 @@ pub async fn vcpu_list(dir: Option<&Path>, name: Option<&str>, json: bool) -> an
     print(&text)
 }
 
-/// `domus vcpu-pin`. `vcpu` is a number or `all`.
-pub async fn vcpu_pin(dir: Option<&Path>, name: &str, vcpu: &str, cpus: &str) -> anyhow::Result<()> {
-    let vcpu = match vcpu {
+/// `domus vcpu-pin`.
+pub async fn vcpu_pin(dir: Option<&Path>, args: VcpuPinArgs) -> anyhow::Result<()> {
+    let VcpuPinArgs { name, vcpu, cpus } = args;
+    let vcpu = match vcpu.as_str() {
         "all" => None,
         number => {
             let parsed =
@@ -73,14 +130,15 @@ pub async fn vcpu_pin(dir: Option<&Path>, name: &str, vcpu: &str, cpus: &str) ->
             Some(parsed?)
         }
     };
-    answer(connect(dir).await?.vcpu_pin(name, vcpu, cpus).await)
+    answer(connect(dir).await?.vcpu_pin(&name, vcpu, &cpus).await)
 }
 
 /// `domus sched-list`.
-pub async fn sched_list(dir: Option<&Path>, name: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub async fn sched_list(dir: Option<&Path>, args: SchedListArgs) -> anyhow::Result<()> {
+    let SchedListArgs { name, json } = args;
     let mut connection = connect(dir).await?;
     let mut rows = Vec::new();
-    for DomainInfo { name: domain, id, .. } in domains(&mut connection, name).await? {
+    for DomainInfo { name: domain, id, .. } in domains(&mut connection, name.as_deref()).await? {
         match answer(connection.sched_set(&domain, None, None).await) {
             Ok(sched) => rows.push((domain, id, sched)),
             // It may have ended, or be on its way, since it was listed.
@@ -102,23 +160,20 @@ pub async fn sched_list(dir: Option<&Path>, name: Option<&str>, json: bool) -> a
 }
 
 /// `domus sched-set`.
-pub async fn sched_set(
-    dir: Option<&Path>,
-    name: &str,
-    weight: Option<u32>,
-    cap: Option<u32>,
-) -> anyhow::Result<()> {
-    answer(connect(dir).await?.sched_set(name, weight, cap).await).map(drop)
+pub async fn sched_set(dir: Option<&Path>, args: SchedSetArgs) -> anyhow::Result<()> {
+    let SchedSetArgs { name, weight, cap } = args;
+    answer(connect(dir).await?.sched_set(&name, weight, cap).await).map(drop)
 }
 
 /// `domus uptime`: since the machine's first instruction, so a guest that was started again begins anew.
-pub async fn uptime(dir: Option<&Path>, name: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub async fn uptime(dir: Option<&Path>, args: UptimeArgs) -> anyhow::Result<()> {
+    let UptimeArgs { name, json } = args;
     let mut connection = connect(dir).await?;
     let mut rows = Vec::new();
-    for DomainInfo { name, id, .. } in domains(&mut connection, name).await? {
+    for DomainInfo { name, id, .. } in domains(&mut connection, name.as_deref()).await? {
         let Ok(one) = answer(connection.get(&name).await) else { continue };
         let first = if id == 0 { Some(Duration::ZERO) } else { one.first_run_ns.map(Duration::from_nanos) };
-        rows.push((name, id, first.and_then(|first| since(first).ok())));
+        rows.push((name, id, first.map(|first| monotonic().saturating_sub(first))));
     }
     if json {
         let row = |(name, id, up): &(String, u32, Option<Duration>)| json!({ "name": name, "id": id, "seconds": up.map(|up| up.as_secs()) });
@@ -130,12 +185,6 @@ pub async fn uptime(dir: Option<&Path>, name: Option<&str>, json: bool) -> anyho
         text += &format!("\n{name:<33} {id:>4} {up}");
     }
     print(&text)
-}
-
-/// Time since this moment of `CLOCK_MONOTONIC`, which all processes of a host share.
-fn since(moment: Duration) -> anyhow::Result<Duration> {
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-    Ok(now.saturating_sub(moment))
 }
 
 /// As xl writes it: `1 day, 2:03:04`.

@@ -16,12 +16,12 @@ use domus_api::{Dom0Client, DomainStatistics};
 use tokio::time::{Instant, sleep};
 
 use crate::client::{Connection, answer, connect};
-use crate::commands::print;
+use crate::output::print;
 use rates::{Row, rates};
 
-/// How to look.
+/// The command line of `top`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct TopArgs {
     /// Seconds between two looks
     #[arg(short, long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
     delay: u64,
@@ -32,8 +32,8 @@ pub struct Options {
     #[arg(short = 'n', long, value_name = "N")]
     iterations: Option<u64>,
     /// What the list is sorted by
-    #[arg(short, long, value_enum, default_value_t = Order::Cpu)]
-    sort: Order,
+    #[arg(short, long, value_enum, default_value_t = SortKey::Cpu)]
+    sort: SortKey,
     /// Print a JSON array each time, in a line of its own
     #[arg(long, requires = "batch")]
     json: bool,
@@ -41,7 +41,7 @@ pub struct Options {
 
 /// What comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Order {
+pub enum SortKey {
     /// Those that use the most CPU time
     Cpu,
     /// Those whose vCPUs wait most for a CPU
@@ -71,7 +71,7 @@ impl Watch {
     }
 
     /// What has been since the last look.
-    async fn look(&mut self, order: Order) -> anyhow::Result<Vec<Row>> {
+    async fn look(&mut self, order: SortKey) -> anyhow::Result<Vec<Row>> {
         let now = answer(self.connection.statistics().await)?.domains;
         let at = Instant::now();
         let rows = rates(&self.before, &now, at - self.at, order);
@@ -84,8 +84,8 @@ impl Watch {
 ///
 /// # Errors
 /// One line.
-pub async fn run(dir: Option<&Path>, options: Options) -> anyhow::Result<()> {
-    let Options { delay, batch, iterations, sort, json } = options;
+pub async fn run(dir: Option<&Path>, args: TopArgs) -> anyhow::Result<()> {
+    let TopArgs { delay, batch, iterations, sort, json } = args;
     let delay = Duration::from_secs(delay);
     if !batch && !std::io::stdout().is_terminal() {
         bail!("top: standard output is no terminal: add --batch");

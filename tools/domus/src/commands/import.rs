@@ -1,23 +1,35 @@
 //! `domus import`: what xl or libvirt calls a domain, as a config of Domus.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{anyhow, bail};
+use clap::Args;
 use dom0::config;
 use domus_import::import;
 use serde_json::json;
 
-use crate::commands::print;
+use crate::output::print;
+
+/// The command line of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// An xl.cfg, or XML as `virsh dumpxml` writes it
+    file: PathBuf,
+    /// Print a JSON object with both
+    #[arg(long)]
+    json: bool,
+}
 
 /// Prints the config, and on standard error each line that has no counterpart in it.
 ///
 /// # Errors
 /// That the file cannot be read, or that what it says makes no config: that is printed all the same.
-pub fn run(file: &Path, json: bool) -> anyhow::Result<()> {
+pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
+    let ImportArgs { file, json } = args;
     let (text, directory) = config::read(file)?;
     let found = import(&text).map_err(|error| anyhow!("{}: {error}", file.display()))?;
     let config = serde_json::to_string_pretty(&found.config)?;
-    if json {
+    if *json {
         let lost = json!({ "config": found.config, "lost": found.lost });
         print(&serde_json::to_string_pretty(&lost)?)?;
     } else {

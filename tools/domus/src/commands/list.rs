@@ -3,20 +3,63 @@
 use std::path::Path;
 
 use anyhow::bail;
+use clap::Args;
 use domus_api::{Dom0Client, DomainInfo};
 use serde_json::json;
 
 use crate::client::{answer, connect};
-use crate::commands::print;
-use crate::many::expand;
+use crate::output::print;
+use crate::selection::expand;
+
+/// The command line of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only these: names, IDs, or patterns such as 'web*'
+    names: Vec<String>,
+    /// Print UUIDs, and how the last machine ended, too
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print a JSON array
+    #[arg(short = 'l', long, visible_alias = "long")]
+    json: bool,
+}
+
+/// The command line of `vm-list`.
+#[derive(Debug, Args)]
+pub struct VmListArgs {
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// The command line of `domid`.
+#[derive(Debug, Args)]
+pub struct DomidArgs {
+    /// The domain's name
+    name: String,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The command line of `domname`.
+#[derive(Debug, Args)]
+pub struct DomnameArgs {
+    /// The domain's ID
+    id: u32,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
 
 /// `domus list`.
-pub async fn list(dir: Option<&Path>, names: &[String], verbose: bool, json: bool) -> anyhow::Result<()> {
+pub async fn list(dir: Option<&Path>, args: ListArgs) -> anyhow::Result<()> {
+    let ListArgs { names, verbose, json } = args;
     let mut connection = connect(dir).await?;
     let mut domains = answer(connection.list().await)?.domains;
     if !names.is_empty() {
         let mut wanted = Vec::new();
-        for name in expand(names, &domains)? {
+        for name in expand(&names, &domains)? {
             wanted.push(answer(connection.get(&name).await)?.domain);
         }
         domains = wanted;
@@ -42,7 +85,7 @@ fn table(domains: &[DomainInfo], verbose: bool) -> String {
 }
 
 /// `domus vm-list`.
-pub async fn vm_list(dir: Option<&Path>, json: bool) -> anyhow::Result<()> {
+pub async fn vm_list(dir: Option<&Path>, VmListArgs { json }: VmListArgs) -> anyhow::Result<()> {
     let domains = answer(connect(dir).await?.list().await)?.domains;
     let guests = domains.iter().filter(|domain| domain.id != 0);
     if json {
@@ -58,16 +101,18 @@ pub async fn vm_list(dir: Option<&Path>, json: bool) -> anyhow::Result<()> {
 }
 
 /// `domus domid`.
-pub async fn domid(dir: Option<&Path>, name: &str, json: bool) -> anyhow::Result<()> {
+pub async fn domid(dir: Option<&Path>, args: DomidArgs) -> anyhow::Result<()> {
+    let DomidArgs { name, json } = args;
     if name.parse::<u32>().is_ok() {
         bail!("\"{name}\" is an ID already, and no name: domus domname tells whose it is");
     }
-    let domain = answer(connect(dir).await?.get(name).await)?.domain;
+    let domain = answer(connect(dir).await?.get(&name).await)?.domain;
     tell(&domain, json, domain.id.to_string())
 }
 
 /// `domus domname`.
-pub async fn domname(dir: Option<&Path>, id: u32, json: bool) -> anyhow::Result<()> {
+pub async fn domname(dir: Option<&Path>, args: DomnameArgs) -> anyhow::Result<()> {
+    let DomnameArgs { id, json } = args;
     let domain = answer(connect(dir).await?.get(&id.to_string()).await)?.domain;
     tell(&domain, json, domain.name.clone())
 }

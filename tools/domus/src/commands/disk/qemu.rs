@@ -8,7 +8,7 @@ use dom0::resources::locks::Lock;
 use shared_abi::control::ImageFormat;
 
 use super::files::Image;
-use crate::commands::print;
+use crate::output::print;
 
 /// Takes (`-c`), goes back to (`-a`) or deletes (`-d`) a snapshot.
 ///

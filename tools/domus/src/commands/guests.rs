@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use domus_api::{Dom0Client, GuestsStopped};
 
 use crate::client::{answer, connect};
-use crate::commands::print;
+use crate::output::print;
 
 /// What becomes of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -17,11 +17,26 @@ pub enum Action {
     Save,
 }
 
+/// The command line of `guests-stop`.
+#[derive(Debug, Args)]
+pub struct GuestsStopArgs {
+    /// How long they may take, all together
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    grace: u32,
+    /// What becomes of them
+    #[arg(long, value_enum, default_value_t = Action::Shutdown)]
+    action: Action,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// Shuts all guests down.
 ///
 /// # Errors
 /// One line.
-pub async fn stop(dir: Option<&Path>, grace: u32, action: Action, json: bool) -> anyhow::Result<()> {
+pub async fn stop(dir: Option<&Path>, args: GuestsStopArgs) -> anyhow::Result<()> {
+    let GuestsStopArgs { grace, action, json } = args;
     if action == Action::Save {
         anyhow::bail!(
             "guests-stop --action save: guests cannot be saved yet: set ON_SHUTDOWN=shutdown in /etc/default/domus"

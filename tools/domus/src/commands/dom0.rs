@@ -4,19 +4,27 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use domus_api::{Dom0Client, HostInfo};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::client::{answer, connect};
-use crate::commands::print;
+use crate::output::print;
 
 /// Within this time one dom0 has ended and the next one answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often the next one is looked for.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// The command line of `dom0`.
+#[derive(Debug, Args)]
+pub struct Dom0Args {
+    /// What to do
+    #[command(subcommand)]
+    command: Dom0Command,
+}
 
 /// What to do with dom0.
 #[derive(Debug, Subcommand)]
@@ -29,12 +37,12 @@ pub enum Dom0Command {
     },
 }
 
-/// Does it.
+/// `domus dom0`.
 ///
 /// # Errors
 /// One line.
-pub async fn run(dir: Option<&Path>, command: Dom0Command) -> anyhow::Result<()> {
-    let Dom0Command::Upgrade { json } = command;
+pub async fn run(dir: Option<&Path>, args: Dom0Args) -> anyhow::Result<()> {
+    let Dom0Command::Upgrade { json } = args.command;
     let mut old = connect(dir).await?;
     let before = answer(old.info().await)?;
     answer(old.succeed().await)?;

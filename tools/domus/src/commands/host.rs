@@ -3,14 +3,26 @@
 use std::fs;
 use std::path::Path;
 
+use clap::Args;
 use domus_api::Dom0Client;
 use serde::Serialize;
 
 use crate::client::{answer, connect};
-use crate::commands::print;
+use crate::output::print;
 
-/// Most nodes, and CPUs, that are looked at: as many as Linux allows.
-const MOST: u32 = 8192;
+/// Upper bound of the nodes and of the CPUs that are looked at: as many as Linux allows.
+const MAX_CPUS: u32 = 8192;
+
+/// The command line of `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// Which CPUs and how much memory each of its nodes has, too
+    #[arg(short, long)]
+    numa: bool,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
 
 /// The host.
 #[derive(Debug, Serialize)]
@@ -62,7 +74,8 @@ struct Node {
 }
 
 /// `domus info`.
-pub async fn info(dir: Option<&Path>, numa: bool, json: bool) -> anyhow::Result<()> {
+pub async fn info(dir: Option<&Path>, args: InfoArgs) -> anyhow::Result<()> {
+    let InfoArgs { numa, json } = args;
     let dom0 = answer(connect(dir).await?.info().await)?;
     let sys = Path::new("/sys/devices/system");
     let name = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();
@@ -198,7 +211,7 @@ fn kib(text: &str, key: &str) -> u64 {
 fn list(text: &str) -> Vec<u32> {
     let ranges = text.trim().split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?.min(MOST))
+        Some(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?.min(MAX_CPUS))
     });
     ranges.flatten().collect()
 }
@@ -240,7 +253,7 @@ mod tests {
     fn what_the_kernel_does_not_say_is_nothing_and_no_list_is_endless() {
         assert!(list("").is_empty());
         assert_eq!(list("0-2,7\n"), [0, 1, 2, 7]);
-        assert_eq!(list("0-4294967295").len() as u32, MOST + 1);
+        assert_eq!(list("0-4294967295").len() as u32, MAX_CPUS + 1);
         assert!(nodes(Path::new("/nowhere")).is_empty());
     }
 }

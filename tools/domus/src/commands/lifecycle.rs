@@ -1,4 +1,4 @@
-//! What is done to whole domains: paused, unpaused, shut down, rebooted, destroyed.
+//! A domain's lifecycle: `pause`, `unpause`, `shutdown`, `reboot` and `destroy`.
 
 use std::path::Path;
 use std::pin::pin;
@@ -11,9 +11,9 @@ use domus_api::{Dom0Client, Ended};
 use tokio::time::{sleep, timeout};
 
 use crate::client::{Connection, answer, connect};
-use crate::many::{Which, each};
+use crate::selection::{Selection, for_each};
 
-/// How to shut down or reboot.
+/// Whether to wait for a shutdown or a reboot, and how long.
 #[derive(Debug, Args)]
 pub struct Patience {
     /// Wait until it has
@@ -24,10 +24,11 @@ pub struct Patience {
     timeout: Option<u64>,
 }
 
-/// How a shutdown may end.
+/// The command line of `shutdown`.
 #[derive(Debug, Args)]
-pub struct Ending {
-    /// How long it may take
+pub struct ShutdownArgs {
+    #[command(flatten)]
+    selection: Selection,
     #[command(flatten)]
     patience: Patience,
     /// Destroy what has not switched itself off in time
@@ -35,25 +36,34 @@ pub struct Ending {
     force: bool,
 }
 
+/// The command line of `reboot`.
+#[derive(Debug, Args)]
+pub struct RebootArgs {
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    patience: Patience,
+}
+
 /// `domus pause`.
-pub async fn pause(dir: Option<&Path>, which: &Which) -> anyhow::Result<ExitCode> {
-    each(dir, which, "be paused", async |at, name| answer(at.pause(name).await)).await
+pub async fn pause(dir: Option<&Path>, selection: &Selection) -> anyhow::Result<ExitCode> {
+    for_each(dir, selection, "be paused", async |at, name| answer(at.pause(name).await)).await
 }
 
 /// `domus unpause`.
-pub async fn unpause(dir: Option<&Path>, which: &Which) -> anyhow::Result<ExitCode> {
-    each(dir, which, "be unpaused", async |at, name| answer(at.unpause(name).await)).await
+pub async fn unpause(dir: Option<&Path>, selection: &Selection) -> anyhow::Result<ExitCode> {
+    for_each(dir, selection, "be unpaused", async |at, name| answer(at.unpause(name).await)).await
 }
 
 /// `domus destroy`.
-pub async fn destroy(dir: Option<&Path>, which: &Which) -> anyhow::Result<ExitCode> {
-    each(dir, which, "be destroyed", async |at, name| answer(at.destroy(name).await)).await
+pub async fn destroy(dir: Option<&Path>, selection: &Selection) -> anyhow::Result<ExitCode> {
+    for_each(dir, selection, "be destroyed", async |at, name| answer(at.destroy(name).await)).await
 }
 
 /// `domus shutdown`.
-pub async fn shutdown(dir: Option<&Path>, which: &Which, how: &Ending) -> anyhow::Result<ExitCode> {
-    let Ending { patience, force } = how;
-    each(dir, which, "be shut down", async |at, name| {
+pub async fn shutdown(dir: Option<&Path>, args: &ShutdownArgs) -> anyhow::Result<ExitCode> {
+    let ShutdownArgs { selection, patience, force } = args;
+    for_each(dir, selection, "be shut down", async |at, name| {
         if !patience.wait {
             return answer(at.shutdown(name).await);
         }
@@ -75,8 +85,9 @@ pub async fn shutdown(dir: Option<&Path>, which: &Which, how: &Ending) -> anyhow
 }
 
 /// `domus reboot`.
-pub async fn reboot(dir: Option<&Path>, which: &Which, patience: &Patience) -> anyhow::Result<ExitCode> {
-    each(dir, which, "be rebooted", async |at, name| {
+pub async fn reboot(dir: Option<&Path>, args: &RebootArgs) -> anyhow::Result<ExitCode> {
+    let RebootArgs { selection, patience } = args;
+    for_each(dir, selection, "be rebooted", async |at, name| {
         if !patience.wait {
             return answer(at.reboot(name).await);
         }

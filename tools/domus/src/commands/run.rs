@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use clap::Args;
 use dom0::api::{Plan, start_message};
 use dom0::commons::Commons;
 use dom0::config;
@@ -20,23 +21,25 @@ use dom0::supervisor::Direct;
 use shared_abi::console::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::cleanup_process::CleanupProcess;
 use crate::attach::{End, Keys, attach};
-use crate::shadow::Shadow;
+use crate::shared::say;
 use crate::terminal::Raw;
 
-/// What `domus run` is told.
-#[derive(Debug)]
-pub struct Options {
-    /// The domain's config.
-    pub file: PathBuf,
-    /// The run directory, if not the usual one.
-    pub run_dir: Option<PathBuf>,
-    /// Where the programs are, if not in the usual places.
-    pub libexec_dir: Option<PathBuf>,
-    /// Attach to the console.
-    pub console: bool,
-    /// How long the guest may take to shut down.
-    pub grace: Duration,
+/// The command line of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Its config
+    file: PathBuf,
+    /// Do not attach to its console
+    #[arg(long)]
+    no_console: bool,
+    /// How long the guest may take to shut down when the command is ended
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    grace: u64,
+    /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
+    #[arg(long, value_name = "DIR")]
+    libexec_dir: Option<PathBuf>,
 }
 
 /// SIGINT, SIGTERM and SIGHUP.
@@ -65,14 +68,16 @@ impl Signals {
 ///
 /// # Errors
 /// That it cannot be started; nothing of it is left.
-pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+pub async fn run(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> {
+    let RunArgs { file, no_console, grace, libexec_dir } = args;
+    let (console, grace) = (!no_console, Duration::from_secs(grace));
     let mut signals = Signals::new()?;
-    let config = config::load(&options.file)?;
+    let config = config::load(&file)?;
     let plan = Plan::from(&config);
     let name = plan.name.to_string();
-    let run = RunDir::open(&options.run_dir.unwrap_or_else(run_dir::default_path))?;
-    let shadow = Shadow::start(run.path(), &config.name)?;
-    let supervisor = Rc::new(Direct::new(options.libexec_dir, true));
+    let run = RunDir::open(&dir.map_or_else(run_dir::default_path, Path::to_owned))?;
+    let cleanup = CleanupProcess::start(run.path(), &config.name)?;
+    let supervisor = Rc::new(Direct::new(libexec_dir, true));
     let commons = Commons::of_command(&run, Path::new(run_dir::CONFIG), supervisor);
     let dom0 = Dom0::new(run, commons);
     let created = tokio::select! {
@@ -86,8 +91,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         StartError::Config(error) => anyhow!(error),
         error => anyhow!(start_message(&plan, &error)),
     })?;
-    let mut raw = if options.console { Raw::enter()? } else { None };
-    let mut keys = if options.console { Keys::read(raw.is_some()) } else { Keys::none() };
+    let mut raw = if console { Raw::enter()? } else { None };
+    let mut keys = if console { Keys::read(raw.is_some()) } else { Keys::none() };
     let mut last = None;
     let mut follow = dom0.find(&name).ok().map(|handle| handle.view.clone());
     let watched = async {
@@ -101,14 +106,14 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         }
     };
     let left = {
-        let console = shown(&dom0, &name, options.console, &mut keys);
+        let shown = shown(&dom0, &name, console, &mut keys);
         tokio::pin!(watched);
         tokio::select! {
             () = &mut watched => false,
-            left = console => match left {
+            left = shown => match left {
                 Ok(()) => true,
                 Err(error) => {
-                    dom0::say::line(format_args!("{error:#}"));
+                    say(format_args!("{error:#}"));
                     true
                 }
             },
@@ -118,10 +123,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     if left {
         // Ctrl-C is a signal again, and hurries.
         let newline = if raw.take().is_some() { "\n" } else { "" };
-        let seconds = options.grace.as_secs();
-        dom0::say::line(format_args!("{newline}{name}: shutting down, for {seconds} s at most"));
+        let seconds = grace.as_secs();
+        say(format_args!("{newline}{name}: shutting down, for {seconds} s at most"));
         tokio::select! {
-            () = dom0.retire(options.grace) => {}
+            () = dom0.retire(grace) => {}
             () = signals.any() => dom0.destroy_all().await,
         }
     } else {
@@ -129,7 +134,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     drop(raw);
     drop(dom0);
-    drop(shadow);
+    drop(cleanup);
     match last {
         Some(view) if view.crashed => {
             Err(anyhow!("{name} {}", view.ended.unwrap_or_else(|| "crashed".into())))

@@ -3,21 +3,20 @@
 use std::time::Duration;
 
 use domus_api::{Created, Dom0Client, PhaseInfo};
-use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::client::{Connection, answer};
-use crate::commands::print;
+use crate::clock::monotonic;
+use crate::output::print;
 
 /// So long the guest may take to its first output and its first device in use.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// The host's `CLOCK_MONOTONIC` in nanoseconds: dom0 and the runner have the same.
+/// The clock that dom0 and the runner stamp phases with, in nanoseconds.
 pub fn now() -> u64 {
-    // Fails only for a clock that does not exist.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_nanos() as u64)
+    monotonic().as_nanos() as u64
 }
 
 /// Tells how the start went that was asked for at `asked`. With `devices` there are some that a driver may take into use.

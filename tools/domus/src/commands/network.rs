@@ -1,15 +1,15 @@
-//! What is asked of networks, and of a running domain's NICs.
+//! Networks that dom0 manages, and a running domain's NICs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use dom0::config;
-use domus_api::{Dom0Client, LeaseInfo, Limit, NetworkInfo, NicInfo, TrafficInfo};
+use domus_api::{Dom0Client, LeaseInfo, Limit, NetworkInfo, NicCounters, NicInfo, TrafficInfo};
 
 use crate::client::{answer, connect};
-use crate::commands::print;
+use crate::output::print;
+use crate::shared::read_config;
 
 /// Whether a cable is plugged in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,15 +43,77 @@ pub struct NicSettings {
     transmit_packets: Option<String>,
 }
 
+/// The command line of `network-list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The domain's name or ID
+    domain: Option<String>,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// The command line of `network-define`.
+#[derive(Debug, Args)]
+pub struct DefineArgs {
+    /// Its definition, a JSON file
+    file: PathBuf,
+}
+
+/// The command line of the commands that take a network and nothing else.
+#[derive(Debug, Args)]
+pub struct NetworkArgs {
+    /// The network
+    network: String,
+}
+
+/// The command line of `network-leases`.
+#[derive(Debug, Args)]
+pub struct LeasesArgs {
+    /// The network
+    network: String,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// The command line of `network-set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// The domain's name or ID
+    name: String,
+    /// The NIC's id
+    nic: String,
+    /// What is to change
+    #[command(flatten)]
+    settings: NicSettings,
+}
+
 /// `domus network-define`.
-pub async fn define(dir: Option<&Path>, file: &Path) -> anyhow::Result<()> {
-    let (text, _) = config::read(file)?;
+pub async fn define(dir: Option<&Path>, DefineArgs { file }: DefineArgs) -> anyhow::Result<()> {
+    let (text, _) = read_config(&file)?;
     let name = file.to_str().context("the path of the definition is no UTF-8: rename it")?;
     answer(connect(dir).await?.network_define(&text, name).await).map(drop)
 }
 
+/// `domus network-undefine`.
+pub async fn undefine(dir: Option<&Path>, args: NetworkArgs) -> anyhow::Result<()> {
+    answer(connect(dir).await?.network_undefine(&args.network).await)
+}
+
+/// `domus network-start`.
+pub async fn start(dir: Option<&Path>, args: NetworkArgs) -> anyhow::Result<()> {
+    answer(connect(dir).await?.network_start(&args.network).await)
+}
+
+/// `domus network-stop`, and with `anyway` `domus network-destroy`.
+pub async fn stop(dir: Option<&Path>, args: NetworkArgs, anyway: bool) -> anyhow::Result<()> {
+    answer(connect(dir).await?.network_stop(&args.network, anyway).await)
+}
+
 /// `domus network-list`.
-pub async fn list(dir: Option<&Path>, domain: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub async fn list(dir: Option<&Path>, args: ListArgs) -> anyhow::Result<()> {
+    let ListArgs { domain, json } = args;
     let mut connection = connect(dir).await?;
     print(&match domain {
         None => {
@@ -59,7 +121,7 @@ pub async fn list(dir: Option<&Path>, domain: Option<&str>, json: bool) -> anyho
             if json { serde_json::to_string_pretty(&networks)? } else { networks_table(&networks) }
         }
         Some(domain) => {
-            let nics = answer(connection.nic_list(domain).await)?.nics;
+            let nics = answer(connection.nic_list(&domain).await)?.nics;
             if json { serde_json::to_string_pretty(&nics)? } else { nics_table(&nics) }
         }
     })
@@ -87,10 +149,10 @@ fn nics_table(nics: &[NicInfo]) -> String {
     );
     for nic in nics {
         let NicInfo { id, kind, wire, mac, pairs, link, state, limits, counters, .. } = nic;
-        let count = |of: fn(&domus_api::NicCounters) -> u64| {
+        let count = |of: fn(&NicCounters) -> u64| {
             counters.as_ref().map_or("-".into(), |counters| of(counters).to_string())
         };
-        let dropped = |it: &domus_api::NicCounters| {
+        let dropped = |it: &NicCounters| {
             let of = |traffic: &TrafficInfo| traffic.drops.iter().map(|drop| drop.packets).sum::<u64>();
             of(&it.receive) + of(&it.transmit)
         };
@@ -110,8 +172,9 @@ fn nics_table(nics: &[NicInfo]) -> String {
 }
 
 /// `domus network-leases`.
-pub async fn leases(dir: Option<&Path>, name: &str, json: bool) -> anyhow::Result<()> {
-    let leases = answer(connect(dir).await?.network_leases(name).await)?.leases;
+pub async fn leases(dir: Option<&Path>, args: LeasesArgs) -> anyhow::Result<()> {
+    let LeasesArgs { network, json } = args;
+    let leases = answer(connect(dir).await?.network_leases(&network).await)?.leases;
     print(&if json { serde_json::to_string_pretty(&leases)? } else { leases_table(&leases) })
 }
 
@@ -126,7 +189,8 @@ fn leases_table(leases: &[LeaseInfo]) -> String {
 }
 
 /// `domus network-set`.
-pub async fn set(dir: Option<&Path>, domain: &str, nic: &str, settings: NicSettings) -> anyhow::Result<()> {
+pub async fn set(dir: Option<&Path>, args: SetArgs) -> anyhow::Result<()> {
+    let SetArgs { name, nic, settings } = args;
     let NicSettings { link, announce, receive_bits, receive_packets, transmit_bits, transmit_packets } =
         settings;
     let all = [
@@ -141,5 +205,5 @@ pub async fn set(dir: Option<&Path>, domain: &str, nic: &str, settings: NicSetti
         bail!("nothing to set: say what, such as --link down, --announce or --receive-bits 100M");
     }
     let up = link.map(|link| link == Link::Up);
-    answer(connect(dir).await?.nic_set(domain, nic, up, announce, &limits).await)
+    answer(connect(dir).await?.nic_set(&name, &nic, up, announce, &limits).await)
 }

@@ -12,22 +12,37 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use clap::Args;
 use dom0::{log, supervisor};
 use domus_api::Dom0Client;
 use serde_json::json;
 use shared_abi::DomainName;
 
 use crate::client::{answer, connect};
-use crate::commands::print;
+use crate::output::print;
 
 /// How soon a new line is seen.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// The command line of `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The domain's name; it may be gone
+    name: String,
+    /// Print what is said from now on, too, until it is interrupted
+    #[arg(short, long)]
+    follow: bool,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
 
 /// Prints the lines about a domain, which may be gone; with `follow` those that come, too, until it is interrupted.
 ///
 /// # Errors
 /// That there are none, or that they may not be read.
-pub async fn logs(dir: Option<&Path>, name: &str, follow: bool, json: bool) -> anyhow::Result<()> {
+pub async fn run(dir: Option<&Path>, args: LogsArgs) -> anyhow::Result<()> {
+    let LogsArgs { name, follow, json } = args;
     let host = answer(connect(dir).await?.info().await)?;
     let name: DomainName =
         name.parse().map_err(|error| anyhow!("\"{name}\" is no domain's name: {error}"))?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use domus_api::DomainStatistics;
 use serde::Serialize;
 
-use super::Order;
+use super::SortKey;
 
 /// One domain, in the seconds between two looks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -43,7 +43,7 @@ pub fn rates(
     before: &[DomainStatistics],
     now: &[DomainStatistics],
     between: Duration,
-    order: Order,
+    order: SortKey,
 ) -> Vec<Row> {
     let seconds = between.as_secs_f64().max(1e-3);
     let mut rows: Vec<Row> = now
@@ -60,14 +60,14 @@ pub fn rates(
 }
 
 /// The most first; by name where that is the same.
-pub fn sort(rows: &mut [Row], order: Order) {
+pub fn sort(rows: &mut [Row], order: SortKey) {
     let key = |row: &Row| match order {
-        Order::Cpu => row.cpu_percent,
-        Order::Steal => row.steal_percent,
-        Order::Memory => row.memory_mib as f64,
-        Order::Disk => row.disk_read + row.disk_written,
-        Order::Net => row.net_received + row.net_transmitted,
-        Order::Name => 0.0,
+        SortKey::Cpu => row.cpu_percent,
+        SortKey::Steal => row.steal_percent,
+        SortKey::Memory => row.memory_mib as f64,
+        SortKey::Disk => row.disk_read + row.disk_written,
+        SortKey::Net => row.net_received + row.net_transmitted,
+        SortKey::Name => 0.0,
     };
     rows.sort_by(|a, b| key(b).total_cmp(&key(a)).then_with(|| a.name.cmp(&b.name)));
 }
@@ -231,12 +231,12 @@ mod tests {
         let before = [domain("a", 1, 0, 8192), domain("b", 2, 0, 1 << 30)];
         let now =
             [domain("a", 1, 1_000_000_000, 8192), domain("b", 2, 0, 4096), domain("new", 3, 7, 1 << 20)];
-        let rows = rates(&before, &now, Duration::from_secs(2), Order::Cpu);
+        let rows = rates(&before, &now, Duration::from_secs(2), SortKey::Cpu);
         assert_eq!(rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["a", "b", "new"]);
         assert_eq!((rows[0].cpu_percent, rows[0].steal_percent, rows[0].disk_read), (50.0, 25.0, 0.0));
         assert_eq!(rows[1].disk_read, 2048.0);
         assert_eq!((rows[2].cpu_percent, rows[2].disk_read, rows[2].resident_mib), (0.0, 0.0, 3));
-        let rows = rates(&before, &now, Duration::from_secs(2), Order::Disk);
+        let rows = rates(&before, &now, Duration::from_secs(2), SortKey::Disk);
         assert_eq!(rows[0].name, "b");
         assert_eq!(table(&rows).lines().count(), 4);
     }
