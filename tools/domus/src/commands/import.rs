@@ -27,14 +27,14 @@ pub struct ImportArgs {
 pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let ImportArgs { file, json } = args;
     let (text, directory) = config::read(file)?;
-    let found = import(&text).map_err(|error| anyhow!("{}: {error}", file.display()))?;
-    let config = serde_json::to_string_pretty(&found.config)?;
+    let translation = import(&text).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let config = serde_json::to_string_pretty(&translation.config)?;
     if *json {
-        let lost = json!({ "config": found.config, "lost": found.lost });
+        let lost = json!({ "config": translation.config, "lost": translation.lost });
         print(&serde_json::to_string_pretty(&lost)?)?;
     } else {
         print(&config)?;
-        for lost in &found.lost {
+        for lost in &translation.lost {
             eprintln!("{}:{}: {}: {}", file.display(), lost.line, lost.what, lost.why);
         }
     }

@@ -45,7 +45,7 @@ impl Reader {
                 "boot" => self.lose(child, ""),
                 // Names of libvirt's own.
                 "alias" => {}
-                "mirror" => self.found.lose(line, "<mirror>", "there is no mirroring"),
+                "mirror" => self.translation.lose(line, "<mirror>", "there is no mirroring"),
                 _ => self.lose(child, ""),
             }
         }
@@ -69,7 +69,7 @@ impl Reader {
                 return;
             }
         }
-        self.found.config.disks.push(disk);
+        self.translation.config.disks.push(disk);
     }
 
     fn source(&mut self, source: Node<'_, '_>) -> Option<String> {
@@ -156,7 +156,7 @@ impl Reader {
                     continue;
                 }
                 ("queues", count) => {
-                    disk.queues = self.found.number(line, &what, count, 1, 64);
+                    disk.queues = self.translation.number(line, &what, count, 1, 64);
                     continue;
                 }
                 ("error_policy", policy) if on_error(policy).is_some() => {
@@ -169,7 +169,7 @@ impl Reader {
                 }
                 _ => "there is no such thing here",
             };
-            self.found.lose(line, &what, why);
+            self.translation.lose(line, &what, why);
         }
     }
 

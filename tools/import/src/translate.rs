@@ -1,4 +1,4 @@
-//! What is found in a foreign config, and the rules of Domus that both readers bring it under.
+//! A translation, and the rules of Domus that both readers bring a foreign config under.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,8 @@ use shared_abi::{DeviceId, DomainName, MacAddress};
 
 use crate::config::Config;
 
-/// Things that are listed as lost: what a text of [`crate::MAX_TEXT`] bytes can hold is more than anybody reads.
-const MOST: usize = 1000;
+/// Upper bound of the list of what is lost: a text of [`crate::MAX_TEXT`] bytes can hold more than anybody reads.
+const MAX_LOST: usize = 1000;
 
 /// Characters of a foreign text that are quoted.
 const QUOTED: usize = 100;
@@ -20,9 +20,9 @@ const NO_KERNEL: &str = "vmlinuz";
 /// The policies that Domus has.
 const POLICIES: [&str; 5] = ["destroy", "restart", "preserve", "coredump-destroy", "coredump-restart"];
 
-/// A config, and what is not in it.
+/// A foreign config as one of Domus, and what of it has no counterpart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Found {
+pub struct Translation {
     /// The config.
     pub config: Config,
     /// What has no counterpart, in the order of its lines.
@@ -40,10 +40,10 @@ pub struct Lost {
     pub why: String,
 }
 
-impl Found {
+impl Translation {
     /// Notes what has no counterpart.
     pub(crate) fn lose(&mut self, line: u32, what: &str, why: impl Into<String>) {
-        if self.lost.len() < MOST {
+        if self.lost.len() < MAX_LOST {
             self.lost.push(Lost { line, what: quoted(what), why: why.into() });
         }
     }
