@@ -9,6 +9,7 @@
 //! | [`service`] | the calls, one method each |
 //! | [`bounded`] | a stream that refuses a call without end |
 //! | [`domains`], [`disks`], [`nets`], [`cpus`], [`machine`], [`events`] | the interface's types from dom0's own, and back |
+//! | [`limits`] | limits of disks and NICs, by name |
 //! | [`statistics`] | the counters of all domains |
 //! | [`errors`] | the interface's errors from dom0's own |
 
@@ -18,6 +19,7 @@ mod disks;
 mod domains;
 mod errors;
 mod events;
+mod limits;
 mod machine;
 mod nets;
 mod server;

@@ -17,7 +17,7 @@ use shared_abi::{DeviceId, NetworkName};
 use super::domains::{describe, domain_0, list, troubles};
 use super::errors::{Plan, start_message};
 use super::events::{self, Answers};
-use super::{cpus, disks, machine, nets, statistics};
+use super::{cpus, disks, limits, machine, nets, statistics};
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
 use crate::domain::check;
@@ -279,7 +279,8 @@ impl Session {
         limits: Vec<Limit>,
     ) -> Result<(), ApiError> {
         self.may_change("changing a limit")?;
-        let change = disks::change(&limits).map_err(|message| ApiError::Refused { message })?;
+        let change =
+            limits::change(&disks::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let disk = disk.map(|disk| device(&disk)).transpose()?;
         Ok(self.dom0.order(&name, |answer| Order::Limit(disk, change, answer)).await?)
     }
@@ -327,7 +328,8 @@ impl Session {
         limits: Vec<Limit>,
     ) -> Result<(), ApiError> {
         self.may_change("changing a NIC")?;
-        let limits = nets::change(&limits).map_err(|message| ApiError::Refused { message })?;
+        let limits =
+            limits::change(&nets::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let nic = device(&nic)?;
         let change = NicChange { up, announce, limits };
         Ok(self.dom0.order(&name, |answer| Order::SetNic(nic, change, answer)).await?)

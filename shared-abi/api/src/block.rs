@@ -1,7 +1,7 @@
 //! Disks, with their counters.
 
 use serde::{Deserialize, Serialize};
-use shared_abi::control::OpStatistics;
+use shared_abi::control::{DiskStatistics, OpStatistics};
 use zlink::introspect;
 
 use crate::Limit;
@@ -89,5 +89,21 @@ impl From<OpStatistics> for OpInfo {
     fn from(op: OpStatistics) -> Self {
         let OpStatistics { ops, errors, bytes, total_ns, latency } = op;
         Self { ops, errors, bytes, total_ns, latency }
+    }
+}
+
+impl From<DiskStatistics> for DiskCounters {
+    fn from(disk: DiskStatistics) -> Self {
+        Self {
+            in_flight: disk.in_flight,
+            held: disk.held,
+            deepest: disk.deepest,
+            throttled: disk.throttled,
+            stalls: disk.stalls,
+            read: disk.read.into(),
+            write: disk.write.into(),
+            flush: disk.flush.into(),
+            discard: disk.discard.into(),
+        }
     }
 }

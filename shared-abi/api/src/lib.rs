@@ -25,7 +25,7 @@ pub use domain::{Console, Created, DomainInfo, Domains, Dumped, Ended, OneDomain
 pub use error::ApiError;
 pub use event::EventInfo;
 pub use host::{GuestsStopped, HostInfo};
-pub use limit::Limit;
+pub use limit::{DISK_LIMITS, Limit, NIC_LIMITS};
 pub use net::{DropInfo, NicCounters, NicInfo, NicList, TrafficInfo};
 pub use network::{Defined, LeaseInfo, LeaseList, NetworkInfo, NetworkList};
 pub use statistics::{DomainStatistics, Statistics, VcpuInfo};

@@ -12,3 +12,9 @@ pub struct Limit {
     /// `RATE[:BURST[:SECONDS]]`, or `none`.
     pub rate: String,
 }
+
+/// The names of a disk's limits, which are those of all disks of a domain together, too.
+pub const DISK_LIMITS: [&str; 6] = ["iops", "read_iops", "write_iops", "bytes", "read_bytes", "write_bytes"];
+
+/// The names of a NIC's limits.
+pub const NIC_LIMITS: [&str; 4] = ["receive_bits", "receive_packets", "transmit_bits", "transmit_packets"];

@@ -1,7 +1,7 @@
 //! NICs, with their counters.
 
 use serde::{Deserialize, Serialize};
-use shared_abi::control::{Drops, TrafficStatistics};
+use shared_abi::control::{Drops, NicStatistics, TrafficStatistics};
 use zlink::introspect;
 
 use crate::Limit;
@@ -86,7 +86,7 @@ pub struct NicList {
 }
 
 impl From<TrafficStatistics> for TrafficInfo {
-    fn from(it: TrafficStatistics) -> Self {
+    fn from(traffic: TrafficStatistics) -> Self {
         let TrafficStatistics {
             packets,
             bytes,
@@ -96,7 +96,7 @@ impl From<TrafficStatistics> for TrafficInfo {
             throttled,
             sizes,
             drops,
-        } = it;
+        } = traffic;
         let reason = |Drops { reason, packets }| DropInfo {
             // A unit variant is a string.
             reason: serde_json::to_value(reason)
@@ -107,5 +107,13 @@ impl From<TrafficStatistics> for TrafficInfo {
         };
         let drops = drops.into_iter().map(reason).collect();
         Self { packets, bytes, open_checksums, segments, segment_bytes, throttled, sizes, drops }
+    }
+}
+
+impl From<NicStatistics> for NicCounters {
+    fn from(nic: NicStatistics) -> Self {
+        let NicStatistics { link_up, pairs, promiscuous, receive, transmit } = nic;
+        let (receive, transmit) = (receive.into(), transmit.into());
+        Self { link_up, pairs: pairs.into(), promiscuous, receive, transmit }
     }
 }

@@ -4,49 +4,12 @@ use std::path::Path;
 
 use anyhow::bail;
 use clap::Args;
-use domus_api::{DiskCounters, DiskInfo, Dom0Client, Limit, OpInfo};
+use domus_api::{DiskCounters, DiskInfo, Dom0Client, OpInfo};
 
 use crate::client::{answer, connect};
+use crate::limits::DiskLimits;
 use crate::output::print;
 use crate::size::Size;
-
-/// Limits on the command line: `RATE[:BURST[:SECONDS]]` such as 500, 50MiB, 100MiB:400MiB:10; `none` lifts one.
-#[derive(Debug, Args)]
-pub struct Limits {
-    /// Requests a second
-    #[arg(long, value_name = "RATE")]
-    iops: Option<String>,
-    /// Requests to read a second
-    #[arg(long, value_name = "RATE")]
-    read_iops: Option<String>,
-    /// Requests to write a second
-    #[arg(long, value_name = "RATE")]
-    write_iops: Option<String>,
-    /// Bytes a second
-    #[arg(long, value_name = "RATE")]
-    bytes: Option<String>,
-    /// Bytes read a second
-    #[arg(long, value_name = "RATE")]
-    read_bytes: Option<String>,
-    /// Bytes written a second
-    #[arg(long, value_name = "RATE")]
-    write_bytes: Option<String>,
-}
-
-impl Limits {
-    fn given(self) -> Vec<Limit> {
-        let all = [
-            ("iops", self.iops),
-            ("read_iops", self.read_iops),
-            ("write_iops", self.write_iops),
-            ("bytes", self.bytes),
-            ("read_bytes", self.read_bytes),
-            ("write_bytes", self.write_bytes),
-        ];
-        let given = all.into_iter().filter_map(|(name, rate)| Some((name, rate?)));
-        given.map(|(name, rate)| Limit { name: name.into(), rate }).collect()
-    }
-}
 
 /// The command line of `block-list`.
 #[derive(Debug, Args)]
@@ -67,7 +30,7 @@ pub struct SetArgs {
     disk: Option<String>,
     /// What is to change
     #[command(flatten)]
-    limits: Limits,
+    limits: DiskLimits,
 }
 
 /// The command line of `block-resize`.
@@ -124,8 +87,7 @@ fn table(disks: &[DiskInfo]) -> String {
 
 /// `domus block-set`.
 pub async fn set(dir: Option<&Path>, args: SetArgs) -> anyhow::Result<()> {
-    let SetArgs { name, disk, limits } = args;
-    let limits = limits.given();
+    let SetArgs { name, disk, limits: DiskLimits(limits) } = args;
     if limits.is_empty() {
         bail!("nothing to set: name a limit, such as --iops 500 or --bytes none");
     }

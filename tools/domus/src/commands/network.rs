@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use domus_api::{Dom0Client, LeaseInfo, Limit, NetworkInfo, NicCounters, NicInfo, TrafficInfo};
+use domus_api::{Dom0Client, LeaseInfo, NetworkInfo, NicCounters, NicInfo, TrafficInfo};
 
 use crate::client::{answer, connect};
+use crate::limits::NicLimits;
 use crate::output::print;
 use crate::shared::read_config;
 
@@ -20,7 +21,7 @@ pub enum Link {
     Down,
 }
 
-/// What is to change of a NIC. Rates are `RATE[:BURST[:SECONDS]]` such as 100M, 1000 or 100M:400M:10; `none` lifts one.
+/// Changes of a NIC.
 #[derive(Debug, Args)]
 pub struct NicSettings {
     /// Plug the cable in, or pull it; the guest is told
@@ -29,18 +30,8 @@ pub struct NicSettings {
     /// Have the guest announce itself to its network
     #[arg(long)]
     announce: bool,
-    /// Bits a second to the guest
-    #[arg(long, value_name = "RATE")]
-    receive_bits: Option<String>,
-    /// Frames a second to the guest
-    #[arg(long, value_name = "RATE")]
-    receive_packets: Option<String>,
-    /// Bits a second from the guest
-    #[arg(long, value_name = "RATE")]
-    transmit_bits: Option<String>,
-    /// Frames a second from the guest
-    #[arg(long, value_name = "RATE")]
-    transmit_packets: Option<String>,
+    #[command(flatten)]
+    limits: NicLimits,
 }
 
 /// The command line of `network-list`.
@@ -191,16 +182,7 @@ fn leases_table(leases: &[LeaseInfo]) -> String {
 /// `domus network-set`.
 pub async fn set(dir: Option<&Path>, args: SetArgs) -> anyhow::Result<()> {
     let SetArgs { name, nic, settings } = args;
-    let NicSettings { link, announce, receive_bits, receive_packets, transmit_bits, transmit_packets } =
-        settings;
-    let all = [
-        ("receive_bits", receive_bits),
-        ("receive_packets", receive_packets),
-        ("transmit_bits", transmit_bits),
-        ("transmit_packets", transmit_packets),
-    ];
-    let limits: Vec<Limit> =
-        all.into_iter().filter_map(|(name, rate)| Some(Limit { name: name.into(), rate: rate? })).collect();
+    let NicSettings { link, announce, limits: NicLimits(limits) } = settings;
     if link.is_none() && !announce && limits.is_empty() {
         bail!("nothing to set: say what, such as --link down, --announce or --receive-bits 100M");
     }
