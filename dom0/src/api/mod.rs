@@ -1,17 +1,19 @@
-//! The Varlink interface `org.domus.Dom0`, as dom0 serves it. Its types and the client's side are the crate `domus-api`.
+//! The Varlink interface `org.domus.Dom0`, as dom0 serves it. Its types and the client's side are the crate
+//! `domus-api`.
 //!
 //! The service describes itself (`varlinkctl introspect`). Whoever may connect may ask; only root, or the user that
 //! dom0 runs as, may change anything or have dom0 look at files.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`server`] | the socket: who may connect, and with which rights |
-//! | [`service`] | the calls, one method each |
-//! | [`bounded`] | a stream that refuses a call without end |
-//! | [`domains`], [`disks`], [`nets`], [`cpus`], [`machine`], [`events`] | the interface's types from dom0's own, and back |
-//! | [`limits`] | limits of disks and NICs, by name |
-//! | [`statistics`] | the counters of all domains |
-//! | [`errors`] | the interface's errors from dom0's own |
+//! | `server` | the socket: who may connect, and with which rights |
+//! | `service` | the calls, one method each |
+//! | `bounded` | a stream that refuses a call without end |
+//! | `domains`, `disks`, `nets`, `cpus` | the interface's types made of dom0's own |
+//! | `machine`, `events` | requests to a runner; a stream of events |
+//! | `limits` | limits of disks and NICs, by name |
+//! | `statistics` | the counters of all domains |
+//! | `errors` | the interface's errors from dom0's own |
 
 mod bounded;
 mod cpus;

@@ -48,8 +48,8 @@ pub trait Dom0Client {
     ) -> zlink::Result<Result<(), ApiError>>;
     /// Has the guest's kernel receive a SysRq key on COM1.
     async fn sysrq(&mut self, name: &str, key: &str) -> zlink::Result<Result<(), ApiError>>;
-    /// Writes a core of the machine into this file, or without one into the directory of cores. `then` is what becomes of the
-    /// domain: "go-on", "destroy" or "reset".
+    /// Writes a core of the machine into this file, or without one into the directory of cores. `then` is what
+    /// becomes of the domain: "go-on", "destroy" or "reset".
     async fn dump_core(
         &mut self,
         name: &str,
@@ -59,7 +59,8 @@ pub trait Dom0Client {
     ) -> zlink::Result<Result<Dumped, ApiError>>;
     /// Gives a running domain another name.
     async fn rename(&mut self, name: &str, to: &str) -> zlink::Result<Result<(), ApiError>>;
-    /// Has the next machine of a running domain made from this config; what it says of the end of this one counts at once.
+    /// Has the next machine of a running domain made from this config; what it says of the end of this one counts at
+    /// once.
     async fn config_update(
         &mut self,
         name: &str,
@@ -146,8 +147,8 @@ pub trait Dom0Client {
     async fn guests_stop(&mut self, grace: u32) -> zlink::Result<Result<GuestsStopped, ApiError>>;
     /// Puts the installed program in the place of this dom0; domains go on. Answered before that happens.
     async fn succeed(&mut self) -> zlink::Result<Result<(), ApiError>>;
-    /// What happens, as it does; with `since_start`, what dom0 remembers comes first. A client that sends anything else, or
-    /// hangs up, ends it.
+    /// What happens, as it does; with `since_start`, what dom0 remembers comes first. A client that sends anything
+    /// else, or hangs up, ends it.
     #[zlink(more)]
     async fn events(
         &mut self,

@@ -1,7 +1,8 @@
 //! The Varlink interface `org.domus.Dom0`: its types, its errors, and the client's side of it.
 //!
-//! dom0 serves it; `domus` and other tools link this crate and not dom0. `org.domus.Dom0.varlink` beside this crate is the
-//! same interface as text, for clients in other languages; a test compares it with what the service says of itself.
+//! dom0 serves it; `domus` and other tools link this crate and not dom0. `org.domus.Dom0.varlink` beside this crate
+//! is the same interface as text, for clients in other languages; a test compares it with what the service says of
+//! itself.
 //!
 //! Types only, and the proxy that `zlink` makes of [`Dom0Client`]: nothing here opens a socket.
 

@@ -1,8 +1,8 @@
 //! The toolstack: `domus`, which also answers to the name `xl`.
 //!
-//! A file imports from lower layers only (`tests/layers.rs`): [`args`], [`commands`], then [`selection`] and [`attach`],
-//! [`client`] and [`terminal`], and at the bottom [`output`],
-//! [`limits`], [`clock`], [`shared`] and [`size`].
+//! A file imports from lower layers only (`tests/layers.rs`): [`args`], [`commands`], then [`selection`] and
+//! [`attach`], [`client`] and [`terminal`], and at the bottom [`output`], [`limits`], [`clock`], [`shared`] and
+//! [`size`].
 //!
 //! Every command is one request to the dom0 service, but `run`, which is a dom0 of its own, and `check`, which needs
 //! none. Exit status: 0 done, 1 failed, 2 wrong usage. A failure is one line on standard error.

@@ -1,8 +1,8 @@
 //! The domains that a command is about, and what the command does to each of them.
 //!
-//! A domain is named by its name, its ID, or a pattern (`web*`, `db?`, `[a-c]*`), which may fit several; `--all` is every
-//! domain but the host. What fails for one domain is a line of its own and does not keep the others from their turn; the
-//! command's status says at its end that something failed. With `--dry-run` nothing is asked of any domain.
+//! A domain is named by its name, its ID, or a pattern (`web*`, `db?`, `[a-c]*`), which may fit several; `--all` is
+//! every domain but the host. What fails for one domain is a line of its own and does not keep the others from their
+//! turn; the command's status says at its end that something failed. With `--dry-run` nothing is asked of any domain.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -38,8 +38,8 @@ pub struct Selection {
     json: bool,
 }
 
-/// The domains of `there` that `names` mean, in that order, each once. What is neither a pattern nor the name of a domain
-/// stays as it is: the service says what is wrong with it.
+/// The domains of `there` that `names` mean, in that order, each once. What is neither a pattern nor the name of a
+/// domain stays as it is: the service says what is wrong with it.
 ///
 /// # Errors
 /// A pattern that is none, or that fits no domain.

@@ -1,7 +1,7 @@
 //! What every command may take from dom0's crate beside the API: rules that both sides of the socket must agree on.
 //!
-//! The commands that do a part of dom0's work themselves (`run`, `check`, `import`, `logs`, `disk`) link that crate; all
-//! others reach it through this file only, so that these rules can move into a contract of their own.
+//! The commands that do a part of dom0's work themselves (`run`, `check`, `import`, `logs`, `disk`) link that crate;
+//! all others reach it through this file only, so that these rules can move into a contract of their own.
 
 /// Writes a moment in milliseconds since 1970 as RFC 3339 has it.
 pub use dom0::clock::written as timestamp;

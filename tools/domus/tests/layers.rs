@@ -1,12 +1,13 @@
-//! A file of `src` imports from lower layers, or from its own folder, and from nowhere else: no two files need each other.
+//! A file of `src` imports from lower layers, or from its own folder, and from nowhere else: no two files need each
+//! other.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 
 use std::fs;
 use std::path::Path;
 
-/// From the lowest to the highest; a unit is a file, or a folder below `src` or `src/commands`. Units of one layer do not
-/// import each other.
+/// From the lowest to the highest; a unit is a file, or a folder below `src` or `src/commands`. Units of one layer do
+/// not import each other.
 const LAYERS: [&[&str]; 8] = [
     &["clock", "limits", "output", "shared", "size"],
     &["client", "terminal"],

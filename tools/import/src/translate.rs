@@ -145,8 +145,8 @@ impl Translation {
                 1,
                 "no kernel is named",
                 format!(
-                    "Domus has no firmware and runs no boot loader: put the guest's kernel at {NO_KERNEL} beside the config, \
-                     name its initrd in boot.initrd and its command line in boot.cmdline"
+                    "Domus has no firmware and runs no boot loader: put the guest's kernel at {NO_KERNEL} beside \
+                     the config, name its initrd in boot.initrd and its command line in boot.cmdline"
                 ),
             );
         }

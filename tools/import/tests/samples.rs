@@ -47,7 +47,10 @@ fn a_guest_of_xl_s_documentation_is_a_config_and_what_is_lost_is_listed_by_line(
                 { "id": "hdd", "path": "/root/image.iso", "read_only": true }
             ],
             "nets": [
-                { "id": "eth0", "bridge": "br0", "mac": "00:16:3e:01:02:03", "limits": { "transmit_bits": "10000000" } },
+                {
+                    "id": "eth0", "bridge": "br0", "mac": "00:16:3e:01:02:03",
+                    "limits": { "transmit_bits": "10000000" }
+                },
                 { "id": "eth1", "bridge": "xenbr0" }
             ],
             "on_reboot": "destroy",
@@ -163,7 +166,10 @@ fn what_is_neither_is_refused_in_one_line_that_says_where() {
 
 proptest::proptest! {
     #[test]
-    fn any_text_ends_in_a_config_or_in_an_error_of_one_line(text in "[ -~\n\u{e9}]{0,200}", xml in proptest::bool::ANY) {
+    fn any_text_ends_in_a_config_or_in_an_error_of_one_line(
+        text in "[ -~\n\u{e9}]{0,200}",
+        xml in proptest::bool::ANY,
+    ) {
         let text = if xml { format!("<domain>{text}</domain>") } else { text };
         match import(&text) {
             Ok(found) => {

@@ -64,12 +64,12 @@ pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Resul
     print(&if json { serde_json::to_string(&plan)? } else { plan.text() })
 }
 
-/// What somebody should know who starts this domain.
+/// Warnings for the operator who starts this domain.
 fn notes(config: &config::DomainConfig) -> Vec<String> {
     let at_switch = |(n, net): (usize, &config::Net)| match &net.link {
         config::NetLink::Switch(switch) => Some(format!(
-            "nets[{n}].switch: the process of the switch \"{switch}\" can read and write all memory of this domain and of \
-             every other domain on it: put only domains there that may know each other's secrets"
+            "nets[{n}].switch: the process of the switch \"{switch}\" can read and write all memory of this \
+             domain and of every other domain on it: put only domains there that may know each other's secrets"
         )),
         _ => None,
     };

@@ -1,8 +1,9 @@
 //! The cleanup process of `domus run`: it outlives a `domus run` that was killed, and removes what that has left.
 //!
-//! The kernel kills the domain's processes (`PR_SET_PDEATHSIG`) and removes the taps, and knows nothing of the domain's
-//! directory with its sockets. The cleanup process waits at a pipe whose other end only `domus run` has. At that pipe's end
-//! it kills each of the domain's processes that is still there, waits until all have ended, and removes the directory.
+//! The kernel kills the domain's processes (`PR_SET_PDEATHSIG`) and removes the taps, and knows nothing of the
+//! domain's directory with its sockets. The cleanup process waits at a pipe whose other end only `domus run` has. At
+//! that pipe's end it kills each of the domain's processes that is still there, waits until all have ended, and
+//! removes the directory.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;

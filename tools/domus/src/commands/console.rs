@@ -12,10 +12,10 @@ use crate::attach::{Copy, End, Keys, attach};
 use crate::client::{Connection, answer, connect};
 use crate::terminal::Raw;
 
-/// How long the console of a domain that runs may be away, and dom0 itself.
+/// Upper bound of the time without a console while the domain runs, and of the time without dom0.
 const AWAY: Duration = Duration::from_secs(30);
 
-/// How soon what was away is looked for again.
+/// Interval between two attempts to reach them.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Which console of a domain.
@@ -87,7 +87,8 @@ pub async fn follow(
     }
 }
 
-/// The domain's next console, if it starts again, however long that takes; or the same one, if only its process has died.
+/// The console to attach to next: that of the domain's next machine, however long its start takes, or the same
+/// console again, if only its process died. None if the domain does not start again.
 async fn next(
     dir: Option<&Path>,
     connection: &mut Connection,

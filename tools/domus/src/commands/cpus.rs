@@ -1,4 +1,4 @@
-//! vCPUs and what domains have of the host's CPUs; how long domains have been running.
+//! vCPUs, each domain's share of the host's CPUs, and domains' uptimes.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `domus dom0 upgrade`: the installed dom0 in the place of the one that runs.
+//! `domus dom0 upgrade`: replaces the running dom0 by the installed program.
 
 use std::path::Path;
 use std::time::Duration;

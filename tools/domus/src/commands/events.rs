@@ -1,4 +1,4 @@
-//! `domus events`: what happens, a line at a time, until it is interrupted or dom0 ends.
+//! `domus events`: prints one line for each event, until the command is interrupted or dom0 ends.
 
 use std::path::Path;
 use std::pin::pin;

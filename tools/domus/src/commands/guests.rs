@@ -1,4 +1,4 @@
-//! What becomes of guests when the host stops.
+//! `domus guests-stop`: shuts all guests down before the host stops.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use domus_api::{Dom0Client, GuestsStopped};
 use crate::client::{answer, connect};
 use crate::output::print;
 
-/// What becomes of them.
+/// The way that guests are stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Action {
     /// Each one's power button is pressed

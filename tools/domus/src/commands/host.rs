@@ -1,4 +1,4 @@
-//! `domus info`: what the host is and has, in xl's words where they fit.
+//! `domus info`: the host's hardware, kernel and dom0, under xl's keys where they fit.
 
 use std::fs;
 use std::path::Path;

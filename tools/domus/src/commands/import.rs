@@ -1,4 +1,4 @@
-//! `domus import`: what xl or libvirt calls a domain, as a config of Domus.
+//! `domus import`: translates a config of xl or libvirt into one of Domus.
 
 use std::path::PathBuf;
 

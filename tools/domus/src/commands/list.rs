@@ -1,4 +1,4 @@
-//! Which domains there are.
+//! Lists of domains, and the translation of names to IDs and back.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
-//! `domus logs`: what dom0 and a domain's own processes have said about it.
+//! `domus logs`: the log lines of dom0 and of a domain's processes about that domain.
 //!
-//! Where dom0's words go to the journal, the journal is asked, which has systemd's words too. Otherwise dom0 keeps a file for
-//! each domain, and those are read here, with the caller's own rights.
+//! If dom0 logs to the journal, `journalctl` prints the lines, systemd's among them. Otherwise dom0 keeps a log file
+//! for each domain, and this command reads it with the caller's own rights.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -21,7 +21,7 @@ use shared_abi::DomainName;
 use crate::client::{answer, connect};
 use crate::output::print;
 
-/// How soon a new line is seen.
+/// Interval at which `--follow` looks for new lines.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// The command line of `logs`.
@@ -94,7 +94,7 @@ fn open(path: &Path) -> anyhow::Result<Option<File>> {
     }
 }
 
-/// Prints what a file has that was not printed yet.
+/// Prints the lines of a file from its current position to its end.
 fn rest(file: &mut BufReader<File>, json: bool) -> anyhow::Result<()> {
     let mut line = String::new();
     while file.read_line(&mut line).context("cannot read what was said")? > 0 {

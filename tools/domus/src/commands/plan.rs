@@ -1,7 +1,7 @@
-//! What a domain would be made of: every process, file, device and piece of memory, before anything of it is made.
+//! The plan of a domain: every process, file, device and piece of memory that starting it would take.
 //!
-//! It is worked out from the config as dom0 and the runner work it out, and files are only looked at. What the host has no
-//! room for, or lacks, is the check's matter and stands before this.
+//! The plan follows from the config, by the rules of dom0 and of the runner; files are looked at and not opened.
+//! Whether the host has what the plan needs is checked before the plan is made.
 
 use std::fmt::Write;
 use std::os::unix::fs::FileTypeExt;
@@ -162,7 +162,8 @@ impl Plan {
         for Device { slot, id, kind, queues, backend, is, on_backend_loss } in &self.devices {
             let _ = writeln!(
                 out,
-                "  PCI {slot:<4} {id}: {kind}, {queues} queue(s), {is}, served by {backend}; if that is lost: {on_backend_loss}"
+                "  PCI {slot:<4} {id}: {kind}, {queues} queue(s), {is}, served by {backend}; \
+                 if that is lost: {on_backend_loss}"
             );
         }
         let Policies { on_poweroff, on_reboot, on_crash, autostart } = &self.policies;
@@ -336,7 +337,9 @@ mod tests {
                 { "id": "cd", "path": "nbd://host/cd", "read_only": true, "on_backend_loss": { "error_after": 5 } },
                 { "id": "other", "vhost_user_socket": "disk.sock" }
             ],
-            "nets": [ { "id": "eth0", "bridge": "br0", "link": "down" }, { "id": "eth1" }, { "id": "eth2", "switch": "s" } ],
+            "nets": [
+                { "id": "eth0", "bridge": "br0", "link": "down" }, { "id": "eth1" }, { "id": "eth2", "switch": "s" }
+            ],
             "devices": [ { "id": "fs", "virtio_type": 26, "queues": 2, "vhost_user_socket": "fs.sock" } ]
         }"#;
         let config = dom0::config::parse(Path::new("web1.json"), Path::new("/srv"), text).unwrap();

@@ -1,7 +1,7 @@
 //! `domus run`: a dom0 in this process, for one domain, in the foreground.
 //!
-//! Ends when the domain does. Ctrl-] (on a terminal), SIGINT, SIGTERM and SIGHUP ask the guest to shut down, for
-//! `--grace` seconds at most, and then destroy it; a second one destroys it at once.
+//! The command ends when the domain does. Ctrl-] (on a terminal), SIGINT, SIGTERM and SIGHUP ask the guest to shut
+//! down, for `--grace` seconds at most, and then destroy it; a second one destroys it at once.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! What a shell and `man` are given: `completions` and `manual`. Both take the command line as a value, since they are a part
-//! of it.
+//! `completions` and `manual`: shell completions and man pages of this command. Both functions take the command line as
+//! a value, because it contains these two commands.
 
 use std::path::PathBuf;
 

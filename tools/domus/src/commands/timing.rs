@@ -1,4 +1,4 @@
-//! `domus create --timing`: how long each phase of a start took.
+//! `domus create --timing`: the duration of each phase of a start.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::client::{Connection, answer};
 use crate::clock::monotonic;
 use crate::output::print;
 
-/// So long the guest may take to its first output and its first device in use.
+/// Upper bound of the wait for the guest's first output and for its first device in use.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -19,7 +19,8 @@ pub fn now() -> u64 {
     monotonic().as_nanos() as u64
 }
 
-/// Tells how the start went that was asked for at `asked`. With `devices` there are some that a driver may take into use.
+/// Prints the phases of the start that was requested at `asked`. `devices`: the guest has devices, so that the phase
+/// "first device in use" is waited for.
 pub async fn tell(
     connection: &mut Connection,
     created: &Created,

@@ -27,7 +27,8 @@ impl Reader {
                 "target" => {
                     disk.id = child.attribute("dev").unwrap_or_default().into();
                     if child.attribute("bus").is_some_and(|bus| bus != "virtio") {
-                        self.lose(child, "every disk is a virtio-blk: the guest calls it by another name, so have it use UUIDs");
+                        let why = "every disk is a virtio-blk: the guest calls it by another name, so have it use UUIDs";
+                        self.lose(child, why);
                     }
                 }
                 "readonly" => disk.read_only = Some(true),
@@ -64,7 +65,8 @@ impl Reader {
             }
             if disk.vhost_user_socket.is_none() {
                 if kind == "disk" {
-                    self.lose(node, "its image is neither a file nor a block device nor an NBD export: the disk is left out");
+                    let why = "its image is neither a file nor a block device nor an NBD export: the disk is left out";
+                    self.lose(node, why);
                 }
                 return;
             }

@@ -1,7 +1,7 @@
 //! A domain's XML of libvirt, as `virsh dumpxml` writes it.
 //!
-//! Each element that is read says which of its children and attributes it knows; all others are listed, with a reason if
-//! it is a common one.
+//! Each element that is read says which of its children and attributes it knows; all others are listed, with a reason
+//! if it is a common one.
 
 mod disk;
 mod nic;

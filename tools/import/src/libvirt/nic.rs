@@ -87,7 +87,10 @@ impl Reader {
             "network" => {
                 net.network = given("network");
                 let network = net.network.clone().unwrap_or_default();
-                self.lose(source, &format!("is kept: define the network with domus network-define, \"{network}\" is not libvirt's here"));
+                let why = format!(
+                    "is kept: define the network with domus network-define, \"{network}\" is not libvirt's here"
+                );
+                self.lose(source, &why);
                 // Which port and bridge it has been, while it runs.
                 &["network", "portid", "bridge"]
             }

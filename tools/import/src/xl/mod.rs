@@ -178,8 +178,8 @@ fn lose(translation: &mut Translation, setting: &Setting) {
     }
     let why = match (key.as_str(), text_of(value)) {
         ("type" | "builder", Some("hvm" | "generic")) => {
-            "the guest has no firmware and no emulated devices but a serial port: its kernel is started by PVH, and needs \
-             virtio drivers"
+            "the guest has no firmware and no emulated devices but a serial port: its kernel is started by PVH, and \
+             needs virtio drivers"
         }
         ("type" | "builder", _) => "the kernel is started by PVH, and needs virtio drivers in place of Xen's",
         (key, _) => LOST

@@ -1,9 +1,10 @@
 //! `domus disk`: disk images without a domain.
 //!
-//! What is in a qcow2 file may have been written by a guest's backend, so this process never parses one: a child that has
-//! closed a sandbox around itself does ([`sealed`]), with the descriptors it needs and nothing else. Internal snapshots are
-//! the exception: `qemu-img` works on them ([`qemu`]). Refused: an image that a domain or another program has locked, and
-//! a format guessed from bytes. Promised: a file that is made is there when it is complete, or not at all.
+//! What is in a qcow2 file may have been written by a guest's backend, so this process never parses one: a child that
+//! has closed a sandbox around itself does ([`sealed`]), with the descriptors it needs and nothing else. Internal
+//! snapshots are the exception: `qemu-img` works on them ([`qemu`]). Refused: an image that a domain or another
+//! program has locked, and a format guessed from bytes. Promised: a file that is made is there when it is complete,
+//! or not at all.
 
 mod files;
 mod qemu;
@@ -58,8 +59,8 @@ pub enum Command {
     },
     /// Make an overlay that takes an image's writes from now on, or work on snapshots inside a qcow2 image
     ///
-    /// The snapshots inside (--list, --create, --apply, --delete) are qemu-img's work: it parses the image with the rights
-    /// of whoever runs this command, in no sandbox. Everything else parses images in a sandbox.
+    /// The snapshots inside (--list, --create, --apply, --delete) are qemu-img's work: it parses the image with the
+    /// rights of whoever runs this command, in no sandbox. Everything else parses images in a sandbox.
     Snapshot(Snapshot),
 }
 

@@ -1,7 +1,7 @@
-//! `domus top`: what domains use and do, as rates over an interval, live on a terminal or line by line.
+//! `domus top`: the resources that domains use, as rates over an interval, live on a terminal or line by line.
 //!
-//! dom0 keeps no rates: two answers of its counters are compared here. A counter that has become smaller has begun anew, as
-//! those of a backend do that was started again.
+//! dom0 keeps counters and no rates: a rate is the difference of two samples. A counter that is smaller in the second
+//! sample was reset, because its backend was started again, and counts from zero.
 
 mod live;
 mod rates;
@@ -23,7 +23,8 @@ use rates::{Row, rates};
 #[derive(Debug, Args)]
 pub struct TopArgs {
     /// Seconds between two looks
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     delay: u64,
     /// Print the list each time, in place of showing it
     #[arg(short, long)]
@@ -39,7 +40,7 @@ pub struct TopArgs {
     json: bool,
 }
 
-/// What comes first.
+/// The column that the list is sorted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum SortKey {
     /// Those that use the most CPU time
@@ -56,7 +57,7 @@ pub enum SortKey {
     Name,
 }
 
-/// Two looks at the counters, and what lies between them.
+/// The last sample of the counters, and the connection for the next one.
 struct Watch {
     connection: Connection,
     before: Vec<DomainStatistics>,
@@ -70,7 +71,7 @@ impl Watch {
         Ok(Self { connection, before, at: Instant::now() })
     }
 
-    /// What has been since the last look.
+    /// Takes a sample; returns the rates since the one before.
     async fn look(&mut self, order: SortKey) -> anyhow::Result<Vec<Row>> {
         let now = answer(self.connection.statistics().await)?.domains;
         let at = Instant::now();

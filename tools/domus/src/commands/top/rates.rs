@@ -1,4 +1,4 @@
-//! What lies between two looks at the counters.
+//! Rates from two samples of the counters.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::SortKey;
 
-/// One domain, in the seconds between two looks.
+/// The rates of one domain between two samples.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Row {
     /// Its name.
@@ -38,7 +38,7 @@ pub struct Row {
     pub troubles: u64,
 }
 
-/// Compares two looks. A domain that was not there at the first one, or is another incarnation, has done nothing yet.
+/// Compares two samples. A domain that the first one lacks, or had under another number, has rates of zero.
 pub fn rates(
     before: &[DomainStatistics],
     now: &[DomainStatistics],
@@ -142,7 +142,8 @@ pub fn table(rows: &[Row]) -> String {
         let bytes = [row.disk_read, row.disk_written, row.net_received, row.net_transmitted].map(amount);
         let [read, written, received, transmitted] = &bytes;
         text += &format!(
-            "\n{:<24} {:>5} {:<10} {:>6.1} {:>6.1} {:>7} {:>7} {read:>9} {written:>9} {:>7.0} {received:>9} {transmitted:>9} {:>4}",
+            "\n{:<24} {:>5} {:<10} {:>6.1} {:>6.1} {:>7} {:>7} {read:>9} {written:>9} {:>7.0} \
+             {received:>9} {transmitted:>9} {:>4}",
             row.name,
             row.id,
             row.state,
