@@ -176,7 +176,10 @@ pub async fn uptime(dir: Option<&Path>, args: UptimeArgs) -> anyhow::Result<()> 
         rows.push((name, id, first.map(|first| monotonic().saturating_sub(first))));
     }
     if json {
-        let row = |(name, id, up): &(String, u32, Option<Duration>)| json!({ "name": name, "id": id, "seconds": up.map(|up| up.as_secs()) });
+        let row = |(name, id, up): &(String, u32, Option<Duration>)| {
+            let seconds = up.map(|up| up.as_secs());
+            json!({ "name": name, "id": id, "seconds": seconds })
+        };
         return print(&serde_json::to_string_pretty(&rows.iter().map(row).collect::<Vec<_>>())?);
     }
     let mut text = format!("{:<33} {:>4} Uptime", "Name", "ID");

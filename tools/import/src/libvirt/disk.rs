@@ -27,8 +27,11 @@ impl Reader {
                 "target" => {
                     disk.id = child.attribute("dev").unwrap_or_default().into();
                     if child.attribute("bus").is_some_and(|bus| bus != "virtio") {
-                        let why = "every disk is a virtio-blk: the guest calls it by another name, so have it use UUIDs";
-                        self.lose(child, why);
+                        self.lose(
+                            child,
+                            "every disk is a virtio-blk: the guest calls it by another name, \
+                             so have it use UUIDs",
+                        );
                     }
                 }
                 "readonly" => disk.read_only = Some(true),
