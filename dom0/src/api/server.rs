@@ -40,8 +40,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the socket that the service manager hands over (sd_listen_fds(3)), or makes the one of `dom0`, which must hold
-    /// its run directory's lock: what is at the path is dead.
+    /// Takes the socket that the service manager hands over (sd_listen_fds(3)), or makes the one of `dom0`, which
+    /// must hold its run directory's lock: what is at the path is dead.
     ///
     /// # Errors
     /// [`ServerError`].

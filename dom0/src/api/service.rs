@@ -5,38 +5,30 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use domus_api::{
+    ApiError, Console, Created, Defined, DiskCounters, DiskInfo, DiskList, DomainInfo, DomainStatistics,
+    Domains, DropInfo, Dumped, Ended, EventInfo, GuestsStopped, HostInfo, LeaseInfo, LeaseList, Limit,
+    NetworkInfo, NetworkList, NicCounters, NicInfo, NicList, OneDomain, OpInfo, PhaseInfo, Resized, Sched,
+    Statistics, Timeline, TrafficInfo, TroubleInfo, Troubles, Upgraded, VcpuInfo, VcpuList, VcpuPlace,
+};
 use shared_abi::ids::IdError;
-use shared_abi::{DeviceId, DomainName, NetworkName, Role};
-use uuid::Uuid;
+use shared_abi::{DeviceId, NetworkName};
 
-use super::cpus::{self, Sched, VcpuList, VcpuPlace};
-use super::disks::{
-    self, DiskCounters, DiskInfo, DiskList, Limit, OpInfo, Resized, TroubleInfo, Troubles, Upgraded,
-};
-use super::events::{self, Answers, EventInfo};
-use super::machine;
-use super::nets::{
-    self, Defined, DropInfo, LeaseInfo, LeaseList, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList,
-    TrafficInfo,
-};
-use super::statistics::{self, DomainStatistics, Statistics, VcpuInfo};
-use super::{
-    ApiError, Console, Created, DomainInfo, Domains, Dumped, Ended, GuestsStopped, HostInfo, OneDomain,
-    PhaseInfo, Timeline,
-};
-use crate::child::ChildError;
+use super::domains::{describe, domain_0, list, troubles};
+use super::errors::{Plan, start_message};
+use super::events::{self, Answers};
+use super::{cpus, disks, limits, machine, nets, statistics};
 use crate::config::{self, ConfigError, MAX_CONFIG};
 use crate::domain::build::StartError;
+use crate::domain::check;
 use crate::domain::nics::NicChange;
 use crate::domain::operate::Order;
 use crate::domain::scheduling::SchedulingOrder;
-use crate::domain::state::{Event, State};
-use crate::domain::{View, chain, check};
+use crate::domain::state::Event;
 use crate::guests::{self, Stopped};
 use crate::log;
-use crate::networks::NetworkError;
-use crate::registry::{AskError, Dom0};
-use crate::resources::{host, usage};
+use crate::registry::Dom0;
+use crate::resources::host;
 use crate::succession;
 
 /// Within this time an answer has been sent.
@@ -57,75 +49,6 @@ pub struct Session {
     rights: Rights,
     /// The client's socket, once more: whoever is told something again and again must be seen to hang up.
     peer: Option<OwnedFd>,
-}
-
-impl From<AskError> for ApiError {
-    fn from(error: AskError) -> Self {
-        let message = chain(&error);
-        match error {
-            AskError::NoSuchDomain(_) => Self::NoSuchDomain { message },
-            AskError::Refused { .. } | AskError::LeftOver(_) => Self::Refused { message },
-        }
-    }
-}
-
-impl From<NetworkError> for ApiError {
-    fn from(error: NetworkError) -> Self {
-        let message = chain(&error);
-        match error {
-            NetworkError::Definition(_) => Self::BadConfig { message },
-            _ => Self::Refused { message },
-        }
-    }
-}
-
-impl From<ConfigError> for ApiError {
-    fn from(error: ConfigError) -> Self {
-        Self::BadConfig { message: error.to_string() }
-    }
-}
-
-/// The line for an operator whose domain could not be started: it always names the config file, and the value there
-/// that a runner is at odds with. dom0 itself never looks into a kernel.
-pub fn start_message(config: &Plan, error: &StartError) -> String {
-    let text = chain(error);
-    let Plan { file, kernel, initrd, .. } = config;
-    match error {
-        StartError::Config(_) => text,
-        StartError::Child(ChildError::Failed { role: Role::Runner, why }) => {
-            let (at, path, cure) = match initrd {
-                Some(initrd) if why.contains("initrd") => ("boot.initrd", initrd, ""),
-                _ if why.contains("bzImage") || why.contains("PVH") => ("boot.kernel", kernel, ""),
-                _ if why.contains("kernel") => {
-                    ("boot.kernel", kernel, ": name a whole ELF vmlinux or x86 bzImage")
-                }
-                _ => return ConfigError::new(file, "", text).to_string(),
-            };
-            ConfigError::new(file, at, format!("\"{}\": {why}{cure}", path.display())).to_string()
-        }
-        _ => ConfigError::new(file, "", text).to_string(),
-    }
-}
-
-/// What a message about a failed start needs of the config, which is gone by then.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// The domain's name.
-    pub name: DomainName,
-    file: PathBuf,
-    kernel: PathBuf,
-    initrd: Option<PathBuf>,
-}
-
-impl From<&config::DomainConfig> for Plan {
-    fn from(config: &config::DomainConfig) -> Self {
-        Self {
-            name: config.name.clone(),
-            file: config.file.clone(),
-            kernel: config.kernel.clone(),
-            initrd: config.initrd.clone(),
-        }
-    }
 }
 
 impl Session {
@@ -178,84 +101,6 @@ fn device(id: &str) -> Result<DeviceId, ApiError> {
 
 fn network(name: &str) -> Result<NetworkName, ApiError> {
     name.parse().map_err(|error: IdError| ApiError::Refused { message: error.to_string() })
-}
-
-fn domain_0() -> DomainInfo {
-    DomainInfo {
-        name: "Domain-0".into(),
-        id: 0,
-        uuid: Some(Uuid::nil().to_string()),
-        memory_mib: host::memory() >> 20,
-        vcpus: host::cpus() as u32,
-        flags: "r-----".into(),
-        state: "running".into(),
-        cpu_seconds: usage::host_seconds(),
-        ended: None,
-        runner_pid: None,
-        restarts: 0,
-    }
-}
-
-/// A domain as `list` shows it.
-pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
-    let mut flags = *b"------";
-    let state = match view.state {
-        State::Building => "building",
-        State::Running | State::Stopping(_) => {
-            let runs = view.runner.is_some_and(usage::vcpu_runs);
-            flags[usize::from(!runs)] = if runs { b'r' } else { b'b' };
-            if view.state == State::Running { "running" } else { "stopping" }
-        }
-        State::Paused => {
-            flags[2] = b'p';
-            "paused"
-        }
-        State::Preserved { crashed } => {
-            flags[3] = b's';
-            if crashed {
-                flags[4] = b'c';
-            }
-            "preserved"
-        }
-        State::Dying(_) | State::Dead => {
-            flags[5] = b'd';
-            "dying"
-        }
-    };
-    DomainInfo {
-        name: name.to_string(),
-        id: view.domid.0,
-        uuid: Some(view.uuid.to_string()),
-        memory_mib: view.memory >> 20,
-        vcpus: view.vcpus.into(),
-        flags: flags.iter().map(|flag| char::from(*flag)).collect(),
-        state: state.into(),
-        cpu_seconds: view.runner.map_or(0.0, usage::cpu_seconds),
-        ended: view.ended.clone(),
-        runner_pid: view.runner,
-        restarts: view.restarts,
-    }
-}
-
-/// Everything `list` shows.
-pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
-    let domains = dom0.list();
-    let mut list = vec![domain_0()];
-    list.extend(domains.iter().map(|(name, view)| describe(name, view)));
-    list.extend(dom0.leftovers().into_iter().map(|(name, domid)| DomainInfo {
-        name: name.to_string(),
-        id: domid.0,
-        uuid: None,
-        memory_mib: 0,
-        vcpus: 0,
-        flags: "-----d".into(),
-        state: "left-over".into(),
-        cpu_seconds: 0.0,
-        ended: None,
-        runner_pid: None,
-        restarts: 0,
-    }));
-    list
 }
 
 #[zlink::service(
@@ -434,7 +279,8 @@ impl Session {
         limits: Vec<Limit>,
     ) -> Result<(), ApiError> {
         self.may_change("changing a limit")?;
-        let change = disks::change(&limits).map_err(|message| ApiError::Refused { message })?;
+        let change =
+            limits::change(&disks::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let disk = disk.map(|disk| device(&disk)).transpose()?;
         Ok(self.dom0.order(&name, |answer| Order::Limit(disk, change, answer)).await?)
     }
@@ -482,7 +328,8 @@ impl Session {
         limits: Vec<Limit>,
     ) -> Result<(), ApiError> {
         self.may_change("changing a NIC")?;
-        let limits = nets::change(&limits).map_err(|message| ApiError::Refused { message })?;
+        let limits =
+            limits::change(&nets::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let nic = device(&nic)?;
         let change = NicChange { up, announce, limits };
         Ok(self.dom0.order(&name, |answer| Order::SetNic(nic, change, answer)).await?)
@@ -522,10 +369,7 @@ impl Session {
     async fn why(&self, name: String) -> Result<Troubles, ApiError> {
         let handle = self.dom0.find(&name)?;
         let view = handle.view.borrow().clone();
-        Ok(Troubles {
-            state: describe(&handle.name, &view).state,
-            troubles: disks::troubles(&handle.name, &view),
-        })
+        Ok(Troubles { state: describe(&handle.name, &view).state, troubles: troubles(&handle.name, &view) })
     }
 
     async fn guests_stop(&self, grace: u32) -> Result<GuestsStopped, ApiError> {

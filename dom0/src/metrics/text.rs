@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::api::{DiskCounters, DomainStatistics, NicCounters, OpInfo, TrafficInfo};
+use domus_api::{DiskCounters, DomainStatistics, NicCounters, OpInfo, TrafficInfo};
 
 /// States that a domain can be in, as `domus list --json` has them.
 const STATES: [&str; 6] = ["building", "running", "paused", "stopping", "preserved", "dying"];
@@ -110,7 +110,7 @@ fn whole(out: &mut String, domains: &[DomainStatistics]) {
 }
 
 fn vcpus(out: &mut String, domains: &[DomainStatistics]) {
-    let mut each = |name, help, value: &dyn Fn(&crate::api::VcpuInfo) -> u64| {
+    let mut each = |name, help, value: &dyn Fn(&domus_api::VcpuInfo) -> u64| {
         let mut family = family(out, name, "counter", help);
         for domain in domains {
             for vcpu in &domain.vcpus {

@@ -1,15 +1,15 @@
-//! The command line.
+//! The command line: the commands of [`crate::commands`], put together in the order that help lists them.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::block::{BackendCommand, Limits};
-use crate::machine::Trigger;
-use crate::many::Which;
-use crate::network::NicSettings;
-use crate::size::Size;
-use crate::verbs::{Ending, Patience};
+use crate::commands::{
+    backend, block, check, cleanup_process, console, cpus, create, disk, dom0, events, guests, host, import,
+    lifecycle, list, logs, machine, network, run, shell, top, update, why,
+};
+use crate::selection::Selection;
 
 /// Creates and drives domains.
 #[derive(Debug, Parser)]
@@ -27,388 +27,169 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create and start a domain
-    Create {
-        /// Its config
-        file: PathBuf,
-        /// Attach to its console
-        #[arg(short = 'c', long)]
-        console: bool,
-        /// Check the config and what it needs of the host, and create nothing
-        #[arg(short = 'n', long, conflicts_with_all = ["console", "timing"])]
-        dry_run: bool,
-        /// Tell how long each phase of the start took; waits for the guest's first output and device, 10 s at most
-        #[arg(long)]
-        timing: bool,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Create(create::CreateArgs),
     /// Run a domain in the foreground, with its console here; no service is needed
-    Run {
-        /// Its config
-        file: PathBuf,
-        /// Do not attach to its console
-        #[arg(long)]
-        no_console: bool,
-        /// How long the guest may take to shut down when the command is ended
-        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-        grace: u64,
-        /// Where domu-runner and the backends are [default: beside this program, then /usr/libexec/domus]
-        #[arg(long, value_name = "DIR")]
-        libexec_dir: Option<PathBuf>,
-    },
+    Run(run::RunArgs),
     /// Clean up after a `run` that was killed
     #[command(hide = true)]
-    RunShadow {
-        /// The domain's name
-        name: shared_abi::DomainName,
-    },
+    RunShadow(cleanup_process::CleanupArgs),
     /// Check a config and what it needs of the host, and change nothing
-    Check {
-        /// The config
-        file: PathBuf,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Check(check::CheckArgs),
     /// Print xl's config of a domain, or libvirt's, as one of Domus, and on standard error what has no counterpart
-    Import {
-        /// An xl.cfg, or XML as `virsh dumpxml` writes it
-        file: PathBuf,
-        /// Print a JSON object with both
-        #[arg(long)]
-        json: bool,
-    },
+    Import(import::ImportArgs),
     /// Show what domains use and do, live
-    Top(crate::top::Options),
+    Top(top::TopArgs),
     /// List domains
-    List {
-        /// Only these: names, IDs, or patterns such as 'web*'
-        names: Vec<String>,
-        /// Print UUIDs, and how the last machine ended, too
-        #[arg(short, long)]
-        verbose: bool,
-        /// Print a JSON array
-        #[arg(short = 'l', long, visible_alias = "long")]
-        json: bool,
-    },
+    List(list::ListArgs),
     /// List domains by UUID, ID and name, without the host
-    VmList {
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    VmList(list::VmListArgs),
     /// Print the ID of a domain
-    Domid {
-        /// The domain's name
-        name: String,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Domid(list::DomidArgs),
     /// Print the name of a domain
-    Domname {
-        /// The domain's ID
-        id: u32,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Domname(list::DomnameArgs),
     /// Print what the host is and has
-    Info {
-        /// Which CPUs and how much memory each of its nodes has, too
-        #[arg(short, long)]
-        numa: bool,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Info(host::InfoArgs),
     /// Attach to a domain's console; Ctrl-] leaves
-    Console {
-        /// The domain's name or ID
-        name: String,
-        /// How
-        #[command(flatten)]
-        options: crate::console::Options,
-    },
+    Console(console::ConsoleArgs),
     /// Stop a domain's vCPUs
-    Pause(Which),
+    Pause(Selection),
     /// Let a paused domain run again
-    Unpause(Which),
+    Unpause(Selection),
     /// Make, look at, convert, resize and snapshot disk images
-    Disk {
-        /// What to do
-        #[command(subcommand)]
-        command: crate::disk::Command,
-    },
+    Disk(disk::DiskArgs),
     /// Work on a disk image behind a closed sandbox
     #[command(hide = true)]
     DiskSealed,
     /// Ask a guest to switch itself off
-    Shutdown {
-        /// Which domains
-        #[command(flatten)]
-        which: Which,
-        /// How
-        #[command(flatten)]
-        how: Ending,
-    },
+    Shutdown(lifecycle::ShutdownArgs),
     /// Ask a guest to switch itself off, and start it again then
-    Reboot {
-        /// Which domains
-        #[command(flatten)]
-        which: Which,
-        /// How long it may take
-        #[command(flatten)]
-        patience: Patience,
-    },
+    Reboot(lifecycle::RebootArgs),
     /// Remove a domain at once
-    Destroy(Which),
+    Destroy(Selection),
     /// Press a button of a domain's machine, give it an NMI, or reset it
-    Trigger {
-        /// The domain's name or ID
-        name: String,
-        /// What to do
-        what: Trigger,
-        /// The vCPU that gets the NMI; without it, all do
-        vcpu: Option<u32>,
-    },
+    Trigger(machine::TriggerArgs),
     /// Write a core of a domain's machine, for gdb and crash
-    DumpCore {
-        /// The domain's name or ID
-        name: String,
-        /// A file that does not exist yet; without it, one in dom0's directory of cores
-        file: Option<PathBuf>,
-        /// Let the guest run meanwhile
-        #[arg(short = 'L', long)]
-        live: bool,
-        /// Destroy the domain then
-        #[arg(short = 'C', long)]
-        crash: bool,
-        /// Reset the machine then
-        #[arg(short = 'R', long, conflicts_with = "crash")]
-        reset: bool,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    DumpCore(machine::DumpCoreArgs),
     /// Send a magic SysRq key to a guest's kernel
-    Sysrq {
-        /// The domain's name or ID
-        name: String,
-        /// The key, such as h
-        key: String,
-    },
+    Sysrq(machine::SysrqArgs),
     /// Give a running domain another name
-    Rename {
-        /// The domain's name or ID
-        name: String,
-        /// Its new name
-        to: String,
-    },
+    Rename(update::RenameArgs),
     /// Have the next machine of a domain made from another config
-    ConfigUpdate {
-        /// The domain's name or ID
-        name: String,
-        /// The config
-        file: PathBuf,
-    },
+    ConfigUpdate(update::ConfigUpdateArgs),
     /// List vCPUs, where they run and may run
-    VcpuList {
-        /// The domain's name or ID; without it, all domains
-        name: Option<String>,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    VcpuList(cpus::VcpuListArgs),
     /// Let a vCPU run on some of the host's CPUs only
-    VcpuPin {
-        /// The domain's name or ID
-        name: String,
-        /// The vCPU's number, or all
-        vcpu: String,
-        /// The CPUs: 0-3, 0,2, 0-7,^4 or all
-        cpus: String,
-    },
+    VcpuPin(cpus::VcpuPinArgs),
     /// Change what a domain has of the CPUs beside other domains
-    SchedSet {
-        /// The domain's name or ID
-        name: String,
-        /// Its weight where CPUs are short, 1 to 10000; 100 is usual
-        #[arg(short, long)]
-        weight: Option<u32>,
-        /// What all its processes may use together, in percent of one CPU; 0 is no cap
-        #[arg(short, long, value_name = "PERCENT")]
-        cap: Option<u32>,
-    },
+    SchedSet(cpus::SchedSetArgs),
     /// List the weights and caps of domains
-    SchedList {
-        /// The domain's name or ID; without it, all domains
-        name: Option<String>,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    SchedList(cpus::SchedListArgs),
     /// Tell how long domains have been running
-    Uptime {
-        /// The domain's name or ID; without it, all domains
-        name: Option<String>,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    Uptime(cpus::UptimeArgs),
     /// Say what is amiss with a domain, why, and what to do
-    Why {
-        /// The domain's name or ID
-        name: String,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Why(why::WhyArgs),
     /// Tell what happens to domains, as it does, until it is interrupted
-    Events {
-        /// Only to these: names, or patterns such as 'web*'
-        names: Vec<String>,
-        /// What dom0 remembers comes first
-        #[arg(long)]
-        since_start: bool,
-        /// Print a JSON object a line
-        #[arg(long)]
-        json: bool,
-    },
+    Events(events::EventsArgs),
     /// Print what dom0 and a domain's own processes have said about it
-    Logs {
-        /// The domain's name; it may be gone
-        name: String,
-        /// Print what is said from now on, too, until it is interrupted
-        #[arg(short, long)]
-        follow: bool,
-        /// Print a JSON object a line
-        #[arg(long)]
-        json: bool,
-    },
+    Logs(logs::LogsArgs),
     /// List a domain's disks with what they have done
-    BlockList {
-        /// The domain's name or ID
-        name: String,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    BlockList(block::ListArgs),
     /// Change what a disk, or all disks of a domain together, may do a second
-    BlockSet {
-        /// The domain's name or ID
-        name: String,
-        /// The disk's id; without it, all disks together
-        disk: Option<String>,
-        /// What is to change
-        #[command(flatten)]
-        limits: Limits,
-    },
+    BlockSet(block::SetArgs),
     /// Give a disk another size; the guest is told
-    BlockResize {
-        /// The domain's name or ID
-        name: String,
-        /// The disk's id
-        disk: String,
-        /// Its new size, such as 20GiB; without it, the disk is measured again
-        size: Option<Size>,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    BlockResize(block::ResizeArgs),
     /// List networks, or with a domain its NICs with what they have done
-    NetworkList {
-        /// The domain's name or ID
-        domain: Option<String>,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    NetworkList(network::ListArgs),
     /// Define a network: a bridge with addresses for guests and a way out
-    NetworkDefine {
-        /// Its definition, a JSON file
-        file: PathBuf,
-    },
+    NetworkDefine(network::DefineArgs),
     /// Forget a network that does not run
-    NetworkUndefine {
-        /// The network
-        network: String,
-    },
+    NetworkUndefine(network::NetworkArgs),
     /// Start a network
-    NetworkStart {
-        /// The network
-        network: String,
-    },
+    NetworkStart(network::NetworkArgs),
     /// Stop a network that no NIC is on
-    NetworkStop {
-        /// The network
-        network: String,
-    },
+    NetworkStop(network::NetworkArgs),
     /// Stop a network even if there are NICs on it
-    NetworkDestroy {
-        /// The network
-        network: String,
-    },
+    NetworkDestroy(network::NetworkArgs),
     /// List the addresses that a network has lent
-    NetworkLeases {
-        /// The network
-        network: String,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    NetworkLeases(network::LeasesArgs),
     /// Plug a NIC's cable in or pull it, change its limits, have its guest announce itself
-    NetworkSet {
-        /// The domain's name or ID
-        name: String,
-        /// The NIC's id
-        nic: String,
-        /// What is to change
-        #[command(flatten)]
-        settings: NicSettings,
-    },
+    NetworkSet(network::SetArgs),
     /// Shut all guests down, those first that were started last, and destroy what still runs then
-    GuestsStop {
-        /// How long they may take, all together
-        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-        grace: u32,
-        /// What becomes of them
-        #[arg(long, value_enum, default_value_t = crate::guests::Action::Shutdown)]
-        action: crate::guests::Action,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    GuestsStop(guests::GuestsStopArgs),
     /// Exchange dom0 itself
-    Dom0 {
-        /// What to do
-        #[command(subcommand)]
-        command: crate::dom0_upgrade::Dom0Command,
-    },
+    Dom0(dom0::Dom0Args),
     /// Print a shell's completions for this command
-    Completions {
-        /// The shell
-        shell: clap_complete::Shell,
-    },
+    Completions(shell::CompletionsArgs),
     /// Write this command's man pages into a directory
     #[command(hide = true)]
-    Manual {
-        /// The directory
-        directory: PathBuf,
-    },
+    Manual(shell::ManualArgs),
     /// Exchange backends
-    Backend {
-        /// What to do
-        #[command(subcommand)]
-        command: BackendCommand,
-    },
+    Backend(backend::BackendArgs),
+}
+
+impl Args {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let dir = self.run_dir.as_deref();
+        match self.command {
+            Command::Create(args) => create::run(dir, args).await?,
+            Command::Run(args) => return run::run(dir, args).await,
+            Command::RunShadow(args) => cleanup_process::run(dir, &args)?,
+            Command::Check(args) => check::run(dir, args).await?,
+            Command::Import(args) => import::run(&args)?,
+            Command::Top(args) => top::run(dir, args).await?,
+            Command::List(args) => list::list(dir, args).await?,
+            Command::VmList(args) => list::vm_list(dir, args).await?,
+            Command::Domid(args) => list::domid(dir, args).await?,
+            Command::Domname(args) => list::domname(dir, args).await?,
+            Command::Info(args) => host::info(dir, args).await?,
+            Command::Console(args) => console::run(dir, args).await?,
+            Command::Pause(args) => return lifecycle::pause(dir, &args).await,
+            Command::Unpause(args) => return lifecycle::unpause(dir, &args).await,
+            Command::Disk(args) => disk::run(args)?,
+            Command::Shutdown(args) => return lifecycle::shutdown(dir, &args).await,
+            Command::Reboot(args) => return lifecycle::reboot(dir, &args).await,
+            Command::Destroy(args) => return lifecycle::destroy(dir, &args).await,
+            Command::Trigger(args) => machine::trigger(dir, args).await?,
+            Command::DumpCore(args) => machine::dump_core(dir, args).await?,
+            Command::Sysrq(args) => machine::sysrq(dir, args).await?,
+            Command::Rename(args) => update::rename(dir, args).await?,
+            Command::ConfigUpdate(args) => update::config_update(dir, args).await?,
+            Command::VcpuList(args) => cpus::vcpu_list(dir, args).await?,
+            Command::VcpuPin(args) => cpus::vcpu_pin(dir, args).await?,
+            Command::SchedSet(args) => cpus::sched_set(dir, args).await?,
+            Command::SchedList(args) => cpus::sched_list(dir, args).await?,
+            Command::Uptime(args) => cpus::uptime(dir, args).await?,
+            Command::Why(args) => why::run(dir, args).await?,
+            Command::Events(args) => events::follow(dir, args).await?,
+            Command::Logs(args) => logs::run(dir, args).await?,
+            Command::BlockList(args) => block::list(dir, args).await?,
+            Command::BlockSet(args) => block::set(dir, args).await?,
+            Command::BlockResize(args) => block::resize(dir, args).await?,
+            Command::NetworkList(args) => network::list(dir, args).await?,
+            Command::NetworkDefine(args) => network::define(dir, args).await?,
+            Command::NetworkUndefine(args) => network::undefine(dir, args).await?,
+            Command::NetworkStart(args) => network::start(dir, args).await?,
+            Command::NetworkStop(args) => network::stop(dir, args, false).await?,
+            Command::NetworkDestroy(args) => network::stop(dir, args, true).await?,
+            Command::NetworkLeases(args) => network::leases(dir, args).await?,
+            Command::NetworkSet(args) => network::set(dir, args).await?,
+            Command::GuestsStop(args) => guests::stop(dir, args).await?,
+            Command::Dom0(args) => dom0::run(dir, args).await?,
+            Command::Completions(args) => shell::completions(&args, &mut Self::command()),
+            Command::Manual(args) => shell::manual(args, Self::command())?,
+            Command::Backend(args) => backend::run(dir, args).await?,
+            Command::DiskSealed => anyhow::bail!("this command is of use to domus itself only"),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -147,7 +147,7 @@ pub async fn attach(
 }
 
 fn show(frame: ServerFrame, mode: Mode) -> anyhow::Result<Option<End>> {
-    let say = |text: &str| dom0::say::line(text);
+    let say = |text: &str| crate::shared::say(text);
     match frame {
         ServerFrame::Output(bytes) => {
             let mut out = io::stdout().lock();

@@ -4,18 +4,19 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use dom0::api::ApiError;
-use dom0::resources::run_dir;
+use domus_api::ApiError;
 use zlink::tokio::unix;
 
 pub use zlink::tokio::unix::Connection;
+
+use crate::shared::default_run_dir;
 
 /// Connects to the service.
 ///
 /// # Errors
 /// That it does not run, and how to start it.
 pub async fn connect(run_dir: Option<&Path>) -> anyhow::Result<Connection> {
-    let dir = run_dir.map_or_else(run_dir::default_path, Path::to_owned);
+    let dir = run_dir.map_or_else(default_run_dir, Path::to_owned);
     let path = dir.join("dom0.sock");
     match unix::connect(&path).await {
         Ok(connection) => Ok(connection),
@@ -46,4 +47,12 @@ pub fn answer<T>(result: zlink::Result<Result<T, ApiError>>) -> anyhow::Result<T
         }
         Err(error) => Err(anyhow!(error).context("the dom0 service gave no answer")),
     }
+}
+
+/// A path as the API takes it.
+///
+/// # Errors
+/// That it is no UTF-8.
+pub fn utf8(path: &Path) -> anyhow::Result<String> {
+    path.to_str().map(str::to_owned).context("the path of the config is no UTF-8: rename it")
 }

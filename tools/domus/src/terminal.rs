@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal, Stdin};
 
 use nix::sys::termios::{self, SetArg, Termios};
 
+use crate::shared::to_raw_terminal;
+
 /// A terminal in raw mode.
 #[derive(Debug)]
 pub struct Raw {
@@ -25,7 +27,7 @@ impl Raw {
         let mut raw = before.clone();
         termios::cfmakeraw(&mut raw);
         termios::tcsetattr(&stdin, SetArg::TCSANOW, &raw)?;
-        dom0::say::to_raw_terminal(true);
+        to_raw_terminal(true);
         Ok(Some(Self { stdin, before }))
     }
 }
@@ -33,6 +35,6 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(&self.stdin, SetArg::TCSANOW, &self.before);
-        dom0::say::to_raw_terminal(false);
+        to_raw_terminal(false);
     }
 }

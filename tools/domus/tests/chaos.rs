@@ -1,7 +1,8 @@
-//! Anything but a guest's own runner is killed, at random, alone and in pairs, while three guests verify what they read,
-//! write and echo. At the end nothing was lost, doubled or left behind.
+//! Anything but a guest's own runner is killed, at random, alone and in pairs, while three guests verify what they
+//! read, write and echo. At the end nothing was lost, doubled or left behind.
 //!
-//! `DOMUS_CHAOS_SECONDS` says for how long (default 60), `DOMUS_CHAOS_SEED` which kills (default: the time of day; printed).
+//! `DOMUS_CHAOS_SECONDS` says for how long (default 60), `DOMUS_CHAOS_SEED` which kills (default: the time of day;
+//! printed).
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

@@ -1,6 +1,7 @@
 //! dom0 dies between any two steps of what it does: the next one finishes it or takes it back, and nothing is left.
 //!
-//! A dom0 with debug assertions (debug and lab builds) kills itself at the N-th step that outlives it (`DOMUS_FAULT`). Each test goes through all N.
+//! A dom0 with debug assertions (debug and lab builds) kills itself at the N-th step that outlives it
+//! (`DOMUS_FAULT`). Each test goes through all N.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 
@@ -17,8 +18,9 @@ const SHELL: &str = "console=ttyS0 mini.test=shell mini.end=poweroff";
 /// More than any action here has.
 const MOST: u32 = 60;
 
-/// Does `act` under a dom0 that dies at each of its steps in turn, until one does not die of it. `begun` is done first, by a
-/// dom0 that lives. After each death the next dom0 is looked at by `check`, and told to destroy what is there.
+/// Does `act` under a dom0 that dies at each of its steps in turn, until one does not die of it. `begun` is done
+/// first, by a dom0 that lives. After each death the next dom0 is looked at by `check`, and told to destroy what is
+/// there.
 fn at_every_step(begin: impl Fn(&Host), act: &[&str], check: impl Fn(&Host, u32)) {
     let mut deaths = 0;
     for step in 1..MOST {

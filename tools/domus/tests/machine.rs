@@ -105,7 +105,8 @@ fn gdb_reads_the_registers_of_every_vcpu_and_memory_from_a_core() {
     assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
     assert!(meta.len() >= 32 << 20 && meta.len() < 33 << 20, "{} bytes", meta.len());
     assert!(meta.blocks() * 512 < 16 << 20, "{} blocks: untouched memory is no hole", meta.blocks());
-    // The kernel was loaded at 1 MiB: the same bytes are in the core, where gdb looks for them. RFLAGS bit 1 is always set.
+    // The kernel was loaded at 1 MiB: the same bytes are in the core, where gdb looks for them. RFLAGS bit 1 is
+    // always set.
     let text = gdb(
         &core,
         &["info threads", "print $eflags & 2", "print $cs", "x/4xb 0x100000", "thread 2", "print $cs"],

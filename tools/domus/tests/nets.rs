@@ -139,8 +139,8 @@ fn a_nic_of_a_foreign_backend_gets_frames_through_and_is_connected_to_again() {
     host.ok(&["destroy", "web1"]);
 }
 
-/// A machine outside, at 192.0.2.2, that sends back every datagram to its port 7. The host is 192.0.2.1, and its way out
-/// leads there.
+/// A machine outside, at 192.0.2.2, that sends back every datagram to its port 7. The host is 192.0.2.1, and its way
+/// out leads there.
 fn outside(host: &Host) {
     let (sender, receiver) = std::sync::mpsc::channel();
     let (cabled, cable) = std::sync::mpsc::channel::<()>();

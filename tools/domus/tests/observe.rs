@@ -34,8 +34,9 @@ fn ask(host: &Host, request: &[u8]) -> (String, String) {
 /// One sample: its whole name, its labels, its value.
 type Sample = (String, BTreeMap<String, String>, f64);
 
-/// Reads the text format 0.0.4 as strictly as Prometheus' own `promtool check metrics` does: every family has one HELP and
-/// one TYPE before its samples, families do not mix, no sample is there twice, counters are called so, histograms are whole.
+/// Reads the text format 0.0.4 as strictly as Prometheus' own `promtool check metrics` does: every family has one
+/// HELP and one TYPE before its samples, families do not mix, no sample is there twice, counters are called so,
+/// histograms are whole.
 fn parse(text: &str) -> Vec<Sample> {
     assert!(text.ends_with('\n'));
     let name_is = |name: &str| {
@@ -173,7 +174,8 @@ fn prometheus_reads_what_domains_have_done_and_strangers_get_nothing_else() {
     ] {
         assert_eq!(ask(&host, request).0, status);
     }
-    // Those that say nothing do not keep others out for longer than they are waited for, and more than a few are hung up on.
+    // Those that say nothing do not keep others out for longer than they are waited for, and more than a few are hung
+    // up on.
     let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(host.path("metrics.sock")).unwrap()).collect();
     drop(silent);
     host.until("it answers again", || {

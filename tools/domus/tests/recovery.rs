@@ -23,8 +23,8 @@ fn verdict(console: &mut Console) -> String {
     value
 }
 
-/// How often a backend is killed. Figures of tests/bench/README.md come from these tests with DOMUS_KILLS=100, or 30 for
-/// NICs: dom0 tells of so many stand-stills of one domain.
+/// How often a backend is killed. Figures of the README come from these tests with DOMUS_KILLS=100, or 30 for NICs:
+/// dom0 tells of so many stand-stills of one domain.
 fn kills(usual: u64) -> u64 {
     std::env::var("DOMUS_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }

@@ -254,6 +254,23 @@ fn the_api_describes_itself_and_its_errors_are_typed() {
     assert_eq!(error["error"], "org.varlink.service.MethodNotFound");
 }
 
+/// `DOMUS_BLESS=1` writes the file anew; look at what has changed before you commit it.
+#[test]
+fn the_file_of_the_interface_is_what_the_service_says_of_itself() {
+    let host = Host::with_service(false);
+    let description = call(
+        &host,
+        r#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.domus.Dom0"}}"#,
+    );
+    let idl = description["parameters"]["description"].as_str().unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared-abi/api/org.domus.Dom0.varlink");
+    if std::env::var_os("DOMUS_BLESS").is_some() {
+        std::fs::write(file, format!("{}\n", idl.trim_end())).unwrap();
+    }
+    let written = std::fs::read_to_string(file).unwrap();
+    assert_eq!(written.trim_end(), idl.trim_end());
+}
+
 #[test]
 fn nonsense_and_hang_ups_do_not_hurt_the_service() {
     let mut host = Host::with_service(false);

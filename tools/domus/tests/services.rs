@@ -1,5 +1,5 @@
-//! dom0 as a service manager's: a socket that is handed over, signs of life, another version in its place, guests that start and
-//! stop with the host.
+//! dom0 as a service manager's: a socket that is handed over, signs of life, another version in its place, guests
+//! that start and stop with the host.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

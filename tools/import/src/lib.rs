@@ -2,24 +2,24 @@
 //!
 //! ```text
 //! xl.cfg ───▶ xl::syntax ───▶ xl ─────┐
-//!                                     ├──▶ Found { config, lost }
+//!                                     ├──▶ Translation { config, lost }
 //! XML ──────▶ roxmltree ────▶ libvirt ┘
 //! ```
 //!
 //! Whatever is written there either has its counterpart in the config, says what Domus does anyway, or is listed in
-//! [`Found::lost`] with its line and the reason: nothing is dropped in silence. Nothing here touches the host: an image is
-//! not looked at, so what only it knows (what a qcow2 image refers to) is for the operator to add.
+//! [`Translation::lost`] with its line and the reason: nothing is dropped in silence. Nothing here touches the host:
+//! an image is not looked at, so what only it knows (what a qcow2 image refers to) is for the operator to add.
 //!
-//! The text is a stranger's: it is bounded, reading it never fails but by an [`ImportError`], and what the errors and the
-//! list quote of it is one printable line.
+//! The text is a stranger's: it is bounded, reading it never fails but by an [`ImportError`], and what the errors and
+//! the list quote of it is one printable line.
 
 mod config;
-mod found;
 mod libvirt;
+mod translate;
 mod xl;
 
 pub use config::Config;
-pub use found::{Found, Lost};
+pub use translate::{Lost, Translation};
 
 /// Longest text that is read, in bytes: far above any real one.
 pub const MAX_TEXT: usize = 256 * 1024;
@@ -50,7 +50,7 @@ pub enum ImportError {
 ///
 /// # Errors
 /// [`ImportError`].
-pub fn import(text: &str) -> Result<Found, ImportError> {
+pub fn import(text: &str) -> Result<Translation, ImportError> {
     if text.len() > MAX_TEXT {
         return Err(ImportError::TooLong);
     }

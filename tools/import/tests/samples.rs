@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use domus_import::{Found, ImportError, import};
+use domus_import::{ImportError, Translation, import};
 use serde_json::{Value, json};
 
 /// Reads a sample; what it is made into is a config to dom0.
-fn sample(text: &str) -> (Value, Found) {
+fn sample(text: &str) -> (Value, Translation) {
     let found = import(text).unwrap();
     let config = serde_json::to_string(&found.config).unwrap();
     if let Err(error) = dom0::config::parse(Path::new("made.json"), Path::new("/srv"), &config) {
@@ -18,12 +18,12 @@ fn sample(text: &str) -> (Value, Found) {
 }
 
 /// The lines of what is listed, with each one's reason.
-fn lost(found: &Found) -> Vec<(u32, String)> {
+fn lost(found: &Translation) -> Vec<(u32, String)> {
     found.lost.iter().map(|lost| (lost.line, format!("{}: {}", lost.what, lost.why))).collect()
 }
 
 #[track_caller]
-fn lists(found: &Found, line: u32, parts: &[&str]) {
+fn lists(found: &Translation, line: u32, parts: &[&str]) {
     let lost = lost(found);
     let is = |(at, text): &&(u32, String)| *at == line && parts.iter().all(|part| text.contains(part));
     assert!(lost.iter().any(|lost| is(&lost)), "line {line} {parts:?} is not in\n{lost:#?}");
@@ -47,7 +47,10 @@ fn a_guest_of_xl_s_documentation_is_a_config_and_what_is_lost_is_listed_by_line(
                 { "id": "hdd", "path": "/root/image.iso", "read_only": true }
             ],
             "nets": [
-                { "id": "eth0", "bridge": "br0", "mac": "00:16:3e:01:02:03", "limits": { "transmit_bits": "10000000" } },
+                {
+                    "id": "eth0", "bridge": "br0", "mac": "00:16:3e:01:02:03",
+                    "limits": { "transmit_bits": "10000000" }
+                },
                 { "id": "eth1", "bridge": "xenbr0" }
             ],
             "on_reboot": "destroy",
@@ -163,7 +166,10 @@ fn what_is_neither_is_refused_in_one_line_that_says_where() {
 
 proptest::proptest! {
     #[test]
-    fn any_text_ends_in_a_config_or_in_an_error_of_one_line(text in "[ -~\n\u{e9}]{0,200}", xml in proptest::bool::ANY) {
+    fn any_text_ends_in_a_config_or_in_an_error_of_one_line(
+        text in "[ -~\n\u{e9}]{0,200}",
+        xml in proptest::bool::ANY,
+    ) {
         let text = if xml { format!("<domain>{text}</domain>") } else { text };
         match import(&text) {
             Ok(found) => {

@@ -27,7 +27,11 @@ impl Reader {
                 "target" => {
                     disk.id = child.attribute("dev").unwrap_or_default().into();
                     if child.attribute("bus").is_some_and(|bus| bus != "virtio") {
-                        self.lose(child, "every disk is a virtio-blk: the guest calls it by another name, so have it use UUIDs");
+                        self.lose(
+                            child,
+                            "every disk is a virtio-blk: the guest calls it by another name, \
+                             so have it use UUIDs",
+                        );
                     }
                 }
                 "readonly" => disk.read_only = Some(true),
@@ -45,7 +49,7 @@ impl Reader {
                 "boot" => self.lose(child, ""),
                 // Names of libvirt's own.
                 "alias" => {}
-                "mirror" => self.found.lose(line, "<mirror>", "there is no mirroring"),
+                "mirror" => self.translation.lose(line, "<mirror>", "there is no mirroring"),
                 _ => self.lose(child, ""),
             }
         }
@@ -64,12 +68,13 @@ impl Reader {
             }
             if disk.vhost_user_socket.is_none() {
                 if kind == "disk" {
-                    self.lose(node, "its image is neither a file nor a block device nor an NBD export: the disk is left out");
+                    let why = "its image is neither a file nor a block device nor an NBD export: the disk is left out";
+                    self.lose(node, why);
                 }
                 return;
             }
         }
-        self.found.config.disks.push(disk);
+        self.translation.config.disks.push(disk);
     }
 
     fn source(&mut self, source: Node<'_, '_>) -> Option<String> {
@@ -156,7 +161,7 @@ impl Reader {
                     continue;
                 }
                 ("queues", count) => {
-                    disk.queues = self.found.number(line, &what, count, 1, 64);
+                    disk.queues = self.translation.number(line, &what, count, 1, 64);
                     continue;
                 }
                 ("error_policy", policy) if on_error(policy).is_some() => {
@@ -169,7 +174,7 @@ impl Reader {
                 }
                 _ => "there is no such thing here",
             };
-            self.found.lose(line, &what, why);
+            self.translation.lose(line, &what, why);
         }
     }
 

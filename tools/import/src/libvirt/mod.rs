@@ -1,7 +1,7 @@
 //! A domain's XML of libvirt, as `virsh dumpxml` writes it.
 //!
-//! Each element that is read says which of its children and attributes it knows; all others are listed, with a reason if
-//! it is a common one.
+//! Each element that is read says which of its children and attributes it knows; all others are listed, with a reason
+//! if it is a common one.
 
 mod disk;
 mod nic;
@@ -10,7 +10,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 
 use crate::ImportError;
 use crate::config::Config;
-use crate::found::{Found, quoted};
+use crate::translate::{Translation, quoted};
 
 /// Nodes of a document that are read; a domain has some hundreds.
 const MOST: u32 = 20_000;
@@ -68,7 +68,7 @@ const FEATURES: [&str; 4] = ["acpi", "apic", "pae", "vmport"];
 
 /// What is read, and where it is put.
 pub(super) struct Reader {
-    pub(super) found: Found,
+    pub(super) translation: Translation,
     /// Where each line but the first begins.
     lines: Vec<usize>,
 }
@@ -77,7 +77,7 @@ pub(super) struct Reader {
 ///
 /// # Errors
 /// [`ImportError`].
-pub fn read(text: &str) -> Result<Found, ImportError> {
+pub fn read(text: &str) -> Result<Translation, ImportError> {
     let text = text.trim_start_matches('\u{feff}');
     // Lines that are skipped count, too.
     let skipped = text.len() - text.trim_start().len();
@@ -91,11 +91,12 @@ pub fn read(text: &str) -> Result<Found, ImportError> {
         return Err(ImportError::NoDomain(quoted(root.tag_name().name())));
     }
     let lines = text.match_indices('\n').map(|(at, _)| at + 1).collect();
-    let found = Found { config: Config { vcpus: 1, ..Config::default() }, ..Found::default() };
-    let mut reader = Reader { found, lines };
+    let translation =
+        Translation { config: Config { vcpus: 1, ..Config::default() }, ..Translation::default() };
+    let mut reader = Reader { translation, lines };
     reader.domain(root);
-    reader.found.lost.iter_mut().for_each(|lost| lost.line += skipped);
-    Ok(reader.found.whole())
+    reader.translation.lost.iter_mut().for_each(|lost| lost.line += skipped);
+    Ok(reader.translation.whole())
 }
 
 /// The text of an element, without blanks around it.
@@ -126,7 +127,7 @@ impl Reader {
         what += ">";
         what += text(node);
         let line = self.line(node);
-        self.found.lose(line, &what, why);
+        self.translation.lose(line, &what, why);
     }
 
     /// Notes every attribute that is not in `known`.
@@ -134,7 +135,11 @@ impl Reader {
         let line = self.line(node);
         for attribute in node.attributes().filter(|attribute| !known.contains(&attribute.name())) {
             let what = format!("<{} {}=\"{}\">", node.tag_name().name(), attribute.name(), attribute.value());
-            self.found.lose(line, &what, if why.is_empty() { "there is no such thing here" } else { why });
+            self.translation.lose(
+                line,
+                &what,
+                if why.is_empty() { "there is no such thing here" } else { why },
+            );
         }
     }
 
@@ -142,23 +147,23 @@ impl Reader {
         if let Some(kind) = domain.attribute("type").filter(|kind| !matches!(*kind, "kvm" | "qemu")) {
             let what = format!("<domain type=\"{kind}\">");
             let line = self.line(domain);
-            self.found.lose(line, &what, "runs on KVM here, and needs virtio drivers");
+            self.translation.lose(line, &what, "runs on KVM here, and needs virtio drivers");
         }
         for node in elements(domain) {
             let line = self.line(node);
             match node.tag_name().name() {
-                "name" => self.found.name(line, text(node)),
-                "uuid" => self.found.config.uuid = Some(text(node).into()),
+                "name" => self.translation.name(line, text(node)),
+                "uuid" => self.translation.config.uuid = Some(text(node).into()),
                 "memory" => match mib(node) {
-                    Some(mib) => self.found.memory(mib),
+                    Some(mib) => self.translation.memory(mib),
                     None => self.lose(node, "is no amount of memory"),
                 },
                 "currentMemory"
-                    if mib(node).map(|mib| format!("{mib}MiB")) == Some(self.found.config.memory.clone()) => {
-                }
+                    if mib(node).map(|mib| format!("{mib}MiB"))
+                        == Some(self.translation.config.memory.clone()) => {}
                 "vcpu" => {
-                    if let Some(count) = self.found.number(line, text(node), text(node), 1, u64::MAX) {
-                        self.found.vcpus(line, text(node), count);
+                    if let Some(count) = self.translation.number(line, text(node), text(node), 1, u64::MAX) {
+                        self.translation.vcpus(line, text(node), count);
                     }
                     let current = node.attribute("current").filter(|current| *current != text(node));
                     self.only(
@@ -175,7 +180,9 @@ impl Reader {
                         }
                     }
                 }
-                key @ ("on_poweroff" | "on_reboot" | "on_crash") => self.found.policy(line, key, text(node)),
+                key @ ("on_poweroff" | "on_reboot" | "on_crash") => {
+                    self.translation.policy(line, key, text(node))
+                }
                 "on_lockfailure" => self.lose(node, "an image that is in use is refused"),
                 "devices" => self.devices(node),
                 _ => self.lose(node, ""),
@@ -191,15 +198,15 @@ impl Reader {
                         self.lose(node, "guests are x86-64 here");
                     }
                 }
-                "kernel" => self.found.config.boot.kernel = text(node).into(),
-                "initrd" => self.found.config.boot.initrd = Some(text(node).into()),
-                "cmdline" => self.found.config.boot.cmdline = Some(text(node).into()),
+                "kernel" => self.translation.config.boot.kernel = text(node).into(),
+                "initrd" => self.translation.config.boot.initrd = Some(text(node).into()),
+                "cmdline" => self.translation.config.boot.cmdline = Some(text(node).into()),
                 _ => self.lose(node, ""),
             }
         }
         if let Some(firmware) = os.attribute("firmware") {
             let line = self.line(os);
-            self.found.lose(
+            self.translation.lose(
                 line,
                 &format!("<os firmware=\"{firmware}\">"),
                 "there is no firmware: the kernel is started by PVH",

@@ -16,7 +16,8 @@ impl Reader {
             let line = self.line(child);
             match child.tag_name().name() {
                 "mac" => {
-                    net.mac = self.found.mac(line, "<mac>", child.attribute("address").unwrap_or_default())
+                    net.mac =
+                        self.translation.mac(line, "<mac>", child.attribute("address").unwrap_or_default())
                 }
                 "source" => self.wire(kind, child, &mut net),
                 "target" if kind == "ethernet" && child.attribute("managed") == Some("no") => {
@@ -28,7 +29,7 @@ impl Reader {
                 "model" if child.attribute("type").is_some_and(|model| model.starts_with("virtio")) => {}
                 "model" => self.lose(child, "every NIC is a virtio-net"),
                 "mtu" => {
-                    net.mtu = self.found.number(
+                    net.mtu = self.translation.number(
                         line,
                         "<mtu>",
                         child.attribute("size").unwrap_or_default(),
@@ -39,7 +40,7 @@ impl Reader {
                 "link" => net.link = (child.attribute("state") == Some("down")).then(|| "down".into()),
                 "driver" => {
                     if let Some(queues) = child.attribute("queues") {
-                        net.queues = self.found.number(line, "<driver queues>", queues, 1, MOST_PAIRS);
+                        net.queues = self.translation.number(line, "<driver queues>", queues, 1, MOST_PAIRS);
                     }
                     self.only(child, &["name", "queues"], "is domus-net's to decide");
                 }
@@ -72,8 +73,8 @@ impl Reader {
             self.lose(node, "a NIC in user space has one queue pair");
             net.queues = None;
         }
-        net.id = format!("eth{}", self.found.config.nets.len());
-        self.found.config.nets.push(net);
+        net.id = format!("eth{}", self.translation.config.nets.len());
+        self.translation.config.nets.push(net);
     }
 
     fn wire(&mut self, kind: &str, source: Node<'_, '_>, net: &mut Net) {
@@ -86,7 +87,10 @@ impl Reader {
             "network" => {
                 net.network = given("network");
                 let network = net.network.clone().unwrap_or_default();
-                self.lose(source, &format!("is kept: define the network with domus network-define, \"{network}\" is not libvirt's here"));
+                let why = format!(
+                    "is kept: define the network with domus network-define, \"{network}\" is not libvirt's here"
+                );
+                self.lose(source, &why);
                 // Which port and bridge it has been, while it runs.
                 &["network", "portid", "bridge"]
             }

@@ -1,7 +1,7 @@
 //! A disk (xl-disk-configuration(5)) and a NIC (xl-network-configuration(5)) of xl's.
 
 use crate::config::{Disk, Net};
-use crate::found::Found;
+use crate::translate::Translation;
 
 /// What is put before the target of a disk in configs of xm's time, and the format it stands for.
 const PREFIXES: [(&str, &str); 10] = [
@@ -31,7 +31,7 @@ struct Said<'a> {
 }
 
 /// Reads one disk.
-pub fn disk(found: &mut Found, line: u32, text: &str) {
+pub fn disk(translation: &mut Translation, line: u32, text: &str) {
     let mut said = Said::default();
     let mut disk = Disk::default();
     let mut positions = 0;
@@ -46,7 +46,7 @@ pub fn disk(found: &mut Found, line: u32, text: &str) {
         rest = later;
         let word = word.trim();
         match word.split_once('=') {
-            Some((key, value)) => pair(found, line, key.trim(), value.trim(), &mut said),
+            Some((key, value)) => pair(translation, line, key.trim(), value.trim(), &mut said),
             None => match word {
                 "cdrom" => said.cdrom = true,
                 "discard" => disk.discard = Some(true),
@@ -62,7 +62,7 @@ pub fn disk(found: &mut Found, line: u32, text: &str) {
                         Some(place) if !word.is_empty() => *place = Some(word),
                         Some(_) => {}
                         None if word.is_empty() => {}
-                        None => found.lose(line, word, "is not understood in a disk"),
+                        None => translation.lose(line, word, "is not understood in a disk"),
                     }
                     // A prefix is the format, so that xm's second word is the device.
                     if positions == 1
@@ -82,23 +82,23 @@ pub fn disk(found: &mut Found, line: u32, text: &str) {
         said.cdrom |= kind == "cdrom";
     }
     let Some(target) = said.target.filter(|target| !target.is_empty()) else {
-        return found.lose(line, text, "there are no drives without a medium: the disk is left out");
+        return translation.lose(line, text, "there are no drives without a medium: the disk is left out");
     };
     if said.cdrom {
-        found.lose(line, text, "there are no CD-ROM drives: it is a disk that cannot be written to");
+        translation.lose(line, text, "there are no CD-ROM drives: it is a disk that cannot be written to");
     }
     match said.format.unwrap_or("raw") {
         "raw" | "" => {}
         "qcow2" => {
             disk.format = Some("qcow2".into());
-            found.lose(
+            translation.lose(
                 line,
                 target,
                 "is kept; if the image refers to others, name them in backing: domus disk info tells",
             );
         }
         other => {
-            found.lose(
+            translation.lose(
                 line,
                 other,
                 "is no format of Domus': convert the image with domus disk convert, the disk is left out",
@@ -109,7 +109,7 @@ pub fn disk(found: &mut Found, line: u32, text: &str) {
     match said.access.unwrap_or("rw") {
         "rw" | "w" | "" => {}
         "ro" | "r" => disk.read_only = Some(true),
-        other => found.lose(line, other, "is no access: it is rw here"),
+        other => translation.lose(line, other, "is no access: it is rw here"),
     }
     if said.cdrom {
         disk.read_only = Some(true);
@@ -117,7 +117,7 @@ pub fn disk(found: &mut Found, line: u32, text: &str) {
     disk.id = said.vdev.unwrap_or_default().rsplit('/').next().unwrap_or_default().into();
     let nbd = target.starts_with("nbd:") || target.starts_with("nbd+");
     disk.path = Some(if target.starts_with('/') || nbd { target.into() } else { format!("/dev/{target}") });
-    found.config.disks.push(disk);
+    translation.config.disks.push(disk);
 }
 
 /// The format and the rest of a target of xm's time.
@@ -135,7 +135,7 @@ fn old(target: &str) -> Option<(&str, &str)> {
     format.map(|format| (format, rest))
 }
 
-fn pair<'a>(found: &mut Found, line: u32, key: &'a str, value: &'a str, said: &mut Said<'a>) {
+fn pair<'a>(translation: &mut Translation, line: u32, key: &'a str, value: &'a str, said: &mut Said<'a>) {
     let why = match (key, value) {
         ("format", _) => return said.format = Some(value),
         ("vdev", _) => return said.vdev = Some(value),
@@ -150,11 +150,11 @@ fn pair<'a>(found: &mut Found, line: u32, key: &'a str, value: &'a str, said: &m
         }
         _ => "is not understood in a disk",
     };
-    found.lose(line, &format!("{key}={value}"), why);
+    translation.lose(line, &format!("{key}={value}"), why);
 }
 
 /// Reads one NIC.
-pub fn nic(found: &mut Found, line: u32, text: &str) {
+pub fn nic(translation: &mut Translation, line: u32, text: &str) {
     let mut net = Net { bridge: Some(BRIDGE.into()), ..Net::default() };
     for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -165,11 +165,11 @@ pub fn nic(found: &mut Found, line: u32, text: &str) {
                 continue;
             }
             ("mac", mac) => {
-                net.mac = found.mac(line, word, mac);
+                net.mac = translation.mac(line, word, mac);
                 continue;
             }
             ("mtu", mtu) => {
-                net.mtu = found.number(line, word, mtu, 68, 65535);
+                net.mtu = translation.number(line, word, mtu, 68, 65535);
                 continue;
             }
             ("ip", addresses) => {
@@ -177,7 +177,7 @@ pub fn nic(found: &mut Found, line: u32, text: &str) {
                 net.addresses.retain(|address| {
                     let is = is_range(address);
                     if !is {
-                        found.lose(line, address, "is no IP address or range of them");
+                        translation.lose(line, address, "is no IP address or range of them");
                     }
                     is
                 });
@@ -202,10 +202,10 @@ pub fn nic(found: &mut Found, line: u32, text: &str) {
             ("trusted", _) => "no guest trusts its backend's memory here, and none needs to say so",
             _ => "is not understood in a vif",
         };
-        found.lose(line, word, why);
+        translation.lose(line, word, why);
     }
-    net.id = format!("eth{}", found.config.nets.len());
-    found.config.nets.push(net);
+    net.id = format!("eth{}", translation.config.nets.len());
+    translation.config.nets.push(net);
 }
 
 fn is_range(text: &str) -> bool {

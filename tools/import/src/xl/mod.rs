@@ -5,7 +5,7 @@ mod syntax;
 
 use crate::ImportError;
 use crate::config::Config;
-use crate::found::Found;
+use crate::translate::Translation;
 use syntax::{Setting, Value, settings};
 
 /// What Domus has no counterpart for, by the beginning of its key, and why. The first that fits.
@@ -104,26 +104,29 @@ struct CommandLine {
 ///
 /// # Errors
 /// [`ImportError::Syntax`].
-pub fn read(text: &str) -> Result<Found, ImportError> {
-    let mut found = Found { config: Config { vcpus: 1, ..Config::default() }, ..Found::default() };
+pub fn read(text: &str) -> Result<Translation, ImportError> {
+    let mut translation =
+        Translation { config: Config { vcpus: 1, ..Config::default() }, ..Translation::default() };
     let mut line = CommandLine::default();
     let settings = settings(text)?;
     for setting in &settings {
-        set(&mut found, &mut line, setting);
+        set(&mut translation, &mut line, setting);
     }
     // What is the same as the value that counts says nothing.
     for setting in &settings {
         let same = match setting.key.as_str() {
-            "maxmem" => text_of(&setting.value).is_some_and(|mib| format!("{mib}MiB") == found.config.memory),
-            "maxvcpus" => text_of(&setting.value) == Some(found.config.vcpus.to_string().as_str()),
+            "maxmem" => {
+                text_of(&setting.value).is_some_and(|mib| format!("{mib}MiB") == translation.config.memory)
+            }
+            "maxvcpus" => text_of(&setting.value) == Some(translation.config.vcpus.to_string().as_str()),
             _ => continue,
         };
         if !same {
-            lose(&mut found, setting);
+            lose(&mut translation, setting);
         }
     }
-    command_line(&mut found, line);
-    Ok(found.whole())
+    command_line(&mut translation, line);
+    Ok(translation.whole())
 }
 
 fn text_of(value: &Value) -> Option<&str> {
@@ -133,38 +136,40 @@ fn text_of(value: &Value) -> Option<&str> {
     }
 }
 
-fn set(found: &mut Found, line: &mut CommandLine, setting: &Setting) {
+fn set(translation: &mut Translation, line: &mut CommandLine, setting: &Setting) {
     let at = setting.line;
     match (setting.key.as_str(), &setting.value) {
-        ("name", Value::Text(name)) => found.name(at, name),
-        ("uuid", Value::Text(uuid)) => found.config.uuid = Some(uuid.clone()),
+        ("name", Value::Text(name)) => translation.name(at, name),
+        ("uuid", Value::Text(uuid)) => translation.config.uuid = Some(uuid.clone()),
         ("memory", Value::Text(mib)) => {
-            if let Some(mib) = found.number(at, &shown(setting), mib, 1, 1 << 32) {
-                found.memory(mib);
+            if let Some(mib) = translation.number(at, &shown(setting), mib, 1, 1 << 32) {
+                translation.memory(mib);
             }
         }
         ("vcpus", Value::Text(count)) => {
-            if let Some(count) = found.number(at, &shown(setting), count, 0, u64::MAX) {
-                found.vcpus(at, &shown(setting), count);
+            if let Some(count) = translation.number(at, &shown(setting), count, 0, u64::MAX) {
+                translation.vcpus(at, &shown(setting), count);
             }
         }
-        ("kernel", Value::Text(path)) => found.config.boot.kernel.clone_from(path),
-        ("ramdisk", Value::Text(path)) => found.config.boot.initrd = Some(path.clone()),
+        ("kernel", Value::Text(path)) => translation.config.boot.kernel.clone_from(path),
+        ("ramdisk", Value::Text(path)) => translation.config.boot.initrd = Some(path.clone()),
         ("cmdline", Value::Text(text)) => line.whole = Some((at, text.clone())),
         ("root", Value::Text(text)) => line.root = Some((at, text.clone())),
         ("extra", Value::Text(text)) => line.extra = Some((at, text.clone())),
-        (key @ ("on_poweroff" | "on_reboot" | "on_crash"), Value::Text(wish)) => found.policy(at, key, wish),
+        (key @ ("on_poweroff" | "on_reboot" | "on_crash"), Value::Text(wish)) => {
+            translation.policy(at, key, wish)
+        }
         // A single string is a list of one to xl.
-        ("disk", value) => each(found, at, value, devices::disk),
-        ("vif", value) => each(found, at, value, devices::nic),
+        ("disk", value) => each(translation, at, value, devices::disk),
+        ("vif", value) => each(translation, at, value, devices::nic),
         // Compared with what counts, at the end.
         ("maxmem" | "maxvcpus", Value::Text(_)) => {}
-        _ => lose(found, setting),
+        _ => lose(translation, setting),
     }
 }
 
 /// Notes a setting that is not in the config, unless it says what is so anyway.
-fn lose(found: &mut Found, setting: &Setting) {
+fn lose(translation: &mut Translation, setting: &Setting) {
     let Setting { line, key, value } = setting;
     let always = ALWAYS.iter().filter(|(always, _)| always == key).flat_map(|(_, values)| *values);
     let mut said = always.filter(|always| text_of(value) == Some(always));
@@ -173,8 +178,8 @@ fn lose(found: &mut Found, setting: &Setting) {
     }
     let why = match (key.as_str(), text_of(value)) {
         ("type" | "builder", Some("hvm" | "generic")) => {
-            "the guest has no firmware and no emulated devices but a serial port: its kernel is started by PVH, and needs \
-             virtio drivers"
+            "the guest has no firmware and no emulated devices but a serial port: its kernel is started by PVH, and \
+             needs virtio drivers"
         }
         ("type" | "builder", _) => "the kernel is started by PVH, and needs virtio drivers in place of Xen's",
         (key, _) => LOST
@@ -182,17 +187,17 @@ fn lose(found: &mut Found, setting: &Setting) {
             .find(|(lost, _)| key.starts_with(lost))
             .map_or("there is no such thing here", |(_, why)| *why),
     };
-    found.lose(*line, &shown(setting), why);
+    translation.lose(*line, &shown(setting), why);
 }
 
-fn each(found: &mut Found, at: u32, value: &Value, read: impl Fn(&mut Found, u32, &str)) {
+fn each(translation: &mut Translation, at: u32, value: &Value, read: impl Fn(&mut Translation, u32, &str)) {
     match value {
-        Value::Text(text) => read(found, at, text),
+        Value::Text(text) => read(translation, at, text),
         Value::List(list) => {
             for (line, value) in list {
                 match value {
-                    Value::Text(text) => read(found, *line, text),
-                    Value::List(_) => found.lose(*line, "a list within a list", "a string would do"),
+                    Value::Text(text) => read(translation, *line, text),
+                    Value::List(_) => translation.lose(*line, "a list within a list", "a string would do"),
                 }
             }
         }
@@ -200,12 +205,12 @@ fn each(found: &mut Found, at: u32, value: &Value, read: impl Fn(&mut Found, u32
 }
 
 /// `cmdline` is the whole of it; otherwise `root` and `extra` are.
-fn command_line(found: &mut Found, line: CommandLine) {
+fn command_line(translation: &mut Translation, line: CommandLine) {
     let CommandLine { whole, root, extra } = line;
     let (at, text) = match whole {
         Some(whole) => {
             for (at, text) in [root, extra].into_iter().flatten() {
-                found.lose(at, &text, "cmdline is given, which is all of the kernel's command line");
+                translation.lose(at, &text, "cmdline is given, which is all of the kernel's command line");
             }
             whole
         }
@@ -218,7 +223,7 @@ fn command_line(found: &mut Found, line: CommandLine) {
         }
     };
     if text.contains("/dev/xvd") {
-        found.lose(
+        translation.lose(
             at,
             &text,
             "is kept, but names a disk as Xen does: the first disk is /dev/vda here, better root=UUID=…",
@@ -226,13 +231,13 @@ fn command_line(found: &mut Found, line: CommandLine) {
     }
     let mut words: Vec<&str> = text.split_whitespace().collect();
     if words.contains(&"console=hvc0") {
-        found.lose(at, "console=hvc0", "is console=ttyS0 here");
+        translation.lose(at, "console=hvc0", "is console=ttyS0 here");
         words.iter_mut().filter(|word| **word == "console=hvc0").for_each(|word| *word = "console=ttyS0");
     }
     if !words.iter().any(|word| word.starts_with("console=")) {
         words.push("console=ttyS0");
     }
-    found.config.boot.cmdline = Some(words.join(" "));
+    translation.config.boot.cmdline = Some(words.join(" "));
 }
 
 /// A setting as one line.

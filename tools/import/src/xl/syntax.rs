@@ -12,7 +12,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use crate::ImportError;
-use crate::found::quoted;
+use crate::translate::quoted;
 
 /// Lists within lists within …: xl itself has one level, `vnuma` two.
 const DEEPEST: u32 = 8;

@@ -1,0 +1,112 @@
+//! Domains as the API lists them, and what is amiss with one.
+
+use domus_api::{DomainInfo, TroubleInfo};
+use shared_abi::DomainName;
+use uuid::Uuid;
+
+use crate::domain::state::State;
+use crate::domain::{Trouble, View};
+use crate::registry::Dom0;
+use crate::resources::{host, usage};
+
+/// The host itself, as `list` shows it.
+pub fn domain_0() -> DomainInfo {
+    DomainInfo {
+        name: "Domain-0".into(),
+        id: 0,
+        uuid: Some(Uuid::nil().to_string()),
+        memory_mib: host::memory() >> 20,
+        vcpus: host::cpus() as u32,
+        flags: "r-----".into(),
+        state: "running".into(),
+        cpu_seconds: usage::host_seconds(),
+        ended: None,
+        runner_pid: None,
+        restarts: 0,
+    }
+}
+
+/// A domain as `list` shows it.
+pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
+    let mut flags = *b"------";
+    let state = match view.state {
+        State::Building => "building",
+        State::Running | State::Stopping(_) => {
+            let runs = view.runner.is_some_and(usage::vcpu_runs);
+            flags[usize::from(!runs)] = if runs { b'r' } else { b'b' };
+            if view.state == State::Running { "running" } else { "stopping" }
+        }
+        State::Paused => {
+            flags[2] = b'p';
+            "paused"
+        }
+        State::Preserved { crashed } => {
+            flags[3] = b's';
+            if crashed {
+                flags[4] = b'c';
+            }
+            "preserved"
+        }
+        State::Dying(_) | State::Dead => {
+            flags[5] = b'd';
+            "dying"
+        }
+    };
+    DomainInfo {
+        name: name.to_string(),
+        id: view.domid.0,
+        uuid: Some(view.uuid.to_string()),
+        memory_mib: view.memory >> 20,
+        vcpus: view.vcpus.into(),
+        flags: flags.iter().map(|flag| char::from(*flag)).collect(),
+        state: state.into(),
+        cpu_seconds: view.runner.map_or(0.0, usage::cpu_seconds),
+        ended: view.ended.clone(),
+        runner_pid: view.runner,
+        restarts: view.restarts,
+    }
+}
+
+/// Everything `list` shows.
+pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
+    let domains = dom0.list();
+    let mut list = vec![domain_0()];
+    list.extend(domains.iter().map(|(name, view)| describe(name, view)));
+    list.extend(dom0.leftovers().into_iter().map(|(name, domid)| DomainInfo {
+        name: name.to_string(),
+        id: domid.0,
+        uuid: None,
+        memory_mib: 0,
+        vcpus: 0,
+        flags: "-----d".into(),
+        state: "left-over".into(),
+        cpu_seconds: 0.0,
+        ended: None,
+        runner_pid: None,
+        restarts: 0,
+    }));
+    list
+}
+
+/// What is amiss with a domain.
+pub fn troubles(name: &DomainName, view: &View) -> Vec<TroubleInfo> {
+    let mut troubles: Vec<_> = view
+        .troubles
+        .iter()
+        .map(|Trouble { layer, cause, next }| TroubleInfo {
+            layer: layer.clone(),
+            cause: cause.clone(),
+            next: next.clone(),
+        })
+        .collect();
+    if let (State::Preserved { crashed: true }, Some(ended)) = (view.state, &view.ended) {
+        let next = format!("look at domus console {name}, then domus destroy {name}");
+        troubles.push(TroubleInfo { layer: "guest".into(), cause: ended.clone(), next });
+    }
+    if view.state == State::Paused && troubles.is_empty() {
+        let cause = "it is paused, and everything that it was paused for is well".into();
+        let next = format!("domus unpause {name}");
+        troubles.push(TroubleInfo { layer: "domain".into(), cause, next });
+    }
+    troubles
+}

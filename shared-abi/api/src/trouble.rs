@@ -1,0 +1,31 @@
+//! What is amiss with a domain, and the exchange of a backend.
+
+use serde::{Deserialize, Serialize};
+use zlink::introspect;
+
+/// The answer to `BackendUpgrade`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::Type)]
+pub struct Upgraded {
+    /// How long the devices of the backend stood still, in microseconds.
+    pub stalled_us: u64,
+}
+
+/// Something amiss.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::CustomType)]
+pub struct TroubleInfo {
+    /// Where: a disk, a backend, the guest.
+    pub layer: String,
+    /// What has happened.
+    pub cause: String,
+    /// What to do, or what is being done.
+    pub next: String,
+}
+
+/// The answer to `Why`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::Type)]
+pub struct Troubles {
+    /// The domain's state, as `List` has it.
+    pub state: String,
+    /// What is amiss; empty if nothing is.
+    pub troubles: Vec<TroubleInfo>,
+}

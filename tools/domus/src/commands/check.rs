@@ -1,0 +1,77 @@
+//! `domus check`: a config, and what it needs of the host, looked at without dom0.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use clap::Args;
+use dom0::api::{Plan as ConfigPlace, start_message};
+use dom0::domain::build::StartError;
+use dom0::networks::Networks;
+use dom0::resources::run_dir;
+use dom0::{config, domain};
+use domus_api::Dom0Client;
+
+use super::plan::Plan;
+use crate::client::{answer, connect};
+use crate::output::print;
+
+/// The command line of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The config
+    file: PathBuf,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `domus check`.
+///
+/// # Errors
+/// What is wrong with the config.
+pub async fn run(dir: Option<&Path>, args: CheckArgs) -> anyhow::Result<()> {
+    check(dir, &args.file, args.json).await
+}
+
+/// Checks a config and what it needs of the host; prints what the domain would be made of.
+///
+/// # Errors
+/// What is wrong with it.
+pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()> {
+    let config = config::load(file)?;
+    let run = dir.map_or_else(run_dir::default_path, Path::to_owned);
+    let mut owner = run_dir::owner(&run, &config.name);
+    // The run directory is root's; the service tells others.
+    if owner.is_none()
+        && let Ok(mut connection) = connect(dir).await
+        && let Ok(there) = answer(connection.get(config.name.as_str()).await)
+    {
+        owner = Some(format!("ID {}", there.domain.id));
+    }
+    if let Some(owner) = owner {
+        let problem = format!(
+            "a domain named \"{}\" runs already ({owner}): destroy it, or change the name",
+            config.name
+        );
+        return Err(config::ConfigError::new(file, "name", problem).into());
+    }
+    let networks = Networks::of_others(Path::new(run_dir::CONFIG), &run);
+    domain::check::check(&config, &networks).await.map_err(|error| match error {
+        StartError::Config(error) => anyhow!(error),
+        error => anyhow!(start_message(&ConfigPlace::from(&config), &error)),
+    })?;
+    let plan = Plan::of(&config, notes(&config));
+    print(&if json { serde_json::to_string(&plan)? } else { plan.text() })
+}
+
+/// Warnings for the operator who starts this domain.
+fn notes(config: &config::DomainConfig) -> Vec<String> {
+    let at_switch = |(n, net): (usize, &config::Net)| match &net.link {
+        config::NetLink::Switch(switch) => Some(format!(
+            "nets[{n}].switch: the process of the switch \"{switch}\" can read and write all memory of this \
+             domain and of every other domain on it: put only domains there that may know each other's secrets"
+        )),
+        _ => None,
+    };
+    config.nets.iter().enumerate().filter_map(at_switch).collect()
+}
