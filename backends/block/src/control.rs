@@ -15,31 +15,16 @@ use shared_abi::ids::DeviceId;
 use vu_server::Port;
 
 use crate::disk::Disk;
-use crate::nbd::client::Offer;
-use crate::order::BlockOrder;
-use crate::start::server_of;
+use crate::order::{BlockOrder, Offer};
 use crate::statistics::Counters;
+use crate::storage::Storage;
+use crate::threads::Prepared;
 use crate::throttle::{self, Shared};
 
 /// How long requests beyond a smaller size are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a new connection to a server is waited for: longer than the handshake may take.
 const SERVER_PATIENCE: Duration = Duration::from_secs(15);
-
-/// What is behind a disk, as far as its size is concerned. Errors are one line for the operator.
-pub trait Storage: Send + Sync + 'static {
-    /// Its size in bytes as it is now.
-    ///
-    /// # Errors
-    /// It cannot be asked.
-    fn measure(&self) -> Result<u64, String>;
-
-    /// Gives it another size, in bytes.
-    ///
-    /// # Errors
-    /// It has a size of its own, or cannot be changed.
-    fn set_len(&self, bytes: u64) -> Result<(), String>;
-}
 
 /// A disk that is served.
 pub struct Served {
@@ -58,6 +43,12 @@ pub struct Served {
 }
 
 impl Served {
+    /// A disk that has been prepared, with what is behind it.
+    pub fn new(id: DeviceId, prepared: &Prepared, storage: Option<Arc<dyn Storage>>, remote: bool) -> Self {
+        let (disk, counters, ports) = prepared.parts();
+        Self { id, disk, storage, counters, ports, remote }
+    }
+
     fn tell(&self, order: impl Fn() -> BlockOrder) -> Result<(), String> {
         self.ports
             .iter()
@@ -141,6 +132,11 @@ impl Served {
         }
         Ok(())
     }
+}
+
+/// What the loss of a disk's server is said about.
+pub fn server_of(device: &DeviceId) -> String {
+    format!("the server of {device}")
 }
 
 /// The disks of one domain.

@@ -2,7 +2,7 @@
 //!
 //! One process serves all disks of a domain, one io_uring each thread. A raw disk has one thread each queue: the kernel
 //! moves the data between image and guest memory, this process touches the 16 bytes of a request's header and its status
-//! byte only. A disk that takes more than that ([`image`], [`nbd`]) has one thread, through which its data goes.
+//! byte only. A disk that takes more than that ([`qcow2`], [`nbd`]) has one thread, through which its data goes.
 //!
 //! ```text
 //!   queue ─▶ chain ─▶ request::parse (pure) ─▶ limits ─▶ engine (io_uring) ─▶ status byte ─▶ used ring
@@ -23,21 +23,25 @@
 //! | [`worker`], [`order`] | the thread of one queue, what it is told, and the contract of an engine |
 //! | [`uring`] | the io_uring of one thread, restricted to what a disk needs |
 //! | [`raw`], [`fixed`] | engines: raw images, disks without data |
-//! | [`image`], [`nbd`] | disks whose work is asynchronous code: qcow2 images, exports of NBD servers |
+//! | [`async_io`] | the thread and the ring of disks whose work is asynchronous code |
+//! | [`qcow2`], [`nbd`], [`open`] | such disks: qcow2 images, exports of NBD servers; how both are opened |
+//! | [`storage`] | what is behind a disk, as far as its size is concerned |
 //! | [`threads`] | a disk and its threads |
 //! | [`start`], [`control`] | the start-up contract, and what dom0 asks afterwards |
 //! | [`standalone`], [`rates`] | the backend program conventions, limits on a command line |
 
+pub mod async_io;
 mod clock;
 pub mod control;
 pub mod device;
 pub mod disk;
 pub mod faults;
 pub mod fixed;
-pub mod image;
 pub mod intake;
 pub mod nbd;
+pub mod open;
 pub mod order;
+pub mod qcow2;
 pub mod rates;
 pub mod raw;
 pub mod request;
@@ -45,6 +49,7 @@ pub mod slot;
 pub mod standalone;
 pub mod start;
 pub mod statistics;
+pub mod storage;
 pub mod threads;
 pub mod throttle;
 pub mod uring;

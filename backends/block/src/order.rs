@@ -1,8 +1,7 @@
 //! What the control thread tells the workers of a disk, besides starting and stopping their queues.
 
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::SyncSender;
-
-use crate::nbd::client::Offer;
 
 /// An order to one worker.
 #[derive(Debug)]
@@ -19,4 +18,13 @@ pub enum BlockOrder {
     Resize(Option<u64>, SyncSender<Result<u64, String>>),
     /// For disks at a server: a new connection to it.
     Offer(Offer),
+}
+
+/// A new connection to the server of a disk, and where to say whether it could be used.
+#[derive(Debug)]
+pub struct Offer {
+    /// The connected socket.
+    pub socket: OwnedFd,
+    /// Gets one answer: the reason, if it is of no use.
+    pub answer: SyncSender<Result<(), String>>,
 }

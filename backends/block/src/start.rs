@@ -22,15 +22,15 @@ use shared_abi::ids::DeviceId;
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUES};
 use vu_server::Server;
 
-use crate::control::{Disks, Storage};
+use crate::control::{Disks, Served, server_of};
 use crate::device::BlockDevice;
 use crate::disk::{Disk, DiskError, Service, Shape};
 use crate::faults::Faults;
 use crate::fixed::Fixed;
-use crate::image;
-use crate::image::open::{AskedThread, Chain, OpenError};
 use crate::nbd::client::Remote;
+use crate::open::{Chain, OpenError, connect};
 use crate::raw::{Raw, RawEngine, RawError};
+use crate::storage::{AskedThread, Storage};
 use crate::threads::{Opening, Prepared, ThreadsError, calls};
 use crate::throttle::{self, Gate, Shared};
 
@@ -148,7 +148,7 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks,
             unconnected.push(id.clone());
         }
         let (mut what, storage) = prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
-        served.push(what.served(id.clone(), storage, remote));
+        served.push(Served::new(id.clone(), &what, storage, remote));
         openings.extend(what.opening().map(|opening| (id.clone(), opening)));
         prepared.push(Device { id, socket, what });
     }
@@ -289,7 +289,7 @@ fn prepare(
                     let (device, why) = (device.clone(), why.to_owned());
                     events.stand(&server_of(&device), &BackendEvent::ConnectionLost { device, why });
                 });
-                image::open::connect(reactor, orders, remote, socket, block_size, lost)
+                connect(reactor, orders, remote, socket, block_size, lost)
             };
             let prepared =
                 Prepared::opened_later(id.as_str(), made, queues, &[lifeline], open).map_err(failed)?;
@@ -297,11 +297,6 @@ fn prepare(
             Ok((prepared, Some(storage)))
         }
     }
-}
-
-/// What the loss of a disk's server is said about.
-pub(crate) fn server_of(device: &DeviceId) -> String {
-    format!("the server of {device}")
 }
 
 /// Serves one disk's frontend until it hangs up, which a runner that ends does.

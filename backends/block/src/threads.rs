@@ -7,18 +7,16 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use domus_startup::sandbox::{Allow, COMMON};
 use domus_startup::threads;
-use shared_abi::ids::DeviceId;
 use vu_server::worker::{Orders, Port, orders};
 use vu_server::{Server, server};
 
-use crate::control::{Served, Storage};
+use crate::async_io::AsyncDisk;
+use crate::async_io::reactor::Reactor;
+use crate::async_io::worker::AsyncWorker;
 use crate::device::BlockDevice;
 use crate::disk::Disk;
-use crate::image::AsyncDisk;
-use crate::image::open::OpenError;
-use crate::image::reactor::Reactor;
-use crate::image::worker::ImageWorker;
 use crate::intake::Intake;
+use crate::open::OpenError;
 use crate::order::BlockOrder;
 use crate::raw;
 use crate::statistics::Counters;
@@ -151,7 +149,7 @@ impl Prepared {
                     let _ = opened.send(Ok(()));
                     let intakes =
                         counts.into_iter().map(|count| Intake::new(served.clone(), count)).collect();
-                    ImageWorker::new(reactor, made, intakes, orders).run();
+                    AsyncWorker::new(reactor, made, intakes, orders).run();
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
@@ -171,10 +169,9 @@ impl Prepared {
         self.ports[0].clone()
     }
 
-    /// The disk as the control thread knows it.
-    pub fn served(&self, id: DeviceId, storage: Option<Arc<dyn Storage>>, remote: bool) -> Served {
-        let (disk, counters, ports) = (self.disk.clone(), self.counters.clone(), self.ports.clone());
-        Served { id, disk, storage, counters, ports, remote }
+    /// The disk, the counters of its workers, and the way to each.
+    pub fn parts(&self) -> (Arc<Disk>, Vec<Arc<Counters>>, Vec<Port<BlockOrder>>) {
+        (self.disk.clone(), self.counters.clone(), self.ports.clone())
     }
 
     /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`calls`].

@@ -1,4 +1,4 @@
-//! Disks whose work is asynchronous code: images with metadata, disks at a server.
+//! What disks have in common whose work is asynchronous code: images with metadata, disks at a server.
 //!
 //! One thread serves all queues of such a disk with one ring. Each request is a future; what it asks of the kernel is an
 //! operation of the ring ([`reactor`]), whose completion wakes it.
@@ -13,20 +13,12 @@
 //! | module | does |
 //! |---|---|
 //! | [`reactor`] | the ring as the place where futures wait |
-//! | [`storage`] | a file as imago's storage |
-//! | [`header`] | what a qcow2 header may say |
-//! | [`qcow2`] | qcow2 images with their backing chains |
 //! | [`carry`], [`guest`] | one request as a future, and the guest's buffers |
 //! | [`worker`] | the thread of a disk |
-//! | [`open`] | from what a message names to a disk |
 
 pub mod carry;
 pub mod guest;
-pub mod header;
-pub mod open;
-pub mod qcow2;
 pub mod reactor;
-pub mod storage;
 pub mod worker;
 
 use std::convert::Infallible;
@@ -35,7 +27,7 @@ use std::io;
 
 use imago::io_buffers::IoBuffer;
 
-use crate::nbd::client::Offer;
+use crate::order::Offer;
 
 /// A source of bytes whose work is asynchronous. It knows nothing of virtio.
 ///

@@ -7,25 +7,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
-use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use shared_abi::control::{Cache, ImageFormat};
-use vu_server::worker::Port;
 use vu_server::{Order, Orders};
 
-use super::qcow2::{ChainError, Image, OpenImage};
-use super::reactor::Reactor;
-use crate::control::Storage;
+use crate::async_io::AsyncDisk;
+use crate::async_io::reactor::Reactor;
 use crate::disk::{DiskError, Shape};
 use crate::nbd::client::{NbdDisk, Remote};
 use crate::nbd::handshake::HandshakeError;
 use crate::order::BlockOrder;
+use crate::qcow2::{ChainError, Image, OpenImage};
 
-/// How long a disk may take to find its size, or to get another one.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of a request that a qcow2 image likes: a cluster of the usual size.
 const CLUSTER: u32 = 64 << 10;
 
@@ -139,7 +134,6 @@ async fn offered_meanwhile<T>(
     disk: &NbdDisk,
     work: impl Future<Output = T>,
 ) -> T {
-    use super::AsyncDisk;
     let offers = async {
         loop {
             reactor.ready(orders.as_fd(), false).await;
@@ -153,27 +147,5 @@ async fn offered_meanwhile<T>(
     match select(pin!(work), pin!(offers)).await {
         Either::Left((done, _)) => done,
         Either::Right((never, _)) => never,
-    }
-}
-
-/// The size of a disk whose thread is asked.
-pub struct AskedThread(pub Port<BlockOrder>);
-
-impl AskedThread {
-    fn ask(&self, bytes: Option<u64>) -> Result<u64, String> {
-        let (sender, done) = sync_channel(1);
-        self.0.tell(BlockOrder::Resize(bytes, sender)).map_err(|gone| gone.to_string())?;
-        done.recv_timeout(PATIENCE)
-            .map_err(|_| format!("no answer from the disk within {} s", PATIENCE.as_secs()))?
-    }
-}
-
-impl Storage for AskedThread {
-    fn measure(&self) -> Result<u64, String> {
-        self.ask(None)
-    }
-
-    fn set_len(&self, bytes: u64) -> Result<(), String> {
-        self.ask(Some(bytes)).map(drop)
     }
 }

@@ -5,7 +5,7 @@ use imago::io_buffers::IoBuffer;
 use tempfile::TempDir;
 
 use super::*;
-use crate::image::AsyncDisk;
+use crate::async_io::AsyncDisk;
 use crate::uring::NewUring;
 
 const MIB: u64 = 1 << 20;

@@ -51,7 +51,7 @@ struct Done {
 }
 
 /// The worker of one disk. It lives as long as the process; queues come and go.
-pub struct ImageWorker<D> {
+pub struct AsyncWorker<D> {
     reactor: Arc<Reactor>,
     disk: Rc<D>,
     pool: Rc<Pool>,
@@ -64,7 +64,7 @@ pub struct ImageWorker<D> {
     settling: Vec<SyncSender<()>>,
 }
 
-impl<D: AsyncDisk> ImageWorker<D> {
+impl<D: AsyncDisk> AsyncWorker<D> {
     /// A worker for the queues that these intakes are for; to be run by the thread that enabled the ring.
     pub fn new(reactor: Arc<Reactor>, disk: D, intakes: Vec<Intake>, orders: Orders<BlockOrder>) -> Self {
         let lanes = intakes.into_iter().map(|intake| Lane { intake, kick_polled: false }).collect();

@@ -19,8 +19,8 @@ use imago::{FormatAccess, Mapping};
 use tokio::sync::Mutex;
 
 use super::Image;
-use crate::image::storage::RingFile;
-use crate::image::{AsyncDisk, write_zeros};
+use super::ring_file::RingFile;
+use crate::async_io::{AsyncDisk, write_zeros};
 
 /// What is in imago's cache and not in the file.
 #[derive(Debug, Default)]

@@ -1,12 +1,14 @@
 //! Images with their backing chains, through imago: qcow2, and raw ones behind them.
 //!
 //! Refused: a backing image that the config does not list, or that is named twice in one chain; external data files,
-//! encryption, extended L2 entries ([`super::header`]). A format is never guessed: the config says it. Promised: what
+//! encryption, extended L2 entries ([`header`]). A format is never guessed: the config says it. Promised: what
 //! is acknowledged is in the file, data and the metadata that leads to it, so that it is there for the process that
 //! replaces this one; and mappings get there after the reference counts that they need, so that a process killed
 //! at any time leaks clusters at the worst.
 
 mod disk;
+pub mod header;
+pub mod ring_file;
 
 use std::fs::File;
 use std::io;
@@ -23,9 +25,10 @@ use tokio::sync::RwLock;
 
 use disk::WriteBack;
 
-use super::header::{self, HeaderError};
-use super::reactor::Reactor;
-use super::storage::RingFile;
+use header::HeaderError;
+use ring_file::RingFile;
+
+use crate::async_io::reactor::Reactor;
 
 /// An image that was opened by somebody else.
 #[derive(Debug)]

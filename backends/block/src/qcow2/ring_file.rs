@@ -14,7 +14,7 @@ use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
-use super::reactor::Reactor;
+use crate::async_io::reactor::Reactor;
 
 /// Most buffers of one system call (`IOV_MAX`).
 const MAX_BUFFERS: usize = 1024;
