@@ -27,7 +27,8 @@
 //! | [`qcow2`], [`nbd`], [`open`] | such disks: qcow2 images, exports of NBD servers; how both are opened |
 //! | [`storage`] | what is behind a disk, as far as its size is concerned |
 //! | [`threads`] | a disk and its threads |
-//! | [`start`], [`control`] | the start-up contract, and what dom0 asks afterwards |
+//! | [`spec`] | from the description of a disk to its rings |
+//! | [`start`], [`syscalls`], [`control`] | the start-up contract, and what dom0 asks afterwards |
 //! | [`standalone`], [`rates`] | the backend program conventions, limits on a command line |
 
 pub mod async_io;
@@ -46,10 +47,12 @@ pub mod rates;
 pub mod raw;
 pub mod request;
 pub mod slot;
+pub mod spec;
 pub mod standalone;
 pub mod start;
 pub mod statistics;
 pub mod storage;
+pub mod syscalls;
 pub mod threads;
 pub mod throttle;
 pub mod uring;

@@ -5,10 +5,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use domus_startup::sandbox::{Allow, COMMON};
 use domus_startup::threads;
+use vu_server::Server;
 use vu_server::worker::{Orders, Port, orders};
-use vu_server::{Server, server};
 
 use crate::async_io::AsyncDisk;
 use crate::async_io::reactor::Reactor;
@@ -18,18 +17,9 @@ use crate::disk::Disk;
 use crate::intake::Intake;
 use crate::open::OpenError;
 use crate::order::BlockOrder;
-use crate::raw;
 use crate::statistics::Counters;
 use crate::uring::{NewUring, UringError};
 use crate::worker::{Engine, Worker};
-
-/// The system calls of a sealed `domus-block` beyond [`COMMON`] and those of vu-server: to wait for and feed the rings.
-const OWN: &[Allow] = &[Allow::Call(libc::SYS_io_uring_enter)];
-
-/// Every system call of a sealed `domus-block`.
-pub fn calls() -> Vec<Allow> {
-    [COMMON, server::CALLS, OWN, raw::CALLS].concat()
-}
 
 /// Why a disk cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +164,7 @@ impl Prepared {
         (self.disk.clone(), self.counters.clone(), self.ports.clone())
     }
 
-    /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`calls`].
+    /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`syscalls::calls`](crate::syscalls::calls).
     ///
     /// # Errors
     /// [`ThreadsError`].

@@ -13,8 +13,9 @@ const LAYERS: &[&[&str]] = &[
     &["device", "intake"],
     &["worker", "async_io"],
     &["raw", "fixed", "qcow2", "nbd"],
-    &["open"],
+    &["open", "syscalls"],
     &["threads"],
+    &["spec"],
     &["control"],
     &["start", "standalone"],
 ];

@@ -16,15 +16,15 @@
 //! | [`gate`], [`statistics`], [`shared`] | limits and counters |
 //! | [`tap`], [`pieces`], [`steering`] | the tun ioctls, `readv` and `writev`, the table on a tap: the only unsafe code |
 //! | [`wire`], [`on_stream`] | where frames come from and go to: a tap's queue, or a stream |
-//! | [`rx`], [`tx`], [`control`] | the work of one queue each |
+//! | [`rx`], [`tx`], [`control_queue`] | the work of one queue each |
 //! | [`worker`], [`sleeper`], [`lookout`], [`order`] | the thread behind it |
 //! | [`nic`], [`device`], [`prepared`] | a NIC, the virtio device that it is, its threads |
-//! | [`start`], [`seal`] | the NICs of a domain for dom0, sealed |
-//! | [`alone`] | one NIC for QEMU and others |
+//! | [`start`], [`syscalls`], [`control`] | the NICs of a domain for dom0, sealed, and what it asks of them |
+//! | [`standalone`] | one NIC for QEMU and others |
 
-pub mod alone;
 pub mod command;
 pub mod control;
+pub mod control_queue;
 pub mod device;
 pub mod features;
 pub mod filter;
@@ -39,14 +39,15 @@ pub mod order;
 pub mod pieces;
 pub mod prepared;
 pub mod rx;
-pub mod seal;
 pub mod settings;
 pub mod shared;
 pub mod sleeper;
+pub mod standalone;
 pub mod start;
 pub mod statistics;
 pub mod steering;
 pub mod stream;
+pub mod syscalls;
 pub mod tap;
 pub mod tx;
 pub mod window;

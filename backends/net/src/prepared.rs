@@ -9,7 +9,7 @@ use domus_startup::threads;
 use shared_abi::control::NicLimits;
 use vu_server::{Port, Server};
 
-use crate::control::Control;
+use crate::control_queue::ControlQueue;
 use crate::device::NetDevice;
 use crate::filter::Filter;
 use crate::nic::{Card, Far, Nic};
@@ -42,7 +42,7 @@ pub enum Cable {
 
 /// A NIC with its service.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct NicSpec<'a> {
     /// Its name, for messages.
     pub name: &'a str,
     /// What its driver is told, and may do.
@@ -86,8 +86,8 @@ impl Prepared {
     ///
     /// # Errors
     /// The tap or the socket cannot be set up, or there is no descriptor left.
-    pub fn new(plan: Plan<'_>) -> io::Result<Self> {
-        let Plan { name, card, filter, limits, link, cable, state } = plan;
+    pub fn new(spec: NicSpec<'_>) -> io::Result<Self> {
+        let NicSpec { name, card, filter, limits, link, cable, state } = spec;
         let (far, ends) = ends(cable, &card)?;
         let connected = !matches!(ends[..], [End::Stream(None)]);
         let shared = Arc::new(Shared::new(link, connected, &limits));
@@ -159,7 +159,7 @@ impl Prepared {
         }
         if let Some(desk) = desks.next() {
             let nic = nic.clone();
-            threads::start(format!("ctl {}", nic.name()), move || worker::run(Control::new(nic), desk))?;
+            threads::start(format!("ctl {}", nic.name()), move || worker::run(ControlQueue::new(nic), desk))?;
         }
         let name = nic.name().clone();
         Ok(Server::new(&name, NetDevice::new(nic), self.ports))

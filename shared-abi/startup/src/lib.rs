@@ -15,6 +15,7 @@
 //! | [`control`] | the child's side: listen, accept one controller at a time, answer |
 //! | [`fds`] | the descriptors of one message, each taken exactly once |
 //! | [`memfd`] | memory of a fixed size to share with other processes |
+//! | [`serve`], [`program`] | a backend from its start message to its last answer, and its `main` |
 //! | [`say()`] | lines for people, to a standard error that nobody may read |
 //! | [`threads`] | threads that are ready to be sealed, and one heap for them |
 //! | [`sandbox`] | own uid, no capabilities, own namespaces, an empty root, a seccomp allow-list |
@@ -25,9 +26,11 @@ pub mod link;
 pub mod memfd;
 pub mod sandbox;
 mod say;
+mod serve;
 pub mod threads;
 
 pub use control::{Control, Events};
 pub use fds::Fds;
 pub use link::{Link, LinkError};
 pub use say::{report, say};
+pub use serve::{program, serve};

@@ -8,75 +8,49 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use domus_startup::sandbox::{self, Allow, COMMON};
+use domus_startup::sandbox::{self, COMMON};
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
-use vu_server::standalone::{Frontend, Socket};
+use vu_server::standalone::{Common, Frontend};
 
 use crate::console::Console;
 use crate::relay::{self, Ended};
 use crate::server::Server;
 use crate::start;
+use crate::syscalls::CALLS;
 use crate::virtio::{TYPED, VirtioConsole};
-
-/// Beyond [`COMMON`]: what the crate `vhost-user-backend` calls.
-const CALLS: &[Allow] = &[
-    // Its worker waits for kicks, which are added when a ring starts and taken out when it stops.
-    Allow::Call(libc::SYS_epoll_wait),
-    Allow::Call(libc::SYS_epoll_pwait),
-    Allow::Call(libc::SYS_epoll_ctl),
-    // A memory region is mapped: is its file long enough? With an empty root there is no other file to look at.
-    Allow::Call(libc::SYS_fstat),
-    Allow::Call(libc::SYS_statx),
-    Allow::Call(libc::SYS_lseek),
-    // A ring's descriptors are set to non-blocking mode, and cloned.
-    Allow::Argument(libc::SYS_fcntl, 1, libc::F_GETFL as u32),
-    Allow::Argument(libc::SYS_fcntl, 1, libc::F_SETFL as u32),
-    Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
-    // Its threads may be setting themselves up as the process is sealed.
-    Allow::Call(libc::SYS_rseq),
-    Allow::Call(libc::SYS_set_robust_list),
-    Allow::Call(libc::SYS_sched_getaffinity),
-    Allow::Argument(libc::SYS_prctl, 0, libc::PR_SET_NAME as u32),
-    // The connection has ended.
-    Allow::Call(libc::SYS_shutdown),
-];
 
 /// The command line of a stand-alone console.
 #[derive(Debug, clap::Args)]
-pub struct Alone {
+pub struct Standalone {
     #[command(flatten)]
-    socket: Socket,
+    common: Common,
     /// Listen here for those who attach to the console.
     #[arg(long, value_name = "PATH")]
     console_socket: Option<PathBuf>,
     /// Bytes of output kept for those who attach late, 4096 to 16777216.
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 10)]
     history: u32,
-    /// The user to become when started as root.
-    #[arg(long, value_name = "UID", default_value_t = 65_534, value_parser = clap::value_parser!(u32).range(1..))]
-    uid: u32,
 }
 
-impl Alone {
+impl Standalone {
     /// Serves one frontend.
     ///
     /// # Errors
     /// The sockets, the sandbox, or what the frontend did wrong; the text is for the operator.
     pub fn run(self) -> anyhow::Result<()> {
-        if self.socket.print_capabilities {
+        if self.common.print_capabilities {
             println!("{{\"type\":\"console\",\"features\":[]}}");
             return Ok(());
         }
         let path = self.console_socket.context("nobody could attach: give --console-socket PATH")?;
-        let frontend = self.socket.open()?;
+        let frontend = self.common.open()?;
         let listener = start::listening(listen(&path)?.into())?;
         let (serial, socket) = UnixStream::pair().context("cannot make a socket pair")?;
         let server = Server::new(Console::new(start::size(self.history)?), serial.into(), listener, None);
         let (accepts, relayed) = private_connection()?;
-        let own = nix::unistd::geteuid();
-        sandbox::enter(if own.is_root() { self.uid } else { own.as_raw() })?;
+        self.common.enter_sandbox()?;
         let mut daemon = start_device(socket.into(), accepts)?;
         let gate = start::spawn(server)?;
         sandbox::seal(&[COMMON, CALLS].concat())?;

@@ -5,18 +5,18 @@ use domus_startup::sandbox::{self, COMMON};
 use shared_abi::MacAddress;
 use shared_abi::control::NicLimits;
 use shared_abi::limits::MAX_QUEUE_PAIRS;
-use vu_server::standalone::{Frontend, Socket};
+use vu_server::standalone::{Common, Frontend};
 
 use crate::nic::Card;
-use crate::prepared::{Cable, Plan, Prepared};
-use crate::seal::CALLS;
+use crate::prepared::{Cable, NicSpec, Prepared};
+use crate::syscalls::CALLS;
 use crate::tap::Tap;
 
 /// The command line of a stand-alone NIC.
 #[derive(Debug, clap::Args)]
-pub struct Alone {
+pub struct Standalone {
     #[command(flatten)]
-    socket: Socket,
+    common: Common,
     /// The tap: attached to if it is there, made if not (needs CAP_NET_ADMIN).
     #[arg(long, value_name = "NAME")]
     tap: Option<String>,
@@ -29,32 +29,28 @@ pub struct Alone {
     /// The number of queue pairs; the frontend has the control queue.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUE_PAIRS.into()))]
     queues: u16,
-    /// The user to become when started as root.
-    #[arg(long, value_name = "UID", default_value_t = 65_534, value_parser = clap::value_parser!(u32).range(1..))]
-    uid: u32,
 }
 
-impl Alone {
+impl Standalone {
     /// Serves one frontend after the other, or the one at the descriptor given.
     ///
     /// # Errors
     /// The tap, the socket or the sandbox; the text is for the operator.
     pub fn run(self) -> anyhow::Result<()> {
-        if self.socket.print_capabilities {
+        if self.common.print_capabilities {
             println!("{{\"type\":\"net\",\"features\":[]}}");
             return Ok(());
         }
         let name = self.tap.context("no tap to serve: give --tap NAME")?;
         let card =
             Card { mac: self.mac, mtu: self.mtu, pairs: self.queues, controlled: false, any_mac: true };
-        let frontend = self.socket.open()?;
+        let frontend = self.common.open()?;
         let queues = (0..self.queues).map(|_| Tap::open(&name, self.queues > 1)).collect::<Result<_, _>>()?;
         let cable = Cable::Tap { queues, steering: None };
         let limits = NicLimits::default();
-        let plan = Plan { name: &name, card, filter: None, limits, link: true, cable, state: None };
-        let prepared = Prepared::new(plan).context("cannot set up the tap")?;
-        let own = nix::unistd::geteuid();
-        sandbox::enter(if own.is_root() { self.uid } else { own.as_raw() })?;
+        let spec = NicSpec { name: &name, card, filter: None, limits, link: true, cable, state: None };
+        let prepared = Prepared::new(spec).context("cannot set up the tap")?;
+        self.common.enter_sandbox()?;
         let server = prepared.start(|| {
             let name = name.clone();
             Box::new(move |error| {
