@@ -17,6 +17,7 @@ use domus_startup::sandbox::{self, SandboxError};
 use shared_abi::control::{Cache, ImageFormat, IoLimits};
 use shared_abi::limits::MAX_QUEUES;
 use shared_abi::nbd::{NbdServer, NbdUri};
+use shared_abi::size;
 use vu_server::server::ConnectionError;
 use vu_server::standalone::{Common, Frontend, SocketError};
 
@@ -69,7 +70,7 @@ pub struct Standalone {
     #[arg(long, value_name = "URI", conflicts_with = "blk_file")]
     pub nbd: Option<NbdUri>,
     /// Instead of an image: a disk of so many bytes that does nothing, to measure what is left.
-    #[arg(long, value_name = "BYTES", conflicts_with_all = ["blk_file", "nbd"])]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with_all = ["blk_file", "nbd"])]
     pub null: Option<u64>,
     /// Open the image for reading only, and tell the guest so.
     #[arg(long)]
@@ -92,6 +93,10 @@ pub struct Standalone {
     /// What the disk may do.
     #[command(flatten)]
     pub limits: Rates,
+}
+
+fn bytes(text: &str) -> Result<u64, &'static str> {
+    size::amount(text).ok_or("give a number of bytes, such as 1073741824 or 1GiB")
 }
 
 /// How an image is stored.
