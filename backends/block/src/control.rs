@@ -15,11 +15,11 @@ use shared_abi::ids::DeviceId;
 use vu_server::Port;
 
 use crate::disk::Disk;
-use crate::order::{BlockOrder, Offer};
 use crate::statistics::Counters;
 use crate::storage::Storage;
 use crate::threads::Prepared;
 use crate::throttle::{self, Shared};
+use crate::worker_command::{BlockCommand, Offer};
 
 /// How long requests beyond a smaller size are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ pub struct Served {
     /// What its workers have counted.
     pub counters: Vec<Arc<Counters>>,
     /// The way to its workers.
-    pub ports: Vec<Port<BlockOrder>>,
+    pub ports: Vec<Port<BlockCommand>>,
     /// It is at a server, to which it can be connected again.
     pub remote: bool,
 }
@@ -49,7 +49,7 @@ impl Served {
         Self { id, disk, storage, counters, ports, remote }
     }
 
-    fn tell(&self, order: impl Fn() -> BlockOrder) -> Result<(), String> {
+    fn tell(&self, order: impl Fn() -> BlockCommand) -> Result<(), String> {
         self.ports
             .iter()
             .try_for_each(|port| port.tell(order()))
@@ -58,7 +58,7 @@ impl Served {
 
     fn limits_changed(&self) -> Result<(), String> {
         self.disk.gate().look();
-        self.tell(|| BlockOrder::Limits)
+        self.tell(|| BlockCommand::Limits)
     }
 
     fn statistics(&self) -> DiskStatistics {
@@ -108,7 +108,7 @@ impl Served {
             return Err(format!("disk {} has no server to connect to", self.id));
         };
         let (answer, answered) = sync_channel(1);
-        port.tell(BlockOrder::Offer(Offer { socket, answer }))
+        port.tell(BlockCommand::Offer(Offer { socket, answer }))
             .map_err(|gone| format!("{}: {gone}", self.id))?;
         let answer = answered
             .recv_timeout(SERVER_PATIENCE)
@@ -119,7 +119,7 @@ impl Served {
     /// Waits until nothing that was begun reaches beyond the end of the disk.
     fn settle(&self) -> Result<(), String> {
         let (sender, settled) = sync_channel(self.ports.len());
-        self.tell(|| BlockOrder::Settle(sender.clone()))?;
+        self.tell(|| BlockCommand::Settle(sender.clone()))?;
         let end = Instant::now() + PATIENCE;
         for _ in &self.ports {
             settled.recv_timeout(end.saturating_duration_since(Instant::now())).map_err(|_| {
@@ -172,7 +172,7 @@ impl Disks {
             BlockRequest::Retry => {
                 for served in &self.served {
                     served.disk.faults().again();
-                    served.tell(|| BlockOrder::Again)?;
+                    served.tell(|| BlockCommand::Again)?;
                 }
                 Ok(BackendReply::Done)
             }

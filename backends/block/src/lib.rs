@@ -19,10 +19,10 @@
 //! | [`disk`] | what every disk has: size, shape, name, cache |
 //! | [`device`] | the disk as vu-server's `Device`: feature bits and configuration space |
 //! | [`throttle`], [`faults`], [`statistics`] | its limits, what becomes of its errors, what it has done |
-//! | [`intake`], [`slot`] | requests between the driver and whoever carries them out |
-//! | [`worker`], [`order`] | the thread of one queue, what it is told, and the contract of an engine |
+//! | [`requests`], [`in_flight`] | requests between the driver and whoever carries them out |
+//! | [`worker`], [`worker_command`] | the thread of one queue, what it is told, and the contract of an engine |
 //! | [`uring`] | the io_uring of one thread, restricted to what a disk needs |
-//! | [`raw`], [`fixed`] | engines: raw images, disks without data |
+//! | [`raw`], [`null_disk`] | engines: raw images, disks without data |
 //! | [`async_io`] | the thread and the ring of disks whose work is asynchronous code |
 //! | [`qcow2`], [`nbd`], [`open`] | such disks: qcow2 images, exports of NBD servers; how both are opened |
 //! | [`storage`] | what is behind a disk, as far as its size is concerned |
@@ -32,21 +32,19 @@
 //! | [`standalone`], [`rates`] | the backend program conventions, limits on a command line |
 
 pub mod async_io;
-mod clock;
 pub mod control;
 pub mod device;
 pub mod disk;
 pub mod faults;
-pub mod fixed;
-pub mod intake;
+pub mod in_flight;
 pub mod nbd;
+pub mod null_disk;
 pub mod open;
-pub mod order;
 pub mod qcow2;
 pub mod rates;
 pub mod raw;
 pub mod request;
-pub mod slot;
+pub mod requests;
 pub mod spec;
 pub mod standalone;
 pub mod start;
@@ -57,3 +55,4 @@ pub mod threads;
 pub mod throttle;
 pub mod uring;
 pub mod worker;
+pub mod worker_command;

@@ -11,15 +11,15 @@ use std::sync::Arc;
 use futures_util::future::{Either, select};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use shared_abi::control::{Cache, ImageFormat};
-use vu_server::{Order, Orders};
+use vu_server::{Commands, WorkerCommand};
 
 use crate::async_io::AsyncDisk;
 use crate::async_io::reactor::Reactor;
 use crate::disk::{DiskError, Shape};
 use crate::nbd::client::{NbdDisk, Remote};
 use crate::nbd::handshake::HandshakeError;
-use crate::order::BlockOrder;
 use crate::qcow2::{ChainError, Image, OpenImage};
+use crate::worker_command::BlockCommand;
 
 /// Bytes of a request that a qcow2 image likes: a cluster of the usual size.
 const CLUSTER: u32 = 64 << 10;
@@ -113,32 +113,32 @@ fn open(path: PathBuf, file: File, write: bool) -> Result<OpenImage, OpenError> 
 /// [`OpenError`].
 pub fn connect(
     reactor: &Arc<Reactor>,
-    orders: &Orders<BlockOrder>,
+    commands: &Commands<BlockCommand>,
     remote: Remote,
     socket: Option<OwnedFd>,
     block_size: u32,
     lost: Box<dyn Fn(&str)>,
 ) -> Result<(NbdDisk, u64), OpenError> {
     let disk = NbdDisk::new(reactor, remote, lost);
-    let export = reactor.block_on(offered_meanwhile(reactor, orders, &disk, disk.connect(socket)))?;
+    let export = reactor.block_on(offered_meanwhile(reactor, commands, &disk, disk.connect(socket)))?;
     if export.block > block_size {
         return Err(OpenError::Block(export.block));
     }
     Ok((disk, export.bytes))
 }
 
-/// Waits for `work`, with the orders that may come before a disk is served: offers.
+/// Waits for `work`, with the commands that may come before a disk is served: offers.
 async fn offered_meanwhile<T>(
     reactor: &Reactor,
-    orders: &Orders<BlockOrder>,
+    commands: &Commands<BlockCommand>,
     disk: &NbdDisk,
     work: impl Future<Output = T>,
 ) -> T {
     let offers = async {
         loop {
-            reactor.ready(orders.as_fd(), false).await;
-            while let Some(order) = orders.take() {
-                if let Order::Device(BlockOrder::Offer(offer)) = order {
+            reactor.ready(commands.as_fd(), false).await;
+            while let Some(order) = commands.take() {
+                if let WorkerCommand::Device(BlockCommand::Offer(offer)) = order {
                     disk.offer(offer);
                 }
             }

@@ -9,8 +9,8 @@ use shared_abi::control::{Cache, ImageFormat};
 
 use crate::disk::{Disk, DiskError, Service, Shape};
 use crate::faults::Faults;
-use crate::fixed::Fixed;
 use crate::nbd::client::Remote;
+use crate::null_disk::NullDisk;
 use crate::open::{Chain, OpenError, connect};
 use crate::raw::{Raw, RawEngine, RawError};
 use crate::storage::{AskedThread, Storage};
@@ -58,7 +58,7 @@ pub enum Source {
         lost: OnLost,
     },
     /// Nowhere: each request has the same result.
-    Fixed(Fixed, u64),
+    Null(NullDisk, u64),
 }
 
 /// One disk to be served.
@@ -122,12 +122,12 @@ impl DiskSpec<'_> {
             }
             Source::Nbd { socket, remote, lost } => {
                 let disk = Disk::new(block_size.into(), shape, service)?;
-                let open = move |reactor: &_, orders: &_, served: &Arc<Disk>| {
-                    connect(reactor, orders, remote, socket, block_size, lost(served.clone()))
+                let open = move |reactor: &_, commands: &_, served: &Arc<Disk>| {
+                    connect(reactor, commands, remote, socket, block_size, lost(served.clone()))
                 };
                 Ok(Prepared::opened_later(name, disk, queues, files, open)?.into())
             }
-            Source::Fixed(result, bytes) => {
+            Source::Null(result, bytes) => {
                 let disk = Disk::new(bytes, shape, service)?;
                 let prepared = Prepared::new(name, disk, queues, files, || result)?;
                 Ok(PreparedDisk { prepared, storage: None, left_over: 0 })

@@ -22,8 +22,8 @@ use vu_server::server::ConnectionError;
 use vu_server::standalone::{Common, Frontend, SocketError};
 
 use crate::faults::Faults;
-use crate::fixed::Fixed;
 use crate::nbd::client::Remote;
+use crate::null_disk::NullDisk;
 use crate::open::OpenError;
 use crate::rates::Rates;
 use crate::spec::{DiskSpec, PrepareError, Source};
@@ -199,13 +199,13 @@ pub fn run(args: &Standalone) -> Result<(), StandaloneError> {
         (Some(path), ..) if args.format == Format::Qcow2 => ("disk", qcow2(args, path)?),
         (Some(path), ..) => ("disk", Source::Raw(open(args, path, !args.read_only)?)),
         (None, Some(uri), _) => ("disk", remote(args, uri)?),
-        (None, None, Some(bytes)) => ("null", Source::Fixed(Fixed::Nothing, bytes)),
+        (None, None, Some(bytes)) => ("null", Source::Null(NullDisk::Zeros, bytes)),
         (None, None, None) => return Err(StandaloneError::NoImage),
     };
     let spec = DiskSpec {
         name,
         queues: args.queues,
-        cache: if matches!(source, Source::Fixed(..)) { Cache::Unsafe } else { args.cache.cache() },
+        cache: if matches!(source, Source::Null(..)) { Cache::Unsafe } else { args.cache.cache() },
         source,
         read_only: args.read_only,
         discard: args.discard == Switch::On,

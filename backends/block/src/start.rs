@@ -25,15 +25,15 @@ use vu_server::Server;
 use crate::control::{Disks, Served, server_of};
 use crate::device::BlockDevice;
 use crate::faults::Faults;
-use crate::fixed::Fixed;
 use crate::nbd::client::Remote;
+use crate::null_disk::NullDisk;
 use crate::open::OpenError;
 use crate::spec::{DiskSpec, OnLost, PrepareError, PreparedDisk, Source};
 use crate::syscalls::calls;
 use crate::threads::{Opening, ThreadsError};
 use crate::throttle::{self, Gate, Shared};
 
-/// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for orders, and three from the
+/// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for commands, and three from the
 /// frontend; and a sealed process may have 1024 open. 31 disks with 5 queues each fit.
 const MAX_ALL_QUEUES: usize = 160;
 
@@ -211,7 +211,7 @@ fn prepare(
         BlockSource::Lost { bytes } => {
             // Its errors are the guest's: nothing could be done again.
             faults = Faults::reported();
-            Source::Fixed(Fixed::Lost, bytes)
+            Source::Null(NullDisk::Failing, bytes)
         }
         BlockSource::Qcow2 { image, path, backing } => Source::Qcow2 {
             image: (path.into(), fds.take(image)?.into()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vu_server::worker::Port;
 
-use crate::order::BlockOrder;
+use crate::worker_command::BlockCommand;
 
 /// How long a disk may take to find its size, or to get another one.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,12 +26,12 @@ pub trait Storage: Send + Sync + 'static {
 }
 
 /// The size of a disk whose thread is asked.
-pub struct AskedThread(pub Port<BlockOrder>);
+pub struct AskedThread(pub Port<BlockCommand>);
 
 impl AskedThread {
     fn ask(&self, bytes: Option<u64>) -> Result<u64, String> {
         let (sender, done) = sync_channel(1);
-        self.0.tell(BlockOrder::Resize(bytes, sender)).map_err(|gone| gone.to_string())?;
+        self.0.tell(BlockCommand::Resize(bytes, sender)).map_err(|gone| gone.to_string())?;
         done.recv_timeout(PATIENCE)
             .map_err(|_| format!("no answer from the disk within {} s", PATIENCE.as_secs()))?
     }

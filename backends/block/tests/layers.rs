@@ -7,12 +7,12 @@ use std::path::Path;
 
 /// From the lowest layer to the highest. Modules of one layer do not import from each other.
 const LAYERS: &[&[&str]] = &[
-    &["request", "clock", "statistics", "throttle", "order", "uring", "rates"],
-    &["faults", "slot", "storage"],
+    &["request", "statistics", "throttle", "worker_command", "uring", "rates"],
+    &["faults", "in_flight", "storage"],
     &["disk"],
-    &["device", "intake"],
+    &["device", "requests"],
     &["worker", "async_io"],
-    &["raw", "fixed", "qcow2", "nbd"],
+    &["raw", "null_disk", "qcow2", "nbd"],
     &["open", "syscalls"],
     &["threads"],
     &["spec"],

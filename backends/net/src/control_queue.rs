@@ -10,7 +10,7 @@ use vu_server::{Chain, Queue};
 
 use crate::command::MAX_COMMAND;
 use crate::nic::{Nic, Outcome};
-use crate::sleeper::Wait;
+use crate::wait_set::Wait;
 use crate::worker::Work;
 
 /// `VIRTIO_NET_OK`.
@@ -65,7 +65,7 @@ impl ControlQueue {
         for _ in 0..BURST {
             if !queue.pop(&mut self.chain) {
                 return match (queue.is_broken(), queue.enable_kicks()) {
-                    (true, _) => Wait::Order,
+                    (true, _) => Wait::Command,
                     (false, true) => Wait::Nothing,
                     (false, false) => Wait::Kick,
                 };
@@ -91,7 +91,7 @@ impl Work for ControlQueue {
     }
 
     fn turn(&mut self) -> Wait {
-        let Some(mut queue) = self.queue.take() else { return Wait::Order };
+        let Some(mut queue) = self.queue.take() else { return Wait::Command };
         let wait = self.burst(&mut queue);
         self.queue = Some(queue);
         wait

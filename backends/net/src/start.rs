@@ -23,7 +23,7 @@ use crate::steering::Steering;
 use crate::syscalls::CALLS;
 use crate::tap::{Tap, TapError};
 
-/// Descriptors of a queue pair, at most: its tap's, two of each worker for orders and sleep, and kick and call of each ring,
+/// Descriptors of a queue pair, at most: its tap's, two of each worker for commands and sleep, and kick and call of each ring,
 /// with one to spare.
 const PAIR_FILES: usize = 10;
 

@@ -8,7 +8,7 @@ use crate::tap::SEALED_IOCTLS;
 pub const CALLS: &[Allow] = &[
     // A driver's features are settled, so the tap's header and offloads are.
     Allow::Ioctl(SEALED_IOCTLS),
-    // Workers wait for orders, kicks and the wire at once.
+    // Workers wait for commands, kicks and the wire at once.
     Allow::Call(libc::SYS_epoll_ctl),
     Allow::Call(libc::SYS_epoll_wait),
     // What a driver sets is kept in a memory file, and read from it.

@@ -62,9 +62,9 @@ fn bring_up(
     fds.finish()?;
     sandbox::enter(start.uid)?;
     let failed = |source| StartError::Threads { name: start.name.to_string(), source };
-    let (data, orders) = vu_server::worker::orders().map_err(failed)?;
+    let (data, commands) = vu_server::worker::commands().map_err(failed)?;
     let connections = connection::pool(MAX_PORTS).map_err(failed)?;
-    let prepared = Prepared::new(orders).map_err(failed)?;
+    let prepared = Prepared::new(commands).map_err(failed)?;
     let work = move || Forward::new(prepared).run();
     threads::start("data".into(), work).map_err(failed)?;
     sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use domus_fuzz::{Guest, OWN, PATIENCE, SIZE};
 use domus_net::device::NetDevice;
+use domus_net::driver_state::{DriverState, Memory};
 use domus_net::features::{MRG_RXBUF, header_len};
 use domus_net::filter::{Filter, HEAD};
 use domus_net::header::{self, LEN};
-use domus_net::kept::{Kept, Memory};
 use domus_net::nic::Card;
 use domus_net::prepared::{Cable, NicSpec, Prepared};
 use domus_net::tap::Tap;
@@ -68,7 +68,7 @@ impl Nic {
         let state = domus_startup::memfd::sealed("state", NIC_STATE_LEN).expect("a state");
         // There is no tap that could be asked what it can.
         let memory = Memory { datagrams: Some(true), ..Memory::default() };
-        Kept::new(Some(state.try_clone().expect("a descriptor"))).save(&memory).expect("room");
+        DriverState::new(Some(state.try_clone().expect("a descriptor"))).save(&memory).expect("room");
         let cable = if stream {
             Cable::Stream(Some(near.into()))
         } else {

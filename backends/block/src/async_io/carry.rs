@@ -7,8 +7,8 @@ use imago::io_buffers::IoBuffer;
 
 use super::guest::GuestBuffers;
 use super::{AsyncDisk, buffer};
+use crate::in_flight::Work;
 use crate::request::Range;
-use crate::slot::Work;
 
 /// Bytes of each piece, and of each buffer.
 const PIECE: usize = 256 << 10;

@@ -27,7 +27,7 @@ use std::io;
 
 use imago::io_buffers::IoBuffer;
 
-use crate::order::Offer;
+use crate::worker_command::Offer;
 
 /// A source of bytes whose work is asynchronous. It knows nothing of virtio.
 ///

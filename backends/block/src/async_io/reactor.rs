@@ -16,10 +16,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use domus_startup::lock;
 use io_uring::squeue::Entry;
 use io_uring::types::{FsyncFlags, Timespec};
 use io_uring::{opcode, types};
@@ -66,7 +67,7 @@ impl Reactor {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// # Safety

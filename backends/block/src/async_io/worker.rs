@@ -1,7 +1,7 @@
 //! The thread of a disk whose work is asynchronous: all its queues, one ring, one set of futures.
 //!
 //! ```text
-//!   wait ─▶ completions (wake futures) ─▶ orders ─▶ next requests ─▶ poll futures ─▶ answers ─▶ publish ─▶ wait
+//!   wait ─▶ completions (wake futures) ─▶ commands ─▶ next requests ─▶ poll futures ─▶ answers ─▶ publish ─▶ wait
 //! ```
 //!
 //! Bounded: so many requests are futures at once, the others stay in their rings.
@@ -15,29 +15,29 @@ use std::sync::mpsc::SyncSender;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use domus_startup::time;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, Stream};
-use vu_server::{Order, Orders};
+use vu_server::{Commands, WorkerCommand};
 
 use super::AsyncDisk;
 use super::carry::{Carried, Pool, carry, errno};
 use super::guest::GuestBuffers;
 use super::reactor::{Alarm, OWN_TAGS, Reactor};
-use crate::clock;
-use crate::intake::Intake;
-use crate::order::BlockOrder;
+use crate::requests::Requests;
 use crate::uring::{Completion, Wait};
+use crate::worker_command::BlockCommand;
 
 /// Most requests that are carried out at once.
 const DEPTH: usize = 64;
 
 /// Completions that are no operation's: the kick of queue *n* is `KICKS + n`.
-const ORDERS: u64 = OWN_TAGS;
+const COMMANDS: u64 = OWN_TAGS;
 const KICKS: u64 = OWN_TAGS + 1;
 
 /// One queue.
 struct Lane {
-    intake: Intake,
+    requests: Requests,
     /// A poll of the kick eventfd is submitted.
     kick_polled: bool,
 }
@@ -55,7 +55,7 @@ pub struct AsyncWorker<D> {
     reactor: Arc<Reactor>,
     disk: Rc<D>,
     pool: Rc<Pool>,
-    orders: Orders<BlockOrder>,
+    commands: Commands<BlockCommand>,
     lanes: Vec<Lane>,
     running: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     /// What is asked for by others than the driver.
@@ -65,12 +65,17 @@ pub struct AsyncWorker<D> {
 }
 
 impl<D: AsyncDisk> AsyncWorker<D> {
-    /// A worker for the queues that these intakes are for; to be run by the thread that enabled the ring.
-    pub fn new(reactor: Arc<Reactor>, disk: D, intakes: Vec<Intake>, orders: Orders<BlockOrder>) -> Self {
-        let lanes = intakes.into_iter().map(|intake| Lane { intake, kick_polled: false }).collect();
+    /// A worker for these queues; to be run by the thread that enabled the ring.
+    pub fn new(
+        reactor: Arc<Reactor>,
+        disk: D,
+        queues: Vec<Requests>,
+        commands: Commands<BlockCommand>,
+    ) -> Self {
+        let lanes = queues.into_iter().map(|requests| Lane { requests, kick_polled: false }).collect();
         let (disk, pool) = (Rc::new(disk), Rc::default());
         let (running, chores) = (FuturesUnordered::new(), FuturesUnordered::new());
-        Self { reactor, disk, pool, orders, lanes, running, chores, settling: Vec::new() }
+        Self { reactor, disk, pool, commands, lanes, running, chores, settling: Vec::new() }
     }
 
     /// Works until told to quit.
@@ -80,13 +85,13 @@ impl<D: AsyncDisk> AsyncWorker<D> {
         let mut context = Context::from_waker(&waker);
         let disk = self.disk.clone();
         let mut drive: LocalBoxFuture<'static, Infallible> = Box::pin(async move { disk.drive().await });
-        self.reactor.poll(self.orders.as_fd(), ORDERS);
+        self.reactor.poll(self.commands.as_fd(), COMMANDS);
         let mut own = Vec::new();
         let mut wait = Wait::Not;
         loop {
             self.reactor.wait(wait, |completion| own.push(completion));
-            let now = clock::now();
-            self.lanes.iter_mut().for_each(|lane| lane.intake.begin_batch(now));
+            let now = time::monotonic();
+            self.lanes.iter_mut().for_each(|lane| lane.requests.begin_batch(now));
             for completion in own.drain(..) {
                 if !self.completed(completion) {
                     return;
@@ -97,9 +102,9 @@ impl<D: AsyncDisk> AsyncWorker<D> {
             self.carry_on(&mut context);
             self.settle();
             for lane in &mut self.lanes {
-                lane.intake.publish();
+                lane.requests.publish();
                 if !lane.kick_polled {
-                    lane.intake.finish();
+                    lane.requests.finish();
                 }
             }
             wait = if alarm.take() { Wait::Not } else { self.rest() };
@@ -111,23 +116,23 @@ impl<D: AsyncDisk> AsyncWorker<D> {
         loop {
             for lane in 0..self.lanes.len() {
                 while self.running.len() < DEPTH
-                    && let Some(slot) = self.lanes[lane].intake.next_request()
+                    && let Some(slot) = self.lanes[lane].requests.next_request()
                 {
                     self.begin(lane, slot);
                 }
             }
             let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(context) else { return };
             let Done { lane, slot, request, result } = done;
-            let intake = &mut self.lanes[lane].intake;
+            let requests = &mut self.lanes[lane].requests;
             // As they were: a request that is held is done again from there.
-            intake.slot(slot).buffers = request.guest.into_inner();
-            intake.slot(slot).ranges = request.ranges;
-            intake.answer(slot, result);
+            requests.slot(slot).buffers = request.guest.into_inner();
+            requests.slot(slot).ranges = request.ranges;
+            requests.answer(slot, result);
         }
     }
 
     fn begin(&mut self, lane: usize, index: u16) {
-        let slot = self.lanes[lane].intake.slot(index);
+        let slot = self.lanes[lane].requests.slot(index);
         #[expect(unsafe_code, reason = "reaches guest memory")]
         // SAFETY: a slot's buffers are mapped guest memory until it is answered, and that is after this has gone.
         let guest = unsafe { GuestBuffers::new(std::mem::take(&mut slot.buffers)) };
@@ -145,12 +150,12 @@ impl<D: AsyncDisk> AsyncWorker<D> {
     fn rest(&mut self) -> Wait {
         let full = self.running.len() == DEPTH;
         let mut first = None;
-        for Lane { intake, .. } in &mut self.lanes {
+        for Lane { requests, .. } in &mut self.lanes {
             // With no room for more, only a completion helps.
-            if !full && !intake.rests() {
+            if !full && !requests.rests() {
                 return Wait::Not;
             }
-            let time = intake.wake_in(intake.now());
+            let time = requests.wake_in(requests.now());
             first = match (first, time) {
                 (Some(first), Some(time)) => Some(time.min(first)),
                 (first, time) => first.or(time),
@@ -164,51 +169,53 @@ impl<D: AsyncDisk> AsyncWorker<D> {
 
     /// Something of our own is completed. False if this is the end.
     fn completed(&mut self, completion: Completion) -> bool {
-        if completion.tag != ORDERS {
+        if completion.tag != COMMANDS {
             self.kicked(completion);
             return true;
         }
         if !completion.more {
-            self.reactor.poll(self.orders.as_fd(), ORDERS);
+            self.reactor.poll(self.commands.as_fd(), COMMANDS);
         }
-        while let Some(order) = self.orders.take() {
-            match order {
-                Order::Quit => return false,
-                order => self.obey(order),
+        while let Some(command) = self.commands.take() {
+            match command {
+                WorkerCommand::Quit => return false,
+                command => self.obey(command),
             }
         }
         true
     }
 
-    fn obey(&mut self, order: Order<BlockOrder>) {
-        match order {
-            Order::Start(queue) => {
+    fn obey(&mut self, command: WorkerCommand<BlockCommand>) {
+        match command {
+            WorkerCommand::Start(queue) => {
                 let index = queue.index();
                 let Some(lane) = self.lanes.get_mut(usize::from(index)) else { return };
                 self.reactor.poll(queue.kick(), KICKS + u64::from(index));
                 lane.kick_polled = true;
-                lane.intake.start(queue);
-                lane.intake.begin_batch(lane.intake.now());
+                lane.requests.start(queue);
+                lane.requests.begin_batch(lane.requests.now());
             }
-            Order::Stop { queue, reply } => {
+            WorkerCommand::Stop { queue, reply } => {
                 if let Some(lane) = self.lanes.get_mut(usize::from(queue)) {
-                    lane.intake.stop(reply);
+                    lane.requests.stop(reply);
                     self.reactor.cancel(KICKS + u64::from(queue));
                 }
             }
-            Order::Call { queue, call } => {
+            WorkerCommand::Call { queue, call } => {
                 if let Some(lane) = self.lanes.get_mut(usize::from(queue)) {
-                    lane.intake.set_call(call);
+                    lane.requests.set_call(call);
                 }
             }
-            Order::Device(BlockOrder::Again) => self.lanes.iter_mut().for_each(|lane| lane.intake.do_again()),
-            Order::Device(BlockOrder::Limits) => {
-                self.lanes.iter_mut().for_each(|lane| lane.intake.look_again());
+            WorkerCommand::Device(BlockCommand::Again) => {
+                self.lanes.iter_mut().for_each(|lane| lane.requests.do_again())
             }
-            Order::Device(BlockOrder::Settle(done)) => self.settling.push(done),
-            Order::Device(BlockOrder::Offer(offer)) => self.disk.offer(offer),
-            Order::Device(BlockOrder::Resize(bytes, done)) => self.resize(bytes, done),
-            Order::Quit => {}
+            WorkerCommand::Device(BlockCommand::Limits) => {
+                self.lanes.iter_mut().for_each(|lane| lane.requests.look_again());
+            }
+            WorkerCommand::Device(BlockCommand::Settle(done)) => self.settling.push(done),
+            WorkerCommand::Device(BlockCommand::Offer(offer)) => self.disk.offer(offer),
+            WorkerCommand::Device(BlockCommand::Resize(bytes, done)) => self.resize(bytes, done),
+            WorkerCommand::Quit => {}
         }
     }
 
@@ -228,12 +235,12 @@ impl<D: AsyncDisk> AsyncWorker<D> {
             return;
         };
         lane.kick_polled = more;
-        lane.intake.kicked();
-        if more || lane.intake.is_stopping() {
+        lane.requests.kicked();
+        if more || lane.requests.is_stopping() {
             return;
         }
-        if lane.intake.kick_ended(result)
-            && let Some(kick) = lane.intake.kick()
+        if lane.requests.kick_ended(result)
+            && let Some(kick) = lane.requests.kick()
         {
             self.reactor.poll(kick, tag);
             lane.kick_polled = true;
@@ -246,7 +253,7 @@ impl<D: AsyncDisk> AsyncWorker<D> {
         }
         // All of them, not up to the first that is not done: each fails what rests beyond the end.
         let unsettled =
-            self.lanes.iter_mut().filter_map(|lane| (!lane.intake.settle()).then_some(())).count();
+            self.lanes.iter_mut().filter_map(|lane| (!lane.requests.settle()).then_some(())).count();
         if unsettled == 0 {
             for done in self.settling.drain(..) {
                 // Whoever asked may have stopped waiting.

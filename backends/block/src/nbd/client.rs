@@ -28,7 +28,7 @@ use super::stream::{self, Receiver, Sender};
 use super::wire::{self, Command, Request};
 use crate::async_io::reactor::Reactor;
 use crate::async_io::{AsyncDisk, write_zeros};
-use crate::order::Offer;
+use crate::worker_command::Offer;
 
 /// How long a server may take for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);

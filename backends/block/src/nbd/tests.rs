@@ -18,8 +18,8 @@ use tempfile::TempDir;
 use super::client::{NbdDisk, Remote};
 use crate::async_io::AsyncDisk;
 use crate::async_io::reactor::Reactor;
-use crate::order::Offer;
 use crate::uring::NewUring;
+use crate::worker_command::Offer;
 
 const MIB: usize = 1 << 20;
 

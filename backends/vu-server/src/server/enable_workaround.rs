@@ -1,7 +1,8 @@
-//! `SET_VRING_ENABLE` from frontends that send it before `SET_FEATURES`.
+//! A workaround for the network device of QEMU 7.2 to 10, which sends `SET_VRING_ENABLE` before `SET_FEATURES`.
 //!
-//! QEMU's network device does (7.2 to 10), and never again for that ring. The `vhost` crate refuses the message until
-//! `VHOST_USER_F_PROTOCOL_FEATURES` is acknowledged, so such a message is taken off the socket before the crate sees it.
+//! That device sends the message once for each ring and never again. The `vhost` crate refuses the message until
+//! `VHOST_USER_F_PROTOCOL_FEATURES` is acknowledged, so this module takes it off the socket before the crate sees it.
+//! It can go when no such QEMU is to be served.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;

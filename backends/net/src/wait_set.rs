@@ -1,4 +1,4 @@
-//! Where a worker sleeps: orders, the kick of its queue and the wire, waited for at once.
+//! Where a worker sleeps: commands, the kick of its queue and the wire, waited for at once.
 //!
 //! Kicks and the wire are waited for by edges, so that nobody has to read a kick's counter and nothing wakes a worker twice.
 //! The wire is looked at only while a worker waits for it. A kick descriptor that is none (closed, at its end, a file)
@@ -11,13 +11,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// What a worker waits for, besides orders.
+/// What a worker waits for, besides commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Nothing: look for orders and go on.
+    /// Nothing: look for commands and go on.
     Nothing,
-    /// Nothing can be done before an order comes.
-    Order,
+    /// Nothing can be done before a command comes.
+    Command,
     /// The driver must make buffers available.
     Kick,
     /// The wire must have a frame.
@@ -31,26 +31,26 @@ pub enum Wait {
 /// Nanoseconds after which something is tried again for which the kernel had no memory.
 const SHORTAGE: u64 = 10_000_000;
 
-const ORDERS: u64 = 0;
+const COMMANDS: u64 = 0;
 const KICK: u64 = 1;
 const WIRE: u64 = 2;
 
 /// The place.
 #[derive(Debug)]
-pub struct Sleeper {
+pub struct WaitSet {
     epoll: Epoll,
     /// What of the wire is waited for; none if the wire is not known yet.
     wire: Option<EpollFlags>,
 }
 
-impl Sleeper {
-    /// A place in which `orders` are waited for.
+impl WaitSet {
+    /// A place in which `commands` are waited for.
     ///
     /// # Errors
     /// No epoll descriptor could be made.
-    pub fn new(orders: BorrowedFd<'_>) -> io::Result<Self> {
+    pub fn new(commands: BorrowedFd<'_>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(orders, EpollEvent::new(EpollFlags::EPOLLIN, ORDERS))?;
+        epoll.add(commands, EpollEvent::new(EpollFlags::EPOLLIN, COMMANDS))?;
         Ok(Self { epoll, wire: None })
     }
 
@@ -72,12 +72,12 @@ impl Sleeper {
         }
     }
 
-    /// Sleeps. True if there may be orders.
+    /// Sleeps. True if there may be commands.
     pub fn sleep(&mut self, wait: Wait, wire: Option<BorrowedFd<'_>>) -> bool {
         let (watch, timeout) = match wait {
             Wait::Readable => (EpollFlags::EPOLLIN, EpollTimeout::NONE),
             Wait::Writable => (EpollFlags::EPOLLOUT, EpollTimeout::NONE),
-            Wait::Order | Wait::Kick => (EpollFlags::empty(), EpollTimeout::NONE),
+            Wait::Command | Wait::Kick => (EpollFlags::empty(), EpollTimeout::NONE),
             Wait::Nothing => (self.wire.unwrap_or(EpollFlags::empty()), EpollTimeout::ZERO),
             Wait::Time(nanoseconds) => (EpollFlags::empty(), milliseconds(nanoseconds)),
         };
@@ -91,7 +91,7 @@ impl Sleeper {
         }
         let mut events = [EpollEvent::empty(); 3];
         match self.epoll.wait(&mut events, timeout) {
-            Ok(count) => events[..count].iter().any(|event| event.data() == ORDERS),
+            Ok(count) => events[..count].iter().any(|event| event.data() == COMMANDS),
             Err(Errno::EINTR) => false,
             Err(_) => true,
         }

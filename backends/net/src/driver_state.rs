@@ -34,9 +34,9 @@ pub struct Memory {
 
 /// The file; none for a NIC whose settings need not outlive this process.
 #[derive(Debug)]
-pub struct Kept(Option<File>);
+pub struct DriverState(Option<File>);
 
-impl Kept {
+impl DriverState {
     /// In this file, which has [`NIC_STATE_LEN`] bytes.
     pub fn new(file: Option<File>) -> Self {
         Self(file)
@@ -128,11 +128,11 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded_by_the_next_and_the_longest_fits() {
         let (file, longest) = (file(), longest());
-        let kept = Kept::new(Some(file.try_clone().unwrap()));
+        let kept = DriverState::new(Some(file.try_clone().unwrap()));
         assert_eq!(kept.load(31), None, "an empty file");
         for memory in [&Memory::default(), &longest, &Memory::default(), &longest] {
             kept.save(memory).unwrap();
-            let next = Kept::new(Some(file.try_clone().unwrap()));
+            let next = DriverState::new(Some(file.try_clone().unwrap()));
             assert_eq!(next.load(31).as_ref(), Some(memory));
         }
         assert_eq!(kept.load(30), None, "a NIC with fewer pairs");
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_process_killed_while_it_writes_leaves_what_was_there() {
         let file = file();
-        let kept = Kept::new(Some(file.try_clone().unwrap()));
+        let kept = DriverState::new(Some(file.try_clone().unwrap()));
         kept.save(&longest()).unwrap();
         file.write_all_at(&[0xff; 100], place(2)).unwrap();
         assert_eq!(kept.load(31), Some(longest()));
@@ -154,7 +154,7 @@ mod tests {
             generation: u64,
         ) {
             let file = file();
-            let kept = Kept::new(Some(file.try_clone().unwrap()));
+            let kept = DriverState::new(Some(file.try_clone().unwrap()));
             kept.save(&longest()).unwrap();
             for (at, byte) in changes {
                 file.write_all_at(&[byte], FIRST + at).unwrap();

@@ -6,9 +6,9 @@ use std::sync::mpsc::SyncSender;
 
 use crate::settings::Wanted;
 
-/// An order to one worker.
+/// A command to one worker.
 #[derive(Debug)]
-pub enum NicOrder {
+pub enum NicCommand {
     /// To a receiver: the driver wants these frames.
     Wanted(Arc<Wanted>),
     /// To a receiver: the queue pair is in use, or not any more.

@@ -2,9 +2,9 @@
 
 use vu_server::{Chain, Queue, Segment};
 
-use super::Intake;
+use super::Requests;
+use crate::in_flight::{InFlight, Work};
 use crate::request::{self, HEADER, MAX_SEGMENTS, Refusal, Request, SEGMENT};
-use crate::slot::{Slot, Work};
 use crate::statistics::Op;
 
 /// `VIRTIO_BLK_S_OK`, `_IOERR`, `_UNSUPP` (virtio 1.3 §5.2.6).
@@ -23,7 +23,7 @@ pub(super) enum Taken {
     Done(Option<Op>),
 }
 
-impl Intake {
+impl Requests {
     /// Fills a slot with what a chain asks for.
     pub(super) fn take(
         &mut self,
@@ -102,7 +102,7 @@ pub(super) fn status_byte(chain: &Chain) -> Option<Segment> {
 }
 
 /// Writes the status and gives the chain back.
-pub(super) fn finish(queue: &mut Queue, slot: &Slot, code: u8) {
+pub(super) fn finish(queue: &mut Queue, slot: &InFlight, code: u8) {
     let said = queue.memory().write(&[slot.status], 0, &[code]).is_ok();
     let written = if code == OK { slot.written } else { 0 };
     // Only with the data complete is everything up to the status written (virtio 1.3 §2.7.8.2).

@@ -48,7 +48,7 @@ impl Work {
 
 /// A request in flight, or a free slot.
 #[derive(Debug)]
-pub struct Slot {
+pub struct InFlight {
     /// What it does.
     pub work: Work,
     /// It must survive a power cut before it is acknowledged.
@@ -84,7 +84,7 @@ pub struct Slot {
     pub(crate) busy: bool,
 }
 
-impl Slot {
+impl InFlight {
     pub(crate) const fn free() -> Self {
         Self {
             work: Work::Flush,

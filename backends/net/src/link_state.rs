@@ -4,29 +4,29 @@ use std::sync::atomic::AtomicBool;
 
 use shared_abi::control::NicLimits;
 
-use crate::gate::Gate;
+use crate::rate_limit::RateLimit;
 
 /// One for each NIC.
 #[derive(Debug)]
-pub struct Shared {
+pub struct LinkState {
     /// The cable is plugged in.
     pub link: AtomicBool,
     /// Somebody is at its other end.
     pub connected: AtomicBool,
     /// To the guest.
-    pub receive: Gate,
+    pub receive: RateLimit,
     /// From the guest.
-    pub transmit: Gate,
+    pub transmit: RateLimit,
 }
 
-impl Shared {
+impl LinkState {
     /// A NIC that is set so.
     pub fn new(link: bool, connected: bool, limits: &NicLimits) -> Self {
         Self {
             link: AtomicBool::new(link),
             connected: AtomicBool::new(connected),
-            receive: Gate::new(limits.receive),
-            transmit: Gate::new(limits.transmit),
+            receive: RateLimit::new(limits.receive),
+            transmit: RateLimit::new(limits.transmit),
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::SyncSender;
 
-/// An order to one worker.
+/// A command to one worker.
 #[derive(Debug)]
-pub enum BlockOrder {
+pub enum BlockCommand {
     /// Do again what is held.
     Again,
     /// The limits have changed: ask again for what waits.

@@ -8,7 +8,7 @@
 //!              answered      waiting                           held
 //! ```
 //!
-//! It knows no storage: an engine takes slots from [`Intake::next_request`] and gives each back once, by [`Intake::answer`].
+//! It knows no storage: an engine takes slots from [`Requests::next_request`] and gives each back once, by [`Requests::answer`].
 //! Refused requests, ids, and flushes that have nothing to do are answered in here.
 //!
 //! Promised: a request keeps its slot, and its buffers stay mapped, from there to its answer. A queue that is being
@@ -28,8 +28,8 @@ use vu_server::worker::Reply;
 use vu_server::{Chain, MemoryTable, Queue};
 
 use crate::disk::Disk;
+use crate::in_flight::InFlight;
 use crate::request::Refusal;
-use crate::slot::Slot;
 use crate::statistics::Counters;
 use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 
@@ -40,12 +40,12 @@ const SOME: u16 = 4;
 /// Most requests in flight in one queue.
 pub const SLOTS: usize = 256;
 /// The requests of one queue. It lives as long as its worker; queues come and go.
-pub struct Intake {
+pub struct Requests {
     disk: Arc<Disk>,
     counters: Arc<Counters>,
     queue: Option<Box<Queue>>,
     chain: Chain,
-    slots: Vec<Slot>,
+    slots: Vec<InFlight>,
     free: Vec<u16>,
     /// Slots whose requests wait for a limit, in order: reads, and what writes.
     waiting: [VecDeque<u16>; 2],
@@ -68,7 +68,7 @@ pub struct Intake {
     order: u64,
 }
 
-impl Intake {
+impl Requests {
     /// Of one queue of `disk`, which counts in `counters`.
     pub fn new(disk: Arc<Disk>, counters: Arc<Counters>) -> Self {
         Self {
@@ -115,7 +115,7 @@ impl Intake {
     /// Takes a queue.
     pub fn start(&mut self, queue: Box<Queue>) {
         let slots = SLOTS.min(queue.size().into());
-        self.slots.resize_with(slots, Slot::free);
+        self.slots.resize_with(slots, InFlight::free);
         self.free = (0..slots as u16).rev().collect();
         self.queue = Some(queue);
         // Kicks may have come before we were here.
@@ -248,7 +248,7 @@ impl Intake {
 
     /// A request in flight.
     #[inline]
-    pub fn slot(&mut self, index: u16) -> &mut Slot {
+    pub fn slot(&mut self, index: u16) -> &mut InFlight {
         &mut self.slots[usize::from(index)]
     }
 
@@ -384,5 +384,5 @@ impl Intake {
     }
 }
 
-/// The [`stage`](Slot::stage) of a request that is held.
+/// The [`stage`](InFlight::stage) of a request that is held.
 const HELD: u8 = u8::MAX;

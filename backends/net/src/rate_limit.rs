@@ -2,23 +2,16 @@
 //!
 //! Asking costs one relaxed load where there is no limit, and a lock that is held for a few additions where there is one.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use nix::time::{ClockId, clock_gettime};
+use domus_startup::lock;
 use shared_abi::control::NicLimit;
 use vu_server::rate::Limiter;
 
-/// The time in nanoseconds since some moment that is the same for all threads.
-pub fn now() -> u64 {
-    // The monotonic clock exists on every Linux, and is not negative.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |time| time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned())
-}
-
 /// What every frame that goes one way passes.
 #[derive(Debug)]
-pub struct Gate {
+pub struct RateLimit {
     /// False: there is no limit.
     closed: AtomicBool,
     limits: Mutex<Limits>,
@@ -50,7 +43,7 @@ impl Limits {
     }
 }
 
-impl Gate {
+impl RateLimit {
     /// A gate that nothing has passed for long.
     pub fn new(limit: NicLimit) -> Self {
         let gate = Self { closed: AtomicBool::new(false), limits: Mutex::new(Limits::new(limit)) };
@@ -60,7 +53,7 @@ impl Gate {
 
     /// Changes the limit. Frames that wait must be asked for again.
     pub fn set(&self, limit: NicLimit) {
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = lock(&self.limits);
         *limits = Limits::new(limit);
         self.closed.store(limit != NicLimit::default(), Ordering::Relaxed);
     }
@@ -88,13 +81,13 @@ impl Gate {
     #[inline]
     pub fn charge(&self, now: impl FnOnce() -> u64, bytes: u64) {
         if self.closed.load(Ordering::Relaxed) {
-            self.limits.lock().unwrap_or_else(PoisonError::into_inner).charge(now(), bytes);
+            lock(&self.limits).charge(now(), bytes);
         }
     }
 
     #[cold]
     fn ask(&self, now: u64, bytes: Option<u64>) -> Result<(), u64> {
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = lock(&self.limits);
         match (limits.wait(now), bytes) {
             (0, Some(bytes)) => limits.charge(now, bytes),
             (0, None) => {}
@@ -117,7 +110,7 @@ mod tests {
     #[test]
     fn frames_wait_for_the_stricter_limit_until_there_is_none() {
         let start = 1 << 40;
-        let gate = Gate::new(NicLimit { bits: a_second(8000), packets: a_second(1000) });
+        let gate = RateLimit::new(NicLimit { bits: a_second(8000), packets: a_second(1000) });
         assert_eq!(gate.pass(|| start, 1000), Ok(()));
         assert_eq!(gate.pass(|| start, 1000), Err(900_000_000), "a tenth of a second comes at once");
         assert_eq!(gate.open(|| start + 900_000_000), Ok(()));

@@ -8,11 +8,11 @@ const LONGEST: u64 = 100_000;
 
 /// What the last pauses say of the next one.
 #[derive(Debug, Default)]
-pub struct Attention {
+pub struct PollTime {
     looks: bool,
 }
 
-impl Attention {
+impl PollTime {
     /// How long to look, in nanoseconds; 0 for not at all.
     pub fn limit(&self) -> u64 {
         if self.looks { LONGEST } else { 0 }
@@ -30,11 +30,11 @@ mod tests {
 
     #[test]
     fn a_short_pause_makes_the_worker_look_and_a_long_one_makes_it_sleep() {
-        let mut attention = Attention::default();
-        assert_eq!(attention.limit(), 0);
-        attention.came(20_000);
-        assert_eq!(attention.limit(), LONGEST);
-        attention.came(LONGEST + 1);
-        assert_eq!(attention.limit(), 0);
+        let mut poll_time = PollTime::default();
+        assert_eq!(poll_time.limit(), 0);
+        poll_time.came(20_000);
+        assert_eq!(poll_time.limit(), LONGEST);
+        poll_time.came(LONGEST + 1);
+        assert_eq!(poll_time.limit(), 0);
     }
 }

@@ -1,9 +1,9 @@
 //! Requests that wait for a limit: reads in one line, writes in another, each in the order in which they came.
 
-use super::Intake;
+use super::Requests;
 use crate::throttle::Direction;
 
-impl Intake {
+impl Requests {
     /// Nanoseconds until a limit lets something through; none if nothing waits.
     pub fn wake_in(&self, now: u64) -> Option<u64> {
         let waits = self.waiting.iter().any(|waiting| !waiting.is_empty());

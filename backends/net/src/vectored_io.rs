@@ -28,9 +28,9 @@ pub struct Part<'a> {
 
 /// Room for the pieces of one call, kept so that no frame allocates. Holds addresses only during a call.
 #[derive(Debug, Default)]
-pub struct Pieces(Vec<iovec>);
+pub struct VectoredIo(Vec<iovec>);
 
-impl Pieces {
+impl VectoredIo {
     /// Reads into `head`, then into the guest's buffers, then into `spill`. Returns the length of all together.
     ///
     /// # Errors

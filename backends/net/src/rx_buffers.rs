@@ -17,7 +17,7 @@ pub struct Buffer {
 
 /// Chains in the order in which they were popped, and all their segments in one piece.
 #[derive(Debug, Default)]
-pub struct Window {
+pub struct RxBuffers {
     buffers: VecDeque<Buffer>,
     /// Those from `first` on belong to `buffers`.
     segments: Vec<Segment>,
@@ -25,7 +25,7 @@ pub struct Window {
     bytes: u64,
 }
 
-impl Window {
+impl RxBuffers {
     /// Appends a chain.
     pub fn push(&mut self, head: u16, segments: &[Segment]) {
         if self.first >= 512 || self.buffers.is_empty() {
@@ -104,7 +104,7 @@ mod tests {
             chains in proptest::collection::vec(proptest::collection::vec(1_u32..5000, 1..5), 1..400),
             pops in proptest::collection::vec(0_usize..4, 1..50),
         ) {
-            let mut window = Window::default();
+            let mut window = RxBuffers::default();
             let mut model: VecDeque<(u16, Vec<Segment>)> = VecDeque::new();
             let mut pops = pops.into_iter().cycle();
             for (head, lens) in (0_u16..).zip(chains) {
