@@ -7,8 +7,9 @@
 //! Promises: the number of GSIs is fixed before the guest runs; a guest changes routes, never their count,
 //! and a change that changes nothing costs no system call.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use domus_startup::lock;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
@@ -97,7 +98,7 @@ impl IrqRouter {
     /// # Errors
     /// [`IrqError::TooMany`].
     pub fn allocate_msi(&self) -> Result<Gsi, IrqError> {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut messages = lock(&self.messages);
         if messages.len() >= MAX_MSI {
             return Err(IrqError::TooMany);
         }
@@ -114,7 +115,7 @@ impl IrqRouter {
     /// # Errors
     /// [`IrqError::Routing`]; the routes are then as before.
     pub fn set_msi(&self, changes: &[(Gsi, Option<MsiMessage>)]) -> Result<(), IrqError> {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut messages = lock(&self.messages);
         let mut new = messages.clone();
         for &(gsi, message) in changes {
             if let Some(slot) = gsi.0.checked_sub(IOAPIC_PINS).and_then(|index| new.get_mut(index as usize)) {

@@ -7,11 +7,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use domus_startup::control::chain;
+use domus_startup::lock;
 use domus_startup::{Events, Fds, sandbox, threads};
 use kvm_ioctls::VcpuFd;
 use nix::sys::resource::{Resource, setrlimit};
@@ -138,7 +139,7 @@ impl Machine {
     /// # Errors
     /// One line for the operator.
     pub fn handle(&self, request: RunnerRequest, mut fds: Fds) -> Result<RunnerReply, String> {
-        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let stopped = lock(&self.stopped).clone();
         match request {
             RunnerRequest::Status => {
                 let (paused, first_run_ns) = (self.vcpus.paused(), self.vcpus.first_run());
@@ -256,7 +257,7 @@ impl End {
     fn wait(&self, reasons: &Receiver<StopReason>) {
         // The sender lives as long as the vCPU threads, which do not end.
         let Ok(reason) = reasons.recv() else { return };
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+        *lock(&self.stopped) = Some(reason.clone());
         self.vcpus.pause(LAST_WORDS);
         self.serial.flush(LAST_WORDS);
         self.events.send(&RunnerEvent::Stopped(reason));

@@ -9,8 +9,9 @@
 //!
 //! The button interrupt is level-triggered: a press before the guest has a driver is not lost.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use domus_startup::lock;
 use shared_abi::control::StopReason;
 
 use crate::bus::BusDevice;
@@ -58,13 +59,13 @@ impl PowerRegisters {
     /// # Errors
     /// What KVM says to `KVM_IRQ_LINE`.
     pub fn press(&self, button: u8) -> Result<(), crate::irq::IrqError> {
-        let mut pressed = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pressed = lock(&self.pressed);
         *pressed |= button;
         self.irq.set_line(Gsi::GED, true)
     }
 
     fn take_pressed(&self) -> u8 {
-        let mut pressed = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pressed = lock(&self.pressed);
         // The line exists: if KVM refused it, the press did.
         let _ = self.irq.set_line(Gsi::GED, false);
         std::mem::take(&mut *pressed)

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use nix::time::{ClockId, clock_gettime};
+use domus_startup::time::monotonic;
 use shared_abi::control::MachineTimes;
 
 /// A moment that is kept once.
@@ -49,13 +49,6 @@ impl Timeline {
             first_driver_ns: first_driver,
         }
     }
-}
-
-/// `CLOCK_MONOTONIC` in nanoseconds.
-pub fn monotonic() -> u64 {
-    // Fails only for a clock that does not exist.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 #[cfg(test)]

@@ -9,12 +9,15 @@
 //! | [`console`] | `domus-console` and whoever is attached to a console, over a stream socket |
 //! | [`steering`] | dom0, the kernel and `domus-net`, in shared memory |
 //! | [`ids`], [`limits`], [`nbd`] | all of them |
+//! | [`rate`], [`size`] | people and all of them: how a config and a command line write them |
 
 pub mod console;
 pub mod control;
 pub mod ids;
 pub mod limits;
 pub mod nbd;
+pub mod rate;
+pub mod size;
 pub mod steering;
 
 pub use ids::{DeviceId, DomId, DomainName, MacAddress, NetworkName, Role, SwitchName};

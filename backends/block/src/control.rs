@@ -15,31 +15,16 @@ use shared_abi::ids::DeviceId;
 use vu_server::Port;
 
 use crate::disk::Disk;
-use crate::nbd::client::Offer;
-use crate::order::BlockOrder;
-use crate::start::server_of;
 use crate::statistics::Counters;
+use crate::storage::Storage;
+use crate::threads::Prepared;
 use crate::throttle::{self, Shared};
+use crate::worker_command::{BlockCommand, Offer};
 
 /// How long requests beyond a smaller size are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a new connection to a server is waited for: longer than the handshake may take.
 const SERVER_PATIENCE: Duration = Duration::from_secs(15);
-
-/// What is behind a disk, as far as its size is concerned. Errors are one line for the operator.
-pub trait Storage: Send + Sync + 'static {
-    /// Its size in bytes as it is now.
-    ///
-    /// # Errors
-    /// It cannot be asked.
-    fn measure(&self) -> Result<u64, String>;
-
-    /// Gives it another size, in bytes.
-    ///
-    /// # Errors
-    /// It has a size of its own, or cannot be changed.
-    fn set_len(&self, bytes: u64) -> Result<(), String>;
-}
 
 /// A disk that is served.
 pub struct Served {
@@ -52,13 +37,19 @@ pub struct Served {
     /// What its workers have counted.
     pub counters: Vec<Arc<Counters>>,
     /// The way to its workers.
-    pub ports: Vec<Port<BlockOrder>>,
+    pub ports: Vec<Port<BlockCommand>>,
     /// It is at a server, to which it can be connected again.
     pub remote: bool,
 }
 
 impl Served {
-    fn tell(&self, order: impl Fn() -> BlockOrder) -> Result<(), String> {
+    /// A disk that has been prepared, with what is behind it.
+    pub fn new(id: DeviceId, prepared: &Prepared, storage: Option<Arc<dyn Storage>>, remote: bool) -> Self {
+        let (disk, counters, ports) = prepared.parts();
+        Self { id, disk, storage, counters, ports, remote }
+    }
+
+    fn tell(&self, order: impl Fn() -> BlockCommand) -> Result<(), String> {
         self.ports
             .iter()
             .try_for_each(|port| port.tell(order()))
@@ -67,7 +58,7 @@ impl Served {
 
     fn limits_changed(&self) -> Result<(), String> {
         self.disk.gate().look();
-        self.tell(|| BlockOrder::Limits)
+        self.tell(|| BlockCommand::Limits)
     }
 
     fn statistics(&self) -> DiskStatistics {
@@ -117,7 +108,7 @@ impl Served {
             return Err(format!("disk {} has no server to connect to", self.id));
         };
         let (answer, answered) = sync_channel(1);
-        port.tell(BlockOrder::Offer(Offer { socket, answer }))
+        port.tell(BlockCommand::Offer(Offer { socket, answer }))
             .map_err(|gone| format!("{}: {gone}", self.id))?;
         let answer = answered
             .recv_timeout(SERVER_PATIENCE)
@@ -128,7 +119,7 @@ impl Served {
     /// Waits until nothing that was begun reaches beyond the end of the disk.
     fn settle(&self) -> Result<(), String> {
         let (sender, settled) = sync_channel(self.ports.len());
-        self.tell(|| BlockOrder::Settle(sender.clone()))?;
+        self.tell(|| BlockCommand::Settle(sender.clone()))?;
         let end = Instant::now() + PATIENCE;
         for _ in &self.ports {
             settled.recv_timeout(end.saturating_duration_since(Instant::now())).map_err(|_| {
@@ -141,6 +132,11 @@ impl Served {
         }
         Ok(())
     }
+}
+
+/// What the loss of a disk's server is said about.
+pub fn server_of(device: &DeviceId) -> String {
+    format!("the server of {device}")
 }
 
 /// The disks of one domain.
@@ -176,7 +172,7 @@ impl Disks {
             BlockRequest::Retry => {
                 for served in &self.served {
                     served.disk.faults().again();
-                    served.tell(|| BlockOrder::Again)?;
+                    served.tell(|| BlockCommand::Again)?;
                 }
                 Ok(BackendReply::Done)
             }

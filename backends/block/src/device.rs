@@ -5,8 +5,8 @@ use std::sync::Arc;
 use vu_server::Device;
 
 use crate::disk::{Disk, Shape};
-use crate::order::BlockOrder;
 use crate::request::{MAX_SEGMENT_SECTORS, MAX_SEGMENTS, SECTOR};
+use crate::worker_command::BlockCommand;
 
 /// `VIRTIO_BLK_F_SEG_MAX`.
 pub const F_SEG_MAX: u64 = 1 << 2;
@@ -45,7 +45,7 @@ impl BlockDevice {
 }
 
 impl Device for BlockDevice {
-    type Order = BlockOrder;
+    type Command = BlockCommand;
 
     fn features(&self) -> u64 {
         let shape = self.disk.shape();

@@ -2,7 +2,7 @@
 //!
 //! One process serves all disks of a domain, one io_uring each thread. A raw disk has one thread each queue: the kernel
 //! moves the data between image and guest memory, this process touches the 16 bytes of a request's header and its status
-//! byte only. A disk that takes more than that ([`image`], [`nbd`]) has one thread, through which its data goes.
+//! byte only. A disk that takes more than that ([`qcow2`], [`nbd`]) has one thread, through which its data goes.
 //!
 //! ```text
 //!   queue ─▶ chain ─▶ request::parse (pure) ─▶ limits ─▶ engine (io_uring) ─▶ status byte ─▶ used ring
@@ -19,33 +19,40 @@
 //! | [`disk`] | what every disk has: size, shape, name, cache |
 //! | [`device`] | the disk as vu-server's `Device`: feature bits and configuration space |
 //! | [`throttle`], [`faults`], [`statistics`] | its limits, what becomes of its errors, what it has done |
-//! | [`intake`], [`slot`] | requests between the driver and whoever carries them out |
-//! | [`worker`], [`order`] | the thread of one queue, what it is told, and the contract of an engine |
+//! | [`requests`], [`in_flight`] | requests between the driver and whoever carries them out |
+//! | [`worker`], [`worker_command`] | the thread of one queue, what it is told, and the contract of an engine |
 //! | [`uring`] | the io_uring of one thread, restricted to what a disk needs |
-//! | [`raw`], [`fixed`] | engines: raw images, disks without data |
-//! | [`image`], [`nbd`] | disks whose work is asynchronous code: qcow2 images, exports of NBD servers |
+//! | [`raw`], [`null_disk`] | engines: raw images, disks without data |
+//! | [`async_io`] | the thread and the ring of disks whose work is asynchronous code |
+//! | [`qcow2`], [`nbd`], [`open`] | such disks: qcow2 images, exports of NBD servers; how both are opened |
+//! | [`storage`] | what is behind a disk, as far as its size is concerned |
 //! | [`threads`] | a disk and its threads |
-//! | [`start`], [`control`] | the start-up contract, and what dom0 asks afterwards |
+//! | [`spec`] | from the description of a disk to its rings |
+//! | [`start`], [`syscalls`], [`control`] | the start-up contract, and what dom0 asks afterwards |
 //! | [`standalone`], [`rates`] | the backend program conventions, limits on a command line |
 
-mod clock;
+pub mod async_io;
 pub mod control;
 pub mod device;
 pub mod disk;
 pub mod faults;
-pub mod fixed;
-pub mod image;
-pub mod intake;
+pub mod in_flight;
 pub mod nbd;
-pub mod order;
+pub mod null_disk;
+pub mod open;
+pub mod qcow2;
 pub mod rates;
 pub mod raw;
 pub mod request;
-pub mod slot;
+pub mod requests;
+pub mod spec;
 pub mod standalone;
 pub mod start;
 pub mod statistics;
+pub mod storage;
+pub mod syscalls;
 pub mod threads;
 pub mod throttle;
 pub mod uring;
 pub mod worker;
+pub mod worker_command;

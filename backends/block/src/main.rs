@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use domus_block::standalone::{self, Alone};
+use domus_block::standalone::{self, Standalone};
 use domus_block::start;
-use domus_startup::threads;
 
 /// Serve disks as vhost-user-blk devices.
 #[derive(Debug, Parser)]
@@ -17,19 +16,12 @@ struct Args {
     #[arg(long, value_name = "PATH", exclusive = true)]
     control: Option<PathBuf>,
     #[command(flatten)]
-    alone: Alone,
+    standalone: Standalone,
 }
 
 fn main() -> ExitCode {
-    threads::one_heap();
-    let args = Args::parse();
-    if args.alone.socket.print_capabilities {
-        println!("{}", standalone::capabilities());
-        return ExitCode::SUCCESS;
-    }
-    let served: Result<(), Box<dyn Error>> = match &args.control {
-        Some(path) => start::run(path).map_err(Into::into),
-        None => standalone::run(&args.alone).map_err(Into::into),
-    };
-    domus_startup::report("domus-block", served)
+    domus_startup::program("domus-block", || match Args::parse() {
+        Args { control: Some(path), .. } => start::run(&path).map_err(Box::<dyn Error>::from),
+        Args { standalone, .. } => standalone::run(&standalone).map_err(Into::into),
+    })
 }

@@ -11,29 +11,25 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use clap::builder::TypedValueParser;
 use domus_startup::sandbox::{self, SandboxError};
-use nix::unistd::geteuid;
 use shared_abi::control::{Cache, ImageFormat, IoLimits};
 use shared_abi::limits::MAX_QUEUES;
 use shared_abi::nbd::{NbdServer, NbdUri};
+use shared_abi::size;
 use vu_server::server::ConnectionError;
-use vu_server::standalone::{Frontend, Socket, SocketError};
+use vu_server::standalone::{Common, Frontend, SocketError};
 
-use crate::disk::{Disk, DiskError, Service, Shape};
 use crate::faults::Faults;
-use crate::fixed::Fixed;
-use crate::image::open::{Chain, OpenError, connect};
 use crate::nbd::client::Remote;
+use crate::null_disk::NullDisk;
+use crate::open::OpenError;
 use crate::rates::Rates;
-use crate::raw::{Raw, RawEngine, RawError};
-use crate::threads::{Prepared, ThreadsError, calls};
+use crate::spec::{DiskSpec, PrepareError, Source};
+use crate::syscalls::calls;
+use crate::threads::ThreadsError;
 use crate::throttle::{self, Gate};
-
-/// Whom a process becomes that root started by hand: `nobody` of every distribution.
-const NOBODY: u32 = 65534;
 
 /// What an acknowledged write is worth before it is flushed.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -57,10 +53,10 @@ pub enum Switch {
 
 /// The command line of a disk served alone.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Alone {
-    /// Where the frontend is.
+pub struct Standalone {
+    /// What every backend is told.
     #[command(flatten)]
-    pub socket: Socket,
+    pub common: Common,
     /// The image: a raw file or a block device.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
@@ -74,7 +70,7 @@ pub struct Alone {
     #[arg(long, value_name = "URI", conflicts_with = "blk_file")]
     pub nbd: Option<NbdUri>,
     /// Instead of an image: a disk of so many bytes that does nothing, to measure what is left.
-    #[arg(long, value_name = "BYTES", conflicts_with_all = ["blk_file", "nbd"])]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with_all = ["blk_file", "nbd"])]
     pub null: Option<u64>,
     /// Open the image for reading only, and tell the guest so.
     #[arg(long)]
@@ -97,6 +93,10 @@ pub struct Alone {
     /// What the disk may do.
     #[command(flatten)]
     pub limits: Rates,
+}
+
+fn bytes(text: &str) -> Result<u64, &'static str> {
+    size::amount(text).ok_or("give a number of bytes, such as 1073741824 or 1GiB")
 }
 
 /// How an image is stored.
@@ -138,21 +138,13 @@ pub enum StandaloneError {
         /// What the system said.
         source: io::Error,
     },
-    /// The image cannot be used.
-    #[error("cannot serve {}", path.display())]
-    Raw {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        source: RawError,
-    },
-    /// There cannot be such a disk.
-    #[error("cannot serve {}", path.display())]
+    /// The disk cannot be prepared.
+    #[error("cannot serve {what}")]
     Disk {
-        /// The image.
-        path: PathBuf,
+        /// The image or the export.
+        what: String,
         /// Why.
-        source: DiskError,
+        source: PrepareError,
     },
     /// The image or the export cannot be opened.
     #[error("cannot serve {what}")]
@@ -170,9 +162,6 @@ pub enum StandaloneError {
         /// What the system said.
         source: io::Error,
     },
-    /// There cannot be such a disk without data.
-    #[error("cannot serve a disk that does nothing")]
-    Null(#[source] DiskError),
     /// No frontend.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -191,7 +180,7 @@ pub enum StandaloneError {
 }
 
 /// What `--print-capabilities` prints.
-pub fn capabilities() -> String {
+fn capabilities() -> String {
     serde_json::json!({ "type": "block", "features": ["read-only", "blk-file"] }).to_string()
 }
 
@@ -199,28 +188,44 @@ pub fn capabilities() -> String {
 ///
 /// # Errors
 /// [`StandaloneError`].
-pub fn run(args: &Alone) -> Result<(), StandaloneError> {
+pub fn run(args: &Standalone) -> Result<(), StandaloneError> {
+    if args.common.print_capabilities {
+        println!("{}", capabilities());
+        return Ok(());
+    }
     // First, so that the number of an inherited descriptor is not taken by one of ours.
-    let frontend = args.socket.open()?;
-    let mut prepared = match (&args.blk_file, &args.nbd, args.null) {
-        (Some(path), ..) if args.format == Format::Qcow2 => qcow2(args, path)?,
-        (Some(path), ..) => image(args, path)?,
-        (None, Some(uri), _) => remote(args, uri)?,
-        (None, None, Some(bytes)) => null(args, bytes)?,
+    let frontend = args.common.open()?;
+    let (name, source) = match (&args.blk_file, &args.nbd, args.null) {
+        (Some(path), ..) if args.format == Format::Qcow2 => ("disk", qcow2(args, path)?),
+        (Some(path), ..) => ("disk", Source::Raw(open(args, path, !args.read_only)?)),
+        (None, Some(uri), _) => ("disk", remote(args, uri)?),
+        (None, None, Some(bytes)) => ("null", Source::Null(NullDisk::Zeros, bytes)),
         (None, None, None) => return Err(StandaloneError::NoImage),
     };
+    let spec = DiskSpec {
+        name,
+        queues: args.queues,
+        cache: if matches!(source, Source::Null(..)) { Cache::Unsafe } else { args.cache.cache() },
+        source,
+        read_only: args.read_only,
+        discard: args.discard == Switch::On,
+        block_size: args.block_size,
+        serial: args.serial.clone(),
+        gate: Gate::new(args.limits.into(), throttle::shared(IoLimits::default())),
+        faults: Faults::reported(),
+    };
+    let mut prepared = match spec.prepare(&[]) {
+        Ok(made) => made.prepared,
+        Err(PrepareError::Threads(error)) => return Err(error.into()),
+        Err(source) => return Err(StandaloneError::Disk { what: what(args), source }),
+    };
     let opening = prepared.opening();
-    let own = geteuid();
-    sandbox::enter(if own.is_root() { NOBODY } else { own.as_raw() })?;
+    args.common.enter_sandbox()?;
     let server = prepared.start()?;
     sandbox::seal(&calls())?;
     if let Some(opening) = opening {
         opening.begin();
-        let what = || match (&args.blk_file, &args.nbd) {
-            (Some(path), _) => path.display().to_string(),
-            (None, uri) => uri.as_ref().map(NbdUri::to_string).unwrap_or_default(),
-        };
-        opening.finish().map_err(|source| StandaloneError::Image { what: what(), source })?;
+        opening.finish().map_err(|source| StandaloneError::Image { what: what(args), source })?;
     }
     match frontend {
         Frontend::Listener(listener) => server.serve_all(&listener).map_err(StandaloneError::Accept),
@@ -228,9 +233,13 @@ pub fn run(args: &Alone) -> Result<(), StandaloneError> {
     }
 }
 
-fn service(args: &Alone, cache: Cache) -> Service {
-    let gate = Gate::new(args.limits.into(), throttle::shared(IoLimits::default()));
-    Service { serial: args.serial.clone(), cache, gate, faults: Faults::reported() }
+/// What is served, for messages.
+fn what(args: &Standalone) -> String {
+    match (&args.blk_file, &args.nbd) {
+        (Some(path), _) => path.display().to_string(),
+        (None, Some(uri)) => uri.to_string(),
+        (None, None) => "a disk that does nothing".into(),
+    }
 }
 
 impl CacheMode {
@@ -243,7 +252,7 @@ impl CacheMode {
     }
 }
 
-fn open(args: &Alone, path: &Path, write: bool) -> Result<File, StandaloneError> {
+fn open(args: &Standalone, path: &Path, write: bool) -> Result<File, StandaloneError> {
     let flags = if args.cache.cache() == Cache::None { libc::O_DIRECT } else { 0 };
     OpenOptions::new()
         .read(true)
@@ -254,8 +263,7 @@ fn open(args: &Alone, path: &Path, write: bool) -> Result<File, StandaloneError>
 }
 
 /// A qcow2 image, which is looked into after the seal.
-fn qcow2(args: &Alone, path: &Path) -> Result<Prepared, StandaloneError> {
-    let cache = args.cache.cache();
+fn qcow2(args: &Standalone, path: &Path) -> Result<Source, StandaloneError> {
     let absolute = |path: &Path| {
         let absolute = std::path::absolute(path);
         absolute.map_err(|source| StandaloneError::Open { path: path.into(), source })
@@ -266,17 +274,11 @@ fn qcow2(args: &Alone, path: &Path) -> Result<Prepared, StandaloneError> {
         .iter()
         .map(|Backing(path, format)| Ok((absolute(path)?, open(args, path, false)?, *format)))
         .collect::<Result<_, StandaloneError>>()?;
-    let chain = Chain::new(image, backing, !args.read_only, cache)
-        .map_err(|source| StandaloneError::Image { what: path.display().to_string(), source })?;
-    let shape = Chain::shape(args.block_size, args.read_only, args.discard == Switch::On);
-    let disk = Disk::new(shape.block_size.into(), shape, service(args, cache))
-        .map_err(|source| StandaloneError::Disk { path: path.into(), source })?;
-    let open = move |reactor: &_, _: &_, _: &_| chain.open(reactor);
-    Ok(Prepared::opened_later("disk", disk, args.queues, &[], open)?)
+    Ok(Source::Qcow2 { image, backing })
 }
 
 /// An export of a server, which is connected to now and talked to after the seal.
-fn remote(args: &Alone, uri: &NbdUri) -> Result<Prepared, StandaloneError> {
+fn remote(args: &Standalone, uri: &NbdUri) -> Result<Source, StandaloneError> {
     let socket: io::Result<OwnedFd> = match &uri.server {
         NbdServer::Unix(path) => UnixStream::connect(path).map(Into::into),
         NbdServer::Tcp { host, port } => TcpStream::connect((host.as_str(), *port)).and_then(|stream| {
@@ -286,43 +288,13 @@ fn remote(args: &Alone, uri: &NbdUri) -> Result<Prepared, StandaloneError> {
         }),
     };
     let socket = socket.map_err(|source| StandaloneError::Connect { uri: uri.clone(), source })?;
-    let block_size = args.block_size.unwrap_or(512);
-    let (read_only, discard) = (args.read_only, args.discard == Switch::On);
-    let shape = Shape { block_size, physical_block: block_size, optimal_io: 0, read_only, discard };
-    let disk = Disk::new(block_size.into(), shape, service(args, args.cache.cache()))
-        .map_err(|source| StandaloneError::Disk { path: uri.to_string().into(), source })?;
-    let remote = Remote { export: uri.export.clone(), writable: !read_only, error_after: None };
-    let open = move |reactor: &_, orders: &_, _: &_| {
-        let lost = Box::new(|why: &str| {
+    let remote = Remote { export: uri.export.clone(), writable: !args.read_only, error_after: None };
+    let lost = |_| -> Box<dyn Fn(&str)> {
+        Box::new(|why| {
             // In an empty root and without a network there is no other way to the server.
             domus_startup::say(format_args!("{why}"));
             std::process::exit(1);
-        });
-        connect(reactor, orders, remote, Some(socket), block_size, lost)
+        })
     };
-    Ok(Prepared::opened_later("disk", disk, args.queues, &[], open)?)
-}
-
-fn image(args: &Alone, path: &Path) -> Result<Prepared, StandaloneError> {
-    let cache = args.cache.cache();
-    let file = open(args, path, !args.read_only)?;
-    let opened = Raw::open(file, args.read_only, args.discard == Switch::On, cache, args.block_size)
-        .map_err(|source| StandaloneError::Raw { path: path.into(), source })?;
-    let disk = Disk::new(opened.bytes, opened.shape, service(args, cache))
-        .map_err(|source| StandaloneError::Disk { path: path.into(), source })?;
-    let raw = Arc::new(opened.raw);
-    Ok(Prepared::new("disk", disk, args.queues, &[], || RawEngine::new(raw.clone()))?)
-}
-
-fn null(args: &Alone, bytes: u64) -> Result<Prepared, StandaloneError> {
-    let block_size = args.block_size.unwrap_or(512);
-    let shape = Shape {
-        block_size,
-        physical_block: block_size,
-        optimal_io: 0,
-        read_only: args.read_only,
-        discard: args.discard == Switch::On,
-    };
-    let disk = Disk::new(bytes, shape, service(args, Cache::Unsafe)).map_err(StandaloneError::Null)?;
-    Ok(Prepared::new("null", disk, args.queues, &[], || Fixed::Nothing)?)
+    Ok(Source::Nbd { socket: Some(socket), remote, lost: Box::new(lost) })
 }

@@ -17,24 +17,23 @@ use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, SandboxError};
 use domus_startup::{Control, Events, Fds, control, threads};
-use shared_abi::control::{BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockSource, BlockStart};
+use shared_abi::control::{BackendEvent, BlockDisk, BlockRequest, BlockSource};
 use shared_abi::ids::DeviceId;
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUES};
 use vu_server::Server;
 
-use crate::control::{Disks, Storage};
+use crate::control::{Disks, Served, server_of};
 use crate::device::BlockDevice;
-use crate::disk::{Disk, DiskError, Service, Shape};
 use crate::faults::Faults;
-use crate::fixed::Fixed;
-use crate::image;
-use crate::image::open::{AskedThread, Chain, OpenError};
 use crate::nbd::client::Remote;
-use crate::raw::{Raw, RawEngine, RawError};
-use crate::threads::{Opening, Prepared, ThreadsError, calls};
+use crate::null_disk::NullDisk;
+use crate::open::OpenError;
+use crate::spec::{DiskSpec, OnLost, PrepareError, PreparedDisk, Source};
+use crate::syscalls::calls;
+use crate::threads::{Opening, ThreadsError};
 use crate::throttle::{self, Gate, Shared};
 
-/// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for orders, and three from the
+/// Most queues of all disks together. Each has five descriptors: a ring, an eventfd for commands, and three from the
 /// frontend; and a sealed process may have 1024 open. 31 disks with 5 queues each fit.
 const MAX_ALL_QUEUES: usize = 160;
 
@@ -64,13 +63,13 @@ pub enum StartError {
     /// The message's descriptors do not fit it.
     #[error("start message")]
     Fds(#[from] FdError),
-    /// A raw image cannot be used.
+    /// A disk cannot be prepared.
     #[error("disk {id}")]
-    Raw {
+    Prepare {
         /// The disk.
         id: DeviceId,
         /// Why.
-        source: RawError,
+        source: PrepareError,
     },
     /// An image or an export cannot be opened.
     #[error("disk {id}")]
@@ -79,14 +78,6 @@ pub enum StartError {
         id: DeviceId,
         /// Why.
         source: OpenError,
-    },
-    /// There cannot be such a disk.
-    #[error("disk {id}")]
-    Disk {
-        /// The disk.
-        id: DeviceId,
-        /// Why.
-        source: DiskError,
     },
     /// A disk's rings or threads cannot be made.
     #[error("disk {id}")]
@@ -106,16 +97,7 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; dom0 has been told, if it was there.
 pub fn run(path: &Path) -> Result<(), StartError> {
-    let control = Control::listen(path)?;
-    let (request, fds) = control.accept_start()?;
-    let brought_up = match request {
-        BlockRequest::Start(start) => bring_up(&control, *start, fds),
-        _ => Err(StartError::NoStart),
-    };
-    let disks = brought_up.inspect_err(|error| control.fail(error))?;
-    control.reply(&BackendReply::Ready);
-    control.serve(|request, fds| disks.handle(request, fds))?;
-    Ok(())
+    domus_startup::serve(path, bring_up, |disks, request, fds| disks.handle(request, fds))
 }
 
 /// One disk on the way: prepared, then with threads, then served.
@@ -125,7 +107,8 @@ struct Device<T> {
     what: T,
 }
 
-fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks, StartError> {
+fn bring_up(control: &Control, request: BlockRequest, mut fds: Fds) -> Result<Disks, StartError> {
+    let BlockRequest::Start(start) = request else { return Err(StartError::NoStart) };
     if !(1..=MAX_DEVICES).contains(&start.disks.len()) {
         return Err(StartError::Count(start.disks.len()));
     }
@@ -147,8 +130,9 @@ fn bring_up(control: &Control, start: BlockStart, mut fds: Fds) -> Result<Disks,
         if matches!(disk.source, BlockSource::Nbd { socket: None, .. }) {
             unconnected.push(id.clone());
         }
-        let (mut what, storage) = prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
-        served.push(what.served(id.clone(), storage, remote));
+        let PreparedDisk { prepared: mut what, storage, .. } =
+            prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
+        served.push(Served::new(id.clone(), &what, storage, remote));
         openings.extend(what.opening().map(|opening| (id.clone(), opening)));
         prepared.push(Device { id, socket, what });
     }
@@ -212,9 +196,6 @@ fn finish(
     later.into_iter().try_for_each(end)
 }
 
-/// What a disk is made of, and what is behind it.
-type Made = (Prepared, Option<Arc<dyn Storage>>);
-
 /// Looks at what a disk is made of, and makes its rings.
 fn prepare(
     control: &Control,
@@ -222,86 +203,53 @@ fn prepare(
     fds: &mut Fds,
     domain: Shared,
     lifeline: BorrowedFd<'_>,
-) -> Result<Made, StartError> {
-    let BlockDisk { id, queues, cache, read_only, discard, .. } = disk;
-    let service = Service {
-        serial: disk.serial,
-        cache,
-        gate: Gate::new(disk.limits, domain),
-        faults: Faults::new(disk.read_error, disk.write_error, id.clone(), control.events()),
-    };
-    let unfit = |source| StartError::Disk { id: id.clone(), source };
-    let failed = |source| StartError::Threads { id: id.clone(), source };
-    match disk.source {
-        BlockSource::Raw(image) => {
-            let image = fds.take(image)?.into();
-            let opened = Raw::open(image, read_only, discard, cache, disk.block_size)
-                .map_err(|source| StartError::Raw { id: id.clone(), source })?;
-            let (made, raw) = (Disk::new(opened.bytes, opened.shape, service).map_err(unfit)?, opened.raw);
-            let left_over = opened.bytes - made.bytes();
-            if left_over > 0 {
-                domus_startup::say(format_args!(
-                    "{id}: the last {left_over} bytes of the image make no whole block and are left out"
-                ));
-            }
-            let raw = Arc::new(raw);
-            let engine = || RawEngine::new(raw.clone());
-            let prepared = Prepared::new(id.as_str(), made, queues, &[lifeline], engine).map_err(failed)?;
-            Ok((prepared, Some(raw)))
-        }
+) -> Result<PreparedDisk, StartError> {
+    let BlockDisk { id, queues, cache, read_only, discard, block_size, serial, .. } = disk;
+    let mut faults = Faults::new(disk.read_error, disk.write_error, id.clone(), control.events());
+    let source = match disk.source {
+        BlockSource::Raw(image) => Source::Raw(fds.take(image)?.into()),
         BlockSource::Lost { bytes } => {
-            let block_size = disk.block_size.unwrap_or(512);
-            let shape = Shape { block_size, physical_block: block_size, optimal_io: 0, read_only, discard };
             // Its errors are the guest's: nothing could be done again.
-            let service = Service { faults: Faults::reported(), ..service };
-            let made = Disk::new(bytes, shape, service).map_err(unfit)?;
-            let prepared = Prepared::new(id.as_str(), made, queues, &[lifeline], || Fixed::Lost);
-            Ok((prepared.map_err(failed)?, None))
+            faults = Faults::reported();
+            Source::Null(NullDisk::Failing, bytes)
         }
-        BlockSource::Qcow2 { image, path, backing } => {
-            let image = (path.into(), fds.take(image)?.into());
-            let backing = backing
+        BlockSource::Qcow2 { image, path, backing } => Source::Qcow2 {
+            image: (path.into(), fds.take(image)?.into()),
+            backing: backing
                 .into_iter()
                 .map(|behind| Ok((behind.path.into(), fds.take(behind.image)?.into(), behind.format)))
-                .collect::<Result<_, FdError>>()?;
-            let chain = Chain::new(image, backing, !read_only, cache)
-                .map_err(|source| StartError::Open { id: id.clone(), source })?;
-            let shape = Chain::shape(disk.block_size, read_only, discard);
-            let made = Disk::new(shape.block_size.into(), shape, service).map_err(unfit)?;
-            let open = move |reactor: &_, _: &_, _: &_| chain.open(reactor);
-            let prepared =
-                Prepared::opened_later(id.as_str(), made, queues, &[lifeline], open).map_err(failed)?;
-            let storage = Arc::new(AskedThread(prepared.port()));
-            Ok((prepared, Some(storage)))
-        }
+                .collect::<Result<_, FdError>>()?,
+        },
         BlockSource::Nbd { socket, export, error_after } => {
-            let socket = socket.map(|socket| fds.take(socket)).transpose()?;
-            let block_size = disk.block_size.unwrap_or(512);
-            let shape = Shape { block_size, physical_block: block_size, optimal_io: 0, read_only, discard };
-            let made = Disk::new(block_size.into(), shape, service).map_err(unfit)?;
             let error_after = error_after.map(|seconds| Duration::from_secs(seconds.into()));
-            let remote = Remote { export, writable: !read_only, error_after };
-            let (events, device) = (control.events(), id.clone());
-            let open = move |reactor: &_, orders: &_, served: &Arc<Disk>| {
-                let served = served.clone();
-                let lost = Box::new(move |why: &str| {
-                    served.faults().stalled();
-                    let (device, why) = (device.clone(), why.to_owned());
-                    events.stand(&server_of(&device), &BackendEvent::ConnectionLost { device, why });
-                });
-                image::open::connect(reactor, orders, remote, socket, block_size, lost)
-            };
-            let prepared =
-                Prepared::opened_later(id.as_str(), made, queues, &[lifeline], open).map_err(failed)?;
-            let storage = Arc::new(AskedThread(prepared.port()));
-            Ok((prepared, Some(storage)))
+            Source::Nbd {
+                socket: socket.map(|socket| fds.take(socket)).transpose()?,
+                remote: Remote { export, writable: !read_only, error_after },
+                lost: server_lost(id.clone(), control.events()),
+            }
         }
+    };
+    let (name, gate) = (id.as_str(), Gate::new(disk.limits, domain));
+    let spec = DiskSpec { name, source, queues, cache, read_only, discard, block_size, serial, gate, faults };
+    let made = spec.prepare(&[lifeline]).map_err(|source| StartError::Prepare { id: id.clone(), source })?;
+    if made.left_over > 0 {
+        domus_startup::say(format_args!(
+            "{id}: the last {} bytes of the image make no whole block and are left out",
+            made.left_over
+        ));
     }
+    Ok(made)
 }
 
-/// What the loss of a disk's server is said about.
-pub(crate) fn server_of(device: &DeviceId) -> String {
-    format!("the server of {device}")
+/// Tells dom0 that a disk's server is gone, until there is a new connection.
+fn server_lost(device: DeviceId, events: Events) -> OnLost {
+    Box::new(move |disk| {
+        Box::new(move |why| {
+            disk.faults().stalled();
+            let (device, why) = (device.clone(), why.to_owned());
+            events.stand(&server_of(&device), &BackendEvent::ConnectionLost { device, why });
+        })
+    })
 }
 
 /// Serves one disk's frontend until it hangs up, which a runner that ends does.

@@ -5,33 +5,21 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use domus_startup::sandbox::{Allow, COMMON};
 use domus_startup::threads;
-use shared_abi::ids::DeviceId;
-use vu_server::worker::{Orders, Port, orders};
-use vu_server::{Server, server};
+use vu_server::Server;
+use vu_server::worker::{Commands, Port, commands};
 
-use crate::control::{Served, Storage};
+use crate::async_io::AsyncDisk;
+use crate::async_io::reactor::Reactor;
+use crate::async_io::worker::AsyncWorker;
 use crate::device::BlockDevice;
 use crate::disk::Disk;
-use crate::image::AsyncDisk;
-use crate::image::open::OpenError;
-use crate::image::reactor::Reactor;
-use crate::image::worker::ImageWorker;
-use crate::intake::Intake;
-use crate::order::BlockOrder;
-use crate::raw;
+use crate::open::OpenError;
+use crate::requests::Requests;
 use crate::statistics::Counters;
 use crate::uring::{NewUring, UringError};
 use crate::worker::{Engine, Worker};
-
-/// The system calls of a sealed `domus-block` beyond [`COMMON`] and those of vu-server: to wait for and feed the rings.
-const OWN: &[Allow] = &[Allow::Call(libc::SYS_io_uring_enter)];
-
-/// Every system call of a sealed `domus-block`.
-pub fn calls() -> Vec<Allow> {
-    [COMMON, server::CALLS, OWN, raw::CALLS].concat()
-}
+use crate::worker_command::BlockCommand;
 
 /// Why a disk cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +66,7 @@ pub struct Prepared {
     disk: Arc<Disk>,
     work: Vec<Work>,
     counters: Vec<Arc<Counters>>,
-    ports: Vec<Port<BlockOrder>>,
+    ports: Vec<Port<BlockCommand>>,
     opening: Option<Opening>,
 }
 
@@ -98,7 +86,7 @@ impl Prepared {
         let disk = Arc::new(disk);
         let (mut work, mut counters, mut ports) = (Vec::<Work>::new(), Vec::new(), Vec::new());
         for _ in 0..queues {
-            let (port, orders) = orders().map_err(ThreadsError::EventFd)?;
+            let (port, commands) = commands().map_err(ThreadsError::EventFd)?;
             let (ring, engine, disk) = (NewUring::new(files)?, engine(), disk.clone());
             let count = Arc::<Counters>::default();
             ports.push(port);
@@ -106,7 +94,7 @@ impl Prepared {
             work.push(Box::new(move |report| match ring.enable() {
                 Ok(ring) => {
                     let _ = report.send(Ok(()));
-                    Worker::new(ring, Intake::new(disk, count), engine, orders).run();
+                    Worker::new(ring, Requests::new(disk, count), engine, commands).run();
                 }
                 Err(error) => drop(report.send(Err(error))),
             }));
@@ -124,12 +112,12 @@ impl Prepared {
         disk: Disk,
         queues: u16,
         files: &[BorrowedFd<'_>],
-        open: impl FnOnce(&Arc<Reactor>, &Orders<BlockOrder>, &Arc<Disk>) -> Result<(D, u64), OpenError>
+        open: impl FnOnce(&Arc<Reactor>, &Commands<BlockCommand>, &Arc<Disk>) -> Result<(D, u64), OpenError>
         + Send
         + 'static,
     ) -> Result<Self, ThreadsError> {
         let disk = Arc::new(disk);
-        let (port, orders) = orders().map_err(ThreadsError::EventFd)?;
+        let (port, commands) = commands().map_err(ThreadsError::EventFd)?;
         let counters: Vec<_> = (0..queues).map(|_| Arc::<Counters>::default()).collect();
         let ring = NewUring::new(files)?;
         let ((go, told), (opened, result)) = (sync_channel(1), sync_channel(1));
@@ -144,14 +132,14 @@ impl Prepared {
                 return;
             }
             let reactor = Arc::new(Reactor::new(ring));
-            match open(&reactor, &orders, &served)
+            match open(&reactor, &commands, &served)
                 .and_then(|(made, bytes)| Ok(served.sized(bytes).map(|()| made)?))
             {
                 Ok(made) => {
                     let _ = opened.send(Ok(()));
-                    let intakes =
-                        counts.into_iter().map(|count| Intake::new(served.clone(), count)).collect();
-                    ImageWorker::new(reactor, made, intakes, orders).run();
+                    let queues =
+                        counts.into_iter().map(|count| Requests::new(served.clone(), count)).collect();
+                    AsyncWorker::new(reactor, made, queues, commands).run();
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
@@ -167,17 +155,16 @@ impl Prepared {
     }
 
     /// The way to its first worker.
-    pub fn port(&self) -> Port<BlockOrder> {
+    pub fn port(&self) -> Port<BlockCommand> {
         self.ports[0].clone()
     }
 
-    /// The disk as the control thread knows it.
-    pub fn served(&self, id: DeviceId, storage: Option<Arc<dyn Storage>>, remote: bool) -> Served {
-        let (disk, counters, ports) = (self.disk.clone(), self.counters.clone(), self.ports.clone());
-        Served { id, disk, storage, counters, ports, remote }
+    /// The disk, the counters of its workers, and the way to each.
+    pub fn parts(&self) -> (Arc<Disk>, Vec<Arc<Counters>>, Vec<Port<BlockCommand>>) {
+        (self.disk.clone(), self.counters.clone(), self.ports.clone())
     }
 
-    /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`calls`].
+    /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`syscalls::calls`](crate::syscalls::calls).
     ///
     /// # Errors
     /// [`ThreadsError`].

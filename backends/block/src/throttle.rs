@@ -4,8 +4,9 @@
 //! no limit, and a lock that is held for a few additions where there is one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use domus_startup::lock;
 use shared_abi::control::{IoLimit, IoLimits};
 use vu_server::rate::Limiter;
 
@@ -107,10 +108,6 @@ pub struct Gate {
     closed: AtomicBool,
     own: Mutex<Limits>,
     domain: Shared,
-}
-
-fn lock(limits: &Mutex<Limits>) -> MutexGuard<'_, Limits> {
-    limits.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gate {

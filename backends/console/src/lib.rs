@@ -16,14 +16,15 @@
 //! | [`history`], [`session`], [`console`] | all decisions, without I/O |
 //! | [`server`], [`log`] | sockets, one `poll` loop, the log file |
 //! | [`start`] | one console for dom0, sealed |
-//! | [`virtio`], [`alone`], [`relay`] | the same console as a vhost-user virtio-console device for QEMU and others |
+//! | [`virtio`], [`standalone`], [`syscalls`], [`relay`] | the same console as a vhost-user virtio-console device for QEMU and others |
 
-pub mod alone;
 pub mod console;
 pub mod history;
 pub mod log;
 pub mod relay;
 pub mod server;
 pub mod session;
+pub mod standalone;
 pub mod start;
+pub mod syscalls;
 pub mod virtio;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use domus_console::{alone::Alone, start};
+use domus_console::{standalone::Standalone, start};
 
 /// The console of one domain, for dom0 (--control), or one alone as a virtio-console device: it keeps what the guest
 /// prints, shows it to many, and lets one answer.
@@ -15,15 +15,12 @@ struct Args {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "fd", "print_capabilities", "console_socket"])]
     control: Option<PathBuf>,
     #[command(flatten)]
-    alone: Alone,
+    standalone: Standalone,
 }
 
 fn main() -> ExitCode {
-    domus_startup::threads::one_heap();
-    let args = Args::parse();
-    let served = match args.control {
-        Some(control) => start::run(&control).map_err(Into::into),
-        None => args.alone.run(),
-    };
-    domus_startup::report("domus-console", served)
+    domus_startup::program("domus-console", || match Args::parse() {
+        Args { control: Some(path), .. } => start::run(&path).map_err(Into::into),
+        Args { standalone, .. } => standalone.run(),
+    })
 }

@@ -11,7 +11,7 @@ use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::{Control, Fds, threads};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use shared_abi::control::{BackendReply, ConsoleRequest, ConsoleStart};
+use shared_abi::control::ConsoleRequest;
 
 use crate::console::Console;
 use crate::log::Log;
@@ -53,20 +53,12 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; before the console was ready, the controller has been told.
 pub fn run(control: &Path) -> Result<(), StartError> {
-    let control = Control::listen(control)?;
-    let (ConsoleRequest::Start(start), fds) = control.accept_start()?;
-    if let Err(error) = serve(start, fds) {
-        control.fail(&error);
-        return Err(error);
-    }
-    control.reply(&BackendReply::Ready);
-    control.serve(|ConsoleRequest::Start(_), _| {
-        Err::<BackendReply, _>("the console is started already".into())
-    })?;
-    Ok(())
+    let started = || Err("the console is started already".into());
+    domus_startup::serve(control, bring_up, |(), ConsoleRequest::Start(_), _| started())
 }
 
-fn serve(start: ConsoleStart, mut fds: Fds) -> Result<(), StartError> {
+fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<(), StartError> {
+    let ConsoleRequest::Start(start) = request;
     let history = size(start.history)?;
     let serial = fds.take(start.serial)?;
     let listener = listening(fds.take(start.listener)?)?;

@@ -1,99 +1,58 @@
-//! The control queue (virtio 1.3 §5.1.6.5): one chain, one command, one byte of answer.
-//!
-//! Promises: every chain is given back; a command costs work in proportion to its length, of which [`MAX_COMMAND`] is the
-//! bound; when a command is acknowledged, it holds, and a process that takes over from this one knows it; no driver keeps the
-//! host's interfaces busy by setting its own for ever.
+//! What dom0 asks of NICs that are served: the cable, limits, an announcement, numbers, a new connection.
 
 use std::sync::Arc;
 
-use vu_server::{Chain, Queue};
+use domus_startup::{Events, Fds};
+use shared_abi::DeviceId;
+use shared_abi::control::{BackendReply, NetRequest, NicRequest};
 
-use crate::command::MAX_COMMAND;
-use crate::nic::{Nic, Outcome};
-use crate::sleeper::Wait;
-use crate::worker::Work;
+use crate::nic::Nic;
 
-/// `VIRTIO_NET_OK`.
-const OK: u8 = 0;
-/// `VIRTIO_NET_ERR`.
-const ERR: u8 = 1;
-
-/// Most commands of one turn.
-const BURST: usize = 8;
-
-/// Nanoseconds to rest after a command for which the tap was set: 200 in a second are more than any driver needs.
-const REST: u64 = 5_000_000;
-
-/// The control queue's work.
-pub struct Control {
-    nic: Arc<Nic>,
-    queue: Option<Box<Queue>>,
-    chain: Chain,
-    command: Vec<u8>,
+/// The NICs of one domain.
+pub struct Nics {
+    served: Vec<(DeviceId, Arc<Nic>)>,
+    events: Events,
 }
 
-impl Control {
-    /// Of this NIC.
-    pub fn new(nic: Arc<Nic>) -> Self {
-        Self { nic, queue: None, chain: Chain::default(), command: Vec::new() }
+impl Nics {
+    /// These NICs, whose lost streams are told as `events`.
+    pub fn new(served: Vec<(DeviceId, Arc<Nic>)>, events: Events) -> Self {
+        Self { served, events }
     }
 
-    fn answer(&mut self, queue: &mut Queue) -> Outcome {
-        let outcome = if self.read(queue) {
-            self.nic.command(&self.command, queue.features())
-        } else {
-            Outcome::Refused
+    fn find(&self, id: &DeviceId) -> Result<&Nic, String> {
+        let found = self.served.iter().find(|(nic, _)| nic == id);
+        found.map(|(_, nic)| &**nic).ok_or_else(|| format!("there is no NIC {id} here"))
+    }
+
+    /// Does what dom0 asks.
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn handle(&self, request: NetRequest, mut fds: Fds) -> Result<BackendReply, String> {
+        let done = match request {
+            NetRequest::Start(_) => Err("the NICs of this process are being served already".into()),
+            NetRequest::Nic { nic, request } => {
+                let nic = self.find(&nic)?;
+                match request {
+                    NicRequest::Link { up } => nic.set_link(up),
+                    NicRequest::Announce => nic.announce(),
+                    NicRequest::Limit(limits) => nic.limit(&limits),
+                    NicRequest::Statistics => return Ok(BackendReply::Nic(Box::new(nic.statistics()))),
+                }
+            }
+            NetRequest::Reconnect { nic, socket } => {
+                let socket = fds.take(socket).map_err(|error| error.to_string())?;
+                // Before the new one can be lost.
+                self.events.over(&stream_of(&nic));
+                self.find(&nic)?.connect(socket)
+            }
         };
-        let answer = [if outcome == Outcome::Refused { ERR } else { OK }];
-        let written = queue.memory().write(&self.chain.writable, 0, &answer).unwrap_or(0);
-        queue.push(self.chain.head, written as u32);
-        outcome
-    }
-
-    /// Copies the command out of the guest's memory; false if that cannot be.
-    fn read(&mut self, queue: &Queue) -> bool {
-        let length = self.chain.readable_len();
-        if length > MAX_COMMAND as u64 {
-            return false;
-        }
-        self.command.resize(length as usize, 0);
-        queue.memory().read(&self.chain.readable, 0, &mut self.command) == Ok(length as usize)
-    }
-
-    fn burst(&mut self, queue: &mut Queue) -> Wait {
-        queue.disable_kicks();
-        for _ in 0..BURST {
-            if !queue.pop(&mut self.chain) {
-                return match (queue.is_broken(), queue.enable_kicks()) {
-                    (true, _) => Wait::Order,
-                    (false, true) => Wait::Nothing,
-                    (false, false) => Wait::Kick,
-                };
-            }
-            let outcome = self.answer(queue);
-            queue.publish();
-            if outcome == Outcome::Costly {
-                return Wait::Time(REST);
-            }
-        }
-        Wait::Nothing
+        done.map(|()| BackendReply::Done)
     }
 }
 
-impl Work for Control {
-    fn queue(&mut self) -> &mut Option<Box<Queue>> {
-        &mut self.queue
-    }
-
-    /// A frontend may run that of the other kind of driver besides.
-    fn takes(&self, queue: &Queue) -> bool {
-        queue.index() == self.nic.control_queue(queue.features())
-    }
-
-    fn turn(&mut self) -> Wait {
-        let Some(mut queue) = self.queue.take() else { return Wait::Order };
-        let wait = self.burst(&mut queue);
-        self.queue = Some(queue);
-        wait
-    }
+/// What the loss of a NIC's stream is said about.
+pub fn stream_of(nic: &DeviceId) -> String {
+    format!("the stream of {nic}")
 }

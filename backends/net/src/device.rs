@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vu_server::Device;
 
 use crate::nic::Nic;
-use crate::order::NicOrder;
+use crate::worker_command::NicCommand;
 
 /// The device's side of a NIC.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl NetDevice {
 }
 
 impl Device for NetDevice {
-    type Order = NicOrder;
+    type Command = NicCommand;
 
     fn features(&self) -> u64 {
         self.nic.offered()

@@ -11,44 +11,45 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`features`], [`header`], [`filter`], [`stream`], [`offload`], [`window`] | what is decided of frames without I/O |
-//! | [`settings`], [`command`], [`kept`] | what a driver has set: what it means, how it changes, where it is kept |
-//! | [`gate`], [`statistics`], [`shared`] | limits and counters |
-//! | [`tap`], [`pieces`], [`steering`] | the tun ioctls, `readv` and `writev`, the table on a tap: the only unsafe code |
+//! | [`features`], [`header`], [`filter`], [`stream`], [`offload`], [`rx_buffers`] | what is decided of frames without I/O |
+//! | [`settings`], [`command`], [`driver_state`] | what a driver has set: what it means, how it changes, where it is kept |
+//! | [`rate_limit`], [`statistics`], [`link_state`] | limits and counters |
+//! | [`tap`], [`vectored_io`], [`steering`] | the tun ioctls, `readv` and `writev`, the table on a tap: the only unsafe code |
 //! | [`wire`], [`on_stream`] | where frames come from and go to: a tap's queue, or a stream |
-//! | [`rx`], [`tx`], [`control`] | the work of one queue each |
-//! | [`worker`], [`sleeper`], [`lookout`], [`order`] | the thread behind it |
+//! | [`rx`], [`tx`], [`control_queue`] | the work of one queue each |
+//! | [`worker`], [`wait_set`], [`ring_poll`], [`worker_command`] | the thread behind it |
 //! | [`nic`], [`device`], [`prepared`] | a NIC, the virtio device that it is, its threads |
-//! | [`start`], [`seal`] | the NICs of a domain for dom0, sealed |
-//! | [`alone`] | one NIC for QEMU and others |
+//! | [`start`], [`syscalls`], [`control`] | the NICs of a domain for dom0, sealed, and what it asks of them |
+//! | [`standalone`] | one NIC for QEMU and others |
 
-pub mod alone;
 pub mod command;
 pub mod control;
+pub mod control_queue;
 pub mod device;
+pub mod driver_state;
 pub mod features;
 pub mod filter;
-pub mod gate;
 pub mod header;
-pub mod kept;
-pub mod lookout;
+pub mod link_state;
 pub mod nic;
 pub mod offload;
 pub mod on_stream;
-pub mod order;
-pub mod pieces;
 pub mod prepared;
+pub mod rate_limit;
+pub mod ring_poll;
 pub mod rx;
-pub mod seal;
+pub mod rx_buffers;
 pub mod settings;
-pub mod shared;
-pub mod sleeper;
+pub mod standalone;
 pub mod start;
 pub mod statistics;
 pub mod steering;
 pub mod stream;
+pub mod syscalls;
 pub mod tap;
 pub mod tx;
-pub mod window;
+pub mod vectored_io;
+pub mod wait_set;
 pub mod wire;
 pub mod worker;
+pub mod worker_command;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use domus_net::{alone::Alone, start};
+use domus_net::{standalone::Standalone, start};
 
 /// The NICs of one domain as vhost-user devices: for dom0 (--control), or one alone on a tap.
 #[derive(Debug, Parser)]
@@ -14,15 +14,12 @@ struct Args {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "fd", "print_capabilities", "tap"])]
     control: Option<PathBuf>,
     #[command(flatten)]
-    alone: Alone,
+    standalone: Standalone,
 }
 
 fn main() -> ExitCode {
-    domus_startup::threads::one_heap();
-    let args = Args::parse();
-    let served = match args.control {
-        Some(control) => start::run(&control).map_err(Into::into),
-        None => args.alone.run(),
-    };
-    domus_startup::report("domus-net", served)
+    domus_startup::program("domus-net", || match Args::parse() {
+        Args { control: Some(path), .. } => start::run(&path).map_err(Into::into),
+        Args { standalone, .. } => standalone.run(),
+    })
 }

@@ -13,23 +13,24 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use domus_startup::lock;
 use shared_abi::MacAddress;
 use shared_abi::control::{NicLimits, NicStatistics};
 use shared_abi::steering::{ENTRIES, HASH_ALL, KEY, Rules};
 use vu_server::{Port, say};
 
 use crate::command::{self, Rights};
+use crate::driver_state::{DriverState, Memory};
 use crate::features::{self, header_len, tap_offloads};
-use crate::kept::{Kept, Memory};
-use crate::order::NicOrder;
+use crate::link_state::LinkState;
 use crate::settings::{Settings, Wanted};
-use crate::shared::Shared;
 use crate::statistics::Counters;
 use crate::steering::Steering;
 use crate::tap::Tap;
+use crate::worker_command::NicCommand;
 
 /// How long workers may take to obey.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -68,7 +69,7 @@ pub enum Far {
 struct Driver {
     features: u64,
     memory: Memory,
-    kept: Kept,
+    kept: DriverState,
     /// How the tap is set, as far as that is known.
     tap: Option<Setting>,
 }
@@ -101,9 +102,9 @@ pub struct Nic {
     name: Arc<str>,
     card: Card,
     far: Far,
-    shared: Arc<Shared>,
+    shared: Arc<LinkState>,
     /// The ways to its workers: receiver and transmitter of each pair.
-    ports: Vec<Port<NicOrder>>,
+    ports: Vec<Port<NicCommand>>,
     /// What they have counted, in the same order.
     counters: Vec<Arc<Counters>>,
     driver: Mutex<Driver>,
@@ -118,11 +119,11 @@ impl Nic {
         name: &str,
         card: Card,
         far: Far,
-        shared: Arc<Shared>,
-        ports: Vec<Port<NicOrder>>,
+        shared: Arc<LinkState>,
+        ports: Vec<Port<NicCommand>>,
         state: Option<OwnedFd>,
     ) -> io::Result<Self> {
-        let kept = Kept::new(state.map(Into::into));
+        let kept = DriverState::new(state.map(Into::into));
         let mut memory = kept.load(card.pairs).unwrap_or_default();
         if let (Far::Tap { queues, .. }, None) = (&far, memory.datagrams)
             && let Some(tap) = queues.first()
@@ -144,7 +145,7 @@ impl Nic {
     }
 
     /// What its threads look at.
-    pub fn shared(&self) -> &Arc<Shared> {
+    pub fn shared(&self) -> &Arc<LinkState> {
         &self.shared
     }
 
@@ -154,7 +155,7 @@ impl Nic {
     }
 
     fn driver(&self) -> MutexGuard<'_, Driver> {
-        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.driver)
     }
 
     /// The features that it offers.
@@ -279,8 +280,8 @@ impl Nic {
         let wanted = Arc::new(Wanted::new(settings, driver.features, self.card.mac));
         for (pair, receiver) in (0..).zip(self.ports.iter().step_by(2)) {
             // A worker that has ended has said so, and receives nothing.
-            let _ = receiver.tell(NicOrder::Wanted(wanted.clone()));
-            let _ = receiver.tell(NicOrder::Active(pair < pairs));
+            let _ = receiver.tell(NicCommand::Wanted(wanted.clone()));
+            let _ = receiver.tell(NicCommand::Active(pair < pairs));
         }
         if let Err(why) = self.settle(self.ports.iter().step_by(2)) {
             say::limited(format_args!("{why}"));
@@ -327,11 +328,11 @@ impl Nic {
     ///
     /// # Errors
     /// One line: a worker has ended, or takes too long.
-    fn settle<'a>(&self, workers: impl ExactSizeIterator<Item = &'a Port<NicOrder>>) -> Result<(), String> {
+    fn settle<'a>(&self, workers: impl ExactSizeIterator<Item = &'a Port<NicCommand>>) -> Result<(), String> {
         let count = workers.len();
         let (sender, settled) = sync_channel(count);
         for port in workers {
-            port.tell(NicOrder::Settle(sender.clone())).map_err(|gone| format!("{}: {gone}", self.name))?;
+            port.tell(NicCommand::Settle(sender.clone())).map_err(|gone| format!("{}: {gone}", self.name))?;
         }
         let end = Instant::now() + PATIENCE;
         for _ in 0..count {
@@ -363,7 +364,7 @@ impl Nic {
 
     fn look(&self) -> Result<(), String> {
         for port in &self.ports {
-            port.tell(NicOrder::Look).map_err(|gone| format!("{}: {gone}", self.name))?;
+            port.tell(NicCommand::Look).map_err(|gone| format!("{}: {gone}", self.name))?;
         }
         self.settle(self.ports.iter())
     }
@@ -396,7 +397,7 @@ impl Nic {
         socket.set_nonblocking(true).map_err(|error| format!("NIC {}: its socket: {error}", self.name))?;
         let socket = Arc::new(socket);
         for port in &self.ports {
-            port.tell(NicOrder::Connected(socket.clone()))
+            port.tell(NicCommand::Connected(socket.clone()))
                 .map_err(|gone| format!("{}: {gone}", self.name))?;
         }
         self.settle(self.ports.iter())

@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crate::header::MAX_FRAME;
-use crate::pieces::{Part, Pieces};
 use crate::stream::{Decoder, PREFIX, prefix};
+use crate::vectored_io::{Part, VectoredIo};
 use crate::wire::{Sink, Source};
 
 /// Where frames come from.
@@ -94,7 +94,7 @@ pub struct Writer {
     socket: Option<Arc<UnixStream>>,
     /// Somebody is at its other end.
     connected: bool,
-    pieces: Pieces,
+    pieces: VectoredIo,
     /// What is left of the last frame.
     left: Vec<u8>,
 }

@@ -9,19 +9,19 @@ use domus_startup::threads;
 use shared_abi::control::NicLimits;
 use vu_server::{Port, Server};
 
-use crate::control::Control;
+use crate::control_queue::ControlQueue;
 use crate::device::NetDevice;
 use crate::filter::Filter;
+use crate::link_state::LinkState;
 use crate::nic::{Card, Far, Nic};
 use crate::on_stream::{Reader, Writer};
-use crate::order::NicOrder;
 use crate::rx::{Lost, Receive};
-use crate::shared::Shared;
 use crate::steering::Steering;
 use crate::tap::Tap;
 use crate::tx::Transmit;
 use crate::wire::OnTap;
 use crate::worker::{self, Desk};
+use crate::worker_command::NicCommand;
 
 /// The number of the control queue for drivers that know of one queue pair only (virtio 1.3 §5.1.2).
 const LONE_CONTROL: usize = 2;
@@ -42,7 +42,7 @@ pub enum Cable {
 
 /// A NIC with its service.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct NicSpec<'a> {
     /// Its name, for messages.
     pub name: &'a str,
     /// What its driver is told, and may do.
@@ -77,7 +77,7 @@ pub struct Prepared {
     filter: Option<Filter>,
     mtu: u16,
     ends: Vec<End>,
-    ports: Vec<Port<NicOrder>>,
+    ports: Vec<Port<NicCommand>>,
     desks: Vec<Desk>,
 }
 
@@ -86,18 +86,18 @@ impl Prepared {
     ///
     /// # Errors
     /// The tap or the socket cannot be set up, or there is no descriptor left.
-    pub fn new(plan: Plan<'_>) -> io::Result<Self> {
-        let Plan { name, card, filter, limits, link, cable, state } = plan;
+    pub fn new(spec: NicSpec<'_>) -> io::Result<Self> {
+        let NicSpec { name, card, filter, limits, link, cable, state } = spec;
         let (far, ends) = ends(cable, &card)?;
         let connected = !matches!(ends[..], [End::Stream(None)]);
-        let shared = Arc::new(Shared::new(link, connected, &limits));
+        let shared = Arc::new(LinkState::new(link, connected, &limits));
         let queues = ends.len() * 2 + usize::from(card.controlled);
-        let (ports, orders): (Vec<_>, Vec<_>) = (0..queues)
-            .map(|_| vu_server::worker::orders())
+        let (ports, commands): (Vec<_>, Vec<_>) = (0..queues)
+            .map(|_| vu_server::worker::commands())
             .collect::<io::Result<Vec<_>>>()?
             .into_iter()
             .unzip();
-        let mut desks = orders.into_iter().map(Desk::new).collect::<io::Result<Vec<_>>>()?;
+        let mut desks = commands.into_iter().map(Desk::new).collect::<io::Result<Vec<_>>>()?;
         if card.controlled
             && queues > LONE_CONTROL + 1
             && let Some(control) = ports.last()
@@ -159,7 +159,7 @@ impl Prepared {
         }
         if let Some(desk) = desks.next() {
             let nic = nic.clone();
-            threads::start(format!("ctl {}", nic.name()), move || worker::run(Control::new(nic), desk))?;
+            threads::start(format!("ctl {}", nic.name()), move || worker::run(ControlQueue::new(nic), desk))?;
         }
         let name = nic.name().clone();
         Ok(Server::new(&name, NetDevice::new(nic), self.ports))

@@ -23,20 +23,20 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use domus_startup::time;
 use nix::errno::Errno;
 use shared_abi::control::DropReason;
 use vu_server::{Chain, Queue, Segment};
 
 use crate::features::{MRG_RXBUF, header_len};
-use crate::gate;
 use crate::header::{LEN, MAX_FRAME};
-use crate::lookout::Lookout;
-use crate::pieces::{Part, Pieces};
+use crate::link_state::LinkState;
+use crate::ring_poll::RingPoll;
+use crate::rx_buffers::RxBuffers;
 use crate::settings::{LOOK, Wanted};
-use crate::shared::Shared;
-use crate::sleeper::Wait;
 use crate::statistics::Counters;
-use crate::window::Window;
+use crate::vectored_io::{Part, VectoredIo};
+use crate::wait_set::Wait;
 use crate::wire::Source;
 use crate::worker::Work;
 
@@ -57,7 +57,7 @@ pub type Lost = Box<dyn FnMut(io::Error) + Send>;
 
 /// The receive queue's work.
 pub struct Receive<S> {
-    shared: Arc<Shared>,
+    shared: Arc<LinkState>,
     counters: Arc<Counters>,
     wire: S,
     wanted: Arc<Wanted>,
@@ -65,8 +65,8 @@ pub struct Receive<S> {
     active: bool,
     queue: Option<Box<Queue>>,
     chain: Chain,
-    window: Window,
-    pieces: Pieces,
+    window: RxBuffers,
+    pieces: VectoredIo,
     /// The virtio header and the first bytes of the frame in work.
     head: [u8; LEN + LOOK],
     spill: Box<[u8]>,
@@ -80,7 +80,7 @@ pub struct Receive<S> {
     taken: usize,
     /// The segments of the first of them.
     first: Vec<Segment>,
-    lookout: Lookout,
+    ring_poll: RingPoll,
     /// What is left of the frame in work: this part of `spill`.
     partial: std::ops::Range<usize>,
     /// Length of the frame in work, without its header.
@@ -93,7 +93,7 @@ pub struct Receive<S> {
 
 impl<S: Source> Receive<S> {
     /// Frames of at most `mtu` bytes of payload are small.
-    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>, wire: S, mtu: u16, lost: Lost) -> Self {
+    pub fn new(shared: Arc<LinkState>, counters: Arc<Counters>, wire: S, mtu: u16, lost: Lost) -> Self {
         let gone = wire.fd().is_none();
         Self {
             shared,
@@ -103,8 +103,8 @@ impl<S: Source> Receive<S> {
             active: false,
             queue: None,
             chain: Chain::default(),
-            window: Window::default(),
-            pieces: Pieces::default(),
+            window: RxBuffers::default(),
+            pieces: VectoredIo::default(),
             head: [0; LEN + LOOK],
             spill: vec![0; SPILL].into_boxed_slice(),
             small: u64::from(mtu) + 18 + LEN as u64,
@@ -112,7 +112,7 @@ impl<S: Source> Receive<S> {
             filled: Vec::new(),
             taken: 0,
             first: Vec::new(),
-            lookout: Lookout::default(),
+            ring_poll: RingPoll::default(),
             partial: 0..0,
             length: 0,
             gone,
@@ -162,7 +162,7 @@ impl<S: Source> Receive<S> {
         let header = header_len(queue.features());
         let length = length as u64;
         let frame = length.saturating_sub(header as u64);
-        self.shared.receive.charge(gate::now, frame);
+        self.shared.receive.charge(time::monotonic, frame);
         self.calm = if length > self.small { 0 } else { self.calm.saturating_add(1) };
         let merge = queue.features() & MRG_RXBUF != 0;
         let spilled = length.saturating_sub(self.window.bytes()) as usize;
@@ -259,21 +259,21 @@ impl<S: Source> Receive<S> {
             };
             if stuck {
                 queue.publish();
-                if !queue.is_broken() && self.lookout.look(queue) {
+                if !queue.is_broken() && self.ring_poll.look(queue) {
                     continue;
                 }
                 return match (queue.is_broken(), queue.enable_kicks()) {
-                    (true, _) => Wait::Order,
+                    (true, _) => Wait::Command,
                     (false, true) => Wait::Nothing,
                     (false, false) => Wait::Kick,
                 };
             }
-            self.lookout.found();
+            self.ring_poll.found();
             queue.disable_kicks();
             if self.window.is_empty() {
                 continue;
             }
-            if let Err(time) = self.shared.receive.open(gate::now) {
+            if let Err(time) = self.shared.receive.open(time::monotonic) {
                 self.counters.throttled();
                 queue.publish();
                 return Wait::Time(time);
@@ -325,7 +325,7 @@ impl<S: Source> Receive<S> {
         self.wire.gone();
         self.shared.connected.store(false, Ordering::Relaxed);
         (self.lost)(error);
-        Some(Wait::Order)
+        Some(Wait::Command)
     }
 }
 
@@ -349,13 +349,13 @@ impl<S: Source> Work for Receive<S> {
 
     fn turn(&mut self) -> Wait {
         if self.gone || !self.active {
-            return Wait::Order;
+            return Wait::Command;
         }
         if !self.shared.link.load(Ordering::Relaxed) {
             self.let_go();
             return self.drain();
         }
-        let Some(mut queue) = self.queue.take() else { return Wait::Order };
+        let Some(mut queue) = self.queue.take() else { return Wait::Command };
         let wait = self.burst(&mut queue);
         self.queue = Some(queue);
         wait

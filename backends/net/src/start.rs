@@ -1,5 +1,4 @@
-//! The NICs of one domain for dom0: the start message, the sandbox, a server for each connection, and what is asked of NICs
-//! that are served.
+//! The NICs of one domain for dom0: the start message, the sandbox, a server for each connection.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -12,20 +11,19 @@ use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::{Control, Events, Fds, threads};
 use nix::sys::resource::{Resource, setrlimit};
 use shared_abi::DeviceId;
-use shared_abi::control::{
-    BackendEvent, BackendReply, NetNic, NetRequest, NetStart, NetWire, NicFilter, NicRequest,
-};
+use shared_abi::control::{BackendEvent, NetNic, NetRequest, NetWire, NicFilter};
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUE_PAIRS, NIC_STATE_LEN};
 
+use crate::control::{Nics, stream_of};
 use crate::filter::Filter;
-use crate::nic::{Card, Nic};
-use crate::prepared::{Cable, Plan, Prepared};
+use crate::nic::Card;
+use crate::prepared::{Cable, NicSpec, Prepared};
 use crate::rx::Lost;
-use crate::seal::CALLS;
 use crate::steering::Steering;
+use crate::syscalls::CALLS;
 use crate::tap::{Tap, TapError};
 
-/// Descriptors of a queue pair, at most: its tap's, two of each worker for orders and sleep, and kick and call of each ring,
+/// Descriptors of a queue pair, at most: its tap's, two of each worker for commands and sleep, and kick and call of each ring,
 /// with one to spare.
 const PAIR_FILES: usize = 10;
 
@@ -104,50 +102,11 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; before the NICs were ready, the controller has been told.
 pub fn run(control: &Path) -> Result<(), StartError> {
-    let control = Control::listen(control)?;
-    let (request, fds) = control.accept_start()?;
-    let served = match request {
-        NetRequest::Start(start) => serve(start, fds, &control.events()),
-        _ => Err(StartError::NotStarted),
-    };
-    let nics = served.inspect_err(|error| control.fail(error))?;
-    control.reply(&BackendReply::Ready);
-    let events = control.events();
-    control.serve(|request, fds| handle(&nics, &events, request, fds))?;
-    Ok(())
+    domus_startup::serve(control, bring_up, |nics, request, fds| nics.handle(request, fds))
 }
 
-/// The NICs that are served.
-type Nics = Vec<(DeviceId, Arc<Nic>)>;
-
-/// Does what dom0 asks; an error is one line for the operator.
-fn handle(nics: &Nics, events: &Events, request: NetRequest, mut fds: Fds) -> Result<BackendReply, String> {
-    let find = |id: &DeviceId| {
-        let found = nics.iter().find(|(nic, _)| nic == id);
-        found.map(|(_, nic)| nic).ok_or_else(|| format!("there is no NIC {id} here"))
-    };
-    let done = match request {
-        NetRequest::Start(_) => Err("the NICs of this process are being served already".into()),
-        NetRequest::Nic { nic, request } => {
-            let nic = find(&nic)?;
-            match request {
-                NicRequest::Link { up } => nic.set_link(up),
-                NicRequest::Announce => nic.announce(),
-                NicRequest::Limit(limits) => nic.limit(&limits),
-                NicRequest::Statistics => return Ok(BackendReply::Nic(Box::new(nic.statistics()))),
-            }
-        }
-        NetRequest::Reconnect { nic, socket } => {
-            let socket = fds.take(socket).map_err(|error| error.to_string())?;
-            // Before the new one can be lost.
-            events.over(&stream_of(&nic));
-            find(&nic)?.connect(socket)
-        }
-    };
-    done.map(|()| BackendReply::Done)
-}
-
-fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<Nics, StartError> {
+fn bring_up(control: &Control, request: NetRequest, mut fds: Fds) -> Result<Nics, StartError> {
+    let NetRequest::Start(start) = request else { return Err(StartError::NotStarted) };
     if start.nics.len() > MAX_DEVICES {
         return Err(StartError::TooMany(start.nics.len()));
     }
@@ -173,12 +132,12 @@ fn serve(start: NetStart, mut fds: Fds, events: &Events) -> Result<Nics, StartEr
     // The threads run before the seal, but none looks at what a frontend sent before it.
     let sealed = Arc::new(Barrier::new(starting.len() + 1));
     for (id, prepared, socket) in starting {
-        start_nic(id.clone(), prepared, socket, &sealed, events)
+        start_nic(id.clone(), prepared, socket, &sealed, &control.events())
             .map_err(|source| StartError::Prepare { nic: id, source })?;
     }
     sandbox::seal(&[COMMON, CALLS].concat())?;
     sealed.wait();
-    Ok(nics)
+    Ok(Nics::new(nics, control.events()))
 }
 
 /// Makes what a NIC needs.
@@ -211,7 +170,7 @@ fn prepare(NetNic { card, wire }: NetNic, fds: &mut Fds) -> Result<Prepared, Sta
     let anything = NicFilter { any_mac: true, addresses: None };
     let filter = (card.filter != anything).then(|| Filter::new(card.mac, &card.filter));
     let any_mac = card.filter.any_mac;
-    let plan = Plan {
+    let spec = NicSpec {
         name: card.id.as_str(),
         card: Card { mac: Some(card.mac), mtu: Some(card.mtu), pairs: card.pairs, controlled: true, any_mac },
         filter,
@@ -220,12 +179,7 @@ fn prepare(NetNic { card, wire }: NetNic, fds: &mut Fds) -> Result<Prepared, Sta
         cable,
         state: Some(state),
     };
-    Prepared::new(plan).map_err(failed)
-}
-
-/// What the loss of a NIC's stream is said about.
-fn stream_of(nic: &DeviceId) -> String {
-    format!("the stream of {nic}")
+    Prepared::new(spec).map_err(failed)
 }
 
 fn start_nic(

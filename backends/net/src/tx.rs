@@ -12,7 +12,7 @@
 //! pass, buffers outside the memory, and packets whose own headers the kernel finds wrong. Their chains are given back like
 //! all others. With the limit reached, frames wait in the ring.
 //!
-//! Where frames have come one soon after the other, the worker looks at the ring for some microseconds ([`Lookout`])
+//! Where frames have come one soon after the other, the worker looks at the ring for some microseconds ([`RingPoll`])
 //! before it sleeps, which spares the guest its kicks; a NIC that rests costs nothing.
 
 use std::io;
@@ -21,23 +21,23 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use domus_startup::time;
 use nix::errno::Errno;
 use shared_abi::control::DropReason;
 use vu_server::{Chain, Queue};
 
 use crate::features::header_len;
 use crate::filter::{Filter, HEAD};
-use crate::gate;
 use crate::header;
-use crate::lookout::Lookout;
-use crate::pieces::Part;
-use crate::shared::Shared;
-use crate::sleeper::Wait;
+use crate::link_state::LinkState;
+use crate::ring_poll::RingPoll;
 use crate::statistics::Counters;
+use crate::vectored_io::Part;
+use crate::wait_set::Wait;
 use crate::wire::Sink;
 use crate::worker::Work;
 
-/// Most chains of one turn: a flood keeps orders waiting for no longer.
+/// Most chains of one turn: a flood keeps commands waiting for no longer.
 const BURST: usize = 64;
 
 /// Headers and frames up to this length together are copied whole.
@@ -45,14 +45,14 @@ const COPIED: usize = 2048;
 
 /// The transmit queue's work.
 pub struct Transmit<S> {
-    shared: Arc<Shared>,
+    shared: Arc<LinkState>,
     counters: Arc<Counters>,
     filter: Option<Filter>,
     wire: S,
     queue: Option<Box<Queue>>,
     chain: Chain,
     copy: Box<[u8; COPIED]>,
-    lookout: Lookout,
+    ring_poll: RingPoll,
 }
 
 /// Why a frame was not sent.
@@ -71,7 +71,7 @@ impl From<DropReason> for Unsent {
 
 impl<S: Sink> Transmit<S> {
     /// Without a filter everything passes that the wire takes.
-    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>, filter: Option<Filter>, wire: S) -> Self {
+    pub fn new(shared: Arc<LinkState>, counters: Arc<Counters>, filter: Option<Filter>, wire: S) -> Self {
         Self {
             shared,
             counters,
@@ -80,7 +80,7 @@ impl<S: Sink> Transmit<S> {
             queue: None,
             chain: Chain::default(),
             copy: Box::new([0; COPIED]),
-            lookout: Lookout::default(),
+            ring_poll: RingPoll::default(),
         }
     }
 
@@ -106,7 +106,7 @@ impl<S: Sink> Transmit<S> {
             let head = &copy[header..];
             filter.check(head.get(..HEAD).unwrap_or(head), frame)?;
         }
-        if let Err(time) = self.shared.transmit.pass(gate::now, frame) {
+        if let Err(time) = self.shared.transmit.pass(time::monotonic, frame) {
             self.counters.throttled();
             return Err(Unsent::Waits(Wait::Time(time)));
         }
@@ -125,7 +125,7 @@ impl<S: Sink> Transmit<S> {
                     None => continue,
                 }
             }
-            self.lookout.found();
+            self.ring_poll.found();
             match self.send(queue) {
                 Ok(()) => {}
                 Err(Unsent::Dropped(reason)) => self.counters.dropped(reason),
@@ -146,9 +146,9 @@ impl<S: Sink> Transmit<S> {
         queue.publish();
         if queue.is_broken() {
             queue.enable_kicks();
-            return Some(Wait::Order);
+            return Some(Wait::Command);
         }
-        if self.lookout.look(queue) {
+        if self.ring_poll.look(queue) {
             return None;
         }
         if queue.enable_kicks() {
@@ -182,10 +182,10 @@ impl<S: Sink> Work for Transmit<S> {
                 self.queue = Some(queue);
                 wait
             }
-            None => Wait::Order,
+            None => Wait::Command,
         };
         // The rest of the last frame waits for room even when no other one does; a kick comes through all the same.
-        let resting = matches!(wait, Wait::Kick | Wait::Order);
+        let resting = matches!(wait, Wait::Kick | Wait::Command);
         match self.wire.flush() {
             Err(error) if resting && error.kind() == io::ErrorKind::WouldBlock => Wait::Writable,
             _ => wait,

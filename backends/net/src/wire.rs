@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use crate::pieces::{Part, Pieces};
 use crate::tap::Tap;
+use crate::vectored_io::{Part, VectoredIo};
 
 /// Where frames for the guest come from.
 pub trait Source {
@@ -20,7 +20,7 @@ pub trait Source {
     /// the guest's buffers, then into `spill`. Returns the length of all together; what is longer than the room is lost.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none, `NotConnected` if nobody is there, others as [`Pieces::read`].
+    /// `WouldBlock` if there is none, `NotConnected` if nobody is there, others as [`VectoredIo::read`].
     fn read(
         &mut self,
         header: usize,
@@ -58,7 +58,7 @@ pub trait Sink {
     /// rest is in the guest's buffers.
     ///
     /// # Errors
-    /// `WouldBlock` if there is no room, `NotConnected` if nobody is there, others as [`Pieces::write`]; the frame was not
+    /// `WouldBlock` if there is no room, `NotConnected` if nobody is there, others as [`VectoredIo::write`]; the frame was not
     /// sent, not even a part of it.
     fn write(&mut self, header: usize, head: &mut [u8], rest: Part<'_>) -> io::Result<()>;
 
@@ -80,7 +80,7 @@ pub trait Sink {
 #[derive(Debug)]
 pub struct OnTap {
     tap: Arc<Tap>,
-    pieces: Pieces,
+    pieces: VectoredIo,
     follows: bool,
 }
 
@@ -88,7 +88,7 @@ impl OnTap {
     /// This one. One that follows has frames coming only while its receive ring runs: for frontends that have the control
     /// queue themselves, and run the rings of the pairs that are in use. It is [detached](Tap::attach) to start with.
     pub fn new(tap: Arc<Tap>, follows: bool) -> Self {
-        Self { tap, pieces: Pieces::default(), follows }
+        Self { tap, pieces: VectoredIo::default(), follows }
     }
 }
 

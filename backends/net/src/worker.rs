@@ -1,7 +1,7 @@
-//! The thread behind one queue: orders, and turns of work.
+//! The thread behind one queue: commands, and turns of work.
 //!
 //! ```text
-//!   turn: do what can be done ─▶ wait for what is missing (an order always; a kick, the wire or time if named) ─▶ turn …
+//!   turn: do what can be done ─▶ wait for what is missing (a command always; a kick, the wire or time if named) ─▶ turn …
 //! ```
 //!
 //! An idle queue wakes nobody.
@@ -10,12 +10,12 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vu_server::{Order, Orders, Port, Queue};
+use vu_server::{Commands, Port, Queue, WorkerCommand};
 
 use crate::features;
-use crate::order::NicOrder;
 use crate::settings::Wanted;
-use crate::sleeper::{Sleeper, Wait};
+use crate::wait_set::{Wait, WaitSet};
+use crate::worker_command::NicCommand;
 
 /// What a queue is worked with: [`crate::rx::Receive`], [`crate::tx::Transmit`] or [`crate::control::Control`].
 pub trait Work {
@@ -62,30 +62,30 @@ pub trait Work {
     }
 }
 
-/// A worker's orders, and where it sleeps.
+/// A worker's commands, and where it sleeps.
 #[derive(Debug)]
 pub struct Desk {
-    orders: Orders<NicOrder>,
-    sleeper: Sleeper,
+    commands: Commands<NicCommand>,
+    wait_set: WaitSet,
     /// The control queue's worker, for the queue whose number is the control queue's for drivers that know of one pair only.
-    control: Option<Port<NicOrder>>,
+    control: Option<Port<NicCommand>>,
     /// Queues that were started and are not worked with: no driver has two control queues.
     surplus: Vec<Queue>,
 }
 
 impl Desk {
-    /// A desk for these orders.
+    /// A desk for these commands.
     ///
     /// # Errors
-    /// As [`Sleeper::new`].
-    pub fn new(orders: Orders<NicOrder>) -> std::io::Result<Self> {
+    /// As [`WaitSet::new`].
+    pub fn new(commands: Commands<NicCommand>) -> std::io::Result<Self> {
         use std::os::fd::AsFd;
-        let sleeper = Sleeper::new(orders.as_fd())?;
-        Ok(Self { orders, sleeper, control: None, surplus: Vec::new() })
+        let wait_set = WaitSet::new(commands.as_fd())?;
+        Ok(Self { commands, wait_set, control: None, surplus: Vec::new() })
     }
 
     /// Passes queues on that are the control queue, to its worker.
-    pub fn pass_control_on(&mut self, control: Port<NicOrder>) {
+    pub fn pass_control_on(&mut self, control: Port<NicCommand>) {
         self.control = Some(control);
     }
 
@@ -105,34 +105,34 @@ pub fn run(mut work: impl Work, mut desk: Desk) {
     let mut passing_on = false;
     loop {
         let wait = work.turn();
-        if !desk.sleeper.sleep(wait, work.wire()) {
+        if !desk.wait_set.sleep(wait, work.wire()) {
             continue;
         }
-        while let Some(order) = desk.orders.take() {
-            match order {
-                Order::Start(queue) if desk.is_control(&queue) => {
+        while let Some(command) = desk.commands.take() {
+            match command {
+                WorkerCommand::Start(queue) if desk.is_control(&queue) => {
                     passing_on = true;
-                    pass_on(&desk, Order::Start(queue));
+                    pass_on(&desk, WorkerCommand::Start(queue));
                 }
-                Order::Stop { .. } if passing_on => {
+                WorkerCommand::Stop { .. } if passing_on => {
                     passing_on = false;
-                    pass_on(&desk, order);
+                    pass_on(&desk, command);
                 }
-                Order::Call { .. } if passing_on => pass_on(&desk, order),
-                Order::Start(queue) if !work.takes(&queue) => desk.surplus.push(*queue),
-                Order::Start(queue) => {
-                    desk.sleeper.add_kick(queue.kick());
+                WorkerCommand::Call { .. } if passing_on => pass_on(&desk, command),
+                WorkerCommand::Start(queue) if !work.takes(&queue) => desk.surplus.push(*queue),
+                WorkerCommand::Start(queue) => {
+                    desk.wait_set.add_kick(queue.kick());
                     work.start(queue);
                 }
-                Order::Stop { queue, reply } => {
+                WorkerCommand::Stop { queue, reply } => {
                     let stopped = desk
                         .take_surplus(queue)
-                        .or_else(|| work.stop().inspect(|queue| desk.sleeper.remove_kick(queue.kick())));
+                        .or_else(|| work.stop().inspect(|queue| desk.wait_set.remove_kick(queue.kick())));
                     if let Some(queue) = stopped {
                         reply.done(queue);
                     }
                 }
-                Order::Call { queue: index, call } => {
+                WorkerCommand::Call { queue: index, call } => {
                     // One that is surplus is never called.
                     if let Some(queue) = work.queue()
                         && queue.index() == index
@@ -140,33 +140,33 @@ pub fn run(mut work: impl Work, mut desk: Desk) {
                         queue.set_call(call);
                     }
                 }
-                Order::Device(order) => obey(&mut work, &mut desk.sleeper, order),
-                Order::Quit => return,
+                WorkerCommand::Device(command) => obey(&mut work, &mut desk.wait_set, command),
+                WorkerCommand::Quit => return,
             }
         }
     }
 }
 
-fn pass_on(desk: &Desk, order: Order<NicOrder>) {
+fn pass_on(desk: &Desk, command: WorkerCommand<NicCommand>) {
     if let Some(control) = &desk.control {
         // If that worker has ended, whoever waits for an answer learns it.
-        let _ = control.pass_on(order);
+        let _ = control.pass_on(command);
     }
 }
 
-fn obey(work: &mut impl Work, sleeper: &mut Sleeper, order: NicOrder) {
-    match order {
-        NicOrder::Wanted(wanted) => work.want(wanted),
-        NicOrder::Active(active) => work.activate(active),
+fn obey(work: &mut impl Work, wait_set: &mut WaitSet, command: NicCommand) {
+    match command {
+        NicCommand::Wanted(wanted) => work.want(wanted),
+        NicCommand::Active(active) => work.activate(active),
         // The next turn does.
-        NicOrder::Look => {}
-        NicOrder::Connected(socket) => {
+        NicCommand::Look => {}
+        NicCommand::Connected(socket) => {
             if let Some(wire) = work.wire() {
-                sleeper.remove_wire(wire);
+                wait_set.remove_wire(wire);
             }
             work.connect(socket);
         }
-        NicOrder::Settle(settled) => {
+        NicCommand::Settle(settled) => {
             // Whoever asked may have stopped waiting.
             let _ = settled.try_send(());
         }

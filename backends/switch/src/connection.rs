@@ -50,7 +50,7 @@ impl Connections {
                 let served = server.serve(stream);
                 // The frontend may have done so itself.
                 let _ = hang_up.shutdown(Shutdown::Both);
-                // The data thread learns that no more orders come.
+                // The data thread learns that no more commands come.
                 drop(server);
                 if let Err(error) = served {
                     failed(chain(&error));

@@ -15,8 +15,8 @@ use shared_abi::ids::{DeviceId, DomainName};
 use vu_server::{Port, Server};
 
 use crate::connection::{Connection, Connections};
-use crate::forward::SwitchOrder;
-use crate::nic::{Nic, PortOrder, Shared};
+use crate::forward::SwitchCommand;
+use crate::nic::{Nic, PortCommand, Shared};
 
 /// How long the data thread may take to answer: far more than one turn.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,12 +29,12 @@ struct Plugged {
     owner: Owner,
     shared: Arc<Shared>,
     connection: Connection,
-    orders: Port<PortOrder>,
+    commands: Port<PortCommand>,
 }
 
 /// The ports of a switch, as dom0 knows them.
 pub struct Switch {
-    data: Port<SwitchOrder>,
+    data: Port<SwitchCommand>,
     connections: Vec<Connections>,
     /// One for each of `connections`.
     ports: Vec<Option<Plugged>>,
@@ -43,7 +43,7 @@ pub struct Switch {
 
 impl Switch {
     /// A switch without ports, whose data thread is behind `data`, and which can have as many ports as `connections`.
-    pub fn new(data: Port<SwitchOrder>, connections: Vec<Connections>, events: Events) -> Self {
+    pub fn new(data: Port<SwitchCommand>, connections: Vec<Connections>, events: Events) -> Self {
         let ports = connections.iter().map(|_| None).collect();
         Self { data, connections, ports, events }
     }
@@ -86,8 +86,8 @@ impl Switch {
         };
         let refused = |error: &dyn std::fmt::Display| format!("{name}: {error}");
         let shared = Arc::new(Shared::new(name.clone(), card));
-        let (port, orders) = vu_server::worker::orders().map_err(|error| refused(&error))?;
-        let add = SwitchOrder::Add { slot, shared: shared.clone(), orders };
+        let (port, commands) = vu_server::worker::commands().map_err(|error| refused(&error))?;
+        let add = SwitchCommand::Add { slot, shared: shared.clone(), commands };
         self.data.tell(add).map_err(|gone| refused(&gone))?;
         let server = Server::new(&name, Nic(shared.clone()), vec![port.clone(), port.clone()]);
         let failed = {
@@ -99,7 +99,7 @@ impl Switch {
         };
         match connections.serve(server, stream, failed) {
             Ok(connection) => {
-                self.ports[slot] = Some(Plugged { owner, shared, connection, orders: port });
+                self.ports[slot] = Some(Plugged { owner, shared, connection, commands: port });
                 Ok(BackendReply::Done)
             }
             Err(error) => {
@@ -123,7 +123,7 @@ impl Switch {
     /// Has the data thread forget a port, none of whose rings runs.
     fn remove(&self, slot: usize) -> Result<(), String> {
         let (done, removed) = sync_channel(1);
-        self.data.tell(SwitchOrder::Remove { slot, done }).map_err(|gone| gone.to_string())?;
+        self.data.tell(SwitchCommand::Remove { slot, done }).map_err(|gone| gone.to_string())?;
         removed.recv_timeout(PATIENCE).map_err(|_| "the data thread does not answer".into())
     }
 
@@ -145,8 +145,8 @@ impl Switch {
             }
         }
         let (done, looked) = sync_channel(1);
-        // A port whose frontend has gone has no orders any more, and no frames either.
-        if port.orders.tell(PortOrder::Look(done)).is_ok() {
+        // A port whose frontend has gone has no commands any more, and no frames either.
+        if port.commands.tell(PortCommand::Look(done)).is_ok() {
             looked.recv_timeout(PATIENCE).or_else(|error| match error {
                 std::sync::mpsc::RecvTimeoutError::Disconnected => Ok(()),
                 std::sync::mpsc::RecvTimeoutError::Timeout => {

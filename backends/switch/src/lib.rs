@@ -28,7 +28,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`start`], [`seal`] | the start-up contract |
+//! | [`start`], [`syscalls`] | the start-up contract |
 //! | [`control`] | what dom0 asks: plug, unplug, limits, link, numbers |
 //! | [`connection`] | the threads that frontends talk to |
 //! | [`nic`] | the device behind a connection, and what its threads share |
@@ -38,8 +38,8 @@ pub mod connection;
 pub mod control;
 pub mod forward;
 pub mod nic;
-pub mod seal;
 pub mod start;
+pub mod syscalls;
 
 /// Most ports of one switch.
 pub const MAX_PORTS: usize = 64;

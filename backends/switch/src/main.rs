@@ -16,7 +16,5 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    domus_startup::threads::one_heap();
-    let args = Args::parse();
-    domus_startup::report("domus-switch", start::run(&args.control))
+    domus_startup::program("domus-switch", || start::run(&Args::parse().control))
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 
 use domus_net::features;
 use domus_net::filter::Filter;
-use domus_net::gate::Gate;
+use domus_net::rate_limit::RateLimit;
 use domus_net::statistics::Counters;
 use shared_abi::control::{NetCard, NicStatistics, TrafficStatistics};
 use shared_abi::ids::MacAddress;
@@ -48,13 +48,13 @@ pub struct Direction {
     /// What has gone.
     pub counters: Counters,
     /// What may go.
-    pub gate: Gate,
+    pub gate: RateLimit,
 }
 
 impl Shared {
     /// A port with this card.
     pub fn new(name: String, card: &NetCard) -> Self {
-        let direction = |limit| Direction { counters: Counters::default(), gate: Gate::new(limit) };
+        let direction = |limit| Direction { counters: Counters::default(), gate: RateLimit::new(limit) };
         Self {
             name,
             mac: card.mac,
@@ -95,7 +95,7 @@ impl Shared {
 
 /// What the data thread is told of one port, besides its queues.
 #[derive(Debug)]
-pub enum PortOrder {
+pub enum PortCommand {
     /// The limits or the link have changed. Answered when no frame is on its way by the old ones.
     Look(SyncSender<()>),
 }
@@ -105,7 +105,7 @@ pub enum PortOrder {
 pub struct Nic(pub Arc<Shared>);
 
 impl Device for Nic {
-    type Order = PortOrder;
+    type Command = PortCommand;
 
     fn features(&self) -> u64 {
         OFFERED

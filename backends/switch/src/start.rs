@@ -12,12 +12,12 @@ use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::threads;
-use shared_abi::control::{BackendReply, SwitchRequest};
+use shared_abi::control::SwitchRequest;
 use vu_server::server;
 
 use crate::control::Switch;
 use crate::forward::{Forward, Prepared};
-use crate::seal::CALLS;
+use crate::syscalls::CALLS;
 use crate::{MAX_PORTS, connection};
 
 /// Why there is no switch.
@@ -50,12 +50,7 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; before the switch was ready, the controller has been told.
 pub fn run(control: &Path) -> Result<(), StartError> {
-    let control = Control::listen(control)?;
-    let (request, fds) = control.accept_start()?;
-    let mut switch = bring_up(&control, request, fds).inspect_err(|error| control.fail(error))?;
-    control.reply(&BackendReply::Ready);
-    control.serve(|request, fds| switch.handle(request, fds))?;
-    Ok(())
+    domus_startup::serve(control, bring_up, Switch::handle)
 }
 
 fn bring_up(
@@ -67,9 +62,9 @@ fn bring_up(
     fds.finish()?;
     sandbox::enter(start.uid)?;
     let failed = |source| StartError::Threads { name: start.name.to_string(), source };
-    let (data, orders) = vu_server::worker::orders().map_err(failed)?;
+    let (data, commands) = vu_server::worker::commands().map_err(failed)?;
     let connections = connection::pool(MAX_PORTS).map_err(failed)?;
-    let prepared = Prepared::new(orders).map_err(failed)?;
+    let prepared = Prepared::new(commands).map_err(failed)?;
     let work = move || Forward::new(prepared).run();
     threads::start("data".into(), work).map_err(failed)?;
     sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;

@@ -8,9 +8,9 @@ use crate::memory::MAX_REGIONS;
 ///
 /// Every argument is chosen by an untrusted frontend.
 pub trait Device: Send + 'static {
-    /// What its workers are told besides the orders that all have ([`Order::Device`](crate::Order::Device));
+    /// What its workers are told besides the commands that all have ([`WorkerCommand::Device`](crate::WorkerCommand::Device));
     /// [`Infallible`](std::convert::Infallible) if nothing.
-    type Order: Debug + Send + 'static;
+    type Command: Debug + Send + 'static;
 
     /// The device-specific feature bits offered (virtio 1.3 §2.2: 0 to 23 and 50 to 127). The ring features
     /// that the server has are added by it.

@@ -3,8 +3,8 @@
 //! ```text
 //!   frontend ══socket══▶ Server (control thread)            worker thread
 //!                          │  Device: features, config        │
-//!                          │── Order::Start(Queue) ──────────▶│ pop ▶ work ▶ push ▶ publish
-//!                          │── Order::Stop ──────────────────▶│ finish what is in flight
+//!                          │── WorkerCommand::Start(Queue) ──────────▶│ pop ▶ work ▶ push ▶ publish
+//!                          │── WorkerCommand::Stop ──────────────────▶│ finish what is in flight
 //!                          │◀───────────── Queue ─────────────│
 //!   driver ═════════════ kick, rings, call ══════════════════▶│
 //! ```
@@ -28,13 +28,13 @@
 //! | [`device`] | what a device class must say |
 //! | [`server`] | the connection: start, stop, hang-up, the next frontend |
 //! | [`standalone`] | the command line of the backend program conventions |
-//! | [`attention`] | how long a worker looks for work before it sleeps |
+//! | [`poll_time`] | how long a worker looks for work before it sleeps |
 //! | [`rate`] | one rate with bursts |
 //! | [`say`] | one line to standard error, a few a second at most |
 
-pub mod attention;
 pub mod device;
 pub mod memory;
+pub mod poll_time;
 pub mod queue;
 pub mod rate;
 pub mod say;
@@ -42,12 +42,12 @@ pub mod server;
 pub mod standalone;
 pub mod worker;
 
-pub use attention::Attention;
 pub use device::Device;
 pub use memory::{MemoryTable, Segment};
+pub use poll_time::PollTime;
 pub use queue::{Chain, Queue};
 pub use server::Server;
-pub use worker::{Order, Orders, Port};
+pub use worker::{Commands, Port, WorkerCommand};
 
 /// `VIRTIO_F_RING_INDIRECT_DESC`: chains may be in a table of their own (virtio 1.3 §2.7.5.3).
 pub const F_INDIRECT: u64 = 1 << 28;

@@ -5,9 +5,14 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-/// Where the frontend is. `#[command(flatten)]` it into the program's own arguments.
+use domus_startup::sandbox::{self, SandboxError};
+
+/// The user `nobody` of every distribution.
+const NOBODY: u32 = 65_534;
+
+/// The arguments of every backend that is started by hand. `#[command(flatten)]` it into the program's own.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Socket {
+pub struct Common {
     /// Listen on this path for frontends, one after the other.
     #[arg(long, value_name = "PATH", conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
@@ -17,9 +22,12 @@ pub struct Socket {
     /// Print what this program can do as JSON, and exit.
     #[arg(long)]
     pub print_capabilities: bool,
+    /// The user to become when started as root.
+    #[arg(long, value_name = "UID", default_value_t = NOBODY, value_parser = clap::value_parser!(u32).range(1..))]
+    pub uid: u32,
 }
 
-/// What [`Socket`] came to.
+/// The frontend that [`Common`] names.
 #[derive(Debug)]
 pub enum Frontend {
     /// Serve whoever connects ([`Server::serve_all`](crate::Server::serve_all)).
@@ -52,7 +60,16 @@ pub enum SocketError {
     },
 }
 
-impl Socket {
+impl Common {
+    /// Enters the sandbox, as [`Self::uid`] if this process is root's and as its own user otherwise.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn enter_sandbox(&self) -> Result<(), SandboxError> {
+        let own = nix::unistd::geteuid();
+        sandbox::enter(if own.is_root() { self.uid } else { own.as_raw() })
+    }
+
     /// Binds the path, replacing a socket that is there, or takes the descriptor. Call it once.
     ///
     /// # Errors

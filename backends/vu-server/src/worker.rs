@@ -1,4 +1,4 @@
-//! What a worker thread is told: a channel with an eventfd beside it, so that it can wait for orders and kicks at once.
+//! What a worker thread is told: a channel with an eventfd beside it, so that it can wait for commands and kicks at once.
 //!
 //! ```text
 //!   Start(queue) ─▶ serve it ─▶ Stop{index} ─▶ finish what is in flight ─▶ reply.done(queue)
@@ -17,9 +17,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::queue::Queue;
 
-/// What a worker is to do. `T` is what its device class has to say besides ([`Device::Order`](crate::Device::Order)).
+/// What a worker is to do. `T` is what its device class has to say besides ([`Device::Command`](crate::Device::Command)).
 #[derive(Debug)]
-pub enum Order<T> {
+pub enum WorkerCommand<T> {
     /// Serve this queue from now on.
     Start(Box<Queue>),
     /// Pop no more of this queue, finish what is in flight, then give it back. Always a queue that was started.
@@ -62,19 +62,19 @@ pub struct WorkerGone;
 /// The control thread's end. Clones lead to the same worker.
 #[derive(Debug)]
 pub struct Port<T> {
-    orders: Sender<Order<T>>,
+    commands: Sender<WorkerCommand<T>>,
     wake: Arc<EventFd>,
 }
 
 impl<T> Clone for Port<T> {
     fn clone(&self) -> Self {
-        Self { orders: self.orders.clone(), wake: self.wake.clone() }
+        Self { commands: self.commands.clone(), wake: self.wake.clone() }
     }
 }
 
 impl<T> Port<T> {
-    fn send(&self, order: Order<T>) -> Result<(), WorkerGone> {
-        self.orders.send(order).map_err(|_| WorkerGone)?;
+    fn send(&self, command: WorkerCommand<T>) -> Result<(), WorkerGone> {
+        self.commands.send(command).map_err(|_| WorkerGone)?;
         self.wake.write(1).map(drop).map_err(|_| WorkerGone)
     }
 
@@ -83,7 +83,7 @@ impl<T> Port<T> {
     /// # Errors
     /// [`WorkerGone`].
     pub fn start(&self, queue: Box<Queue>) -> Result<(), WorkerGone> {
-        self.send(Order::Start(queue))
+        self.send(WorkerCommand::Start(queue))
     }
 
     /// Waits until the worker has finished with a queue, and takes it back.
@@ -92,7 +92,7 @@ impl<T> Port<T> {
     /// [`WorkerGone`].
     pub fn stop(&self, queue: u16) -> Result<Box<Queue>, WorkerGone> {
         let (reply, done) = sync_channel(1);
-        self.send(Order::Stop { queue, reply: Reply(reply) })?;
+        self.send(WorkerCommand::Stop { queue, reply: Reply(reply) })?;
         done.recv().map_err(|_| WorkerGone)
     }
 
@@ -101,60 +101,60 @@ impl<T> Port<T> {
     /// # Errors
     /// [`WorkerGone`].
     pub fn set_call(&self, queue: u16, call: Option<Arc<File>>) -> Result<(), WorkerGone> {
-        self.send(Order::Call { queue, call })
+        self.send(WorkerCommand::Call { queue, call })
     }
 
     /// Tells the worker what the device class has to say.
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn tell(&self, order: T) -> Result<(), WorkerGone> {
-        self.send(Order::Device(order))
+    pub fn tell(&self, command: T) -> Result<(), WorkerGone> {
+        self.send(WorkerCommand::Device(command))
     }
 
     /// Passes on what another worker was told: from now on that queue is this worker's.
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn pass_on(&self, order: Order<T>) -> Result<(), WorkerGone> {
-        self.send(order)
+    pub fn pass_on(&self, command: WorkerCommand<T>) -> Result<(), WorkerGone> {
+        self.send(command)
     }
 
     /// Lets the worker end.
     pub fn quit(&self) {
-        let _ = self.send(Order::Quit);
+        let _ = self.send(WorkerCommand::Quit);
     }
 }
 
 /// The worker's end.
 #[derive(Debug)]
-pub struct Orders<T> {
-    orders: Receiver<Order<T>>,
+pub struct Commands<T> {
+    commands: Receiver<WorkerCommand<T>>,
     wake: Arc<EventFd>,
 }
 
-impl<T> Orders<T> {
-    /// The next order, without waiting. Take orders until there is none.
-    pub fn take(&self) -> Option<Order<T>> {
-        // The counter first: an order sent after the channel was found empty makes it readable again.
+impl<T> Commands<T> {
+    /// The next command, without waiting. Take commands until there is none.
+    pub fn take(&self) -> Option<WorkerCommand<T>> {
+        // The counter first: a command sent after the channel was found empty makes it readable again.
         let _ = self.wake.read();
-        self.orders.try_recv().ok()
+        self.commands.try_recv().ok()
     }
 }
 
-impl<T> AsFd for Orders<T> {
-    /// Readable when there may be orders.
+impl<T> AsFd for Commands<T> {
+    /// Readable when there may be commands.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 }
 
-/// Both ends of a worker's orders.
+/// Both ends of a worker's commands.
 ///
 /// # Errors
 /// No eventfd could be made.
-pub fn orders<T>() -> io::Result<(Port<T>, Orders<T>)> {
+pub fn commands<T>() -> io::Result<(Port<T>, Commands<T>)> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let (sender, receiver) = channel();
-    Ok((Port { orders: sender, wake: wake.clone() }, Orders { orders: receiver, wake }))
+    Ok((Port { commands: sender, wake: wake.clone() }, Commands { commands: receiver, wake }))
 }

@@ -26,38 +26,11 @@ impl FromStr for RateText {
         if text == "none" {
             return Ok(Self(None));
         }
-        let rate = || {
-            let mut parts = text.split(':');
-            let per_second = amount(parts.next()?).filter(|rate| *rate > 0)?;
-            let burst = parts.next().map_or(Some(per_second), amount)?;
-            let burst_seconds = parts.next().map_or(Some(1), |text| text.parse().ok())?;
-            let sound = burst >= per_second && (1..=3600).contains(&burst_seconds) && parts.next().is_none();
-            // What a bucket holds must be a number.
-            burst.checked_mul(u64::from(burst_seconds)).filter(|_| sound)?;
-            Some(Rate { per_second, burst, burst_seconds })
-        };
-        match rate() {
-            Some(rate) => Ok(Self(Some(rate))),
-            None => Err(RateError(text.chars().take(64).collect())),
+        match text.parse() {
+            Ok(rate) => Ok(Self(Some(rate))),
+            Err(_) => Err(RateError(text.chars().take(64).collect())),
         }
     }
-}
-
-/// A number with or without a unit, binary or decimal.
-fn amount(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = match unit {
-        "" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "K" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 impl<'de> Deserialize<'de> for RateText {

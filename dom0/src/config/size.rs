@@ -5,6 +5,7 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use shared_abi::size;
 
 /// An amount of memory in MiB. Its range is checked with the rest of the config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,21 +15,6 @@ pub struct MemorySize {
 }
 
 const EXPECTED: &str = "a size such as \"512MiB\" or \"2GiB\", or a whole number of MiB";
-
-impl MemorySize {
-    fn from_text(text: &str) -> Option<Self> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().ok()?;
-        let mib = match unit.trim_start_matches(' ') {
-            "MiB" => number,
-            "GiB" => number.checked_mul(1 << 10)?,
-            "TiB" => number.checked_mul(1 << 20)?,
-            _ => return None,
-        };
-        Some(Self { mib })
-    }
-}
 
 impl fmt::Display for MemorySize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,7 +38,9 @@ impl<'de> Deserialize<'de> for MemorySize {
                 Ok(MemorySize { mib })
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<MemorySize, E> {
-                MemorySize::from_text(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+                let mib = size::memory(text);
+                let mib = mib.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))?;
+                Ok(MemorySize { mib })
             }
         }
         deserializer.deserialize_any(Size)

@@ -11,7 +11,9 @@ pub mod msix;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use domus_startup::lock;
 
 use crate::bus::BusDevice;
 use crate::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
@@ -146,7 +148,7 @@ impl Root {
 
 impl Slot {
     fn config(&self) -> MutexGuard<'_, Config> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.config)
     }
 
     fn config_read(&self, offset: usize, data: &mut [u8]) {

@@ -19,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use domus_startup::lock;
 use domus_startup::threads;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use shared_abi::control::StopReason;
@@ -26,7 +27,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::stop::Stop;
-use crate::timeline::monotonic;
+use domus_startup::time::monotonic;
 use exit::{PortAccess, internal_error};
 
 /// How long a pause waits before it sends its signal again.
@@ -112,7 +113,7 @@ impl Vcpus {
     /// Hands each thread its vCPU, ready to run, paused.
     pub fn give(&self, vcpus: Vec<VcpuFd>) {
         for (thread, vcpu) in self.threads.iter().zip(vcpus) {
-            let sender = thread.vcpu.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let sender = lock(&thread.vcpu).take();
             if let Some(sender) = sender {
                 // The thread waits for exactly this.
                 let _ = sender.send(vcpu);
@@ -189,7 +190,7 @@ impl Vcpus {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn halt(&self, state: &mut State) {

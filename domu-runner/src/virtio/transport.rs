@@ -13,9 +13,10 @@
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use domus_startup::lock;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use shared_abi::DeviceId;
 use shared_abi::control::{Device, DeviceConfig, DeviceFeatures};
@@ -131,10 +132,6 @@ struct Server {
     backend: Option<Backend>,
     /// Since when it has none.
     since: Instant,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Transport {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +20,7 @@ use shared_abi::control::FromChild;
 
 use crate::fds::Fds;
 use crate::link::{Link, LinkError};
+use crate::lock;
 
 /// How long the first controller may take, in milliseconds.
 const FIRST: u16 = 60_000;
@@ -99,10 +100,6 @@ impl Events {
     pub fn over(&self, about: &str) {
         lock(&self.0).standing.remove(about);
     }
-}
-
-fn lock(current: &Mutex<Current>) -> MutexGuard<'_, Current> {
-    current.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Control {

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use domus_fuzz::{Guest, OWN, PATIENCE, SIZE};
 use domus_net::device::NetDevice;
+use domus_net::driver_state::{DriverState, Memory};
 use domus_net::features::{MRG_RXBUF, header_len};
 use domus_net::filter::{Filter, HEAD};
 use domus_net::header::{self, LEN};
-use domus_net::kept::{Kept, Memory};
 use domus_net::nic::Card;
-use domus_net::prepared::{Cable, Plan, Prepared};
+use domus_net::prepared::{Cable, NicSpec, Prepared};
 use domus_net::tap::Tap;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -68,13 +68,13 @@ impl Nic {
         let state = domus_startup::memfd::sealed("state", NIC_STATE_LEN).expect("a state");
         // There is no tap that could be asked what it can.
         let memory = Memory { datagrams: Some(true), ..Memory::default() };
-        Kept::new(Some(state.try_clone().expect("a descriptor"))).save(&memory).expect("room");
+        DriverState::new(Some(state.try_clone().expect("a descriptor"))).save(&memory).expect("room");
         let cable = if stream {
             Cable::Stream(Some(near.into()))
         } else {
             Cable::Tap { queues: vec![Tap::in_place(near).expect("a socket")], steering: None }
         };
-        let plan = Plan {
+        let spec = NicSpec {
             name: "fuzz",
             card: Card { mac: Some(mac), mtu: Some(1500), pairs: 1, controlled: true, any_mac: false },
             filter: Some(filter.clone()),
@@ -83,7 +83,7 @@ impl Nic {
             cable,
             state: Some(state.into()),
         };
-        let prepared = Prepared::new(plan).expect("a NIC");
+        let prepared = Prepared::new(spec).expect("a NIC");
         let server =
             prepared.start(|| Box::new(|error| panic!("the wire is lost: {error}"))).expect("threads");
         Self { server, far, filter, stream }

@@ -9,9 +9,9 @@ use std::io::{Read, Seek, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use domus_block::image::qcow2::{Image, OpenImage};
-use domus_block::image::reactor::Reactor;
-use domus_block::image::{AsyncDisk, buffer};
+use domus_block::async_io::reactor::Reactor;
+use domus_block::async_io::{AsyncDisk, buffer};
+use domus_block::qcow2::{Image, OpenImage};
 use domus_block::uring::NewUring;
 use libfuzzer_sys::fuzz_target;
 use nix::sys::memfd::{MFdFlags, memfd_create};

@@ -17,7 +17,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
@@ -27,8 +26,9 @@ use tokio::sync::{Notify, oneshot};
 use super::handshake::{self, Export, HandshakeError};
 use super::stream::{self, Receiver, Sender};
 use super::wire::{self, Command, Request};
-use crate::image::reactor::Reactor;
-use crate::image::{AsyncDisk, write_zeros};
+use crate::async_io::reactor::Reactor;
+use crate::async_io::{AsyncDisk, write_zeros};
+use crate::worker_command::Offer;
 
 /// How long a server may take for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -44,15 +44,6 @@ pub struct Remote {
     pub writable: bool,
     /// How long requests wait for a server; none for ever.
     pub error_after: Option<Duration>,
-}
-
-/// A connected socket, and where to say whether it could be used.
-#[derive(Debug)]
-pub struct Offer {
-    /// The socket.
-    pub socket: OwnedFd,
-    /// Gets one answer: the reason, if it is of no use.
-    pub answer: SyncSender<Result<(), String>>,
 }
 
 /// Why a connection is over.

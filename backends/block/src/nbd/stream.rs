@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libc::iovec;
 
-use crate::image::reactor::Reactor;
+use crate::async_io::reactor::Reactor;
 
 /// Bytes received ahead: many replies without data, or the headers before some.
 const AHEAD: usize = 16 << 10;

@@ -15,10 +15,11 @@ use imago::io_buffers::IoBuffer;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::client::{NbdDisk, Offer, Remote};
-use crate::image::AsyncDisk;
-use crate::image::reactor::Reactor;
+use super::client::{NbdDisk, Remote};
+use crate::async_io::AsyncDisk;
+use crate::async_io::reactor::Reactor;
 use crate::uring::NewUring;
+use crate::worker_command::Offer;
 
 const MIB: usize = 1 << 20;
 

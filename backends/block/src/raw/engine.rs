@@ -14,8 +14,8 @@ use domus_startup::sandbox::Allow;
 
 use super::bounce::{self, Bounce};
 use super::{Inline, Raw, inline, zeroes};
-use crate::intake::Intake;
-use crate::slot::Work;
+use crate::in_flight::Work;
+use crate::requests::Requests;
 use crate::uring::{Completion, Uring};
 use crate::worker::Engine;
 
@@ -59,8 +59,8 @@ impl RawEngine {
     }
 
     /// Does what can be done of a read or write at once. True if that is all of it.
-    fn at_once(&mut self, intake: &mut Intake, index: u16) -> bool {
-        let slot = intake.slot(index);
+    fn at_once(&mut self, requests: &mut Requests, index: u16) -> bool {
+        let slot = requests.slot(index);
         let (file, rest, offset) = (&self.raw.file, slot.rest(), slot.offset);
         let moved = match (self.raw.inline, slot.work) {
             (Inline::Cached, Work::Read) if self.skip == 0 => {
@@ -91,8 +91,8 @@ impl RawEngine {
     }
 
     /// Hands the kernel what is left of a read or write.
-    fn transfer(&mut self, ring: &mut Uring, intake: &mut Intake, index: u16) {
-        let slot = intake.slot(index);
+    fn transfer(&mut self, ring: &mut Uring, requests: &mut Requests, index: u16) {
+        let slot = requests.slot(index);
         let (offset, durable, tag) = (slot.offset, slot.durable, u64::from(index));
         let aligned = self.raw.direct.is_none_or(|needed| bounce::is_aligned(slot.rest(), needed));
         let piece;
@@ -135,14 +135,14 @@ impl RawEngine {
     }
 
     /// Goes on with the ranges of a discard or write-zeroes.
-    fn ranges(&mut self, ring: &mut Uring, intake: &mut Intake, index: u16) {
-        let discards = intake.disk().shape().discard;
-        let slot = intake.slot(index);
+    fn ranges(&mut self, ring: &mut Uring, requests: &mut Requests, index: u16) {
+        let discards = requests.disk().shape().discard;
+        let slot = requests.slot(index);
         let tag = u64::from(index);
         loop {
             let Some(&range) = slot.ranges.get(slot.range) else {
                 if !slot.durable {
-                    return intake.answer(index, Ok(()));
+                    return requests.answer(index, Ok(()));
                 }
                 slot.stage = SYNCING;
                 return ring.flush(self.raw.as_fd(), tag);
@@ -163,18 +163,18 @@ impl RawEngine {
                     slot.stage = FILLING;
                     (slot.offset, slot.left, slot.done) = (range.offset, range.len, 0);
                     zeroes::fill(&mut slot.buffers, range.len);
-                    return self.transfer(ring, intake, index);
+                    return self.transfer(ring, requests, index);
                 }
             }
         }
     }
 
     /// A part of a read or write is done.
-    fn moved(&mut self, ring: &mut Uring, intake: &mut Intake, index: u16, moved: u64) {
-        let slot = intake.slot(index);
+    fn moved(&mut self, ring: &mut Uring, requests: &mut Requests, index: u16, moved: u64) {
+        let slot = requests.slot(index);
         if moved == 0 || moved > slot.left {
             // The image has become shorter; more than asked for cannot be.
-            return self.end(ring, intake, index, Err(libc::EIO));
+            return self.end(ring, requests, index, Err(libc::EIO));
         }
         if slot.stage == BOUNCED && slot.work == Work::Read {
             #[expect(unsafe_code, reason = "copies to guest memory")]
@@ -187,71 +187,71 @@ impl RawEngine {
         match (slot.stage, slot.left) {
             (FILLING, 0) => {
                 slot.range += 1;
-                self.ranges(ring, intake, index);
+                self.ranges(ring, requests, index);
             }
             (FILLING, left) => {
                 zeroes::fill(&mut slot.buffers, left);
                 slot.done = 0;
-                self.transfer(ring, intake, index);
+                self.transfer(ring, requests, index);
             }
-            (_, 0) => self.end(ring, intake, index, Ok(())),
-            _ => self.transfer(ring, intake, index),
+            (_, 0) => self.end(ring, requests, index, Ok(())),
+            _ => self.transfer(ring, requests, index),
         }
     }
 
     /// A request is over: its bounce buffer, if it has one, is the next one's.
-    fn end(&mut self, ring: &mut Uring, intake: &mut Intake, index: u16, result: Result<(), i32>) {
-        let next = if intake.slot(index).stage == BOUNCED { self.bounce.release(index) } else { None };
-        intake.answer(index, result);
+    fn end(&mut self, ring: &mut Uring, requests: &mut Requests, index: u16, result: Result<(), i32>) {
+        let next = if requests.slot(index).stage == BOUNCED { self.bounce.release(index) } else { None };
+        requests.answer(index, result);
         if let Some(next) = next {
-            self.transfer(ring, intake, next);
+            self.transfer(ring, requests, next);
         }
     }
 }
 
 impl Engine for RawEngine {
-    fn begin(&mut self, ring: &mut Uring, intake: &mut Intake, index: u16) {
-        let work = intake.slot(index).work;
+    fn begin(&mut self, ring: &mut Uring, requests: &mut Requests, index: u16) {
+        let work = requests.slot(index).work;
         match work {
-            Work::Read | Work::Write if self.at_once(intake, index) => intake.answer(index, Ok(())),
-            Work::Read | Work::Write => self.transfer(ring, intake, index),
+            Work::Read | Work::Write if self.at_once(requests, index) => requests.answer(index, Ok(())),
+            Work::Read | Work::Write => self.transfer(ring, requests, index),
             Work::Flush => ring.flush(self.raw.as_fd(), index.into()),
-            Work::Discard | Work::WriteZeroes => self.ranges(ring, intake, index),
+            Work::Discard | Work::WriteZeroes => self.ranges(ring, requests, index),
         }
     }
 
-    fn completed(&mut self, ring: &mut Uring, intake: &mut Intake, completion: Completion) {
+    fn completed(&mut self, ring: &mut Uring, requests: &mut Requests, completion: Completion) {
         let Ok(index) = u16::try_from(completion.tag) else { return };
-        if !intake.is_busy(index) {
+        if !requests.is_busy(index) {
             return;
         }
-        let slot = intake.slot(index);
+        let slot = requests.slot(index);
         let (work, stage) = (slot.work, slot.stage);
         match u64::try_from(completion.result) {
-            Ok(_) if work == Work::Flush || stage == SYNCING => intake.answer(index, Ok(())),
+            Ok(_) if work == Work::Flush || stage == SYNCING => requests.answer(index, Ok(())),
             Ok(_) if stage == PUNCHING || stage == ZEROING => {
                 slot.range += 1;
-                self.ranges(ring, intake, index);
+                self.ranges(ring, requests, index);
             }
-            Ok(moved) => self.moved(ring, intake, index, moved),
+            Ok(moved) => self.moved(ring, requests, index, moved),
             Err(_) => match -completion.result {
                 libc::EOPNOTSUPP if stage == PUNCHING => {
                     self.punches = false;
-                    self.ranges(ring, intake, index);
+                    self.ranges(ring, requests, index);
                 }
                 libc::EOPNOTSUPP if stage == ZEROING => {
                     self.zeroes = false;
-                    self.ranges(ring, intake, index);
+                    self.ranges(ring, requests, index);
                 }
                 libc::EINTR | libc::EAGAIN if slot.retries < RETRIES => {
                     slot.retries += 1;
                     match (work, stage) {
                         (Work::Flush, _) | (_, SYNCING) => ring.flush(self.raw.as_fd(), index.into()),
-                        (_, PUNCHING | ZEROING) => self.ranges(ring, intake, index),
-                        _ => self.transfer(ring, intake, index),
+                        (_, PUNCHING | ZEROING) => self.ranges(ring, requests, index),
+                        _ => self.transfer(ring, requests, index),
                     }
                 }
-                errno => self.end(ring, intake, index, Err(errno)),
+                errno => self.end(ring, requests, index, Err(errno)),
             },
         }
     }

@@ -18,8 +18,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use shared_abi::control::Cache;
 
-use crate::control::Storage;
 use crate::disk::Shape;
+use crate::storage::Storage;
 
 pub use engine::{CALLS, RawEngine};
 

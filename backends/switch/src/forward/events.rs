@@ -1,4 +1,4 @@
-//! Where the data thread sleeps: one epoll for orders and kicks.
+//! Where the data thread sleeps: one epoll for commands and kicks.
 //!
 //! Kicks are watched by edges, so that an eventfd need not be read: it is enough that something was written to it. What is
 //! watched is taken out before its descriptor is given back, as others may hold the same file.
@@ -15,9 +15,9 @@ const MOST: usize = 64;
 /// What has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// There may be orders for the switch.
+    /// There may be commands for the switch.
     Switch,
-    /// There may be orders for this port.
+    /// There may be commands for this port.
     Port(usize),
     /// The guest at this port has made receive buffers available.
     Receive(usize),
@@ -60,7 +60,7 @@ impl Events {
         Ok(Self(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }
 
-    /// Watches orders, which are taken until there are none.
+    /// Watches commands, which are taken until there are none.
     ///
     /// # Errors
     /// What the kernel says.

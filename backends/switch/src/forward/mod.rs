@@ -21,11 +21,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use domus_net::gate::now;
-use vu_server::{Attention, Order, Orders, Queue};
+use domus_startup::time::monotonic as now;
+use vu_server::{Commands, PollTime, Queue, WorkerCommand};
 
 use crate::MAX_PORTS;
-use crate::nic::{PortOrder, Shared};
+use crate::nic::{PortCommand, Shared};
 
 use copy::Places;
 use events::{Event, Events};
@@ -38,26 +38,26 @@ use whole::Whole;
 /// buffers back.
 pub const HOLD: u64 = 1_000_000;
 
-/// Passes over all ports between two looks for orders.
+/// Passes over all ports between two looks for commands.
 const PASSES: u32 = 64;
 
-/// Most orders of one port in a row: its frontend can make as many as it likes.
-const ORDERS: usize = 64;
+/// Most commands of one port in a row: its frontend can make as many as it likes.
+const COMMANDS: usize = 64;
 
 /// Looks at the rings between two looks at the clock.
 const LOOKS: u32 = 32;
 
 /// What the data thread is told of the ports.
 #[derive(Debug)]
-pub enum SwitchOrder {
-    /// There is a port in this slot, which was free; its rings come with `orders`.
+pub enum SwitchCommand {
+    /// There is a port in this slot, which was free; its rings come with `commands`.
     Add {
         /// 0 to [`MAX_PORTS`] - 1.
         slot: usize,
         /// The port.
         shared: Arc<Shared>,
         /// Its rings.
-        orders: Orders<PortOrder>,
+        commands: Commands<PortCommand>,
     },
     /// The port in this slot is gone.
     Remove {
@@ -71,7 +71,7 @@ pub enum SwitchOrder {
 /// What the data thread cannot make any more once it is sealed.
 #[derive(Debug)]
 pub struct Prepared {
-    orders: Orders<SwitchOrder>,
+    commands: Commands<SwitchCommand>,
     events: Events,
 }
 
@@ -80,24 +80,24 @@ impl Prepared {
     ///
     /// # Errors
     /// There is no epoll.
-    pub fn new(orders: Orders<SwitchOrder>) -> io::Result<Self> {
+    pub fn new(commands: Commands<SwitchCommand>) -> io::Result<Self> {
         let events = Events::new()?;
-        events.watch(&orders, Event::Switch)?;
-        Ok(Self { orders, events })
+        events.watch(&commands, Event::Switch)?;
+        Ok(Self { commands, events })
     }
 }
 
 /// All ports.
 #[derive(Debug)]
 pub struct Forward {
-    orders: Orders<SwitchOrder>,
+    commands: Commands<SwitchCommand>,
     events: Events,
     ports: Ports,
-    /// Orders of each port whose frontend may still come.
-    port_orders: Vec<Option<Orders<PortOrder>>>,
-    attention: Attention,
+    /// Commands of each port whose frontend may still come.
+    port_orders: Vec<Option<Commands<PortCommand>>>,
+    poll_time: PollTime,
     happened: Vec<Event>,
-    /// Ports that have more orders than were obeyed in a row, as bits.
+    /// Ports that have more commands than were obeyed in a row, as bits.
     unfinished: u64,
 }
 
@@ -121,7 +121,7 @@ const _: () = assert!(MAX_PORTS <= u64::BITS as usize);
 impl Forward {
     /// A switch without ports, to be run by the thread that makes it.
     pub fn new(prepared: Prepared) -> Self {
-        let Prepared { orders, events } = prepared;
+        let Prepared { commands, events } = prepared;
         let ports = Ports {
             receive: (0..MAX_PORTS).map(|_| None).collect(),
             transmit: (0..MAX_PORTS).map(|_| None).collect(),
@@ -132,8 +132,8 @@ impl Forward {
             copied: 0,
         };
         let port_orders = (0..MAX_PORTS).map(|_| None).collect();
-        let attention = Attention::default();
-        Self { orders, events, ports, port_orders, attention, happened: Vec::new(), unfinished: 0 }
+        let poll_time = PollTime::default();
+        Self { commands, events, ports, port_orders, poll_time, happened: Vec::new(), unfinished: 0 }
     }
 
     /// Works until told to quit.
@@ -142,7 +142,7 @@ impl Forward {
         loop {
             let orders_seen = !self.ports.pass_all(now()) && self.rest();
             passes = if orders_seen { 0 } else { passes + 1 };
-            // Frames that come one soon after the other keep it from resting, and orders must not wait for ever.
+            // Frames that come one soon after the other keep it from resting, and commands must not wait for ever.
             if passes == PASSES {
                 passes = 0;
                 self.events.wait(Some(0), &mut self.happened);
@@ -153,15 +153,15 @@ impl Forward {
         }
     }
 
-    /// Waits until there is something to do. True if that was where orders are seen.
+    /// Waits until there is something to do. True if that was where commands are seen.
     fn rest(&mut self) -> bool {
         if self.unfinished != 0 {
             return false;
         }
         let start = now();
-        let limit = self.attention.limit();
+        let limit = self.poll_time.limit();
         if limit > 0 && self.ports.look_out(start, limit) {
-            self.attention.came(now().saturating_sub(start));
+            self.poll_time.came(now().saturating_sub(start));
             return false;
         }
         // Those who have sent nothing for now are asked to kick; who has something meanwhile need not.
@@ -169,11 +169,11 @@ impl Forward {
             return false;
         }
         self.events.wait(self.ports.due_in(now()), &mut self.happened);
-        self.attention.came(now().saturating_sub(start));
+        self.poll_time.came(now().saturating_sub(start));
         true
     }
 
-    /// Obeys orders and takes note of kicks. False when told to quit.
+    /// Obeys commands and takes note of kicks. False when told to quit.
     fn look(&mut self) -> bool {
         let mut unfinished = std::mem::take(&mut self.unfinished);
         while unfinished != 0 {
@@ -183,12 +183,14 @@ impl Forward {
         while let Some(event) = self.happened.pop() {
             match event {
                 Event::Switch => {
-                    while let Some(order) = self.orders.take() {
+                    while let Some(order) = self.commands.take() {
                         match order {
-                            Order::Device(order) => self.obey(order),
-                            Order::Quit => return false,
+                            WorkerCommand::Device(order) => self.obey(order),
+                            WorkerCommand::Quit => return false,
                             // The switch itself has no rings.
-                            Order::Start(_) | Order::Stop { .. } | Order::Call { .. } => {}
+                            WorkerCommand::Start(_)
+                            | WorkerCommand::Stop { .. }
+                            | WorkerCommand::Call { .. } => {}
                         }
                     }
                 }
@@ -201,24 +203,24 @@ impl Forward {
         true
     }
 
-    fn obey(&mut self, order: SwitchOrder) {
+    fn obey(&mut self, order: SwitchCommand) {
         match order {
-            SwitchOrder::Add { slot, shared, orders } => {
-                if slot >= MAX_PORTS || self.events.watch(&orders, Event::Port(slot)).is_err() {
-                    // Without orders there are no rings: the port is silent, and its frontend is told so.
+            SwitchCommand::Add { slot, shared, commands } => {
+                if slot >= MAX_PORTS || self.events.watch(&commands, Event::Port(slot)).is_err() {
+                    // Without commands there are no rings: the port is silent, and its frontend is told so.
                     return;
                 }
                 self.ports.table.fix(shared.mac.bytes(), slot);
                 self.ports.receive[slot] = Some(Receive::new(shared.clone()));
                 self.ports.transmit[slot] = Some(Box::new(Transmit::new(shared)));
-                self.port_orders[slot] = Some(orders);
+                self.port_orders[slot] = Some(commands);
                 // What was sent to it before is there already, perhaps.
                 self.obey_port(slot);
             }
-            SwitchOrder::Remove { slot, done } => {
+            SwitchCommand::Remove { slot, done } => {
                 self.obey_port(slot);
-                if let Some(orders) = self.port_orders.get_mut(slot).and_then(Option::take) {
-                    self.events.forget(&orders);
+                if let Some(commands) = self.port_orders.get_mut(slot).and_then(Option::take) {
+                    self.events.forget(&commands);
                 }
                 self.ports.table.forget(slot);
                 self.ports.receive[slot] = None;
@@ -230,36 +232,36 @@ impl Forward {
     }
 
     fn obey_port(&mut self, slot: usize) {
-        let Some(orders) = self.port_orders.get_mut(slot).and_then(Option::take) else { return };
+        let Some(commands) = self.port_orders.get_mut(slot).and_then(Option::take) else { return };
         for turn in 0.. {
-            if turn == ORDERS {
+            if turn == COMMANDS {
                 self.unfinished |= 1 << slot;
                 break;
             }
-            let Some(order) = orders.take() else { break };
+            let Some(order) = commands.take() else { break };
             match order {
-                Order::Start(queue) => self.start(slot, queue),
-                Order::Stop { queue, reply } => {
+                WorkerCommand::Start(queue) => self.start(slot, queue),
+                WorkerCommand::Stop { queue, reply } => {
                     if let Some(queue) = self.stop(slot, queue) {
                         reply.done(queue);
                     }
                 }
-                Order::Call { queue, call } => {
+                WorkerCommand::Call { queue, call } => {
                     if let Some(queue) = self.ports.queue(slot, queue) {
                         queue.set_call(call);
                     }
                 }
-                Order::Device(PortOrder::Look(done)) => {
+                WorkerCommand::Device(PortCommand::Look(done)) => {
                     self.ports.look_again();
                     let _ = done.try_send(());
                 }
-                Order::Quit => {
-                    self.events.forget(&orders);
+                WorkerCommand::Quit => {
+                    self.events.forget(&commands);
                     return;
                 }
             }
         }
-        self.port_orders[slot] = Some(orders);
+        self.port_orders[slot] = Some(commands);
     }
 
     fn start(&mut self, slot: usize, queue: Box<Queue>) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use domus_net::features::{self, MRG_RXBUF, header_len};
 use domus_net::header::LEN;
-use domus_net::window::Window;
+use domus_net::rx_buffers::RxBuffers;
 use shared_abi::control::DropReason;
 use vu_server::{Chain, Queue, Segment};
 
@@ -72,7 +72,7 @@ pub struct Receive {
     shared: Arc<Shared>,
     queue: Option<Box<Queue>>,
     chain: Chain,
-    window: Window,
+    window: RxBuffers,
     places: Places,
     /// Where the frame in work goes, and the chains with their lengths.
     target: Vec<Segment>,
@@ -90,7 +90,7 @@ impl Receive {
             shared,
             queue: None,
             chain: Chain::default(),
-            window: Window::default(),
+            window: RxBuffers::default(),
             places: Places::default(),
             target: Vec::new(),
             filled: Vec::new(),

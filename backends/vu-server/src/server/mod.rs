@@ -1,4 +1,4 @@
-//! The connection to a frontend: one thread that turns its messages into orders for the workers.
+//! The connection to a frontend: one thread that turns its messages into commands for the workers.
 //!
 //! ```text
 //!   serve(stream): request ▶ request ▶ … ▶ hang-up or a request refused ▶ stop all rings ▶ forget everything
@@ -6,15 +6,16 @@
 //!
 //! A request that is refused ends the connection: without `REPLY_ACK` the frontend has no other way to know.
 
-mod early;
+mod enable_workaround;
 mod inflight;
 mod requests;
 mod vring;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use domus_startup::lock;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandlerMut};
 
 use domus_startup::control::chain;
@@ -23,7 +24,7 @@ use domus_startup::sandbox::Allow;
 use crate::device::Device;
 use crate::say;
 use crate::worker::Port;
-use early::Enable;
+use enable_workaround::Enable;
 use requests::State;
 pub use vring::VringError;
 
@@ -52,7 +53,7 @@ pub enum ConnectionError {
 #[derive(Debug)]
 pub struct Server<D: Device> {
     state: Arc<Mutex<State<D>>>,
-    workers: Vec<Port<D::Order>>,
+    workers: Vec<Port<D::Command>>,
 }
 
 impl<D: Device> Server<D> {
@@ -61,7 +62,7 @@ impl<D: Device> Server<D> {
     ///
     /// # Panics
     /// Without queues, or with more than 256: vhost-user numbers them in a byte.
-    pub fn new(name: &str, device: D, queues: Vec<Port<D::Order>>) -> Self {
+    pub fn new(name: &str, device: D, queues: Vec<Port<D::Command>>) -> Self {
         assert!((1..=256).contains(&queues.len()), "a device has 1 to 256 queues");
         let workers = queues.clone();
         Self { state: Arc::new(Mutex::new(State::new(name.into(), device, queues))), workers }
@@ -74,7 +75,7 @@ impl<D: Device> Server<D> {
     /// [`ConnectionError`]: the frontend was hung up on.
     pub fn serve(&self, stream: UnixStream) -> Result<(), ConnectionError> {
         let end = self.answer(stream);
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).forget_frontend();
+        lock(&self.state).forget_frontend();
         end
     }
 
@@ -100,14 +101,11 @@ impl<D: Device> Server<D> {
 
     /// Whether the next message was a [`Enable`] that came early, and has been obeyed.
     fn enable_early(&self, stream: &mut UnixStream) -> Result<bool, VhostError> {
-        if self.state.lock().unwrap_or_else(PoisonError::into_inner).has_protocol_features() {
+        if lock(&self.state).has_protocol_features() {
             return Ok(false);
         }
         let Some(enable) = Enable::take(stream).map_err(VhostError::SocketError)? else { return Ok(false) };
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .set_vring_enable(enable.index, enable.on)?;
+        lock(&self.state).set_vring_enable(enable.index, enable.on)?;
         enable.acknowledge(stream).map_err(VhostError::SocketError)?;
         Ok(true)
     }

@@ -41,7 +41,7 @@ pub struct State<D: Device> {
     features: u64,
     memory: Arc<MemoryTable>,
     inflight: Option<Inflight>,
-    vrings: Vec<Vring<D::Order>>,
+    vrings: Vec<Vring<D::Command>>,
 }
 
 /// A refusal that names the act and the value.
@@ -50,7 +50,7 @@ fn refuse(text: String) -> Error {
 }
 
 impl<D: Device> State<D> {
-    pub fn new(name: Arc<str>, device: D, queues: Vec<Port<D::Order>>) -> Self {
+    pub fn new(name: Arc<str>, device: D, queues: Vec<Port<D::Command>>) -> Self {
         let vrings = (0..).zip(queues).map(|(index, worker)| Vring::new(index, worker)).collect();
         Self { name, device, features: 0, memory: Arc::default(), inflight: None, vrings }
     }
@@ -69,7 +69,7 @@ impl<D: Device> State<D> {
     }
 
     /// The ring with this number, if the device has it.
-    fn vring(&mut self, index: u32) -> Result<&mut Vring<D::Order>> {
+    fn vring(&mut self, index: u32) -> Result<&mut Vring<D::Command>> {
         let count = self.vrings.len();
         let vring = usize::try_from(index).ok().and_then(|index| self.vrings.get_mut(index));
         vring.ok_or_else(|| refuse(format!("there is no queue {index}: the device has {count}")))
@@ -107,7 +107,7 @@ impl<D: Device> State<D> {
     }
 
     /// Stops a ring, changes it, and starts it again if it ran.
-    fn change(&mut self, index: u32, change: impl FnOnce(&mut Vring<D::Order>)) -> Result<()> {
+    fn change(&mut self, index: u32, change: impl FnOnce(&mut Vring<D::Command>)) -> Result<()> {
         let vring = self.vring(index)?;
         let ran = vring.is_running();
         vring.stop().map_err(|error| refuse(error.to_string()))?;

@@ -16,8 +16,9 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use domus_block::image::reactor::Reactor;
-use domus_block::image::{AsyncDisk, qcow2};
+use domus_block::async_io::AsyncDisk;
+use domus_block::async_io::reactor::Reactor;
+use domus_block::qcow2;
 use domus_block::uring::NewUring;
 use domus_startup::sandbox::{self, Allow, COMMON};
 use domus_startup::{Link, control};
@@ -225,7 +226,7 @@ impl Worker<'_> {
                 let (image, _) = self.take(image)?;
                 let qcow2::Facts { header, backing, backing_format } =
                     qcow2::look(&self.reactor, image).await?;
-                let domus_block::image::header::Facts { version, cluster, bytes, snapshots, .. } = header;
+                let domus_block::qcow2::header::Facts { version, cluster, bytes, snapshots, .. } = header;
                 Ok(Outcome::Facts(Facts { version, cluster, bytes, snapshots, backing, backing_format }))
             }
             Job::Create { image, bytes, backing } => {
@@ -295,7 +296,7 @@ impl Worker<'_> {
 }
 
 async fn copy_piece(source: &qcow2::Image, target: &qcow2::Image, offset: u64, len: usize) -> io::Result<()> {
-    let buffer = domus_block::image::buffer(len)?;
+    let buffer = domus_block::async_io::buffer(len)?;
     let (buffer, read) = source.read(buffer, len, offset).await;
     read?;
     if buffer.as_ref().into_slice().iter().all(|&byte| byte == 0) {

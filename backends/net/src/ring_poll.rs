@@ -1,0 +1,40 @@
+//! Looking at an empty ring for a moment before sleeping, where that has been worth it of late ([`PollTime`]).
+
+use domus_startup::time::monotonic as now;
+use vu_server::{PollTime, Queue};
+
+/// Looks at the ring between two looks at the clock.
+const LOOKS: u32 = 32;
+
+/// One ring's.
+#[derive(Debug, Default)]
+pub struct RingPoll {
+    poll_time: PollTime,
+    /// When the ring was found empty, while it is.
+    empty_since: Option<u64>,
+}
+
+impl RingPoll {
+    /// The ring is empty, and the driver does not kick. True if something has come; otherwise it is time to ask for a kick.
+    pub fn look(&mut self, queue: &Queue) -> bool {
+        let since = *self.empty_since.get_or_insert_with(now);
+        let limit = self.poll_time.limit();
+        while limit > 0 && now().saturating_sub(since) <= limit {
+            for _ in 0..LOOKS {
+                if queue.has_available() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        false
+    }
+
+    /// The ring is not empty.
+    #[inline]
+    pub fn found(&mut self) {
+        if let Some(since) = self.empty_since.take() {
+            self.poll_time.came(now().saturating_sub(since));
+        }
+    }
+}
