@@ -4,44 +4,31 @@
 //! to guest memory and parses nothing that a guest can write. The same code runs as a service (the binary `dom0`)
 //! and embedded in a command (`domus run`).
 //!
-//! | module | does |
+//! The modules are layers, lowest first; a file imports from lower layers and from its own folder only, and
+//! `tests/layers.rs` fails on an import that runs upwards.
+//!
+//! | layer | holds |
 //! |---|---|
+//! | [`value`] | values without I/O: names, sizes, rates, CPU sets, places in a config |
+//! | [`log`] | lines in the journal, in a domain's file, on standard error |
+//! | [`host`] | files, locks, links, sockets, processes, the run directory |
+//! | [`process`] | starts, watches and ends processes; dom0's end of a control socket |
+//! | [`network`] | networks that dom0 manages, switches in user space |
+//! | [`device`] | the classes of devices: what a config says of one, what is open of it |
 //! | [`config`] | a domain's JSON file, checked |
-//! | [`domain`] | one domain: its state machine, what it is built of, its task |
-//! | [`guests`] | which domains start with the host, and how all end with it |
-//! | [`events`] | what has happened, for those who follow |
-//! | [`journal`], [`log`] | lines about a domain, beside those of its units or in a file of its own |
-//! | [`metrics`] | what Prometheus reads |
-//! | [`networks`] | networks that NICs name: bridges with addresses and a way out |
-//! | [`registry`] | all domains of one dom0 |
-//! | [`resources`] | files, taps, sockets, the run directory |
-//! | [`switches`] | switches in user space, shared by domains |
-//! | [`succession`] | another version of dom0 in its place |
-//! | [`supervisor`] | processes |
+//! | [`domain`] | one domain: its state machine, its record, its machine, its task |
+//! | [`service`] | all domains of one dom0; autostart; another dom0 in its place |
 //! | [`api`] | the Varlink interface `org.domus.Dom0` |
-//! | [`child`] | dom0's end of a child's control socket |
-//! | [`clock`] | times, as they are written |
-//! | [`fault`] | where a test can kill it |
-//! | [`commons`], [`backoff`] | what all domains share; how soon what has died is started again |
+//! | [`metrics`] | the answers to Prometheus |
 
 pub mod api;
-pub mod backoff;
-pub mod child;
-pub mod clock;
-pub mod commons;
 pub mod config;
+pub mod device;
 pub mod domain;
-pub mod events;
-pub mod fault;
-pub mod guests;
-pub mod journal;
+pub mod host;
 pub mod log;
 pub mod metrics;
-pub mod networks;
-pub mod notify;
-pub mod registry;
-pub mod resources;
-pub mod say;
-pub mod succession;
-pub mod supervisor;
-pub mod switches;
+pub mod network;
+pub mod process;
+pub mod service;
+pub mod value;

@@ -11,15 +11,14 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use dom0::api::Server;
-use dom0::commons::Commons;
-use dom0::domain::dump::CORES;
-use dom0::events::Kind;
-use dom0::journal;
+use dom0::domain::environment::CORES;
+use dom0::domain::environment::Environment;
+use dom0::domain::events::Kind;
+use dom0::host::run_dir::{self, RunDir};
 use dom0::log;
 use dom0::metrics::{Metrics, Where};
-use dom0::registry::Dom0;
-use dom0::resources::run_dir::{self, RunDir};
-use dom0::supervisor::{self, Direct, Supervisor, Systemd};
+use dom0::process::{self, Direct, Supervisor, Systemd};
+use dom0::service::Dom0;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -81,7 +80,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            dom0::say::line(format_args!("dom0: {error:#}"));
+            dom0::log::stderr::line(format_args!("dom0: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -104,7 +103,7 @@ fn starter(choice: Starter, libexec: Option<PathBuf>, run: &RunDir) -> anyhow::R
                 "--supervisor systemd: its units know no --run-dir and no --libexec-dir: leave them out"
             )
         }
-        Starter::Auto if !usual || !supervisor::is_at_hand() => Ok(Rc::new(Direct::new(libexec, false))),
+        Starter::Auto if !usual || !process::is_at_hand() => Ok(Rc::new(Direct::new(libexec, false))),
         Starter::Direct => Ok(Rc::new(Direct::new(libexec, false))),
         Starter::Systemd | Starter::Auto => Ok(Rc::new(Systemd::new().map_err(anyhow::Error::msg)?)),
     }
@@ -115,31 +114,31 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     descriptors();
-    if !journal::is_at_hand()
-        && let Some(folder) = args.log_dir.or_else(log::default_folder)
+    if !log::is_at_hand()
+        && let Some(folder) = args.log_dir.or_else(log::file::default_folder)
     {
-        log::keep_in(folder);
+        log::file::keep_in(folder);
     }
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
     let supervisor = starter(args.supervisor, args.libexec_dir, &run)?;
-    let commons = Commons::of_service(&run, &args.config_dir, supervisor);
+    let commons = Environment::of_service(&run, &args.config_dir, supervisor);
     let cores = std::path::absolute(args.dump_dir)?;
-    let dom0 = Dom0::new(run.clone(), Commons { cores, ..commons });
+    let dom0 = Dom0::new(run.clone(), Environment { cores, ..commons });
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     let metrics = args.metrics.map(|at| Metrics::bind(at, args.metrics_public)).transpose()?;
     dom0.networks().begin().await;
     dom0.adopt();
-    tokio::task::spawn_local(dom0::guests::start(dom0.clone()));
+    tokio::task::spawn_local(dom0::service::autostart::start(dom0.clone()));
     let version = Some(env!("CARGO_PKG_VERSION").into());
     dom0.commons().events.tell(None, Kind::Dom0Started, version);
     if let Some(metrics) = metrics {
-        dom0::say::line(format_args!("metrics are at {metrics}"));
+        dom0::log::stderr::line(format_args!("metrics are at {metrics}"));
         tokio::task::spawn_local(metrics.serve(dom0.clone()));
     }
-    dom0::notify::ready();
-    tokio::task::spawn_local(dom0::notify::keep_alive());
-    dom0::say::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
+    dom0::service::notify::ready();
+    tokio::task::spawn_local(dom0::service::notify::keep_alive());
+    dom0::log::stderr::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
     let (leave, succeed) = tokio::select! {
         never = server.serve(&dom0) => match never {},
         _ = terminate.recv() => (true, false),
@@ -148,20 +147,20 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         () = dom0.succeeded() => (true, true),
     };
     drop(server);
-    dom0::notify::stopping();
+    dom0::service::notify::stopping();
     let running = dom0.list().len();
     if leave {
         dom0.quiet(QUIET).await;
-        dom0::say::line(format_args!("dom0 stops: {running} domain(s) run on, for the next dom0"));
+        dom0::log::stderr::line(format_args!("dom0 stops: {running} domain(s) run on, for the next dom0"));
         if succeed {
-            let error = dom0::succession::succeed();
-            dom0::say::line(format_args!("dom0 cannot start the installed program: {error}"));
+            let error = dom0::service::replace::succeed();
+            dom0::log::stderr::line(format_args!("dom0 cannot start the installed program: {error}"));
         }
         // Without a destructor: those end processes.
         std::process::exit(i32::from(succeed));
     }
     if running > 0 {
-        dom0::say::line(format_args!(
+        dom0::log::stderr::line(format_args!(
             "dom0 stops: shutting {running} domain(s) down, for {} s at most",
             args.grace
         ));

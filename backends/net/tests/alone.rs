@@ -189,6 +189,8 @@ fn a_frontend_with_a_control_queue_of_its_own_says_which_pairs_are_in_use_by_run
     run(0..1, &mut guest);
     assert_eq!(comes(&mut guest), [0]);
     run(1..3, &mut guest);
+    // Starting a ring has no answer; the next message that has one comes after it.
+    guest.config(1);
     assert_eq!(comes(&mut guest), [0, 1, 2]);
     for index in [4, 5] {
         vhost::vhost_user::VhostUserFrontend::set_vring_enable(&mut guest.frontend, index, false).unwrap();

@@ -2,8 +2,9 @@
 
 use domus_api::{Sched, VcpuPlace};
 
-use crate::config::{CpuSet, MOST_CAP, MOST_WEIGHT};
-use crate::domain::scheduling::{Scheduling, USUAL_WEIGHT, VcpuReport};
+use crate::domain::machine::scheduling::VcpuReport;
+use crate::value::cpus::{CpuSet, MAX_CAP, MAX_WEIGHT};
+use crate::value::cpus::{Scheduling, USUAL_WEIGHT};
 
 impl From<VcpuReport> for VcpuPlace {
     fn from(VcpuReport { thread, wanted }: VcpuReport) -> Self {
@@ -38,12 +39,12 @@ pub fn pin(vcpu: Option<u32>, cpus: &str) -> Result<(Option<u8>, CpuSet), String
 /// # Errors
 /// One line.
 pub fn check(weight: Option<u32>, cap: Option<u32>) -> Result<(), String> {
-    if let Some(weight) = weight.filter(|weight| !(1..=MOST_WEIGHT).contains(weight)) {
-        return Err(format!("a weight of {weight} is out of range: 1 to {MOST_WEIGHT} would do"));
+    if let Some(weight) = weight.filter(|weight| !(1..=MAX_WEIGHT).contains(weight)) {
+        return Err(format!("a weight of {weight} is out of range: 1 to {MAX_WEIGHT} would do"));
     }
     match cap {
-        Some(cap) if cap > MOST_CAP => {
-            Err(format!("a cap of {cap} % is out of range: up to {MOST_CAP}, or 0 for none, would do"))
+        Some(cap) if cap > MAX_CAP => {
+            Err(format!("a cap of {cap} % is out of range: up to {MAX_CAP}, or 0 for none, would do"))
         }
         _ => Ok(()),
     }
@@ -55,7 +56,7 @@ mod tests {
 
     #[test]
     fn what_no_domain_can_have_is_refused_with_its_value() {
-        assert_eq!(check(Some(MOST_WEIGHT), Some(0)), Ok(()));
+        assert_eq!(check(Some(MAX_WEIGHT), Some(0)), Ok(()));
         assert!(check(Some(0), None).unwrap_err().contains("weight of 0"));
         assert!(check(None, Some(3201)).unwrap_err().contains("cap of 3201 %"));
         assert!(pin(Some(256), "0").unwrap_err().contains("vCPU 256"));

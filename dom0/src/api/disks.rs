@@ -3,9 +3,9 @@
 use domus_api::DiskInfo;
 use shared_abi::control::IoLimits;
 
-use super::limits::{self, Named};
-use crate::config::LimitsFile;
-use crate::domain::operate::DiskReport;
+use crate::api::limits::{self, Named};
+use crate::domain::machine::disks::DiskReport;
+use crate::value::rate::LimitsFile;
 
 /// The limits of a disk, and of all disks of a domain together.
 pub const LIMITS: [Named<LimitsFile, IoLimits>; 6] = [

@@ -4,10 +4,10 @@ use domus_api::{DomainInfo, TroubleInfo};
 use shared_abi::DomainName;
 use uuid::Uuid;
 
-use crate::domain::state::State;
+use crate::domain::lifecycle::State;
 use crate::domain::{Trouble, View};
-use crate::registry::Dom0;
-use crate::resources::{host, usage};
+use crate::host::{memory, usage};
+use crate::service::Dom0;
 
 /// The host itself, as `list` shows it.
 pub fn domain_0() -> DomainInfo {
@@ -15,8 +15,8 @@ pub fn domain_0() -> DomainInfo {
         name: "Domain-0".into(),
         id: 0,
         uuid: Some(Uuid::nil().to_string()),
-        memory_mib: host::memory() >> 20,
-        vcpus: host::cpus() as u32,
+        memory_mib: memory::memory() >> 20,
+        vcpus: memory::cpus() as u32,
         flags: "r-----".into(),
         state: "running".into(),
         cpu_seconds: usage::host_seconds(),

@@ -8,8 +8,8 @@ use futures_util::{Stream, stream};
 use tokio::io::unix::AsyncFd;
 use zlink::Reply;
 
-use crate::events::{Follower, Happened};
-use crate::resources::watch;
+use crate::domain::events::{Follower, Happened};
+use crate::host::watch;
 
 fn info(happened: Happened, missed: u64) -> EventInfo {
     let Happened { sequence, time_ms, domain, kind, detail } = happened;

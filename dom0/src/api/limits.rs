@@ -3,7 +3,7 @@
 use domus_api::Limit;
 use shared_abi::control::Rate;
 
-use crate::config::RateText;
+use crate::value::rate::RateText;
 
 /// One limit: its name in the API, where a change of it is written (`F`), and its value among those in force (`L`).
 pub struct Named<F: 'static, L: 'static> {

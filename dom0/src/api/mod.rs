@@ -28,6 +28,5 @@ mod server;
 mod service;
 mod statistics;
 
-pub use errors::{Plan, start_message};
 pub use server::{Server, ServerError};
 pub use statistics::collect;

@@ -3,10 +3,10 @@
 use domus_api::{LeaseInfo, NetworkInfo, NicInfo};
 use shared_abi::control::NicLimits;
 
-use super::limits::{self, Named};
-use crate::config::NicLimitsFile;
-use crate::domain::nics::NicReport;
-use crate::networks::{Forward, Lease, Shown};
+use crate::api::limits::{self, Named};
+use crate::domain::machine::nics::NicReport;
+use crate::network::managed::{Forward, Lease, Shown};
+use crate::value::rate::NicLimitsFile;
 
 /// The limits of a NIC.
 pub const LIMITS: [Named<NicLimitsFile, NicLimits>; 4] = [

@@ -16,9 +16,9 @@ use tokio::net::{UnixListener, UnixStream};
 use zlink::ReadyListener;
 use zlink::tokio::unix::Stream;
 
-use super::bounded::Bounded;
-use super::service::{Rights, Session};
-use crate::registry::Dom0;
+use crate::api::bounded::Bounded;
+use crate::api::service::{Rights, Session};
+use crate::service::Dom0;
 
 /// Connections served at the same time; root's are always served.
 const MAX_CONNECTIONS: usize = 128;
@@ -90,7 +90,7 @@ impl Server {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // No descriptors left, or the like: it passes, and a busy loop would not help.
-                    crate::say::line(format_args!("cannot accept a client: {error}"));
+                    crate::log::stderr::line(format_args!("cannot accept a client: {error}"));
                     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
                     continue;
                 }

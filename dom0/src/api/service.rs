@@ -1,5 +1,6 @@
 //! What dom0 answers. One [`Session`] for each connection, so that a call that waits holds up nobody else.
 
+use crate::log;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -14,22 +15,23 @@ use domus_api::{
 use shared_abi::ids::IdError;
 use shared_abi::{DeviceId, NetworkName};
 
-use super::domains::{describe, domain_0, list, troubles};
-use super::errors::{Plan, start_message};
-use super::events::{self, Answers};
-use super::{cpus, disks, limits, machine, nets, statistics};
-use crate::config::{self, ConfigError, MAX_CONFIG};
-use crate::domain::build::StartError;
+use crate::api::domains::{describe, domain_0, list, troubles};
+use crate::api::events::{self, Answers};
+use crate::api::{cpus, disks, limits, machine, nets, statistics};
+use crate::config;
 use crate::domain::check;
-use crate::domain::nics::NicChange;
-use crate::domain::operate::Order;
-use crate::domain::scheduling::SchedulingOrder;
-use crate::domain::state::Event;
-use crate::guests::{self, Stopped};
-use crate::log;
-use crate::registry::Dom0;
-use crate::resources::host;
-use crate::succession;
+use crate::domain::error::StartError;
+use crate::domain::error::{Attempted, explain};
+use crate::domain::lifecycle::Event;
+use crate::domain::machine::disks::Order;
+use crate::domain::machine::nics::NicChange;
+use crate::domain::machine::scheduling::SchedulingOrder;
+use crate::host::memory;
+use crate::service::Dom0;
+use crate::service::autostart::{self, Stopped};
+use crate::service::replace;
+use crate::value::place::ConfigError;
+use crate::value::text::MAX_CONFIG;
 
 /// Within this time an answer has been sent.
 const ANSWERED: Duration = Duration::from_millis(50);
@@ -118,11 +120,11 @@ impl Session {
     async fn create(&self, config: String, file: String, directory: String) -> Result<Created, ApiError> {
         self.may_change("creating a domain")?;
         let config = self.parse(&config, &file, &directory)?;
-        let plan = Plan::from(&config);
+        let plan = Attempted::from(&config);
         match self.dom0.create(config).await {
             Ok(domid) => Ok(Created { name: plan.name.to_string(), id: domid.0 }),
             Err(StartError::Config(error)) => Err(error.into()),
-            Err(error) => Err(ApiError::StartFailed { message: start_message(&plan, &error) }),
+            Err(error) => Err(ApiError::StartFailed { message: explain(&plan, &error) }),
         }
     }
 
@@ -138,7 +140,7 @@ impl Session {
             Ok(()) => Ok(()),
             Err(StartError::Config(error)) => Err(error.into()),
             Err(error) => {
-                let message = start_message(&Plan::from(&config), &error);
+                let message = explain(&Attempted::from(&config), &error);
                 Err(ApiError::StartFailed { message })
             }
         }
@@ -207,7 +209,7 @@ impl Session {
 
     async fn rename(&self, name: String, to: String) -> Result<(), ApiError> {
         self.may_change("renaming a domain")?;
-        let to = config::domain_name(&to).map_err(|message| ApiError::Refused { message })?;
+        let to = crate::value::names::domain_name(&to).map_err(|message| ApiError::Refused { message })?;
         Ok(self.dom0.rename(&name, to).await?)
     }
 
@@ -375,13 +377,13 @@ impl Session {
     async fn guests_stop(&self, grace: u32) -> Result<GuestsStopped, ApiError> {
         self.may_change("shutting guests down")?;
         let grace = Duration::from_secs(grace.into());
-        let Stopped { shut_down, destroyed } = guests::stop(&self.dom0, grace).await;
+        let Stopped { shut_down, destroyed } = autostart::stop(&self.dom0, grace).await;
         Ok(GuestsStopped { shut_down, destroyed })
     }
 
     async fn succeed(&self) -> Result<(), ApiError> {
         self.may_change("exchanging dom0")?;
-        succession::check().map_err(|message| ApiError::Refused { message })?;
+        replace::check().map_err(|message| ApiError::Refused { message })?;
         let dom0 = self.dom0.clone();
         // After the answer, which would be lost with the connection.
         tokio::task::spawn_local(async move {
@@ -406,9 +408,9 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             run_dir: self.dom0.run_dir().path().display().to_string(),
-            log_dir: log::folder().map(|folder| folder.display().to_string()),
-            memory_mib: host::memory() >> 20,
-            cpus: host::cpus() as u32,
+            log_dir: log::file::folder().map(|folder| folder.display().to_string()),
+            memory_mib: memory::memory() >> 20,
+            cpus: memory::cpus() as u32,
             domains: self.dom0.list().len() as u32,
         })
     }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use domus_api::{DomainStatistics, VcpuInfo};
 use futures_util::future::join_all;
 
-use super::domains::describe;
-use crate::domain::operate::Order;
-use crate::registry::Dom0;
-use crate::resources::usage;
+use crate::api::domains::describe;
+use crate::domain::machine::disks::Order;
+use crate::host::usage;
+use crate::service::Dom0;
 
 /// A domain whose backends do not answer within this time has no counters.
 const PATIENCE: Duration = Duration::from_secs(2);

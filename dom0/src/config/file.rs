@@ -2,14 +2,16 @@
 //!
 //! Nothing is checked here but syntax, types and unknown keys; [`super::check`] does the rest.
 
+use crate::device::block::config::DiskFile;
+use crate::device::console::config::ConsoleFile;
+use crate::device::external::config::DeviceFile;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Autostart;
-use super::disk::{BackingFile, CacheFile, OnErrorFile, OnLoss};
-use super::net::NetFile;
-use super::rate::LimitsFile;
-use super::size::MemorySize;
+use crate::config::Autostart;
+use crate::device::net::config::NetFile;
+use crate::value::rate::LimitsFile;
+use crate::value::size::MemorySize;
 
 /// A domain: one guest with its devices. Relative paths start at the directory of this file.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -74,15 +76,6 @@ pub struct DomainFile {
     pub on_crash: OnStop,
 }
 
-/// The serial console, COM1.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ConsoleFile {
-    /// A file to which all that the guest prints is appended, up to 64 MiB. Made where it is missing.
-    #[serde(default)]
-    pub log: Option<String>,
-}
-
 /// Sets of CPUs such as `"0-3"`, `"0,2"`, `"0-7,^4"` or `"all"`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a set of CPUs such as \"0-3\", or a list of sets, would do")]
@@ -141,100 +134,6 @@ pub struct BootFile {
     pub cmdline: String,
 }
 
-/// A disk: an image that Domus serves (`path`), or a vhost-user-blk backend's socket (`vhost_user_socket`).
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DiskFile {
-    /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
-    pub id: String,
-    /// The image: a regular file, a block device, or an NBD export (`nbd://HOST[:PORT][/EXPORT]`,
-    /// `nbd+unix:///[EXPORT]?socket=/PATH`). One domain at a time may write to it.
-    #[serde(default)]
-    pub path: Option<String>,
-    /// The image's format: `raw` if this is left out, never guessed.
-    #[serde(default)]
-    pub format: Option<DiskFormat>,
-    /// The images that a qcow2 image is allowed to refer to.
-    #[serde(default)]
-    pub backing: Vec<BackingFile>,
-    /// Whether the guest cannot write to the disk: `false` if this is left out.
-    #[serde(default)]
-    pub read_only: Option<bool>,
-    /// Serial number the guest reads: at most 20 printable ASCII characters; the disk's `id` if this is left out.
-    #[serde(default)]
-    pub serial: Option<String>,
-    /// Number of virtqueues, 1 to 64.
-    #[serde(default)]
-    #[schemars(range(min = 1, max = 64))]
-    pub queues: Option<u64>,
-    /// Cache mode: whether a completed write survives a crash of the host before the guest flushes. `none` if the file
-    /// system has O_DIRECT, else `writeback`.
-    #[serde(default)]
-    pub cache: Option<CacheFile>,
-    /// Whether the guest may give space back to the host: `true` if this is left out.
-    #[serde(default)]
-    pub discard: Option<bool>,
-    /// The logical block size that the guest sees, 512 or 4096 bytes: the image's own.
-    #[serde(default)]
-    pub block_size: Option<u64>,
-    /// What becomes of a write that fails: `pause-if-full`.
-    #[serde(default)]
-    pub werror: Option<OnErrorFile>,
-    /// What becomes of a read that fails: `report`.
-    #[serde(default)]
-    pub rerror: Option<OnErrorFile>,
-    /// What it may do a second.
-    #[serde(default)]
-    pub limits: LimitsFile,
-    /// What becomes of the domain if the disk's backend is lost.
-    #[serde(default)]
-    pub on_backend_loss: OnLoss,
-    /// The listening socket of a vhost-user-blk backend that serves this disk.
-    #[serde(default)]
-    pub vhost_user_socket: Option<String>,
-}
-
-/// The format of a disk image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// The disk's bytes as they are.
-    Raw,
-    /// QEMU's copy-on-write format.
-    Qcow2,
-}
-
-/// A virtio device of any type, served by a vhost-user backend that Domus does not start.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DeviceFile {
-    /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
-    pub id: String,
-    /// The virtio device type (virtio 1.3 §5): 4 entropy, 19 vsock, 26 file system, and so on.
-    #[schemars(range(min = 1, max = 63))]
-    pub virtio_type: u64,
-    /// The PCI class code the guest sees, 24 bits.
-    #[serde(default)]
-    #[schemars(range(max = 16777215))]
-    pub pci_class: Option<u64>,
-    /// Number of virtqueues, 1 to 64.
-    #[schemars(range(min = 1, max = 64))]
-    pub queues: u64,
-    /// Ring size: a power of two up to 1024.
-    #[serde(default = "default_queue_size")]
-    #[schemars(range(min = 2, max = 1024))]
-    pub queue_size: u64,
-    /// Bytes of its configuration space to ask the backend for, up to 256.
-    #[serde(default)]
-    #[schemars(range(max = 256))]
-    pub config_size: Option<u64>,
-    /// Its configuration space in hexadecimal, where the backend does not know it.
-    #[serde(default)]
-    pub config: Option<String>,
-    /// The socket the backend listens on.
-    pub vhost_user_socket: String,
-}
-
 /// What to do when a domain's machine has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -261,10 +160,6 @@ fn default_memory() -> MemorySize {
 
 fn default_cmdline() -> String {
     "console=ttyS0".into()
-}
-
-fn default_queue_size() -> u64 {
-    256
 }
 
 fn destroy() -> OnStop {

@@ -51,60 +51,22 @@
 //! Relative paths start at the config file's directory.
 
 mod check;
-mod cpus;
-mod disk;
 mod file;
-mod forward;
-mod net;
-mod rate;
-mod size;
 
-use std::fmt::Display;
-use std::fs::File;
-use std::io::Read;
+use crate::device::block::config::Disk;
+use crate::device::external::config::External;
+use crate::device::net::config::Net;
+use crate::value::place::{ConfigError, Place};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shared_abi::control::{DeviceConfig, IoLimits};
-use shared_abi::{DeviceId, DomainName};
+use shared_abi::DomainName;
+use shared_abi::control::IoLimits;
 use uuid::Uuid;
 
-use crate::domain::scheduling::Scheduling;
+use crate::value::cpus::Scheduling;
 
-pub use check::{MOST_CAP, MOST_WEIGHT, domain_name, is_interface};
-pub use cpus::{CpuSet, ranges};
-pub use disk::{Disk, DiskData, DiskSource, OnLoss, OwnDisk};
 pub use file::{DomainFile, OnStop};
-pub use forward::{Forward, Transport};
-pub use net::{LinkFile, Net, NetLink, range};
-pub use rate::{LimitsFile, NicLimitsFile, RateText};
-pub use size::MemorySize;
-
-/// Longest config text, in bytes: far above any real one.
-pub const MAX_CONFIG: usize = 256 * 1024;
-
-/// Why a config is refused: one line.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {at}{}{problem}", file.display(), if at.is_empty() { "" } else { ": " })]
-pub struct ConfigError {
-    /// The config file, as the user named it.
-    pub file: PathBuf,
-    /// The JSON path of the value, such as `disks[0].path`; empty for the file as a whole.
-    pub at: String,
-    /// The value, what is wrong with it, and what would be accepted.
-    pub problem: String,
-}
-
-impl ConfigError {
-    /// A refusal of the value at the JSON path `at` of `file`.
-    pub fn new(file: &Path, at: impl Display, problem: impl Display) -> Self {
-        // A path or a value can hold line breaks and escapes; an error stays one printable line.
-        let clean = |text: String| -> String {
-            text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-        };
-        Self { file: file.into(), at: clean(at.to_string()), problem: clean(problem.to_string()) }
-    }
-}
 
 /// A domain that can be built: every value is in range, every path absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +100,7 @@ pub struct DomainConfig {
     /// NICs, after the disks.
     pub nets: Vec<Net>,
     /// Devices of backends that Domus does not start, last.
-    pub devices: Vec<Foreign>,
+    pub devices: Vec<External>,
     /// Its part of the host's CPUs.
     pub scheduling: Scheduling,
     /// When it starts with the host, if it does.
@@ -147,6 +109,13 @@ pub struct DomainConfig {
     pub console_log: Option<PathBuf>,
     /// What to do when the machine stops.
     pub policy: Policy,
+}
+
+impl DomainConfig {
+    /// The value at a JSON path of its file.
+    pub fn place(&self, at: impl std::fmt::Display) -> Place<'_> {
+        Place::new(&self.file, at)
+    }
 }
 
 /// When a domain starts with the host.
@@ -161,25 +130,6 @@ pub struct Autostart {
 impl Autostart {
     /// The order of a domain that says none.
     pub const MIDDLE: u32 = 100;
-}
-
-/// A device of any virtio type, served by a vhost-user backend that Domus did not start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Foreign {
-    /// Its id.
-    pub id: DeviceId,
-    /// The virtio device type (virtio 1.3 §5).
-    pub virtio_type: u16,
-    /// The PCI class code, 24 bits.
-    pub pci_class: u32,
-    /// Number of virtqueues.
-    pub queues: u16,
-    /// Ring size.
-    pub queue_size: u16,
-    /// Where its configuration space comes from.
-    pub config: DeviceConfig,
-    /// The socket the backend listens on.
-    pub socket: PathBuf,
 }
 
 /// What is done when a machine stops by itself.
@@ -198,31 +148,8 @@ pub struct Policy {
 /// # Errors
 /// [`ConfigError`].
 pub fn load(file: &Path) -> Result<DomainConfig, ConfigError> {
-    let (text, directory) = read(file)?;
+    let (text, directory) = crate::value::text::read(file)?;
     parse(file, &directory, &text)
-}
-
-/// Reads the text of `file`; the second value is the absolute directory its relative paths start at.
-///
-/// # Errors
-/// [`ConfigError`] if it cannot be read, is longer than [`MAX_CONFIG`] or is not UTF-8.
-pub fn read(file: &Path) -> Result<(String, PathBuf), ConfigError> {
-    let refuse = |problem: String| ConfigError::new(file, "", problem);
-    let absolute = std::path::absolute(file).map_err(|e| refuse(format!("cannot be found: {e}")))?;
-    let directory = absolute.parent().unwrap_or(Path::new("/")).to_owned();
-    let open = File::open(file)
-        .map_err(|e| refuse(format!("cannot be read: {e}; name a domain's config, a JSON file")))?;
-    let mut text = String::new();
-    // One byte more than allowed shows that there is more; a pipe or a device may have no end.
-    open.take(MAX_CONFIG as u64 + 1)
-        .read_to_string(&mut text)
-        .map_err(|e| refuse(format!("cannot be read: {e}; name a domain's config, a JSON file")))?;
-    if text.len() > MAX_CONFIG {
-        return Err(refuse(format!(
-            "is longer than {MAX_CONFIG} bytes; name a domain's config, a JSON file"
-        )));
-    }
-    Ok((text, directory))
 }
 
 /// Checks a config's text. `file` is for messages; relative paths start at `directory`.

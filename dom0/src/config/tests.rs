@@ -1,3 +1,5 @@
+use crate::device::block::config::{DiskData, OnLoss};
+use crate::device::net::config::NetLink;
 use proptest::prelude::*;
 
 use shared_abi::control::{Cache, ImageFormat, OnError};

@@ -15,19 +15,20 @@ use serde::de::DeserializeOwned;
 use shared_abi::Role;
 use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus};
 
-use super::backend::Backend;
-use super::build::{Runner, roles};
-use super::disks::Disks;
-use super::kept::Kept;
-use super::nets::Nets;
-use super::record::Record;
-use super::revive::Lost;
-use super::state::{Action, Event, Next, State};
-use super::{Domain, chain};
-use crate::child::{ANSWER, ChildError, ChildLink};
-use crate::events::Kind;
-use crate::resources::record::Known;
-use crate::supervisor::Process;
+use crate::device::block::open::Disks;
+use crate::device::devices::Devices;
+use crate::device::net::attach::Nets;
+use crate::domain::Domain;
+use crate::domain::events::Kind;
+use crate::domain::lifecycle::{Action, Event, Next, State};
+use crate::domain::machine::attempt::Lost;
+use crate::domain::machine::backend::Backend;
+use crate::domain::machine::build::{Runner, console, owner, roles};
+use crate::domain::record::Record;
+use crate::host::proc::ProcessId;
+use crate::process::Process;
+use crate::process::link::{ANSWER, ChildError, ChildLink};
+use domus_startup::control::chain;
 
 /// How something is lost that died while there was no dom0.
 const MEANWHILE: &str = "ended while dom0 was away";
@@ -46,14 +47,16 @@ impl Domain {
         for (nic, known) in &record.passts {
             passts.extend(self.find(*known).await.map(|living| (nic.clone(), living)));
         }
-        let nets = Nets::taken_over(&self.config, &record, &self.dir, &self.commons, passts);
+        let owner = owner(&self.config, record.domid, &self.dir);
+        let nets = Nets::taken_over(&owner, &self.config.nets, &record.nics, &self.commons.providers, passts);
         let nets = nets.unwrap_or_else(|error| {
             self.say(&format!("cannot open what its NICs keep: {error}"));
             Nets::default()
         });
-        let disks = Disks::taken_over(&self.config, &record.disks, record.disk_limits);
+        let disks =
+            Disks::taken_over(&self.config.file, &self.config.disks, &record.disks, record.disk_limits);
         self.incarnation.domid = Some(record.domid);
-        self.incarnation.kept = Some(Kept::new(disks, nets, self.dir.console()).into());
+        self.incarnation.kept = Some(Devices::new(disks, nets, console(&self.config, &self.dir)).into());
         let next = match record.state {
             State::Building | State::Dying(Next::Restart) if record.created => Next::Restart,
             State::Building | State::Dying(_) | State::Dead => Next::Dead,
@@ -76,9 +79,9 @@ impl Domain {
     }
 
     /// A process that is written down, if it lives.
-    async fn find(&self, known: Known) -> Option<Process> {
+    async fn find(&self, known: ProcessId) -> Option<Process> {
         let mut process = Process::found(known)?;
-        self.commons.supervisor.adopt(&mut process).await;
+        self.commons.providers.supervisor.adopt(&mut process).await;
         Some(process)
     }
 

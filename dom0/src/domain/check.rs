@@ -4,14 +4,15 @@ use std::io;
 
 use nix::unistd::{AccessFlags, access};
 
-use super::build::StartError;
-use super::disks::Disks;
-use super::{nets, scheduling};
 use crate::config::DomainConfig;
-use crate::networks::Networks;
-use crate::resources::files::{self, For};
-use crate::resources::links::Links;
-use crate::resources::{host, sockets};
+use crate::device::block::open::Disks;
+use crate::device::net::attach;
+use crate::domain::error::StartError;
+use crate::domain::machine::scheduling;
+use crate::host::files::{self, For};
+use crate::host::links::Links;
+use crate::host::{memory, sockets};
+use crate::network::managed::Networks;
 
 /// Checks what only the host can tell: files, images, bridges, taps, memory, KVM.
 ///
@@ -19,16 +20,22 @@ use crate::resources::{host, sockets};
 /// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
 pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), StartError> {
     startable(config)?;
-    files::console_log(config, For::Check)?;
-    Disks::open(config, For::Check).await?;
+    if let Some(log) = &config.console_log {
+        files::appended(&config.place("console.log"), log, For::Check)?;
+    }
+    Disks::open(&config.file, &config.disks, config.disk_limits, For::Check).await?;
     if !config.nets.is_empty() {
         let links = Links::open().map_err(|source| StartError::Io { act: "open rtnetlink", source })?;
         for (n, net) in config.nets.iter().enumerate() {
-            nets::check(config, n, net, &links, networks).await?;
+            attach::check(&config.place(format_args!("nets[{n}]")), net, &links, networks).await?;
         }
     }
     for (n, device) in config.devices.iter().enumerate() {
-        sockets::foreign(config, &format!("devices[{n}].vhost_user_socket"), &device.socket, false)?;
+        sockets::foreign(
+            &config.place(format_args!("devices[{n}].vhost_user_socket")),
+            &device.socket,
+            false,
+        )?;
     }
     access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK)
         .map_err(|errno| StartError::Kvm(io::Error::from(errno)))
@@ -39,11 +46,11 @@ pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), Sta
 /// # Errors
 /// [`StartError`].
 pub(super) fn startable(config: &DomainConfig) -> Result<(), StartError> {
-    host::check_memory(config)?;
+    memory::check(&config.place("memory"), config.memory)?;
     scheduling::check(config)?;
-    files::blob(config, "boot.kernel", &config.kernel)?;
+    files::blob(&config.place("boot.kernel"), &config.kernel)?;
     if let Some(initrd) = &config.initrd {
-        files::blob(config, "boot.initrd", initrd)?;
+        files::blob(&config.place("boot.initrd"), initrd)?;
     }
     Ok(())
 }

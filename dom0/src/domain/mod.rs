@@ -3,27 +3,17 @@
 //! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once.
 
 mod adopt;
-pub mod backend;
-pub mod build;
 pub mod check;
-pub mod disks;
-pub mod dump;
-mod happening;
-pub mod kept;
-mod machine;
-pub mod nets;
-pub mod nics;
-pub mod operate;
+pub mod directory;
+pub mod environment;
+pub mod error;
+pub mod events;
+pub mod lifecycle;
+pub mod machine;
+mod pending;
 pub mod record;
-mod recovery;
 pub mod rename;
-pub mod revive;
-pub mod scheduling;
-pub mod state;
-mod story;
-pub mod timeline;
-mod update;
-mod upgrade;
+mod tell;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -38,19 +28,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use crate::child::{ANSWER, ChildError, ChildLink, one_line};
-use crate::commons::Commons;
 use crate::config::DomainConfig;
-use crate::events::Kind;
-use crate::resources::run_dir::{DomainDir, RunDir};
-use build::{Incarnation, Runner, StartError, build};
-use happening::{BackendHappening, Happening};
-use operate::Order;
-use record::Record;
-use recovery::Held;
-pub use recovery::Trouble;
-use scheduling::Scheduling;
-use state::{Action, Event, State, step};
+use crate::domain::directory::DomainDir;
+use crate::domain::environment::Environment;
+use crate::domain::error::StartError;
+use crate::domain::events::Kind;
+use crate::domain::lifecycle::{Action, Event, State, step};
+use crate::domain::machine::build::{Incarnation, Runner, build};
+use crate::domain::machine::disks::Order;
+use crate::domain::machine::events::{BackendHappening, Happening};
+use crate::domain::machine::recovery::Held;
+use crate::domain::record::Record;
+use crate::host::run_dir::RunDir;
+use crate::process::link::{ANSWER, ChildError, ChildLink};
+use crate::value::cpus::Scheduling;
+use crate::value::text::one_line;
+pub use machine::recovery::Trouble;
 
 /// A guest that stops at once is not started again sooner than this after its last start.
 const LEAST_LIFE: Duration = Duration::from_secs(1);
@@ -156,7 +149,7 @@ pub struct Domain {
     config: Rc<DomainConfig>,
     run: RunDir,
     dir: DomainDir,
-    commons: Rc<Commons>,
+    commons: Rc<Environment>,
     /// What is started in place of the installed programs.
     programs: BTreeMap<Role, PathBuf>,
     /// How many backends in a row have died young.
@@ -198,7 +191,7 @@ impl Domain {
         config: DomainConfig,
         run: RunDir,
         dir: DomainDir,
-        commons: Rc<Commons>,
+        commons: Rc<Environment>,
     ) -> (Self, Handle, oneshot::Receiver<Result<DomId, StartError>>) {
         let (created, creation) = oneshot::channel();
         let first = View::first(&config);
@@ -213,7 +206,7 @@ impl Domain {
         config: DomainConfig,
         run: RunDir,
         dir: DomainDir,
-        commons: Rc<Commons>,
+        commons: Rc<Environment>,
         record: Record,
     ) -> (Self, Handle) {
         let first = View {
@@ -242,7 +235,7 @@ impl Domain {
         config: DomainConfig,
         run: RunDir,
         dir: DomainDir,
-        commons: Rc<Commons>,
+        commons: Rc<Environment>,
         first: View,
     ) -> (Self, Handle) {
         let (sender, commands) = mpsc::unbounded_channel();
@@ -340,7 +333,7 @@ impl Domain {
             return forget(&config.name);
         }
         drop(dir);
-        commons.supervisor.release(&config.unit);
+        commons.providers.supervisor.release(&config.unit);
         forget(&config.name);
         let told = match (created, failure) {
             (Some(created), failure) => {
@@ -351,7 +344,7 @@ impl Domain {
         };
         // A restart that failed, or a creator that has hung up: the log is all that is left.
         if let Err(Some(failure)) = told {
-            crate::say::line(format_args!("{}: cannot be started: {}", config.name, chain(&failure)));
+            crate::log::stderr::line(format_args!("{}: cannot be started: {}", config.name, chain(&failure)));
         }
         for answer in at_end {
             let _ = answer.send(Ok(()));
@@ -384,8 +377,8 @@ impl Domain {
             domid: view.domid,
             owner: std::process::id(),
             foreground: self.commons.foreground,
-            source: update::source(&self.config),
-            next: self.next.as_deref().map(update::source),
+            source: pending::source(&self.config),
+            next: self.next.as_deref().map(pending::source),
             state: self.state,
             created: self.created.is_none(),
             ended: view.ended.clone(),
@@ -651,7 +644,7 @@ impl Domain {
     }
 
     fn say(&self, text: &str) {
-        crate::journal::line(&self.config.name, text);
+        crate::log::line(&self.config.name, text);
     }
 
     /// Says what a child said, a bounded number of times: it may be in its guest's hands.
@@ -665,7 +658,7 @@ impl Domain {
 
 fn keep(dir: &DomainDir, record: &Record, name: &DomainName) {
     if let Err(error) = dir.write(record) {
-        crate::say::line(format_args!("{name}: cannot write the domain's state: {error}"));
+        crate::log::stderr::line(format_args!("{name}: cannot write the domain's state: {error}"));
     }
 }
 

@@ -12,17 +12,19 @@
 //! | anything, under another name than its processes have | the same: the directory's name is the domain's, the other one is in it |
 //! | being removed | removes what is left, and builds the next one where it was to be restarted |
 
+use crate::device::block::open::DiskRecord;
+use crate::device::net::attach::NicRecord;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use shared_abi::control::{Cache, IoLimits, NicLimits};
+use shared_abi::control::IoLimits;
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 
-use super::build::Incarnation;
-use super::scheduling::Scheduling;
-use super::state::State;
-use crate::resources::record::Known;
+use crate::domain::lifecycle::State;
+use crate::domain::machine::build::Incarnation;
+use crate::host::proc::ProcessId;
+use crate::value::cpus::Scheduling;
 
 /// A domain as it is on its way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +61,7 @@ pub struct Record {
     /// Its own processes.
     pub processes: Vec<ProcessRecord>,
     /// The passts of its NICs.
-    pub passts: Vec<(DeviceId, Known)>,
+    pub passts: Vec<(DeviceId, ProcessId)>,
     /// Its disks, as far as they have changed since they were opened.
     pub disks: Vec<DiskRecord>,
     /// What all of its disks together may do.
@@ -79,7 +81,7 @@ impl Record {
     }
 
     /// Every process that the domain has or may have.
-    pub fn known(&self) -> impl Iterator<Item = Known> {
+    pub fn known(&self) -> impl Iterator<Item = ProcessId> {
         let passts = self.passts.iter().map(|(_, known)| *known);
         self.processes.iter().map(|process| process.known).chain(passts)
     }
@@ -103,38 +105,5 @@ pub struct ProcessRecord {
     pub role: Role,
     /// Which it is.
     #[serde(flatten)]
-    pub known: Known,
-}
-
-/// A file, whatever it is called: device and inode, and the device that it stands for if it is one.
-pub type FileId = (u64, u64, u64);
-
-/// A disk that `domus-block` serves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskRecord {
-    /// Its id.
-    pub id: DeviceId,
-    /// Its image and what is behind it, as they were opened.
-    pub files: Vec<FileId>,
-    /// How its image is open.
-    pub cache: Cache,
-    /// What it may do.
-    pub limits: IoLimits,
-    /// Its size in bytes, where that must be known.
-    pub bytes: Option<u64>,
-    /// Its requests fail.
-    pub lost: bool,
-}
-
-/// A NIC.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicRecord {
-    /// Its id.
-    pub id: DeviceId,
-    /// Its queue pairs.
-    pub pairs: u16,
-    /// What it may do.
-    pub limits: NicLimits,
-    /// Its cable is plugged in.
-    pub up: bool,
+    pub known: ProcessId,
 }

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 
 use shared_abi::DomainName;
 
-use super::Domain;
-use super::state::State;
-use crate::config::{DomainConfig, NetLink};
+use crate::config::DomainConfig;
+use crate::device::net::config::NetLink;
+use crate::domain::Domain;
+use crate::domain::lifecycle::State;
 
 /// Has everybody else know a domain by its new name, at once; called with the path of its console.
 pub struct Rekey(pub Box<dyn FnOnce(PathBuf)>);
@@ -46,7 +47,7 @@ impl Domain {
         })?;
         self.say(&format!("is called {name} from now on"));
         if let Some(kept) = &self.incarnation.kept {
-            kept.moved(self.dir.console());
+            kept.console.moved(self.dir.console());
         }
         let renamed = |config: &DomainConfig| DomainConfig { name: name.clone(), ..config.clone() }.into();
         self.next = self.next.take().map(|next| renamed(&next));
@@ -62,7 +63,7 @@ impl Domain {
         if name == unit {
             return;
         }
-        self.commons.supervisor.release(unit);
+        self.commons.providers.supervisor.release(unit);
         let config = DomainConfig { unit: name.clone(), ..(*self.config).clone() };
         self.view.send_modify(|view| view.unit.clone_from(&config.unit));
         self.config = config.into();

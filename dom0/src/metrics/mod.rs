@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{sleep, timeout};
 
 use crate::api::collect;
-use crate::registry::Dom0;
+use crate::service::Dom0;
 
 /// Clients at the same time; one more is hung up on.
 const MOST_CLIENTS: usize = 8;

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use dom0::config::ConfigError;
+use dom0::value::place::ConfigError;
 use libfuzzer_sys::fuzz_target;
 
 fn is_one_line(error: &ConfigError) {
@@ -18,10 +18,10 @@ fuzz_target!(|text: &str| {
     if let Err(error) = dom0::config::parse(file, Path::new("/nonexistent"), text) {
         is_one_line(&error);
     }
-    if let Err(error) = dom0::networks::parse(file, text) {
+    if let Err(error) = dom0::network::managed::parse(file, text) {
         is_one_line(&error);
     }
-    for lease in dom0::networks::leases(text) {
+    for lease in dom0::network::managed::leases(text) {
         assert!(lease.name.is_none_or(|name| !name.contains(char::is_control)));
     }
 });

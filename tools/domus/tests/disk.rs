@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use dom0::resources::locks::{Lock, take};
+use dom0::host::locks::{Lock, take};
 use serde_json::Value;
 use tempfile::TempDir;
 

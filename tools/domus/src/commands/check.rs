@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::Args;
-use dom0::api::{Plan as ConfigPlace, start_message};
-use dom0::domain::build::StartError;
-use dom0::networks::Networks;
-use dom0::resources::run_dir;
+use dom0::domain::error::StartError;
+use dom0::domain::error::{Attempted, explain};
+use dom0::host::run_dir;
+use dom0::network::managed::Networks;
 use dom0::{config, domain};
 use domus_api::Dom0Client;
 
@@ -40,7 +40,7 @@ pub async fn run(dir: Option<&Path>, args: CheckArgs) -> anyhow::Result<()> {
 pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()> {
     let config = config::load(file)?;
     let run = dir.map_or_else(run_dir::default_path, Path::to_owned);
-    let mut owner = run_dir::owner(&run, &config.name);
+    let mut owner = dom0::domain::directory::owner(&run, &config.name);
     // The run directory is root's; the service tells others.
     if owner.is_none()
         && let Ok(mut connection) = connect(dir).await
@@ -53,12 +53,12 @@ pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Resul
             "a domain named \"{}\" runs already ({owner}): destroy it, or change the name",
             config.name
         );
-        return Err(config::ConfigError::new(file, "name", problem).into());
+        return Err(dom0::value::place::ConfigError::new(file, "name", problem).into());
     }
     let networks = Networks::of_others(Path::new(run_dir::CONFIG), &run);
     domain::check::check(&config, &networks).await.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
-        error => anyhow!(start_message(&ConfigPlace::from(&config), &error)),
+        error => anyhow!(explain(&Attempted::from(&config), &error)),
     })?;
     let plan = Plan::of(&config, notes(&config));
     print(&if json { serde_json::to_string(&plan)? } else { plan.text() })
@@ -66,8 +66,8 @@ pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Resul
 
 /// Warnings for the operator who starts this domain.
 fn notes(config: &config::DomainConfig) -> Vec<String> {
-    let at_switch = |(n, net): (usize, &config::Net)| match &net.link {
-        config::NetLink::Switch(switch) => Some(format!(
+    let at_switch = |(n, net): (usize, &dom0::device::net::config::Net)| match &net.link {
+        dom0::device::net::config::NetLink::Switch(switch) => Some(format!(
             "nets[{n}].switch: the process of the switch \"{switch}\" can read and write all memory of this \
              domain and of every other domain on it: put only domains there that may know each other's secrets"
         )),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use dom0::resources::run_dir::{RunDir, RunDirError};
+use dom0::host::run_dir::{RunDir, RunDirError};
 use shared_abi::DomainName;
 
 use crate::shared::default_run_dir;

@@ -26,7 +26,7 @@ pub struct ImportArgs {
 /// That the file cannot be read, or that what it says makes no config: that is printed all the same.
 pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let ImportArgs { file, json } = args;
-    let (text, directory) = config::read(file)?;
+    let (text, directory) = dom0::value::text::read(file)?;
     let translation = import(&text).map_err(|error| anyhow!("{}: {error}", file.display()))?;
     let config = serde_json::to_string_pretty(&translation.config)?;
     if *json {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use dom0::{log, supervisor};
+use dom0::log;
 use domus_api::Dom0Client;
 use serde_json::json;
 use shared_abi::DomainName;
@@ -48,12 +48,14 @@ pub async fn run(dir: Option<&Path>, args: LogsArgs) -> anyhow::Result<()> {
         name.parse().map_err(|error| anyhow!("\"{name}\" is no domain's name: {error}"))?;
     let Some(folder) = host.log_dir else {
         let mut journal = Command::new("journalctl");
-        journal.arg("--no-pager").args(supervisor::units(&name).iter().flat_map(|unit| ["--unit", unit]));
+        journal
+            .arg("--no-pager")
+            .args(dom0::value::names::units(&name).iter().flat_map(|unit| ["--unit", unit]));
         journal.args(follow.then_some("--follow")).args(json.then_some("--output=json"));
         let error = journal.exec();
         return Err(error).context("cannot start journalctl, where dom0's words about its domains go");
     };
-    let [older, newer] = log::files(Path::new(&folder), &name);
+    let [older, newer] = log::file::files(Path::new(&folder), &name);
     let mut files = [older, newer.clone()].into_iter().filter_map(|path| open(&path).transpose());
     let mut last = None;
     for file in &mut files {

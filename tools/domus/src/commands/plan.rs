@@ -7,7 +7,9 @@ use std::fmt::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use dom0::config::{Disk, DiskData, DiskSource, DomainConfig, Net, NetLink, OnLoss, OnStop};
+use dom0::config::{DomainConfig, OnStop};
+use dom0::device::block::config::{Disk, DiskData, DiskSource, OnLoss};
+use dom0::device::net::config::{Net, NetLink};
 use serde::Serialize;
 
 /// Where the RAM below 4 GiB ends, and devices begin.

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
-use dom0::api::{Plan, start_message};
-use dom0::commons::Commons;
 use dom0::config;
-use dom0::domain::build::StartError;
-use dom0::domain::state::State;
-use dom0::registry::Dom0;
-use dom0::resources::run_dir::{self, RunDir};
-use dom0::supervisor::Direct;
+use dom0::domain::environment::Environment;
+use dom0::domain::error::StartError;
+use dom0::domain::error::{Attempted, explain};
+use dom0::domain::lifecycle::State;
+use dom0::host::run_dir::{self, RunDir};
+use dom0::process::Direct;
+use dom0::service::Dom0;
 use shared_abi::console::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -73,12 +73,12 @@ pub async fn run(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> 
     let (console, grace) = (!no_console, Duration::from_secs(grace));
     let mut signals = Signals::new()?;
     let config = config::load(&file)?;
-    let plan = Plan::from(&config);
+    let plan = Attempted::from(&config);
     let name = plan.name.to_string();
     let run = RunDir::open(&dir.map_or_else(run_dir::default_path, Path::to_owned))?;
     let cleanup = CleanupProcess::start(run.path(), &config.name)?;
     let supervisor = Rc::new(Direct::new(libexec_dir, true));
-    let commons = Commons::of_command(&run, Path::new(run_dir::CONFIG), supervisor);
+    let commons = Environment::of_command(&run, Path::new(run_dir::CONFIG), supervisor);
     let dom0 = Dom0::new(run, commons);
     let created = tokio::select! {
         created = dom0.create(config) => created,
@@ -89,7 +89,7 @@ pub async fn run(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> 
     };
     created.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
-        error => anyhow!(start_message(&plan, &error)),
+        error => anyhow!(explain(&plan, &error)),
     })?;
     let mut raw = if console { Raw::enter()? } else { None };
     let mut keys = if console { Keys::read(raw.is_some()) } else { Keys::none() };

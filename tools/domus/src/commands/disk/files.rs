@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use dom0::resources::locks::{self, Lock};
+use dom0::host::locks::{self, Lock};
 use nix::fcntl::AtFlags;
 use shared_abi::control::ImageFormat;
 use tempfile::NamedTempFile;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use dom0::resources::locks::Lock;
+use dom0::host::locks::Lock;
 use serde_json::json;
 use shared_abi::control::ImageFormat;
 

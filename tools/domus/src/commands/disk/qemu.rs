@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, bail};
-use dom0::resources::locks::Lock;
+use dom0::host::locks::Lock;
 use shared_abi::control::ImageFormat;
 
 use super::files::Image;

@@ -1,0 +1,4 @@
+//! Disks.
+
+pub mod config;
+pub mod open;

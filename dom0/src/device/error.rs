@@ -1,0 +1,36 @@
+//! Why a device cannot be had.
+
+use std::io;
+
+use crate::device::net::passt::PasstError;
+use crate::value::place::ConfigError;
+
+/// Why a device, or what is behind it, cannot be had. One line.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The config asks for what the host does not have.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A remote disk's server does not let itself be connected to.
+    #[error("\"{server}\" cannot be reached: start the NBD server")]
+    Unreachable {
+        /// Its URI.
+        server: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A NIC has no passt.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
+    /// A NIC cannot be plugged into its switch.
+    #[error("{0}")]
+    Switch(String),
+    /// Something of dom0's own.
+    #[error("cannot {act}")]
+    Io {
+        /// What.
+        act: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,3 @@
+//! Devices of backends that Domus does not start.
+
+pub mod config;

@@ -1,0 +1,69 @@
+//! What a backend is started with, and what may outlive its process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use shared_abi::DeviceId;
+use shared_abi::control::{BlockRequest, ConsoleRequest, NetRequest};
+use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
+
+use crate::host::locks::Mark;
+
+/// All that a backend is told to start with.
+#[derive(Debug)]
+pub struct Start {
+    /// What it is sent.
+    pub message: Message,
+    /// The descriptors that go with it.
+    pub fds: Vec<OwnedFd>,
+    /// The runner's ends of its devices' sockets.
+    pub sockets: Vec<(DeviceId, OwnedFd)>,
+    /// dom0's end of its lifeline.
+    pub lifeline: Option<OwnedFd>,
+    /// What tells that its open images are closed; none if one of them has no such thing.
+    pub marks: Option<Vec<Mark>>,
+}
+
+/// A start message.
+#[derive(Debug)]
+pub enum Message {
+    /// To `domus-block`.
+    Block(BlockRequest),
+    /// To `domus-net`.
+    Net(NetRequest),
+    /// To `domus-console`.
+    Console(ConsoleRequest),
+}
+
+/// What may be left of a process that has ended: work of the kernel's.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    /// dom0's end of the process's lifeline.
+    pub lifeline: Option<AsyncFd<OwnedFd>>,
+    /// The marks on its open images.
+    pub marks: Option<Vec<Mark>>,
+}
+
+impl Leftovers {
+    /// Waits until nothing of it touches the guest's memory or an image any more.
+    ///
+    /// # Errors
+    /// The pipe cannot be watched.
+    pub async fn gone(&self) -> io::Result<()> {
+        let Some(lifeline) = &self.lifeline else { return Ok(()) };
+        // An open image is closed with the last operation on it, its ring some tens of milliseconds later.
+        let closed = async {
+            let Some(marks) = &self.marks else { return std::future::pending().await };
+            while !marks.iter().all(Mark::is_gone) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            () = closed => Ok(()),
+            // Nobody writes to it, so what it becomes readable with is the hang-up.
+            hung_up = lifeline.readable() => hung_up.map(drop),
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! A domain's directory in the run directory.
+//!
+//! ```text
+//! /run/domus/domains/NAME/ runner.sock, block.sock, net.sock, console.sock, tty.sock, state.json, nicN.state
+//! ```
+//!
+//! The directory is the domain's claim on the name: it is made with the domain, locked while the dom0 lives that has it,
+//! and removed with the domain. One that is not locked was left by a dom0 that has ended: the next one takes it over.
+//! `state.json` says what it needs for that, and which processes there are, so that there is no doubt about who they are.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use shared_abi::{DomainName, Role};
+
+use crate::domain::record::Record;
+use crate::host::fault;
+use crate::host::pidfd::{open_pidfd, signal};
+use crate::host::proc::ProcessId;
+
+use crate::host::run_dir::{RunDir, RunDirError, at};
+
+/// Within this time a process that was killed ends.
+pub const END: Duration = Duration::from_secs(5);
+
+/// Who has the name in the run directory at `run`, as far as the caller may look. Makes nothing.
+pub fn owner(run: &Path, name: &DomainName) -> Option<String> {
+    let path = run.join("domains").join(name.as_str());
+    let dir = File::open(&path).ok()?;
+    // Shared, so that two who look do not take each other for the owner.
+    match Flock::lock(dir, FlockArg::LockSharedNonblock) {
+        Ok(_) => None,
+        Err(_) => Some(
+            read_record(&path).map_or("it is being built".into(), |record| format!("ID {}", record.domid)),
+        ),
+    }
+}
+
+/// What the run directory says of domains.
+impl RunDir {
+    fn domain_path(&self, name: &DomainName) -> PathBuf {
+        self.path().join("domains").join(name.as_str())
+    }
+
+    /// Claims a name.
+    ///
+    /// # Errors
+    /// [`RunDirError::NameTaken`], [`RunDirError::LeftOver`].
+    pub fn claim(&self, name: &DomainName) -> Result<DomainDir, RunDirError> {
+        let path = self.domain_path(name);
+        for _ in 0..8 {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return at(&path, Err(error)),
+                _ => {}
+            }
+            let Some(lock) = self.lock_domain(name, &path)? else { continue };
+            let mut dir = DomainDir { path: path.clone(), stays: false, _lock: lock };
+            if dir.leftovers().is_empty() {
+                dir.clear();
+                return Ok(dir);
+            }
+            dir.stays = true;
+            return Err(RunDirError::LeftOver(name.clone()));
+        }
+        Err(RunDirError::NameTaken { name: name.clone(), owner: "it comes and goes".into() })
+    }
+
+    /// Ends what a killed dom0 has left of a domain, waits for that, and removes its directory. False if nothing is left
+    /// of it. Blocks, for [`END`] at most.
+    ///
+    /// # Errors
+    /// [`RunDirError::NameTaken`] if it is not left over, [`RunDirError::DoNotEnd`].
+    pub fn remove_leftover(&self, name: &DomainName) -> Result<bool, RunDirError> {
+        let path = self.domain_path(name);
+        if !path.exists() {
+            return Ok(false);
+        }
+        let Some(lock) = self.lock_domain(name, &path)? else { return Ok(false) };
+        let mut dir = DomainDir { path, stays: false, _lock: lock };
+        // Held before they are looked at once more: what is killed is what was looked at.
+        let open = |process: &ProcessId| open_pidfd(Pid::from_raw(process.pid)).ok();
+        let held: Vec<_> = dir.leftovers().iter().filter_map(|p| Some((*p, open(p)?))).collect();
+        let mut dying: Vec<_> = held.into_iter().filter(|(process, _)| process.lives()).collect();
+        dying.iter().for_each(|(_, pidfd)| signal(pidfd.as_fd(), Signal::SIGKILL));
+        let deadline = Instant::now() + END;
+        while let Some((_, pidfd)) = dying.last() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(1..) => drop(dying.pop()),
+                Err(Errno::EINTR) => {}
+                _ => {
+                    dir.stays = true;
+                    return Err(RunDirError::DoNotEnd(name.clone()));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Domains whose directory is there and not locked: left by a dom0 that was killed, with processes that live.
+    /// Those that are `known` to be this dom0's are not looked at.
+    pub fn leftovers(&self, known: impl Fn(&DomainName) -> bool) -> Vec<(DomainName, Record)> {
+        let left = self.names().filter(|name| !known(name)).filter_map(|name| {
+            let path = self.domain_path(&name);
+            // Somebody may be making it just now, and would find it locked.
+            read_record(&path)?;
+            let lock = self.lock_domain(&name, &path).ok()??;
+            let mut dir = DomainDir { path, stays: false, _lock: lock };
+            if dir.leftovers().is_empty() {
+                return None;
+            }
+            dir.stays = true;
+            let record = dir.record();
+            record.map(|record| (name, record))
+        });
+        left.collect()
+    }
+
+    /// Takes over what a dom0 before this one has left of a domain, with a record if it had come so far. None if there is
+    /// nothing, or it is somebody's.
+    pub fn take_over(&self, name: &DomainName) -> Option<(DomainDir, Option<Record>)> {
+        let path = self.domain_path(name);
+        let lock = self.lock_domain(name, &path).ok()??;
+        let mut dir = DomainDir { path, stays: false, _lock: lock };
+        let record = dir.record();
+        // It was begun in the foreground, and whoever began it cleans up.
+        dir.stays = record.as_ref().is_some_and(|record| record.foreground);
+        (!dir.stays).then_some((dir, record))
+    }
+
+    /// None if the directory was removed meanwhile.
+    fn lock_domain(&self, name: &DomainName, path: &Path) -> Result<Option<Flock<File>>, RunDirError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return at(path, Err(error)),
+        };
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                // Whoever had it may have removed it before it let go of the lock.
+                let same = |a: &fs::Metadata, b: &fs::Metadata| {
+                    std::os::unix::fs::MetadataExt::ino(a) == std::os::unix::fs::MetadataExt::ino(b)
+                };
+                match (lock.metadata(), path.metadata()) {
+                    (Ok(a), Ok(b)) if same(&a, &b) => Ok(Some(lock)),
+                    _ => Ok(None),
+                }
+            }
+            Err(_) => {
+                let record = read_record(path);
+                let owner = record.map_or("it is being built".into(), |r| format!("ID {}", r.domid));
+                Err(RunDirError::NameTaken { name: name.clone(), owner })
+            }
+        }
+    }
+}
+
+/// Where a process listens that is to take the place of the one at this control socket.
+pub fn beside(control: &Path) -> PathBuf {
+    control.with_extension("next.sock")
+}
+
+fn read_record(path: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(path.join("state.json")).ok()?).ok()
+}
+
+/// A domain's directory. Dropping it removes it.
+#[derive(Debug)]
+pub struct DomainDir {
+    path: PathBuf,
+    /// Found, not claimed: it is not removed.
+    stays: bool,
+    _lock: Flock<File>,
+}
+
+impl DomainDir {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The control socket of a child.
+    pub fn control(&self, role: Role) -> PathBuf {
+        self.path.join(format!("{role}.sock"))
+    }
+
+    /// Where a child of this role may listen: one that was to take the place of another has a socket beside that one's.
+    pub fn controls(&self, role: Role) -> [PathBuf; 2] {
+        let control = self.control(role);
+        let beside = beside(&control);
+        [control, beside]
+    }
+
+    /// The socket where consoles attach. Not the one that controls `domus-console`.
+    pub fn console(&self) -> PathBuf {
+        self.path.join("tty.sock")
+    }
+
+    /// Writes down what the domain consists of, in one step.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn write(&self, record: &Record) -> io::Result<()> {
+        fault::point();
+        let new = self.path.join("state.json.new");
+        fs::write(&new, serde_json::to_vec(record)?)?;
+        fs::rename(new, self.path.join("state.json"))?;
+        fault::point();
+        Ok(())
+    }
+
+    fn record(&self) -> Option<Record> {
+        read_record(&self.path)
+    }
+
+    /// Gives the domain another name, in one step: it has one of them at any time.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if somebody has that name.
+    pub fn rename(&mut self, name: &DomainName) -> io::Result<()> {
+        let path = self.path.with_file_name(name.as_str());
+        fault::point();
+        renameat2(AT_FDCWD, &self.path, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE)?;
+        fault::point();
+        self.path = path;
+        Ok(())
+    }
+
+    /// Leaves everything as it is, for another dom0.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
+
+    /// The processes of a dom0 that has ended that live on.
+    fn leftovers(&self) -> Vec<ProcessId> {
+        self.record()
+            .into_iter()
+            .flat_map(|record| record.known().filter(ProcessId::lives).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Removes every file in it.
+    pub fn clear(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+impl Drop for DomainDir {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.clear();
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared_abi::DomId;
+
+    use super::*;
+    use crate::domain::lifecycle::State;
+    use crate::domain::record::{ProcessRecord, Source};
+
+    fn name(text: &str) -> DomainName {
+        text.parse().unwrap()
+    }
+
+    /// A domain whose runner is this process.
+    fn record(known: ProcessId) -> Record {
+        Record {
+            domid: DomId(4),
+            owner: 1,
+            foreground: false,
+            source: Source::default(),
+            next: None,
+            state: State::Running,
+            created: true,
+            ended: None,
+            crashed: false,
+            restarts: 0,
+            unit: None,
+            programs: Default::default(),
+            scheduling: None,
+            processes: vec![ProcessRecord { role: Role::Runner, known }],
+            passts: Vec::new(),
+            disks: Vec::new(),
+            disk_limits: Default::default(),
+            nics: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_name_is_claimed_once_and_free_again_when_the_domain_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let claim = run.claim(&name("web1")).unwrap();
+        assert!(matches!(run.claim(&name("web1")), Err(RunDirError::NameTaken { .. })));
+        drop(claim);
+        drop(run.claim(&name("web1")).unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("domains")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_dom0_left_is_found_while_its_processes_live_and_can_be_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id() as i32;
+        let path = dir.path().join("domains/web1");
+        fs::create_dir(&path).unwrap();
+        let record = record(ProcessId::of(Pid::from_raw(pid)).unwrap());
+        fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert!(matches!(run.claim(&name("web1")), Err(RunDirError::LeftOver(_))));
+        assert_eq!(run.leftovers(|_| false), [(name("web1"), record)]);
+        assert!(run.remove_leftover(&name("web1")).unwrap());
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
+        assert!(!path.exists());
+        drop(run.claim(&name("web1")).unwrap());
+    }
+
+    #[test]
+    fn a_reused_pid_is_never_taken_for_a_domains_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let path = dir.path().join("domains/web1");
+        fs::create_dir(&path).unwrap();
+        let own = ProcessId::of(Pid::this()).unwrap();
+        let record = record(ProcessId { started: own.started + 1, ..own });
+        fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert!(run.leftovers(|_| false).is_empty());
+        drop(run.claim(&name("web1")).unwrap());
+    }
+
+    #[test]
+    fn numbers_go_up_across_dom0s_and_a_second_service_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (RunDir::open(dir.path()).unwrap(), RunDir::open(dir.path()).unwrap());
+        assert_eq!(
+            (a.next_domid().unwrap(), b.next_domid().unwrap(), a.next_domid().unwrap()),
+            (DomId(1), DomId(2), DomId(3))
+        );
+        let _lock = a.lock().unwrap();
+        let error = b.lock().unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+    }
+}

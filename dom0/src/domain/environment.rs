@@ -1,0 +1,60 @@
+//! What all domains of one dom0 share.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::device::Providers;
+use crate::domain::events::Events;
+use crate::host::run_dir::RunDir;
+use crate::network::managed::Networks;
+use crate::network::switches::Switches;
+use crate::process::Supervisor;
+
+/// Where cores go that nobody has named a file for.
+pub const CORES: &str = "/var/lib/domus/dump";
+
+/// What all domains of one dom0 have in common.
+pub struct Environment {
+    /// Where what outlives a boot of the host is kept.
+    pub config_dir: PathBuf,
+    /// What starts their processes, and what their NICs name and share.
+    pub providers: Providers,
+    /// Where cores go that nobody has named a file for.
+    pub cores: PathBuf,
+    /// What happens to them.
+    pub events: Rc<Events>,
+    /// They end with the command that has begun them.
+    pub foreground: bool,
+}
+
+impl Environment {
+    /// Of a service that manages networks, defined in `config_dir`, and switches.
+    pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        Self {
+            config_dir: config_dir.into(),
+            providers: Providers {
+                networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
+                switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
+                supervisor,
+            },
+            cores: CORES.into(),
+            events: Rc::default(),
+            foreground: false,
+        }
+    }
+
+    /// Of a command, which uses the networks of the service in the same run directory.
+    pub fn of_command(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        Self {
+            config_dir: config_dir.into(),
+            providers: Providers {
+                networks: Rc::new(Networks::of_others(config_dir, run.path())),
+                switches: Rc::new(Switches::new(run.clone(), None)),
+                supervisor,
+            },
+            cores: CORES.into(),
+            events: Rc::default(),
+            foreground: true,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What a domain has of the host's CPUs: where its vCPUs may run, its weight beside other domains, its cap.
+//!
+//! A runner's threads keep their places when dom0 is replaced, and its cgroup its weight; a machine that is started again
+//! gets what the one before it had.
+
+use crate::value::cpus::Scheduling;
+use tokio::sync::oneshot;
+
+use crate::config::DomainConfig;
+use crate::domain::Domain;
+use crate::host::vcpus::{self, VcpuThread};
+use crate::value::cpus::CpuSet;
+use crate::value::place::ConfigError;
+
+/// Something to do with a domain's part of the CPUs.
+#[derive(Debug)]
+pub enum SchedulingOrder {
+    /// Report on every vCPU.
+    Vcpus(oneshot::Sender<Result<Vec<VcpuReport>, String>>),
+    /// Let a vCPU, or with none all of them, run on these CPUs only.
+    Pin(Option<u8>, CpuSet, oneshot::Sender<Result<(), String>>),
+    /// Change weight and cap, or with neither tell them.
+    Weigh(Option<u32>, Option<u32>, oneshot::Sender<Result<Scheduling, String>>),
+}
+
+/// What there is to say of a vCPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VcpuReport {
+    /// Its thread.
+    pub thread: VcpuThread,
+    /// Where it is wanted.
+    pub wanted: CpuSet,
+}
+
+/// Refuses CPUs that this host does not have.
+///
+/// # Errors
+/// [`ConfigError`] at `cpus`.
+pub fn check(config: &DomainConfig) -> Result<(), ConfigError> {
+    let online = vcpus::online();
+    let refused = config.scheduling.pins.iter().find_map(|pin| pin.among(&online).err());
+    refused.map_or(Ok(()), |why| Err(ConfigError::new(&config.file, "cpus", why)))
+}
+
+impl Domain {
+    pub(in crate::domain) async fn schedule(&mut self, order: SchedulingOrder) {
+        // Whoever has asked may have gone.
+        match order {
+            SchedulingOrder::Vcpus(answer) => drop(answer.send(self.vcpus())),
+            SchedulingOrder::Pin(vcpu, cpus, answer) => drop(answer.send(self.pin(vcpu, cpus))),
+            SchedulingOrder::Weigh(weight, cap, answer) => {
+                drop(answer.send(self.weigh(weight, cap).await.map(|()| self.scheduling.clone())));
+            }
+        }
+    }
+
+    /// Gives a machine that has just been built, and has not run yet, its part.
+    pub(in crate::domain) async fn settle(&self) -> Result<(), ConfigError> {
+        let refuse = |at: &str, why: String| ConfigError::new(&self.config.file, at, why);
+        for thread in self.threads() {
+            if let Some(cpus) = self.scheduling.pins.get(usize::from(thread.vcpu)) {
+                self.place(&thread, cpus).map_err(|why| refuse("cpus", why))?;
+            }
+        }
+        let Scheduling { weight, cap, .. } = self.scheduling;
+        if weight.is_none() && cap.is_none() {
+            return Ok(());
+        }
+        let weighed = self.commons.providers.supervisor.weigh(&self.config.unit, weight, cap).await;
+        let at = if weight.is_some() { "cpu_weight" } else { "cpu_cap" };
+        weighed.map_err(|why| refuse(at, format!("{why}; leave it out")))
+    }
+
+    fn threads(&self) -> Vec<VcpuThread> {
+        let runner = self.incarnation.runner.as_ref();
+        let mut threads = runner.map_or(Vec::new(), |runner| vcpus::vcpus(runner.process.pid().as_raw()));
+        threads.retain(|thread| thread.vcpu < self.config.vcpus);
+        threads
+    }
+
+    fn wanted(&self, vcpu: u8) -> CpuSet {
+        self.scheduling.pins.get(usize::from(vcpu)).cloned().unwrap_or(CpuSet::ALL)
+    }
+
+    fn place(&self, thread: &VcpuThread, cpus: &CpuSet) -> Result<(), String> {
+        let runner = self.incarnation.runner.as_ref().ok_or("its runner is gone")?;
+        let chosen = cpus.among(&vcpus::online())?;
+        vcpus::pin(runner.process.pid().as_raw(), thread, &chosen)
+            .map_err(|error| format!("cannot let vCPU {} run on \"{cpus}\": {error}", thread.vcpu))
+    }
+
+    fn vcpus(&self) -> Result<Vec<VcpuReport>, String> {
+        let report = |thread: VcpuThread| VcpuReport { wanted: self.wanted(thread.vcpu), thread };
+        Ok(self.threads().into_iter().map(report).collect())
+    }
+
+    fn pin(&mut self, vcpu: Option<u8>, cpus: CpuSet) -> Result<(), String> {
+        self.has_machine("pin a vCPU")?;
+        let count = self.config.vcpus;
+        if let Some(vcpu) = vcpu.filter(|vcpu| *vcpu >= count) {
+            return Err(format!("there is no vCPU {vcpu}: the domain has 0 to {}", count - 1));
+        }
+        let threads = self.threads();
+        for thread in threads.iter().filter(|thread| vcpu.is_none_or(|vcpu| thread.vcpu == vcpu)) {
+            self.place(thread, &cpus)?;
+        }
+        let mut pins: Vec<CpuSet> = (0..count).map(|vcpu| self.wanted(vcpu)).collect();
+        for (n, pin) in (0..).zip(&mut pins) {
+            if vcpu.is_none_or(|vcpu| vcpu == n) {
+                pin.clone_from(&cpus);
+            }
+        }
+        self.scheduling.pins = pins;
+        self.keep();
+        Ok(())
+    }
+
+    async fn weigh(&mut self, weight: Option<u32>, cap: Option<u32>) -> Result<(), String> {
+        if weight.is_none() && cap.is_none() {
+            return Ok(());
+        }
+        self.has_machine("change its part of the CPUs")?;
+        self.commons.providers.supervisor.weigh(&self.config.unit, weight, cap).await?;
+        let Scheduling { weight: old_weight, cap: old_cap, .. } = self.scheduling;
+        self.scheduling.weight = weight.or(old_weight);
+        self.scheduling.cap = cap.or(old_cap);
+        self.keep();
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+//! Opens kernels, initrds and disk images. Their contents are never looked at here.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::time::{Instant, sleep};
+
+use crate::value::place::{ConfigError, Place};
+
+use crate::host::locks::{self, Lock};
+
+/// An image is free within this time of the end of the process that had it: the kernel lets go of what io_uring had
+/// open after that, in its own time.
+const RELEASE: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(20);
+
+/// The strictest alignment, in bytes, that direct I/O on any disk needs.
+const PAGE: usize = 4096;
+
+/// A file, whatever it is called: device and inode, and the device that it stands for if it is one.
+pub type FileId = (u64, u64, u64);
+
+/// What a file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    /// To be handed to a child.
+    Use,
+    /// To find out whether that would work, with no effect on anybody.
+    Check,
+}
+
+/// Whether an image is to be opened with `O_DIRECT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direct {
+    /// It must be.
+    Must,
+    /// If its file system can.
+    IfPossible,
+    /// No.
+    No,
+}
+
+/// The kind of a file that is in the way, for people.
+fn kind(meta: &Metadata) -> &'static str {
+    let kind = meta.file_type();
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_file() {
+        "a regular file"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "of an unknown kind"
+    }
+}
+
+fn says(path: &Path, error: &io::Error, cure: &str) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("\"{path}\" does not exist: {cure}"),
+        io::ErrorKind::PermissionDenied => format!("\"{path}\" may not be opened by dom0: {cure}"),
+        _ => format!("\"{path}\" cannot be opened ({error}): {cure}"),
+    }
+}
+
+/// Opens what `meta` was told of a moment ago, and nothing else that has taken its name since: opening a pipe would
+/// wait for its other end, and opening a terminal could make it dom0's own.
+fn open_same(path: &Path, meta: &Metadata, options: &mut OpenOptions, flags: OFlag) -> io::Result<File> {
+    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = options.custom_flags(flags.bits()).open(path)?;
+    let now = file.metadata()?;
+    if (now.dev(), now.ino(), now.file_type()) != (meta.dev(), meta.ino(), meta.file_type()) {
+        return Err(io::Error::other("it was replaced just now"));
+    }
+    // Whoever gets it expects it to block. No other status flag is set.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(file)
+}
+
+/// Opens the kernel or the initrd at the JSON path `place`: a regular file, read-only.
+///
+/// # Errors
+/// [`ConfigError`] if it does not exist, is something else, is empty, or cannot be opened.
+pub fn blob(place: &Place<'_>, path: &Path) -> Result<File, ConfigError> {
+    let refuse = |problem: String| place.refuse(problem);
+    let cure = "name a file that dom0 can read";
+    let meta = path.metadata().map_err(|e| refuse(says(path, &e, cure)))?;
+    if !meta.is_file() {
+        return Err(refuse(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta))));
+    }
+    if meta.len() == 0 {
+        return Err(refuse(format!("\"{}\" is empty: {cure}", path.display())));
+    }
+    open_same(path, &meta, OpenOptions::new().read(true), OFlag::empty())
+        .map_err(|e| refuse(says(path, &e, cure)))
+}
+
+/// Which file it is, whatever it is called.
+///
+/// # Errors
+/// What `fstat(2)` said.
+pub fn id(file: &File) -> io::Result<FileId> {
+    let meta = file.metadata()?;
+    let device = if meta.file_type().is_block_device() { meta.rdev() } else { 0 };
+    Ok((meta.dev(), meta.ino(), device))
+}
+
+/// Opens the file at the JSON path `place` to append to it; makes it where it is missing, for its owner alone. For a check
+/// nothing is made, so there may be none.
+///
+/// # Errors
+/// [`ConfigError`] if it is no regular file, or cannot be written.
+pub fn appended(place: &Place<'_>, path: &Path, why: For) -> Result<Option<File>, ConfigError> {
+    let refuse = |problem: String| place.refuse(problem);
+    let cure = "name a regular file in a directory that dom0 may write to";
+    let shown = path.display();
+    // Whatever has the name: opening a pipe would wait for its other end.
+    match path.metadata() {
+        Ok(meta) if !meta.is_file() => {
+            return Err(refuse(format!("\"{shown}\" is {}: {cure}", kind(&meta))));
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(refuse(says(path, &error, cure)));
+        }
+        Err(_) if why == For::Check => {
+            let there = path.parent().is_some_and(Path::is_dir);
+            return if there {
+                Ok(None)
+            } else {
+                Err(refuse(format!("\"{shown}\" has no directory: {cure}")))
+            };
+        }
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.append(true).create(why == For::Use).mode(0o600);
+    let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    options.custom_flags(flags.bits()).open(path).map(Some).map_err(|error| refuse(says(path, &error, cure)))
+}
+
+/// Opens the image at the JSON path `place` and locks it: one writer, or any number of readers. To be used, an image that
+/// is in use is waited for a moment. Whether it is open with `O_DIRECT` its flags tell ([`is_direct`]).
+///
+/// # Errors
+/// [`ConfigError`]; if somebody else has it, the text says who as far as that can be known.
+pub async fn image(
+    place: &Place<'_>,
+    path: &Path,
+    read_only: bool,
+    direct: Direct,
+    why: For,
+) -> Result<File, ConfigError> {
+    let refuse = |problem: String| place.refuse(problem);
+    let cure = "name an image, a regular file, or a block device";
+    let meta = path.metadata().map_err(|e| refuse(says(path, &e, cure)))?;
+    let block = meta.file_type().is_block_device();
+    if !block && !meta.is_file() {
+        return Err(refuse(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta))));
+    }
+    let mut options = OpenOptions::new();
+    // Closing a block device that was open for writing wakes udev: a check must not.
+    options.read(true).write(!(read_only || block && why == For::Check));
+    // Without O_CREAT: fail if the device is mounted or otherwise in use (open(2)).
+    let flags = if block && !read_only { OFlag::O_EXCL } else { OFlag::empty() };
+    let deadline = match why {
+        For::Use => Instant::now() + RELEASE,
+        For::Check => Instant::now(),
+    };
+    let opened = loop {
+        match open_same(path, &meta, &mut options, flags) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                sleep(RETRY).await;
+            }
+            other => break other,
+        }
+    };
+    let file = opened.map_err(|e| {
+        let cure = match e.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !read_only => {
+                "make it writable, or set read_only"
+            }
+            io::ErrorKind::ResourceBusy => "it is mounted or in use; set read_only, or free it",
+            _ => cure,
+        };
+        refuse(says(path, &e, cure))
+    })?;
+    if meta.is_file() && meta.len() < 512 {
+        let length = meta.len();
+        return Err(refuse(format!("\"{}\" has {length} bytes, less than a sector: {cure}", path.display())));
+    }
+    // Set on the open file: an open with the flag that fails would not say whether the flag is why.
+    if direct != Direct::No
+        && let Err(error) = go_direct(&file)
+    {
+        if direct == Direct::Must {
+            let problem = format!(
+                "\"{}\" cannot be read round the page cache (O_DIRECT: {error}): set cache to \"writeback\"",
+                path.display()
+            );
+            return Err(refuse(problem));
+        }
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|errno| refuse(errno.to_string()))?;
+    }
+    let lock = if read_only { Lock::Read } else { Lock::Write };
+    let free = match why {
+        For::Use => loop {
+            match locks::take(&file, lock) {
+                Ok(false) if Instant::now() < deadline => sleep(RETRY).await,
+                other => break other,
+            }
+        },
+        For::Check => locks::probe(&file, lock),
+    };
+    match free {
+        Ok(true) => Ok(file),
+        Ok(false) => {
+            let who = locks::holder(meta.dev(), meta.ino()).unwrap_or_else(|| "another process".into());
+            let problem =
+                format!("\"{}\" is in use by {who}: end that first, or copy the image", path.display());
+            Err(refuse(problem))
+        }
+        // A file system without locks protects nothing; that is no reason not to start.
+        Err(_) => Ok(file),
+    }
+}
+
+/// Goes round the page cache from now on. A file system that takes the flag may refuse to read with it, so that is tried;
+/// what is read is not looked at.
+fn go_direct(image: &File) -> io::Result<()> {
+    fcntl(image, FcntlArg::F_SETFL(OFlag::O_DIRECT))?;
+    let mut buffer = vec![0; 2 * PAGE];
+    let start = buffer.as_ptr().align_offset(PAGE);
+    image.read_at(&mut buffer[start..start + PAGE], 0).map(drop)
+}
+
+/// True if the image is open with `O_DIRECT`.
+pub fn is_direct(image: &File) -> bool {
+    fcntl(image, FcntlArg::F_GETFL)
+        .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An image in `dir`.
+    fn image_in(dir: &Path) -> std::path::PathBuf {
+        let image = dir.join("image");
+        std::fs::write(&image, [0; 512]).unwrap();
+        image
+    }
+
+    fn place(at: &str) -> Place<'static> {
+        Place::new(Path::new("web1.json"), at)
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_image_that_becomes_free_in_a_moment_is_waited_for_and_a_check_says_at_once_that_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image_in(dir.path());
+        let holder = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(locks::take(&holder, Lock::Write).unwrap());
+        let at = place("disks[0].path");
+        let open = |why| image(&at, &path, false, Direct::No, why);
+        let error = open(For::Check).await.unwrap_err().to_string();
+        assert!(error.contains("is in use by"), "{error}");
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(200)).await;
+            drop(holder);
+        });
+        open(For::Use).await.unwrap();
+    }
+
+    #[test]
+    fn a_pipe_that_takes_a_files_place_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image_in(dir.path());
+        let meta = path.metadata().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = open_same(&path, &meta, OpenOptions::new().read(true), OFlag::empty()).unwrap_err();
+        assert!(error.to_string().contains("replaced"), "{error}");
+        assert!(blob(&place("boot.kernel"), &path).unwrap_err().to_string().contains("is a pipe"));
+    }
+
+    #[test]
+    fn what_is_opened_blocks_as_its_user_expects() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image_in(dir.path());
+        let file = blob(&place("boot.kernel"), &path).unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK));
+    }
+}

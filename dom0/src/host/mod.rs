@@ -1,0 +1,19 @@
+//! What only the host can tell or give: files, locks, links, sockets, processes, CPUs, the run directory.
+//!
+//! Every failure that a config's value causes is a [`ConfigError`](crate::value::place::ConfigError) at that value.
+
+pub mod fault;
+pub mod files;
+pub mod links;
+pub mod locks;
+pub mod memory;
+pub mod nbd;
+pub mod orphans;
+pub mod pidfd;
+pub mod proc;
+pub mod programs;
+pub mod run_dir;
+pub mod sockets;
+pub mod usage;
+pub mod vcpus;
+pub mod watch;

@@ -1,0 +1,60 @@
+//! Lines about a domain, in the journal beside those of the domain's own units.
+//!
+//! `journalctl -u 'domus-*@web1*'` would not show what dom0 says otherwise: it says it as `dom0.service`. An entry of root's may name
+//! another unit that it is about (systemd.journal-fields(7), `OBJECT_SYSTEMD_UNIT=`), and is then shown with both.
+
+pub mod file;
+pub mod stderr;
+
+use crate::value::names;
+use std::io;
+use std::os::unix::net::UnixDatagram;
+
+use nix::sys::stat::fstat;
+use shared_abi::DomainName;
+
+/// Where the journal takes entries (systemd's "Native Journal Protocol").
+const SOCKET: &str = "/run/systemd/journal/socket";
+
+/// Says a line about a domain, there if standard error goes there too.
+pub fn line(domain: &DomainName, text: &str) {
+    let told = is_at_hand() && tell(&entry(domain, text)).is_ok();
+    if !told {
+        crate::log::file::line(domain, text);
+        crate::log::stderr::line(format_args!("{domain}: {text}"));
+    }
+}
+
+/// True if standard error is the stream that the journal has given this process (systemd.exec(5), `$JOURNAL_STREAM`).
+pub fn is_at_hand() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// The entry: a field a line, so that none may hold an end of line.
+fn entry(domain: &DomainName, text: &str) -> String {
+    let text = text.replace(['\n', '\r'], " ");
+    let unit = names::runner_unit(domain);
+    format!("MESSAGE={domain}: {text}\nPRIORITY=6\nSYSLOG_IDENTIFIER=dom0\nOBJECT_SYSTEMD_UNIT={unit}\n")
+}
+
+/// Never waits: a journal that is not there, or is slow, has the line said on standard error.
+fn tell(entry: &str) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to(entry.as_bytes(), SOCKET).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_names_the_runners_unit_and_a_text_cannot_add_fields() {
+        let entry = entry(&"a-b".parse().unwrap(), "was killed\nPRIORITY=0");
+        let lines: Vec<&str> = entry.lines().collect();
+        assert_eq!(lines[0], "MESSAGE=a-b: was killed PRIORITY=0");
+        assert_eq!(lines.last(), Some(&"OBJECT_SYSTEMD_UNIT=domus-runner@a\\x2db.service"));
+        assert_eq!(lines.len(), 4);
+    }
+}

@@ -1,0 +1,394 @@
+//! Networks that dom0 manages: defined in files, started and stopped, used by NICs by name.
+//!
+//! ```text
+//! /etc/domus/networks/NAME.json    what is defined
+//! /run/domus/networks/NAME/        what runs: network.json (as it was when it started), leases, dnsmasq.json
+//! ```
+//!
+//! A network belongs to the service. A `domus run` uses one that runs, and starts none. A service that takes the place of
+//! one that was killed takes its networks over.
+
+mod definition;
+mod dnsmasq;
+mod rules;
+mod running;
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use shared_abi::NetworkName;
+use tokio::sync::Mutex;
+
+pub use definition::{Forward, Network, NetworkFile, parse};
+pub use dnsmasq::{Lease, leases};
+
+use crate::host::links::Links;
+use crate::host::programs::NotInstalled;
+use crate::network::managed::running::Running;
+use crate::process::{Supervisor, SupervisorError};
+use crate::value::place::ConfigError;
+
+/// Why something cannot be done with a network. One line.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The definition is refused.
+    #[error(transparent)]
+    Definition(#[from] ConfigError),
+    /// There is none of this name.
+    #[error(
+        "there is no network \"{0}\": see domus network-list, or define it (domus network-define FILE.json)"
+    )]
+    NoSuch(String),
+    /// It does not run.
+    #[error("the network \"{0}\" does not run: start it (domus network-start {0})")]
+    NotRunning(NetworkName),
+    /// It runs.
+    #[error("the network \"{0}\" runs: stop it first (domus network-stop {0})")]
+    Runs(NetworkName),
+    /// The host could not tell their guests apart.
+    #[error(
+        "the network \"{0}\" has addresses of \"{1}\", which runs: give one of them others, or stop it (domus network-stop {1})"
+    )]
+    Overlaps(NetworkName, NetworkName),
+    /// Domains use it.
+    #[error(
+        "the network \"{0}\" has NICs on it ({1}): shut those domains down first, or domus network-destroy {0}"
+    )]
+    InUse(NetworkName, String),
+    /// Only the service has networks.
+    #[error(
+        "the network \"{0}\" does not run, and only the dom0 service can start it (domus network-start {0})"
+    )]
+    NoService(NetworkName),
+    /// Somebody else's interface has the bridge's name.
+    #[error("network {0}: an interface {1} exists that is not its own: remove it, or give another bridge")]
+    BridgeTaken(NetworkName, String),
+    /// dnsmasq does not stay.
+    #[error("network {0}: dnsmasq {1}: what it said is in dom0's log; is its address, or port 53, taken?")]
+    Dnsmasq(NetworkName, String),
+    /// A program is missing.
+    #[error(transparent)]
+    NotInstalled(#[from] NotInstalled),
+    /// A program could not be started.
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
+    /// Something of the host's.
+    #[error("network {network}: cannot {act}")]
+    Io {
+        /// Which.
+        network: NetworkName,
+        /// What.
+        act: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A network as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// What it is, or was when it was started.
+    pub network: Rc<Network>,
+    /// It runs.
+    pub runs: bool,
+}
+
+/// The networks of one dom0. Used by one thread.
+pub struct Networks {
+    /// Where they are defined.
+    defined: PathBuf,
+    /// Where those that run keep their state.
+    run: PathBuf,
+    /// Starts their processes; none in a command, which starts no network.
+    supervisor: Option<Rc<dyn Supervisor>>,
+    running: Mutex<BTreeMap<NetworkName, Running>>,
+}
+
+impl Networks {
+    /// The networks of the service.
+    pub fn of_service(config_dir: &Path, run_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        Self::new(config_dir, run_dir, Some(supervisor))
+    }
+
+    /// The networks that a service runs, for somebody who is none.
+    pub fn of_others(config_dir: &Path, run_dir: &Path) -> Self {
+        Self::new(config_dir, run_dir, None)
+    }
+
+    fn new(config_dir: &Path, run_dir: &Path, supervisor: Option<Rc<dyn Supervisor>>) -> Self {
+        let (defined, run) = (config_dir.join("networks"), run_dir.join("networks"));
+        Self { defined, run, supervisor, running: Mutex::default() }
+    }
+
+    fn file(&self, name: &NetworkName) -> PathBuf {
+        self.defined.join(format!("{name}.json"))
+    }
+
+    fn load(&self, file: &Path) -> Result<Network, NetworkError> {
+        let (text, _) = crate::value::text::read(file)?;
+        Ok(definition::parse(file, &text)?)
+    }
+
+    /// The network of this name, as it is defined.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoSuch`], or that its file is refused.
+    pub fn defined(&self, name: &NetworkName) -> Result<Network, NetworkError> {
+        let file = self.file(name);
+        if !file.exists() {
+            return Err(NetworkError::NoSuch(name.to_string()));
+        }
+        self.load(&file)
+    }
+
+    /// Defines a network, or another one in its place; one that runs goes on as it was started.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn define(&self, file: &Path, text: &str) -> Result<NetworkName, NetworkError> {
+        let network = definition::parse(file, text)?;
+        let io = |source| NetworkError::Io {
+            network: network.name.clone(),
+            act: format!("write {}", self.file(&network.name).display()),
+            source,
+        };
+        let mut dir = DirBuilder::new();
+        dir.recursive(true).mode(0o755).create(&self.defined).map_err(io)?;
+        let aside = self.defined.join(format!(".{}.json", network.name));
+        let written = fs::write(&aside, text).and_then(|()| {
+            fs::File::open(&aside)?.sync_all()?;
+            fs::rename(&aside, self.file(&network.name))
+        });
+        written.map_err(io)?;
+        Ok(network.name)
+    }
+
+    /// Forgets a network that does not run.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn undefine(&self, name: &NetworkName) -> Result<(), NetworkError> {
+        let running = self.running.lock().await;
+        if running.contains_key(name) {
+            return Err(NetworkError::Runs(name.clone()));
+        }
+        match fs::remove_file(self.file(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(NetworkError::NoSuch(name.to_string()))
+            }
+            other => other.map_err(|source| NetworkError::Io {
+                network: name.clone(),
+                act: "remove its definition".into(),
+                source,
+            }),
+        }
+    }
+
+    /// Starts a network. No error if it runs. Goes on to its end even if the caller loses patience, so that no half of a
+    /// network is left by a domain that is destroyed while it is built.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; nothing of it is left.
+    pub async fn start(self: &Rc<Self>, name: &NetworkName) -> Result<(), NetworkError> {
+        let (networks, own) = (self.clone(), name.clone());
+        let started = tokio::task::spawn_local(async move { networks.start_now(&own).await }).await;
+        started.unwrap_or_else(|error| {
+            let (network, act) = (name.clone(), "be started".to_owned());
+            Err(NetworkError::Io { network, act, source: io::Error::other(error) })
+        })
+    }
+
+    async fn start_now(&self, name: &NetworkName) -> Result<(), NetworkError> {
+        let mut running = self.running.lock().await;
+        if running.contains_key(name) {
+            return Ok(());
+        }
+        let network = self.defined(name)?;
+        if let Some(other) = running.values().find(|other| other.network.bridge == network.bridge) {
+            let taken = NetworkError::BridgeTaken(name.clone(), network.bridge.clone());
+            crate::log::stderr::line(format_args!("network {name}: {} has the bridge", other.network.name));
+            return Err(taken);
+        }
+        if let Some(other) = running.values().find(|other| other.network.overlaps(&network)) {
+            return Err(NetworkError::Overlaps(name.clone(), other.network.name.clone()));
+        }
+        let started = self.bring_up(network).await?;
+        running.insert(name.clone(), started);
+        Ok(())
+    }
+
+    async fn bring_up(&self, network: Network) -> Result<Running, NetworkError> {
+        let supervisor =
+            self.supervisor.clone().ok_or_else(|| NetworkError::NoService(network.name.clone()))?;
+        let dir = self.run.join(network.name.as_str());
+        let file = NetworkFile::from(&network);
+        let written = DirBuilder::new().recursive(true).mode(0o755).create(&dir).and_then(|()| {
+            let text = serde_json::to_string(&file)?;
+            fs::write(dir.join("network.json"), text)
+        });
+        written.map_err(|source| NetworkError::Io {
+            network: network.name.clone(),
+            act: format!("write to {}", dir.display()),
+            source,
+        })?;
+        Running::start(Rc::new(network), dir, supervisor).await
+    }
+
+    /// Stops a network and removes what it was made of. Without `anyway` none that has NICs on it.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn stop(&self, name: &NetworkName, anyway: bool) -> Result<(), NetworkError> {
+        let mut running = self.running.lock().await;
+        let Some(one) = running.get(name) else {
+            return Err(match self.defined(name) {
+                Err(error @ NetworkError::NoSuch(_)) => error,
+                _ => NetworkError::NotRunning(name.clone()),
+            });
+        };
+        if !anyway {
+            let ports = ports(&one.network.bridge).await;
+            if !ports.is_empty() {
+                return Err(NetworkError::InUse(name.clone(), ports.join(", ")));
+            }
+        }
+        if let Some(one) = running.remove(name) {
+            one.stop().await;
+        }
+        Ok(())
+    }
+
+    /// Stops all networks.
+    pub async fn stop_all(&self) {
+        let running = std::mem::take(&mut *self.running.lock().await);
+        for one in running.into_values() {
+            one.stop().await;
+        }
+    }
+
+    /// All networks that are defined or run.
+    pub async fn list(&self) -> Vec<Shown> {
+        let running = self.running.lock().await;
+        let mut all: BTreeMap<NetworkName, Shown> = BTreeMap::new();
+        for entry in fs::read_dir(&self.defined).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            if !hidden && path.extension().is_some_and(|end| end == "json") {
+                match self.load(&path) {
+                    Ok(network) => {
+                        all.insert(network.name.clone(), Shown { network: Rc::new(network), runs: false });
+                    }
+                    Err(error) => crate::log::stderr::line(format_args!("{error}")),
+                }
+            }
+        }
+        for (name, one) in &*running {
+            all.insert(name.clone(), Shown { network: one.network.clone(), runs: true });
+        }
+        all.into_values().collect()
+    }
+
+    /// The leases of a running network.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn leases(&self, name: &NetworkName) -> Result<Vec<Lease>, NetworkError> {
+        let running = self.running.lock().await;
+        match running.get(name) {
+            Some(one) => Ok(one.leases()),
+            None => {
+                self.defined(name)?;
+                Err(NetworkError::NotRunning(name.clone()))
+            }
+        }
+    }
+
+    /// Looks whether a NIC could be put on the network, without an effect.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn check(&self, name: &NetworkName) -> Result<(), NetworkError> {
+        if self.run.join(name.as_str()).join("network.json").exists() {
+            return Ok(());
+        }
+        match self.defined(name)? {
+            network if network.autostart => Ok(()),
+            _ => Err(NetworkError::NotRunning(name.clone())),
+        }
+    }
+
+    /// The bridge of a network, which is started for it if its definition allows.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn bridge(self: &Rc<Self>, name: &NetworkName) -> Result<String, NetworkError> {
+        if let Some(one) = self.running.lock().await.get(name) {
+            return Ok(one.network.bridge.clone());
+        }
+        if self.supervisor.is_none() {
+            // What a service has started is written down; one that was killed leaves it too, and the bridge with it.
+            let file = self.run.join(name.as_str()).join("network.json");
+            return match file.exists() {
+                true => Ok(self.load(&file)?.bridge),
+                false => Err(NetworkError::NoService(name.clone())),
+            };
+        }
+        let network = self.defined(name)?;
+        if !network.autostart {
+            return Err(NetworkError::NotRunning(name.clone()));
+        }
+        self.start(name).await?;
+        Ok(network.bridge)
+    }
+
+    /// Takes over what a service that was killed has left, and starts what is to be started without being asked for.
+    /// Failures are said: the service runs all the same.
+    pub async fn begin(self: &Rc<Self>) {
+        for entry in fs::read_dir(&self.run).into_iter().flatten().flatten() {
+            let taken = async {
+                let network = self.load(&entry.path().join("network.json"))?;
+                let name = network.name.clone();
+                let one = self.bring_up(network).await?;
+                self.running.lock().await.insert(name, one);
+                Ok::<_, NetworkError>(())
+            };
+            match taken.await {
+                Ok(()) => {
+                    crate::log::stderr::line(format_args!(
+                        "network {}: goes on, left by a dom0 that was killed",
+                        entry.file_name().display()
+                    ));
+                }
+                Err(error) => {
+                    crate::log::stderr::line(format_args!("{}", domus_startup::control::chain(&error)));
+                    // What was made is removed, and with it the record of what it was.
+                    let _ = fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+        for Shown { network, runs } in self.list().await {
+            if network.autostart
+                && !runs
+                && let Err(error) = self.start(&network.name).await
+            {
+                crate::log::stderr::line(format_args!("{}", domus_startup::control::chain(&error)));
+            }
+        }
+    }
+}
+
+/// The names of a bridge's ports.
+async fn ports(bridge: &str) -> Vec<String> {
+    let look = async {
+        let links = Links::open()?;
+        let Some(bridge) = links.find(bridge).await? else { return Ok(Vec::new()) };
+        let all = links.named("").await?;
+        let ports = all.into_iter().filter(|link| link.bridge == Some(bridge.index));
+        Ok::<_, io::Error>(ports.map(|link| link.name).collect())
+    };
+    look.await.unwrap_or_default()
+}

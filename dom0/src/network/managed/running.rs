@@ -1,0 +1,243 @@
+//! A network that runs: a bridge, a table of the packet filter, and a dnsmasq that is started again when it dies.
+//!
+//! ```text
+//!   bridge ─▶ addresses ─▶ forwarding ─▶ packet filter ─▶ dnsmasq         start; a failure undoes what was done
+//!   dnsmasq ◀─ packet filter ◀─ bridge                                    stop, in the other direction
+//! ```
+//!
+//! What there is already of these is taken over: that is how a network goes on under the next dom0.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::unistd::User;
+use shared_abi::control::AddressRange;
+use shared_abi::{MacAddress, NetworkName};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use crate::host::links::{Kind, Links};
+use crate::host::{proc, programs};
+use crate::network::managed::definition::{Forward, Network};
+use crate::network::managed::{NetworkError, dnsmasq, rules};
+use crate::process::{Aid, Process, Supervisor};
+use crate::value::backoff::{self, GOOD_LIFE};
+
+/// Within this time a dnsmasq that cannot serve ends.
+const START: Duration = Duration::from_millis(300);
+
+/// A running network.
+#[derive(Debug)]
+pub struct Running {
+    /// What it is.
+    pub network: Rc<Network>,
+    /// Starts dnsmasq again; owns it.
+    task: JoinHandle<()>,
+    dir: PathBuf,
+}
+
+impl Running {
+    /// Starts a network whose running state is kept in `dir`.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; what was made is removed.
+    pub async fn start(
+        network: Rc<Network>,
+        dir: PathBuf,
+        supervisor: Rc<dyn Supervisor>,
+    ) -> Result<Self, NetworkError> {
+        let links = Links::open().map_err(|error| network.io("open rtnetlink", error))?;
+        let result = set_up(&network, &dir, &links, &supervisor).await;
+        match result {
+            Ok(process) => {
+                let task = serve(network.clone(), dir.clone(), supervisor, process);
+                Ok(Self { network, task: tokio::task::spawn_local(task), dir })
+            }
+            Err(error) => {
+                remove(&network.name, &network.bridge, &dir, &links).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes everything of it.
+    pub async fn stop(self) {
+        // Dropping it kills dnsmasq; awaiting that it is dropped makes sure.
+        self.task.abort();
+        let _ = self.task.await;
+        if let Ok(links) = Links::open() {
+            remove(&self.network.name, &self.network.bridge, &self.dir, &links).await;
+        }
+    }
+
+    /// Its leases.
+    pub fn leases(&self) -> Vec<dnsmasq::Lease> {
+        dnsmasq::leases(&fs::read_to_string(self.dir.join("leases")).unwrap_or_default())
+    }
+}
+
+impl Network {
+    fn io(&self, act: &str, source: impl Into<io::Error>) -> NetworkError {
+        NetworkError::Io { network: self.name.clone(), act: act.into(), source: source.into() }
+    }
+
+    /// The address of its bridge: locally administered, always the same.
+    fn mac(&self) -> Option<MacAddress> {
+        const NETWORKS: Uuid = uuid::uuid!("6f0a7f0d-58f4-4b7a-9a53-2f1f8a0d7c11");
+        let [a, b, c, d, e, g, ..] = Uuid::new_v5(&NETWORKS, self.name.as_str().as_bytes()).into_bytes();
+        MacAddress::new([a & 0xfc | 0x02, b, c, d, e, g]).ok()
+    }
+}
+
+async fn set_up(
+    network: &Network,
+    dir: &Path,
+    links: &Links,
+    supervisor: &Rc<dyn Supervisor>,
+) -> Result<Process, NetworkError> {
+    let bridge = &network.bridge;
+    // Looked for before anything is made.
+    let nft = programs::find("nft", "nftables")?;
+    programs::find("dnsmasq", "dnsmasq-base")?;
+    proc::end(&dir.join("dnsmasq.json"));
+    match links.find(bridge).await.map_err(|error| network.io("look for the bridge", error))? {
+        None => {
+            let mac =
+                network.mac().ok_or_else(|| network.io("make an address", io::ErrorKind::InvalidData))?;
+            let made = links.add_bridge(bridge, mac, rules::GROUP).await;
+            made.map_err(|error| network.io(&format!("make the bridge {bridge}"), error))?;
+        }
+        // One of ours, left by a dom0 that was killed.
+        Some(link) if link.kind == Kind::Bridge && link.group == rules::GROUP => {}
+        Some(_) => return Err(NetworkError::BridgeTaken(network.name.clone(), bridge.clone())),
+    }
+    let gone = || network.io("find the bridge", io::ErrorKind::NotFound);
+    let found = links.find(bridge).await.map_err(|error| network.io("look for the bridge", error))?;
+    let index = found.ok_or_else(gone)?.index;
+    for AddressRange { address, prefix } in &network.addresses {
+        match links.add_address(index, *address, *prefix).await {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => {
+                other.map_err(|error| {
+                    network.io(&format!("give {bridge} the address {address}/{prefix}"), error)
+                })?;
+            }
+        }
+    }
+    if network.forward != Forward::Isolated {
+        forward_packets(network)?;
+    }
+    filter(&nft, rules::rules(network)).await.map_err(|error| network.io("load the packet filter", error))?;
+    let process = start_dnsmasq(network, dir, supervisor).await?;
+    match timeout(START, process.ended()).await {
+        Err(_) => Ok(process),
+        Ok(how) => Err(NetworkError::Dnsmasq(network.name.clone(), how)),
+    }
+}
+
+/// Lets the host pass packets on, and says so: it concerns more than this network, and stays so.
+fn forward_packets(network: &Network) -> Result<(), NetworkError> {
+    let switches =
+        [("/proc/sys/net/ipv4/ip_forward", true), ("/proc/sys/net/ipv6/conf/all/forwarding", false)];
+    for (switch, four) in switches {
+        let needed = network.addresses.iter().any(|range| range.address.is_ipv4() == four);
+        let on = fs::read_to_string(switch).is_ok_and(|text| text.trim() != "0");
+        if needed && !on {
+            fs::write(switch, "1").map_err(|error| network.io(&format!("switch {switch} on"), error))?;
+            let more =
+                if four { "" } else { "; if it takes its own addresses from a router, set accept_ra to 2" };
+            crate::log::stderr::line(format_args!(
+                "network {}: this host passes packets on from now on ({switch} is 1{more})",
+                network.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Gives nft a text. On a thread of its own: it is waited for.
+async fn filter(nft: &Path, text: String) -> io::Result<()> {
+    let nft = nft.to_owned();
+    let run = move || {
+        let mut child = Command::new(nft)
+            .args(["-f", "-"])
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(text.as_bytes())?;
+        }
+        let out = child.wait_with_output()?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&out.stderr);
+        Err(io::Error::other(crate::value::text::one_line(said.lines().next().unwrap_or("nft has failed"))))
+    };
+    tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+async fn start_dnsmasq(
+    network: &Network,
+    dir: &Path,
+    supervisor: &Rc<dyn Supervisor>,
+) -> Result<Process, NetworkError> {
+    let program = programs::find("dnsmasq", "dnsmasq-base")?;
+    // Debian's package dnsmasq makes a user for it, dnsmasq-base does not.
+    let user = if let Ok(Some(_)) = User::from_name("dnsmasq") { "dnsmasq" } else { "nobody" };
+    let args = dnsmasq::arguments(network, &dir.join("leases"), user);
+    let whom = format!("network {}", network.name);
+    let aid = Aid { whom: &whom, program: &program, args: &args, gives: None, domain: None };
+    let process = supervisor.aid(aid).await?;
+    let written = proc::write(&dir.join("dnsmasq.json"), process.pid());
+    written.map_err(|error| network.io("write the network's state", error))?;
+    Ok(process)
+}
+
+/// Starts dnsmasq again as often as it ends. Dropped when the network stops.
+async fn serve(network: Rc<Network>, dir: PathBuf, supervisor: Rc<dyn Supervisor>, first: Process) {
+    let (mut process, mut young) = (first, 0_u32);
+    loop {
+        let since = Instant::now();
+        let how = process.ended().await;
+        process.reap().await;
+        young = if since.elapsed() < GOOD_LIFE { young.saturating_add(1) } else { 0 };
+        if young <= 1 {
+            crate::log::stderr::line(format_args!(
+                "network {}: dnsmasq {how}: it is started again",
+                network.name
+            ));
+        }
+        process = loop {
+            sleep(backoff::pause(young)).await;
+            match start_dnsmasq(&network, &dir, &supervisor).await {
+                Ok(process) => break process,
+                Err(_) => young = young.saturating_add(1),
+            }
+        };
+    }
+}
+
+/// Removes what there is of a network. What fails is said: nobody waits for more.
+pub async fn remove(name: &NetworkName, bridge: &str, dir: &Path, links: &Links) {
+    proc::end(&dir.join("dnsmasq.json"));
+    if let Ok(nft) = programs::find("nft", "nftables")
+        && let Err(error) = filter(&nft, rules::removal(name)).await
+    {
+        crate::log::stderr::line(format_args!("network {name}: its packet filter stays: {error}"));
+    }
+    if let Ok(Some(link)) = links.find(bridge).await
+        && (link.kind, link.group) == (Kind::Bridge, rules::GROUP)
+        && let Err(error) = links.remove(link.index).await
+    {
+        crate::log::stderr::line(format_args!("network {name}: the bridge {bridge} stays: {error}"));
+    }
+    let _ = fs::remove_dir_all(dir);
+}

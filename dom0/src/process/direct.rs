@@ -1,0 +1,158 @@
+//! dom0 starts the processes itself.
+
+use std::cell::RefCell;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+use shared_abi::{DomainName, Role};
+
+use crate::process::cgroup::Cgroups;
+use crate::process::spawn::{Surroundings, spawn};
+use crate::process::{
+    Adopting, Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, Weighing, output,
+};
+
+/// Starts processes as children of dom0.
+#[derive(Debug)]
+pub struct Direct {
+    places: Vec<PathBuf>,
+    programs: RefCell<[Option<PathBuf>; 5]>,
+    cgroups: Option<Cgroups>,
+    dies_with_parent: bool,
+}
+
+impl Direct {
+    /// Looks for programs in `libexec` if given, otherwise beside the running executable and in
+    /// `/usr/libexec/domus`. `embedded` in a command in the foreground, no process gets a cgroup of its own, and each
+    /// dies with the thread that calls this.
+    pub fn new(libexec: Option<PathBuf>, embedded: bool) -> Self {
+        let places = match libexec {
+            Some(place) => vec![place],
+            None => {
+                let own = std::env::current_exe().ok();
+                let own = own.as_deref().and_then(Path::parent).map(PathBuf::from);
+                own.into_iter().chain([PathBuf::from("/usr/libexec/domus")]).collect()
+            }
+        };
+        let cgroups = match embedded {
+            // Whoever runs a domain in the foreground has put the command where it belongs.
+            true => None,
+            false => Cgroups::find()
+                .inspect_err(|why| {
+                    crate::log::stderr::line(format_args!(
+                        "domains run without memory and process limits: {why}"
+                    ));
+                })
+                .ok(),
+        };
+        Self { places, programs: RefCell::default(), cgroups, dies_with_parent: embedded }
+    }
+
+    fn program(&self, role: Role) -> Result<PathBuf, SupervisorError> {
+        let mut programs = self.programs.borrow_mut();
+        let slot = &mut programs[role as usize];
+        if let Some(path) = slot {
+            return Ok(path.clone());
+        }
+        let mut candidates = self.places.iter().map(|place| place.join(role.program()));
+        let found = candidates.find(|path| access(path, AccessFlags::X_OK).is_ok());
+        let path = found.ok_or_else(|| SupervisorError::NoProgram {
+            program: role.program(),
+            places: self.places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
+        })?;
+        *slot = Some(path.clone());
+        Ok(path)
+    }
+
+    fn start_now(&self, job: Job<'_>) -> Result<Process, SupervisorError> {
+        let program = match job.program {
+            Some(program) => program.into(),
+            None => self.program(job.role)?,
+        };
+        let limits = self.cgroups.as_ref().zip(job.limits);
+        let group = limits
+            .and_then(|(cgroups, Limits { domain, memory, vcpus, .. })| cgroups.group(domain, memory, vcpus));
+        let around = Surroundings {
+            cgroup: group.as_ref().map(AsFd::as_fd),
+            dies_with_parent: self.dies_with_parent,
+            alone: true,
+            gives: None,
+        };
+        let args: [&[u8]; 2] = [b"--control", job.control.as_os_str().as_bytes()];
+        started(&program, job.role.program(), job.whom, job.limits.map(|limits| limits.domain), &args, around)
+    }
+}
+
+/// Starts a program that serves `whom`, and passes on what it says.
+fn started(
+    program: &Path,
+    name: &str,
+    whom: &str,
+    domain: Option<&DomainName>,
+    args: &[&[u8]],
+    around: Surroundings<'_>,
+) -> Result<Process, SupervisorError> {
+    let start = || {
+        let (heard, says) = output::pipe()?;
+        let (pid, pidfd) = spawn(program, args, says.as_fd(), around)?;
+        let mut process = Process::new(pid, pidfd)?;
+        let (whom, name, domain) = (whom.to_owned(), name.to_owned(), domain.cloned());
+        let words = output::pass_on(heard, move |line| {
+            let rest = line.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
+            let text = format!("{name}: {}", rest.unwrap_or(line));
+            match &domain {
+                Some(domain) => crate::log::line(domain, &text),
+                None => crate::log::stderr::line(format_args!("{whom}: {text}")),
+            }
+        })?;
+        process.words = Some(words);
+        Ok(process)
+    };
+    start().map_err(|source| SupervisorError::Spawn { program: program.into(), source })
+}
+
+impl Direct {
+    fn aid_now(&self, aid: Aid<'_>) -> Result<Process, SupervisorError> {
+        let group = self.cgroups.as_ref().zip(aid.domain).and_then(|(cgroups, domain)| cgroups.there(domain));
+        let around = Surroundings {
+            cgroup: group.as_ref().map(AsFd::as_fd),
+            dies_with_parent: self.dies_with_parent,
+            alone: false,
+            gives: aid.gives,
+        };
+        let name = aid.program.file_name().unwrap_or_default().to_string_lossy();
+        let args: Vec<&[u8]> = aid.args.iter().map(|arg| arg.as_bytes()).collect();
+        started(aid.program, &name, aid.whom, aid.domain, &args, around)
+    }
+}
+
+impl Supervisor for Direct {
+    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
+        Box::pin(std::future::ready(self.start_now(job)))
+    }
+
+    fn aid<'a>(&'a self, aid: Aid<'a>) -> Starting<'a> {
+        Box::pin(std::future::ready(self.aid_now(aid)))
+    }
+
+    fn adopt<'a>(&'a self, _: &'a mut Process) -> Adopting<'a> {
+        // A pidfd is all there is of another's child.
+        Box::pin(std::future::ready(()))
+    }
+
+    fn weigh<'a>(&'a self, domain: &'a DomainName, weight: Option<u32>, cap: Option<u32>) -> Weighing<'a> {
+        let weighed = match &self.cgroups {
+            Some(cgroups) => cgroups.weigh(domain, weight, cap),
+            None => Err("this dom0 runs domains without cgroups: see its log".into()),
+        };
+        Box::pin(std::future::ready(weighed))
+    }
+
+    fn release(&self, domain: &DomainName) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove(domain);
+        }
+    }
+}

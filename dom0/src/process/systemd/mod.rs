@@ -1,0 +1,316 @@
+//! systemd starts the processes, as units of their own: `domus-block@web1.service` in `domus-web1.slice`.
+//!
+//! ```text
+//!   free name ─▶ its environment written ─▶ StartUnit ─▶ job done ─▶ MainPID ─▶ pidfd ─▶ Process
+//!      ▲                                                                                   │ ended, told how, reaped
+//!      └──────────────────────────────── UnrefUnit: systemd forgets it ◀───────────────────┘
+//! ```
+//!
+//! dom0 ends the processes itself, by their pidfds, and starts them again; the units have no `Restart=`, and are parts of
+//! no other unit: dom0's own end and start is nothing to them. What they say goes to the journal. Programs of
+//! others' are transient units in the same slice.
+
+mod bus;
+mod machined;
+mod release;
+mod unit;
+
+use crate::value::names;
+use crate::value::names::template;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::unistd::Pid;
+use shared_abi::{DomainName, Role};
+use zbus::Variant;
+
+use crate::host::pidfd::open_pidfd;
+use crate::process::cgroup::{memory_limit, task_limit};
+use crate::process::systemd::bus::{Bus, Failure};
+use crate::process::systemd::machined::Machines;
+use crate::process::systemd::release::{Farewell, Farewells};
+use crate::process::systemd::unit::{Unit, Used};
+use crate::process::{Adopting, Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, Weighing};
+
+/// Where the installed programs are; the units say the same of their directories.
+const PROGRAMS: &str = "/usr/libexec/domus";
+
+/// Where the environment of a unit is, by its name. Its own directory, so that nobody else writes there.
+pub const ENVIRONMENTS: &str = "/run/domus/units";
+
+/// Where systemd looks for units that are installed.
+const UNIT_PLACES: [&str; 4] =
+    ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+
+/// Properties of a transient unit.
+type Properties<'a> = Vec<(&'a str, Variant<'a>)>;
+
+/// Starts processes as units of systemd's.
+#[derive(Debug)]
+pub struct Systemd {
+    bus: Rc<Bus>,
+    used: Used,
+    farewells: Farewells,
+    machines: Machines,
+    /// Domains whose slice has been made.
+    slices: RefCell<BTreeSet<DomainName>>,
+    /// A slice has been given up, and systemd may not know yet.
+    leaving: Cell<bool>,
+}
+
+/// True if this process is the service of an installed package: systemd has started it, and knows the children's units.
+pub fn is_at_hand() -> bool {
+    let asked = ["INVOCATION_ID", "NOTIFY_SOCKET"].iter().all(|name| std::env::var_os(name).is_some());
+    asked && Path::new("/run/systemd/system").exists() && missing_unit().is_none()
+}
+
+/// The first template that is not installed.
+fn missing_unit() -> Option<String> {
+    let templates =
+        Role::ALL.into_iter().chain([Role::Switch]).map(|role| format!("{}@.service", template(role)));
+    let there = |unit: &String| UNIT_PLACES.iter().any(|place| Path::new(place).join(unit).exists());
+    templates.into_iter().find(|unit| !there(unit))
+}
+
+impl Systemd {
+    /// Must be called in a `LocalSet`.
+    ///
+    /// # Errors
+    /// One line: the units are not installed, or their environments cannot be written.
+    pub fn new() -> Result<Self, String> {
+        if let Some(unit) = missing_unit() {
+            return Err(format!(
+                "--supervisor systemd: {unit} is not installed: install the package domus, or use direct"
+            ));
+        }
+        let made = fs::DirBuilder::new().recursive(true).create(ENVIRONMENTS);
+        made.map_err(|error| format!("--supervisor systemd: cannot make {ENVIRONMENTS}: {error}"))?;
+        let bus = Rc::new(Bus::default());
+        let farewells = Farewells::start(bus.clone());
+        Ok(Self {
+            machines: Machines::new(bus.clone()),
+            bus,
+            used: Used::default(),
+            farewells,
+            slices: RefCell::default(),
+            leaving: Cell::new(false),
+        })
+    }
+
+    async fn start_now(&self, job: Job<'_>) -> Result<Process, Failure> {
+        if let Some(limits) = job.limits {
+            self.slice(limits).await?;
+        }
+        let template = template(job.role);
+        let whom = job.whom.strip_prefix("switch ").unwrap_or(job.whom);
+        for (n, name) in names::candidates(template, whom) {
+            let Some(unit) = self.take(&name) else { continue };
+            // Loaded from here on, so that it can be asked how it ended.
+            self.bus.manager("RefUnit", &(&*name,)).await?;
+            if !unit.is_idle().await? {
+                continue;
+            }
+            let environment = Environment::write(&names::environment(template, whom, n), job)?;
+            self.bus.job(&name, "StartUnit", &(&*name, "replace")).await?;
+            drop(environment);
+            let process = self.process(unit).await?;
+            if let (Role::Runner, Some(Limits { domain, uuid, .. })) = (job.role, job.limits) {
+                self.machines.register(domain.as_str(), uuid, process.pid());
+            }
+            return Ok(process);
+        }
+        Err(format!(
+            "{template}: all its units for {whom} are in use: see systemctl list-units '{template}@*'"
+        ))
+    }
+
+    fn take(&self, name: &str) -> Option<Unit> {
+        Unit::take(&self.bus, &self.used, &self.farewells, name)
+    }
+
+    /// The process of a unit that has just been started.
+    async fn process(&self, unit: Unit) -> Result<Process, Failure> {
+        let name = unit.name().to_owned();
+        let main = async || self.bus.property::<u32>(&name, "Service", "MainPID").await;
+        let gone = || format!("{name} ended at once: see journalctl -u '{name}'");
+        let pid = main().await?;
+        let raw = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or_else(gone)?;
+        let pidfd = open_pidfd(Pid::from_raw(raw)).map_err(|_| gone())?;
+        // While systemd calls it the main process it has not waited for it, so its number is nobody else's.
+        if main().await? != pid {
+            return Err(gone());
+        }
+        let mut process = Process::new(Pid::from_raw(raw), pidfd).map_err(|error| error.to_string())?;
+        process.witness = Some(Box::new(unit));
+        Ok(process)
+    }
+
+    /// The unit of a process that an earlier dom0 had started.
+    async fn unit_of(&self, pid: Pid) -> Option<Unit> {
+        let name = self.bus.unit_of(pid.as_raw().unsigned_abs()).await.ok()?;
+        // A child of a dom0 that started its processes itself is in that dom0's own unit.
+        let unit = self.take(name.strip_prefix("domus-").map(|_| &*name)?)?;
+        self.bus.manager("RefUnit", &(&*name,)).await.ok()?;
+        Some(unit)
+    }
+
+    /// Makes the slice of a domain with its limits, if this has not done so yet.
+    async fn slice(&self, Limits { domain, memory, vcpus, .. }: Limits<'_>) -> Result<(), Failure> {
+        if self.slices.borrow().contains(domain) {
+            return Ok(());
+        }
+        if self.leaving.replace(false) {
+            self.farewells.passed_on().await;
+        }
+        let slice = names::slice(domain.as_str());
+        let limits = || {
+            let memory = Variant::from(memory_limit(memory));
+            vec![("MemoryMax", memory), ("TasksMax", Variant::from(u64::from(task_limit(vcpus))))]
+        };
+        let mut all: Properties<'_> = vec![("Description", Variant::from(format!("Domain {domain}")))];
+        all.extend(limits());
+        if let Err(error) = self.transient(&slice, all).await {
+            // One that is there was left by another dom0.
+            let set = self.bus.manager("SetUnitProperties", &(&*slice, true, limits())).await;
+            set.map_err(|_| error)?;
+        }
+        self.slices.borrow_mut().insert(domain.clone());
+        Ok(())
+    }
+
+    async fn transient(&self, unit: &str, properties: Properties<'_>) -> Result<(), Failure> {
+        let none: Vec<(&str, Properties<'_>)> = Vec::new();
+        self.bus.job(unit, "StartTransientUnit", &(unit, "fail", properties, none)).await
+    }
+
+    async fn aid_now(&self, aid: Aid<'_>) -> Result<Process, Failure> {
+        let program = aid.program.file_name().unwrap_or_default().to_string_lossy();
+        let path = utf8(aid.program)?;
+        let argv: Vec<&str> = std::iter::once(path).chain(aid.args.iter().map(String::as_str)).collect();
+        let slice = aid.domain.map_or("domus.slice".into(), |domain| names::slice(domain.as_str()));
+        let mut error = String::new();
+        for (_, name) in names::candidates(&format!("domus-{program}"), aid.whom) {
+            let Some(unit) = self.take(&name) else { continue };
+            let mut properties: Properties<'_> = vec![
+                ("Description", Variant::from(format!("Domus: {program} of {}", aid.whom))),
+                ("Slice", Variant::from(&*slice)),
+                ("Type", Variant::from("exec")),
+                ("CollectMode", Variant::from("inactive-or-failed")),
+                ("AddRef", Variant::from(true)),
+                ("ExecStart", Variant::from(vec![(path, argv.clone(), false)])),
+                ("ProtectHome", Variant::from("yes")),
+                // As the templates have it: at the host's shutdown guests need it until they are off.
+                ("Before", Variant::from(vec!["domus-guests.service"])),
+            ];
+            if let Some(gives) = aid.gives {
+                properties.push(("StandardInputFileDescriptor", Variant::from(zbus::Fd::from(gives))));
+            }
+            match self.transient(&name, properties).await {
+                Ok(()) => return self.process(unit).await,
+                Err(why) => error = why,
+            }
+        }
+        Err(error)
+    }
+
+    async fn weigh_now(
+        &self,
+        domain: &DomainName,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> Result<(), Failure> {
+        let mut properties: Properties<'_> = Vec::new();
+        properties.extend(weight.map(|weight| ("CPUWeight", Variant::from(u64::from(weight)))));
+        // Microseconds in a second; the greatest number is none.
+        properties.extend(cap.map(|cap| {
+            let quota = if cap == 0 { u64::MAX } else { u64::from(cap) * 10_000 };
+            ("CPUQuotaPerSecUSec", Variant::from(quota))
+        }));
+        let slice = names::slice(domain.as_str());
+        self.bus.manager("SetUnitProperties", &(&*slice, true, properties)).await.map(drop)
+    }
+}
+
+/// The file that a unit reads when it is started. Dropping it removes it, with the directories that are empty then.
+struct Environment(PathBuf);
+
+impl Environment {
+    fn write(name: &str, job: Job<'_>) -> Result<Self, Failure> {
+        let text = environment(job)?;
+        let file = Self(Path::new(ENVIRONMENTS).join(name));
+        let folder = file.0.parent().unwrap_or(Path::new(ENVIRONMENTS));
+        let written = fs::create_dir_all(folder).and_then(|()| fs::write(&file.0, text));
+        written.map_err(|error| format!("cannot write {}: {error}", file.0.display()))?;
+        Ok(file)
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+        let above = self.0.ancestors().skip(1).take_while(|path| *path != Path::new(ENVIRONMENTS));
+        for folder in above {
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// What a unit is told.
+fn environment(job: Job<'_>) -> Result<String, Failure> {
+    let program = match job.program {
+        Some(program) => program.to_owned(),
+        None => PathBuf::from(PROGRAMS).join(job.role.program()),
+    };
+    let (program, control) = (utf8(&program)?, utf8(job.control)?);
+    // env(1), which the units start, would take it for a variable.
+    if program.contains('=') {
+        return Err(format!("the program \"{program}\" has a = in its path: move it"));
+    }
+    Ok(format!("PROGRAM={}\nCONTROL={}\n", names::quoted(program), names::quoted(control)))
+}
+
+/// systemd takes text only, and one line of it.
+fn utf8(path: &Path) -> Result<&str, Failure> {
+    let text = path.to_str().filter(|text| !text.contains(|c: char| c.is_control()));
+    text.ok_or_else(|| format!("the path {path:?} is not plain text: choose another"))
+}
+
+fn refused(program: &Path, why: Failure) -> SupervisorError {
+    SupervisorError::Spawn { program: program.into(), source: io::Error::other(why) }
+}
+
+impl Supervisor for Systemd {
+    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
+        Box::pin(async move {
+            let program = job.program.unwrap_or(Path::new(job.role.program()));
+            self.start_now(job).await.map_err(|why| refused(program, why))
+        })
+    }
+
+    fn aid<'a>(&'a self, aid: Aid<'a>) -> Starting<'a> {
+        Box::pin(async move { self.aid_now(aid).await.map_err(|why| refused(aid.program, why)) })
+    }
+
+    fn adopt<'a>(&'a self, process: &'a mut Process) -> Adopting<'a> {
+        // Without a unit that knows it, it is still known that it has ended, and not how.
+        Box::pin(async {
+            process.witness = self.unit_of(process.pid()).await.map(|unit| Box::new(unit) as _)
+        })
+    }
+
+    fn weigh<'a>(&'a self, domain: &'a DomainName, weight: Option<u32>, cap: Option<u32>) -> Weighing<'a> {
+        Box::pin(self.weigh_now(domain, weight, cap))
+    }
+
+    fn release(&self, domain: &DomainName) {
+        self.slices.borrow_mut().remove(domain);
+        self.leaving.set(true);
+        self.farewells.say(Farewell::Slice(names::slice(domain.as_str())));
+    }
+}

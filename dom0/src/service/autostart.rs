@@ -1,0 +1,162 @@
+//! Guests that start with the host, and all guests when it stops.
+//!
+//! dom0 starts those whose configs in `/etc/domus/domains` say `autostart`, once in a boot of the host: a file in the run
+//! directory, which does not outlive the host's running, says that this has been done. So a guest that somebody has
+//! destroyed stays away when dom0 itself is started again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config::{self, Autostart, DomainConfig};
+use crate::domain::error::{Attempted, explain};
+use crate::domain::lifecycle::{Event, State};
+use crate::service::Dom0;
+use crate::value::place::ConfigError;
+
+/// Says that guests have been started since the host was.
+const MARK: &str = "autostarted";
+
+/// Most configs that are looked at.
+const MOST: usize = 4096;
+
+/// Starts the guests that are to start with the host, one after another, and says which cannot be. Nothing is done if
+/// that has been done since the host was started.
+pub async fn start(dom0: Rc<Dom0>) {
+    let mark = fs::File::create_new(dom0.run_dir().path().join(MARK));
+    match mark {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return,
+        Err(error) => {
+            crate::log::stderr::line(format_args!("guests are started, perhaps again later: {error}"))
+        }
+    }
+    let (configs, problems) = read(&dom0.commons().config_dir);
+    for problem in problems {
+        crate::log::stderr::line(format_args!("autostart: {problem}"));
+    }
+    for (config, Autostart { delay, .. }) in in_order(configs) {
+        let plan = Attempted::from(&config);
+        // Somebody was quicker, or a dom0 before this one.
+        if dom0.find(plan.name.as_str()).is_ok() {
+            continue;
+        }
+        match dom0.create(config).await {
+            Ok(domid) => {
+                crate::log::stderr::line(format_args!("{}: started with the host (ID {domid})", plan.name))
+            }
+            Err(error) => {
+                crate::log::stderr::line(format_args!("autostart: {}", explain(&plan, &error)));
+                continue;
+            }
+        }
+        sleep(delay).await;
+    }
+}
+
+/// How [`stop`] ended: names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// These guests have switched themselves off.
+    pub shut_down: Vec<String>,
+    /// These had to be destroyed.
+    pub destroyed: Vec<String>,
+}
+
+/// Shuts all guests down: first those that do not start with the host, then the others, the last one started first. What
+/// still runs at its turn's end is destroyed; the turns share `grace` evenly.
+pub async fn stop(dom0: &Dom0, grace: Duration) -> Stopped {
+    let configs = in_order(read(&dom0.commons().config_dir).0);
+    let ranks: BTreeMap<_, _> =
+        configs.iter().map(|(config, autostart)| (config.name.clone(), autostart.order)).collect();
+    let mut turns: BTreeMap<Option<u32>, Vec<String>> = BTreeMap::new();
+    for (name, _) in dom0.list() {
+        turns.entry(ranks.get(&name).copied()).or_default().push(name.to_string());
+    }
+    let strangers = turns.remove(&None);
+    let turns: Vec<Vec<String>> = strangers.into_iter().chain(turns.into_values().rev()).collect();
+    let deadline = Instant::now() + grace;
+    let mut stopped = Stopped::default();
+    for (n, names) in turns.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(turns.len() - n).unwrap_or(u32::MAX);
+        let ends = join_all(names.iter().map(|name| end(dom0, name, share))).await;
+        for (name, by_itself) in names.iter().zip(ends) {
+            let list = if by_itself { &mut stopped.shut_down } else { &mut stopped.destroyed };
+            list.push(name.clone());
+        }
+    }
+    stopped
+}
+
+/// Ends one guest, within `grace` by its own doing if it can be; true if so.
+async fn end(dom0: &Dom0, name: &str, grace: Duration) -> bool {
+    let off = async {
+        dom0.ask(name, Event::Retire).await?;
+        dom0.wait(name).await
+    };
+    let ended = timeout(grace, off).await;
+    let by_itself =
+        matches!(&ended, Ok(Ok(view)) if matches!(view.state, State::Dead | State::Preserved { .. }));
+    let _ = dom0.ask(name, Event::Destroy).await;
+    by_itself
+}
+
+/// The configs that say `autostart`, and what is wrong with those that cannot be read.
+fn read(config_dir: &Path) -> (Vec<(DomainConfig, Autostart)>, Vec<ConfigError>) {
+    let entries = fs::read_dir(config_dir.join("domains")).into_iter().flatten().flatten();
+    let paths =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
+    let mut paths: Vec<PathBuf> = paths.take(MOST).collect();
+    paths.sort();
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
+    for path in paths {
+        match config::load(&path) {
+            Ok(config) => found.extend(config.autostart.map(|autostart| (config, autostart))),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    (found, problems)
+}
+
+/// In the order in which they start: by number, then by name.
+fn in_order(mut configs: Vec<(DomainConfig, Autostart)>) -> Vec<(DomainConfig, Autostart)> {
+    configs.sort_by(|(a, first), (b, second)| (first.order, &a.name).cmp(&(second.order, &b.name)));
+    configs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_start_by_number_then_name_and_a_config_that_is_wrong_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let domains = dir.path().join("domains");
+        fs::create_dir(&domains).unwrap();
+        for (name, autostart) in [
+            ("web", r#""autostart": true"#),
+            ("db", r#""autostart": { "order": 1, "delay": 5 }"#),
+            ("app", r#""autostart": { "order": 1 }"#),
+            ("never", r#""autostart": false"#),
+            ("wrong", r#""autostart": 7"#),
+        ] {
+            let text = format!(r#"{{ "name": "{name}", "boot": {{ "kernel": "k" }}, {autostart} }}"#);
+            fs::write(domains.join(format!("{name}.json")), text).unwrap();
+        }
+        fs::write(domains.join("notes.txt"), "no config").unwrap();
+        let (configs, problems) = read(dir.path());
+        let order: Vec<String> =
+            in_order(configs).iter().map(|(config, _)| config.name.to_string()).collect();
+        // A number that is not given is 100: there is room before and after.
+        assert_eq!(order, ["app", "db", "web"]);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].to_string().contains("autostart"), "{}", problems[0]);
+    }
+}

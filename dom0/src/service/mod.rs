@@ -1,0 +1,383 @@
+//! All domains of one dom0: their names, their tasks, and what an operator can do with them.
+
+pub mod autostart;
+pub mod notify;
+pub mod replace;
+
+use crate::value::place::ConfigError;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::fcntl::Flock;
+use shared_abi::{DomId, DomainName};
+use tokio::sync::{Notify, oneshot};
+
+use crate::config::{self, DomainConfig};
+use crate::device::net::config::NetLink;
+use crate::device::net::tap;
+use crate::domain::environment::Environment;
+use crate::domain::error::StartError;
+use crate::domain::lifecycle::{Event, State};
+use crate::domain::machine::disks::Order;
+use crate::domain::record::{Record, Source};
+use crate::domain::rename::Rekey;
+use crate::domain::{Command, Domain, Handle, View};
+use crate::host::links::Links;
+use crate::host::orphans;
+use crate::host::run_dir::{RunDir, RunDirError};
+use crate::network::managed::Networks;
+
+/// Why an operator's wish was not fulfilled.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// There is no such domain.
+    #[error("there is no domain \"{0}\": see domus list")]
+    NoSuchDomain(String),
+    /// The domain's state does not allow it, or its runner has refused.
+    #[error("{name}: {why}")]
+    Refused {
+        /// Which domain.
+        name: DomainName,
+        /// One line.
+        why: String,
+    },
+    /// It was left by a dom0 that was killed, and all that can be done is to destroy it.
+    #[error("{0}: was left by a dom0 before this one, and could not be taken over: it can only be destroyed")]
+    LeftOver(DomainName),
+}
+
+/// The domains of one dom0. Used by one thread.
+pub struct Dom0 {
+    run: RunDir,
+    commons: Rc<Environment>,
+    domains: RefCell<BTreeMap<DomainName, Rc<Handle>>>,
+    stopping: Cell<bool>,
+    /// Somebody wants the installed program in this one's place.
+    succession: Notify,
+}
+
+impl Dom0 {
+    /// A dom0 without domains.
+    pub fn new(run: RunDir, commons: Environment) -> Rc<Self> {
+        Rc::new(Self {
+            run,
+            commons: Rc::new(commons),
+            domains: RefCell::default(),
+            stopping: Cell::new(false),
+            succession: Notify::new(),
+        })
+    }
+
+    /// Its run directory.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run
+    }
+
+    /// Has [`Self::succeeded`] return.
+    pub fn succeed(&self) {
+        self.succession.notify_one();
+    }
+
+    /// Waits until the installed program is to take this one's place.
+    pub async fn succeeded(&self) {
+        self.succession.notified().await;
+    }
+
+    /// What its domains have in common.
+    pub fn commons(&self) -> &Environment {
+        &self.commons
+    }
+
+    /// Its networks.
+    pub fn networks(&self) -> &Rc<Networks> {
+        &self.commons.providers.networks
+    }
+
+    /// Takes the run directory for a service: no other dom0 service runs there while the result lives.
+    ///
+    /// # Errors
+    /// [`RunDirError::Taken`], which names the other.
+    pub fn lock(&self) -> Result<Flock<std::fs::File>, RunDirError> {
+        self.run.lock()
+    }
+
+    /// Builds and starts a domain; returns when its vCPUs run. Must be called in a `LocalSet`.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing of it is left.
+    pub async fn create(self: &Rc<Self>, config: DomainConfig) -> Result<DomId, StartError> {
+        let name = config.name.clone();
+        if let Some(other) = self.wears(&name) {
+            let problem = format!(
+                "\"{name}\" is what the processes of \"{other}\" are still called, which was renamed: reboot or destroy it, or \
+                 change the name"
+            );
+            return Err(ConfigError::new(&config.file, "name", problem).into());
+        }
+        let dir = self.run.claim(&name).map_err(|error| match error {
+            error @ (RunDirError::NameTaken { .. } | RunDirError::LeftOver(_)) => {
+                crate::value::place::ConfigError::new(&config.file, "name", error).into()
+            }
+            other => StartError::RunDir(other),
+        })?;
+        if self.stopping.get() {
+            return Err(StartError::GivenUp);
+        }
+        let (domain, handle, created) = Domain::new(config, self.run.clone(), dir, self.commons.clone());
+        self.begin(domain, handle);
+        created.await.unwrap_or(Err(StartError::GivenUp))
+    }
+
+    /// Takes over what a service before this one has left: switches, domains, and processes that nobody has written down.
+    /// Must be called in a `LocalSet`, by the service that holds the [lock](Self::lock), before anything is created.
+    pub fn adopt(self: &Rc<Self>) {
+        self.commons.providers.switches.begin();
+        for name in self.run.names() {
+            let Some((dir, record)) = self.run.take_over(&name) else { continue };
+            let known: Vec<_> = record.iter().flat_map(Record::known).collect();
+            orphans::end(dir.path(), &known);
+            let Some(record) = record else { continue };
+            let Source { file, directory, text } = &record.source;
+            let config = match config::parse(file, directory, text) {
+                // Its directory's name is the domain's.
+                Ok(config) => {
+                    let unit = record.unit.clone().unwrap_or_else(|| name.clone());
+                    DomainConfig { name: name.clone(), unit, ..config }
+                }
+                Err(error) => {
+                    crate::log::stderr::line(format_args!(
+                        "{name}: cannot be taken over: {error}: it runs on as it is; domus destroy removes it"
+                    ));
+                    dir.leave();
+                    continue;
+                }
+            };
+            for net in &config.nets {
+                if let NetLink::Switch(switch) = &net.link {
+                    self.commons.providers.switches.resume(switch, (name.clone(), net.id.clone()));
+                }
+            }
+            let (domain, handle) = Domain::left(config, self.run.clone(), dir, self.commons.clone(), record);
+            self.begin(domain, handle);
+        }
+        self.commons.providers.switches.settle();
+    }
+
+    /// The domain, of another name, whose processes have this one.
+    fn wears(&self, name: &DomainName) -> Option<DomainName> {
+        let domains = self.domains.borrow();
+        let found =
+            domains.iter().find(|(other, handle)| *other != name && handle.view.borrow().unit == *name);
+        found.map(|(other, _)| other.clone())
+    }
+
+    /// Gives a domain another name while it runs.
+    ///
+    /// # Errors
+    /// [`AskError`]; it has its old name then.
+    pub async fn rename(self: &Rc<Self>, name: &str, to: DomainName) -> Result<(), AskError> {
+        let handle = self.find(name)?;
+        let refused = |why| AskError::Refused { name: handle.name.clone(), why };
+        if handle.name == to {
+            return Ok(());
+        }
+        if self.wears(&to).is_some_and(|other| other != handle.name)
+            || self.domains.borrow().contains_key(&to)
+        {
+            return Err(refused(format!("cannot be renamed: the name \"{to}\" is taken")));
+        }
+        let (registry, old, new) = (self.clone(), handle.clone(), to.clone());
+        // By the domain's own task: no moment passes in which it has a name that is not in the list.
+        let rekey = Rekey(Box::new(move |console| {
+            let mut domains = registry.domains.borrow_mut();
+            domains.remove(&old.name);
+            let handle = Handle {
+                name: new.clone(),
+                console,
+                commands: old.commands.clone(),
+                destroy: old.destroy.clone(),
+                view: old.view.clone(),
+            };
+            domains.insert(new, Rc::new(handle));
+        }));
+        self.order(name, |answer| Order::Rename(to, rekey, answer)).await
+    }
+
+    /// Has a domain's task run until nothing of it is left.
+    fn begin(self: &Rc<Self>, domain: Domain, handle: Handle) {
+        let registry = self.clone();
+        self.domains.borrow_mut().insert(handle.name.clone(), Rc::new(handle));
+        tokio::task::spawn_local(domain.run(move |name| {
+            registry.domains.borrow_mut().remove(name);
+        }));
+    }
+
+    /// Waits until no domain is on its way from one state to the next, for `patience` at most: a good moment to leave them.
+    pub async fn quiet(&self, patience: Duration) {
+        self.stopping.set(true);
+        let moving = |view: &View| matches!(view.state, State::Building | State::Dying(_));
+        let settled = async {
+            while self.domains.borrow().values().any(|handle| moving(&handle.view.borrow())) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, settled).await;
+    }
+
+    /// The domain of this name.
+    ///
+    /// # Errors
+    /// [`AskError::NoSuchDomain`], [`AskError::LeftOver`].
+    pub fn find(&self, name: &str) -> Result<Rc<Handle>, AskError> {
+        let none = || AskError::NoSuchDomain(name.chars().take(64).collect());
+        let found = match name.parse::<u32>() {
+            // As with xl, a number names a domain too; no name is a number.
+            Ok(domid) => {
+                self.domains.borrow().values().find(|handle| handle.view.borrow().domid.0 == domid).cloned()
+            }
+            _ => {
+                let name: DomainName = name.parse().map_err(|_| none())?;
+                let found = self.domains.borrow().get(&name).cloned();
+                if found.is_none() && self.leftovers().iter().any(|(left, _)| *left == name) {
+                    return Err(AskError::LeftOver(name));
+                }
+                found
+            }
+        };
+        found.ok_or_else(none)
+    }
+
+    /// Every domain with what there is to see of it, by number.
+    pub fn list(&self) -> Vec<(DomainName, View)> {
+        let domains = self.domains.borrow();
+        let mut list: Vec<_> =
+            domains.iter().map(|(name, h)| (name.clone(), h.view.borrow().clone())).collect();
+        list.sort_by_key(|(_, view)| view.domid);
+        list
+    }
+
+    /// Puts an operator's wish to a domain and waits until it is done.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask(&self, name: &str, event: Event) -> Result<(), AskError> {
+        let handle = match self.find(name) {
+            Err(AskError::LeftOver(name)) if event == Event::Destroy => {
+                let refused =
+                    |error: RunDirError| AskError::Refused { name: name.clone(), why: error.to_string() };
+                let (run, left) = (self.run.clone(), name.clone());
+                // On a thread of its own: it waits for the processes' end.
+                let domid = self.leftovers().into_iter().find(|(left, _)| *left == name);
+                let removed = tokio::task::spawn_blocking(move || run.remove_leftover(&left)).await;
+                // A macvtap is no process's, and stays.
+                if let (Some((_, domid)), Ok(links)) = (domid, Links::open()) {
+                    tap::remove_macvtaps(&format!("vif{domid}."), &links).await;
+                }
+                removed.map_or(Ok(()), |removed| removed.map(drop).map_err(refused))?;
+                self.commons.providers.supervisor.release(&name);
+                return Ok(());
+            }
+            other => other?,
+        };
+        let destroy = event == Event::Destroy;
+        let gone = || AskError::NoSuchDomain(handle.name.to_string());
+        let (answer, answered) = oneshot::channel();
+        if handle.commands.send(Command::Ask { event, answer }).is_err() {
+            return if destroy { Ok(()) } else { Err(gone()) };
+        }
+        if destroy {
+            handle.destroy.send_replace(true);
+        }
+        match answered.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(AskError::Refused { name: handle.name.clone(), why }),
+            // It went away by itself meanwhile.
+            Err(_) if destroy => Ok(()),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    /// Gives a running domain an order about its disks or backends, and waits for what comes of it.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn order<T>(
+        &self,
+        name: &str,
+        order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
+    ) -> Result<T, AskError> {
+        let handle = self.find(name)?;
+        let gone = || AskError::NoSuchDomain(handle.name.to_string());
+        let (answer, answered) = oneshot::channel();
+        handle.commands.send(Command::Order(order(answer))).map_err(|_| gone())?;
+        let refused = |why| AskError::Refused { name: handle.name.clone(), why };
+        match answered.await {
+            Ok(answer) => answer.map_err(refused),
+            Err(_) if handle.commands.is_closed() => Err(gone()),
+            Err(_) => Err(refused("is being started just now: try again".into())),
+        }
+    }
+
+    /// Waits until the machine that `name` has now has stopped, and says how.
+    ///
+    /// # Errors
+    /// [`AskError::NoSuchDomain`].
+    pub async fn wait(&self, name: &str) -> Result<View, AskError> {
+        let handle = self.find(name)?;
+        let mut view = handle.view.clone();
+        let first = view.borrow().domid;
+        let mut last = view.borrow().clone();
+        loop {
+            {
+                let now = view.borrow_and_update();
+                if now.domid != first || matches!(now.state, State::Preserved { .. } | State::Dead) {
+                    return Ok(now.clone());
+                }
+                last.clone_from(&now);
+            }
+            if view.changed().await.is_err() {
+                return Ok(View { state: State::Dead, ..last });
+            }
+        }
+    }
+
+    /// Shuts every domain down, for `grace` at most, and then destroys what is left. No domain can be created any more.
+    pub async fn retire(&self, grace: Duration) {
+        self.stopping.set(true);
+        let names: Vec<_> = self.domains.borrow().keys().cloned().collect();
+        let retired = names.iter().map(|name| async move {
+            let off = async {
+                self.ask(name.as_str(), Event::Retire).await?;
+                self.wait(name.as_str()).await
+            };
+            let _ = tokio::time::timeout(grace, off).await;
+            let _ = self.ask(name.as_str(), Event::Destroy).await;
+        });
+        futures_util::future::join_all(retired).await;
+    }
+
+    /// Destroys every domain now.
+    pub async fn destroy_all(&self) {
+        self.retire(Duration::ZERO).await;
+    }
+
+    /// Domains that a killed dom0 has left.
+    pub fn leftovers(&self) -> Vec<(DomainName, DomId)> {
+        let domains = self.domains.borrow();
+        let left = self.run.leftovers(|name| domains.contains_key(name));
+        left.into_iter().map(|(name, record)| (name, record.domid)).collect()
+    }
+
+    /// Where the console of a domain is.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn console(&self, name: &str) -> Result<(Box<Path>, DomId), AskError> {
+        let handle = self.find(name)?;
+        let domid = handle.view.borrow().domid;
+        Ok((handle.console.as_path().into(), domid))
+    }
+}
