@@ -70,7 +70,8 @@ pub fn install_packages(consent: Consent) -> Result<()> {
     agree(consent, "Install them with apt-get?")?;
     let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
     run_quiet(&mut apt_get(&["update"]))?;
-    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    // Without leave to remove anything: apt would rather take a newer package of the host's away than set it back.
+    let mut install = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
     install.extend(&names);
     if let Err(plain) = run_quiet(&mut apt_get(&install)) {
         install_with_downgrades(&names)
@@ -128,7 +129,8 @@ fn install_with_downgrades(names: &[&str]) -> Result<()> {
             blockers.push(format!("{name}/{release}"));
         }
     }
-    let mut install = vec!["install", "--yes", "--no-install-recommends", "--allow-downgrades"];
+    let mut install =
+        vec!["install", "--yes", "--no-install-recommends", "--no-remove", "--allow-downgrades"];
     install.extend(names);
     install.extend(blockers.iter().map(String::as_str));
     println!("The plain install failed; setting back to {release}'s version: {}", blockers.join(" "));
