@@ -17,7 +17,7 @@ use crate::settings::Wanted;
 use crate::wait_set::{Wait, WaitSet};
 use crate::worker_command::NicCommand;
 
-/// What a queue is worked with: [`crate::rx::Receive`], [`crate::tx::Transmit`] or [`crate::control::Control`].
+/// What a queue is worked with: [`crate::rx::Receive`], [`crate::tx::Transmit`] or [`crate::control_queue::ControlQueue`].
 pub trait Work {
     /// The queue to work with, if it runs.
     fn queue(&mut self) -> &mut Option<Box<Queue>>;

@@ -9,44 +9,7 @@
 //! Every refusal is one line with the file, the JSON path, the value and what would be accepted. Nothing here
 //! touches the host but [`load`], which reads the file itself.
 //!
-//! | left out | means |
-//! |---|---|
-//! | `uuid` | made from the name, always the same |
-//! | `vcpus` | 1 |
-//! | `memory` | `"512MiB"` |
-//! | `boot.initrd` | none |
-//! | `boot.cmdline` | `"console=ttyS0"` |
-//! | `disks`, `nets`, `devices` | none |
-//! | `disks[].format` | `"raw"` |
-//! | `disks[].read_only` | `false` |
-//! | `disks[].serial` | the disk's `id` |
-//! | `disks[].queues` | one for each vCPU, at most 4 |
-//! | `disks[].backing` | none |
-//! | `disks[].cache` | `"none"` where the file system has it, else `"writeback"` |
-//! | `disks[].discard` | `true` |
-//! | `disks[].block_size` | the image's own |
-//! | `disks[].werror`, `rerror` | `"pause-if-full"`, `"report"` |
-//! | `disks[].limits`, `disk_limits` | none |
-//! | `disks[].on_backend_loss` | `"stall"` |
-//! | `nets[].bridge` … `user` | `"user": true` |
-//! | `nets[].user.ports` | none |
-//! | `nets[].queues` | one pair for each vCPU, at most 4 and what a tap that exists has; 1 on `user`, `switch` and `vhost_user_socket` |
-//! | `nets[].mac` | made from the domain's UUID and the NIC's id, locally administered, always the same |
-//! | `nets[].mtu` | 1500; 65520 on `user` |
-//! | `nets[].spoof` | `false` |
-//! | `nets[].addresses` | any |
-//! | `nets[].limits` | none |
-//! | `nets[].link` | `"up"` |
-//! | `devices[].queue_size` | 256 |
-//! | `devices[].pci_class` | the usual one of the virtio type |
-//! | `devices[].config_size` | what the virtio type has, if it is a common one, otherwise 0 |
-//! | `autostart` | `false` |
-//! | `cpus` | `"all"` |
-//! | `cpu_weight` | 100 |
-//! | `cpu_cap` | 0: none |
-//! | `console.log` | none |
-//! | `on_poweroff`, `on_crash` | `"destroy"` |
-//! | `on_reboot` | `"restart"` |
+//! The defaults of keys that are left out stand in [`DomainFile`], from which the JSON Schema is made.
 //!
 //! Relative paths start at the config file's directory.
 

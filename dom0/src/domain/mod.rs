@@ -1,4 +1,4 @@
-//! One domain: a task that feeds its [state machine](state) and does what that says.
+//! One domain: a task that feeds its [state machine](lifecycle) and does what that says.
 //!
 //! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once.
 

@@ -17,7 +17,7 @@
 //! | [`lock()`], [`time`] | locks that outlive a panic, the monotonic clock |
 //! | [`LogLimit`] | a bound of the lines that somebody else can cause |
 //! | [`memfd`] | memory of a fixed size to share with other processes |
-//! | [`serve`], [`program`] | a backend from its start message to its last answer, and its `main` |
+//! | [`serve()`], [`program`] | a backend from its start message to its last answer, and its `main` |
 //! | [`say()`] | lines for people, to a standard error that nobody may read |
 //! | [`threads`] | threads that are ready to be sealed, and one heap for them |
 //! | [`sandbox`] | own uid, no capabilities, own namespaces, an empty root, a seccomp allow-list |

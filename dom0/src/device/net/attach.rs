@@ -475,7 +475,7 @@ pub async fn another_passt(
 /// Opens the taps that a dom0 before this one had open, now that its backend is gone and they with it.
 ///
 /// # Errors
-/// [`StartError`]; also if one has another number of queues now.
+/// [`DeviceError`]; also if one has another number of queues now.
 pub async fn open_absent(owner: &Owner, nets: &RefCell<Nets>, from: &Providers) -> Result<(), DeviceError> {
     let absent = |nic: &OpenNic| nic.wire.is_absent().then(|| (nic.n, nic.net.clone(), nic.pairs));
     let missing: Vec<_> = nets.borrow().nics.iter().filter_map(absent).collect();

@@ -2,7 +2,7 @@
 //!
 //! | happens | the guest sees | then |
 //! |---|---|---|
-//! | a backend dies | its devices stand still | another one takes its place, see [`revive`] |
+//! | a backend dies | its devices stand still | another one takes its place, see [`attempt`] |
 //! | a foreign backend hangs up | the same | its socket is connected to again |
 //! | a remote disk's server is gone | requests wait | it is connected to again |
 //! | a switch dies | its NICs stand still | it is started again, and the NICs are plugged in again |
