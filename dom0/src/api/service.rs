@@ -1,6 +1,7 @@
 //! What dom0 answers. One [`Session`] for each connection, so that a call that waits holds up nobody else.
 
 use crate::log;
+use futures_util::FutureExt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,13 +20,12 @@ use crate::api::domains::{describe, domain_0, list, troubles};
 use crate::api::events::{self, Answers};
 use crate::api::{cpus, disks, limits, machine, nets, statistics};
 use crate::config;
+use crate::domain::Domain;
 use crate::domain::check;
 use crate::domain::error::StartError;
 use crate::domain::error::{Attempted, explain};
 use crate::domain::lifecycle::Event;
-use crate::domain::machine::disks::Order;
 use crate::domain::machine::nics::NicChange;
-use crate::domain::machine::scheduling::SchedulingOrder;
 use crate::host::memory;
 use crate::service::Dom0;
 use crate::service::autostart::{self, Stopped};
@@ -185,13 +185,21 @@ impl Session {
         self.may_change("triggering a domain")?;
         let (request, act) =
             machine::trigger(&what, vcpu).map_err(|message| ApiError::Refused { message })?;
-        Ok(self.dom0.order(&name, |answer| Order::Machine(request, act, answer)).await?)
+        Ok(self
+            .dom0
+            .call(&name, move |domain| async move { domain.machine(&request, act).await }.boxed_local())
+            .await?)
     }
 
     async fn sysrq(&self, name: String, key: String) -> Result<(), ApiError> {
         self.may_change("sending a SysRq key")?;
         let request = machine::sysrq(&key).map_err(|message| ApiError::Refused { message })?;
-        Ok(self.dom0.order(&name, |answer| Order::Machine(request, "send a SysRq key", answer)).await?)
+        Ok(self
+            .dom0
+            .call(&name, move |domain| {
+                async move { domain.machine(&request, "send a SysRq key").await }.boxed_local()
+            })
+            .await?)
     }
 
     async fn dump_core(
@@ -203,7 +211,7 @@ impl Session {
     ) -> Result<Dumped, ApiError> {
         self.may_change("dumping a core")?;
         let dump = machine::dump(file, live, &then).map_err(|message| ApiError::Refused { message })?;
-        let file = self.dom0.order(&name, |answer| Order::Dump(dump, answer)).await?;
+        let file = self.dom0.call(&name, move |domain| domain.dump(dump).boxed_local()).await?;
         Ok(Dumped { file: file.display().to_string() })
     }
 
@@ -221,26 +229,25 @@ impl Session {
         directory: String,
     ) -> Result<(), ApiError> {
         self.may_change("updating a config")?;
-        let next = Box::new(self.parse(&config, &file, &directory)?);
-        Ok(self.dom0.order(&name, |answer| Order::Update(next, answer)).await?)
+        let next = self.parse(&config, &file, &directory)?;
+        Ok(self.dom0.call(&name, move |domain| async move { domain.update(next) }.boxed_local()).await?)
     }
 
     async fn timeline(&self, name: String) -> Result<Timeline, ApiError> {
-        let phases = self.dom0.order(&name, Order::Timeline).await?.into_iter();
+        let phases = self.dom0.call(&name, |domain| domain.timeline().boxed_local()).await?.into_iter();
         Ok(Timeline { phases: phases.map(|(name, at_ns)| PhaseInfo { name: name.into(), at_ns }).collect() })
     }
 
     async fn vcpu_list(&self, name: String) -> Result<VcpuList, ApiError> {
-        let vcpus =
-            self.dom0.order(&name, |answer| Order::Scheduling(SchedulingOrder::Vcpus(answer))).await?;
+        let vcpus = self.dom0.call(&name, |domain| async move { Ok(domain.vcpus()) }.boxed_local()).await?;
         Ok(VcpuList { vcpus: vcpus.into_iter().map(Into::into).collect() })
     }
 
     async fn vcpu_pin(&self, name: String, vcpu: Option<u32>, cpus: String) -> Result<(), ApiError> {
         self.may_change("pinning a vCPU")?;
         let (vcpu, cpus) = cpus::pin(vcpu, &cpus).map_err(|message| ApiError::Refused { message })?;
-        let order = |answer| Order::Scheduling(SchedulingOrder::Pin(vcpu, cpus, answer));
-        Ok(self.dom0.order(&name, order).await?)
+        let pin = move |domain: &mut Domain| domain.pin(vcpu, cpus);
+        Ok(self.dom0.call(&name, |domain| async move { pin(domain) }.boxed_local()).await?)
     }
 
     async fn sched_set(
@@ -253,8 +260,7 @@ impl Session {
             self.may_change("changing a domain's part of the CPUs")?;
         }
         cpus::check(weight, cap).map_err(|message| ApiError::Refused { message })?;
-        let order = |answer| Order::Scheduling(SchedulingOrder::Weigh(weight, cap, answer));
-        Ok(self.dom0.order(&name, order).await?.into())
+        Ok(self.dom0.call(&name, move |domain| domain.weigh(weight, cap).boxed_local()).await?.into())
     }
 
     async fn console(&self, name: String) -> Result<Console, ApiError> {
@@ -270,7 +276,8 @@ impl Session {
     }
 
     async fn block_list(&self, name: String) -> Result<DiskList, ApiError> {
-        let disks = self.dom0.order(&name, Order::Disks).await?;
+        let disks =
+            self.dom0.call(&name, |domain| async move { Ok(domain.disks().await) }.boxed_local()).await?;
         Ok(DiskList { disks: disks.into_iter().map(Into::into).collect() })
     }
 
@@ -284,7 +291,7 @@ impl Session {
         let change =
             limits::change(&disks::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let disk = disk.map(|disk| device(&disk)).transpose()?;
-        Ok(self.dom0.order(&name, |answer| Order::Limit(disk, change, answer)).await?)
+        Ok(self.dom0.call(&name, move |domain| domain.limit(disk, change).boxed_local()).await?)
     }
 
     async fn block_resize(
@@ -295,7 +302,7 @@ impl Session {
     ) -> Result<Resized, ApiError> {
         self.may_change("resizing a disk")?;
         let disk = device(&disk)?;
-        let bytes = self.dom0.order(&name, |answer| Order::Resize(disk, bytes, answer)).await?;
+        let bytes = self.dom0.call(&name, move |domain| domain.resize(disk, bytes).boxed_local()).await?;
         Ok(Resized { bytes })
     }
 
@@ -312,12 +319,16 @@ impl Session {
             let message = format!("the program \"{}\" is not absolute", program.display());
             return Err(ApiError::Refused { message });
         }
-        let stalled = self.dom0.order(&name, |answer| Order::Upgrade(device, program, answer)).await?;
+        let stalled = self
+            .dom0
+            .call(&name, move |domain| async move { domain.upgrade(&device, program).await }.boxed_local())
+            .await?;
         Ok(Upgraded { stalled_us: stalled.as_micros() as u64 })
     }
 
     async fn nic_list(&self, name: String) -> Result<NicList, ApiError> {
-        let nics = self.dom0.order(&name, Order::Nics).await?;
+        let nics =
+            self.dom0.call(&name, |domain| async move { Ok(domain.nics().await) }.boxed_local()).await?;
         Ok(NicList { nics: nics.into_iter().map(Into::into).collect() })
     }
 
@@ -334,7 +345,10 @@ impl Session {
             limits::change(&nets::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let nic = device(&nic)?;
         let change = NicChange { up, announce, limits };
-        Ok(self.dom0.order(&name, |answer| Order::SetNic(nic, change, answer)).await?)
+        Ok(self
+            .dom0
+            .call(&name, move |domain| async move { domain.set_nic(&nic, change).await }.boxed_local())
+            .await?)
     }
 
     async fn network_define(&self, definition: String, file: String) -> Result<Defined, ApiError> {

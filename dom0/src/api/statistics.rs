@@ -6,9 +6,9 @@ use domus_api::{DomainStatistics, VcpuInfo};
 use futures_util::future::join_all;
 
 use crate::api::domains::describe;
-use crate::domain::machine::disks::Order;
 use crate::host::usage;
 use crate::service::Dom0;
+use futures_util::FutureExt;
 
 /// A domain whose backends do not answer within this time has no counters.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -17,8 +17,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
     let domains = dom0.list().into_iter().map(async |(name, view)| {
         let ask = async || {
-            let disks = dom0.order(name.as_str(), Order::Disks).await.unwrap_or_default();
-            let nics = dom0.order(name.as_str(), Order::Nics).await.unwrap_or_default();
+            let disks = dom0
+                .call(name.as_str(), |domain| async move { Ok(domain.disks().await) }.boxed_local())
+                .await
+                .unwrap_or_default();
+            let nics = dom0
+                .call(name.as_str(), |domain| async move { Ok(domain.nics().await) }.boxed_local())
+                .await
+                .unwrap_or_default();
             (disks, nics)
         };
         // A domain without a machine has nobody to ask.

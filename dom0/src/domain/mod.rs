@@ -16,12 +16,14 @@ pub mod rename;
 mod tell;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
 use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, RunnerStatus, StopReason};
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,7 +37,6 @@ use crate::domain::error::StartError;
 use crate::domain::events::Kind;
 use crate::domain::lifecycle::{Action, Event, State, step};
 use crate::domain::machine::build::{Incarnation, Runner, build};
-use crate::domain::machine::disks::Order;
 use crate::domain::machine::events::{BackendHappening, Happening};
 use crate::domain::machine::recovery::Held;
 use crate::domain::record::Record;
@@ -113,10 +114,22 @@ pub enum Command {
         /// Answered when it is done or refused; for `Destroy`, when nothing of the domain is left.
         answer: oneshot::Sender<Result<(), String>>,
     },
-    /// A wish about disks and backends.
-    Order(Order),
+    /// Something to do with the domain.
+    Call(Verb),
     /// What the runner says of itself; not answered if there is none.
     Status(oneshot::Sender<RunnerStatus>),
+}
+
+/// What a domain's task does with its domain when its turn comes; it is given the reason where there is nothing to do it with.
+pub struct Verb(Box<Work>);
+
+/// What a verb does, with the domain or the reason why there is none.
+type Work = dyn for<'a> FnOnce(Result<&'a mut Domain, String>) -> LocalBoxFuture<'a, ()>;
+
+impl fmt::Debug for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verb")
+    }
 }
 
 /// How to reach a domain's task.
@@ -135,6 +148,27 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Has the domain's task do something with its domain, and waits for what comes of it. For what ends within seconds: the
+    /// task does nothing else meanwhile. None if the domain is gone.
+    pub async fn call<T: 'static>(
+        &self,
+        verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
+    ) -> Option<Result<T, String>> {
+        let (answer, answered) = oneshot::channel();
+        let verb = Verb(Box::new(move |domain| {
+            Box::pin(async move {
+                let result = match domain {
+                    Ok(domain) => verb(domain).await,
+                    Err(why) => Err(why),
+                };
+                // Whoever has asked may have gone.
+                let _ = answer.send(result);
+            })
+        }));
+        self.commands.send(Command::Call(verb)).ok()?;
+        answered.await.ok()
+    }
+
     /// What the runner says of itself, if there is one that answers soon.
     pub async fn status(&self) -> Option<RunnerStatus> {
         let (answer, answered) = oneshot::channel();
@@ -406,7 +440,7 @@ impl Domain {
     async fn command(&mut self, command: Command) {
         let (event, answer) = match command {
             Command::Ask { event, answer } => (event, answer),
-            Command::Order(order) => return self.order(order).await,
+            Command::Call(Verb(verb)) => return verb(Ok(self)).await,
             Command::Status(answer) => {
                 let link = self.incarnation.runner.as_ref().and_then(|runner| runner.link.as_ref());
                 if answer.is_closed() || link.is_some_and(ChildLink::is_late) {
@@ -572,8 +606,15 @@ impl Domain {
                     result = &mut building => break Ok(result),
                     Some(command) = self.commands.recv() => command,
                 };
-                // There is no runner to ask for its status yet.
-                let Command::Ask { event, answer } = command else { continue };
+                let (event, answer) = match command {
+                    Command::Ask { event, answer } => (event, answer),
+                    Command::Call(Verb(verb)) => {
+                        verb(Err("is being started just now: try again".into())).await;
+                        continue;
+                    }
+                    // There is no runner to ask for its status yet.
+                    Command::Status(_) => continue,
+                };
                 match step(self.state, &event, policy) {
                     Err(refused) => drop(answer.send(Err(refused.to_string()))),
                     Ok(next) => break Err((answer, next)),

@@ -24,7 +24,10 @@ impl Domain {
     }
 
     /// Keeps the config for the next machine.
-    pub(super) fn update(&mut self, next: DomainConfig) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// One line; the config of the next machine is as before then.
+    pub fn update(&mut self, next: DomainConfig) -> Result<(), String> {
         if matches!(self.state, State::Dying(_) | State::Dead) {
             return Err(format!("cannot update its config: the domain {}", self.state));
         }

@@ -4,7 +4,6 @@
 //! comes after a dom0 that dies meanwhile finds it under one of the two. What the host calls its processes (cgroup, units)
 //! keeps the name that they were started under, until the next machine is built; nobody else can have that name till then.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use shared_abi::DomainName;
@@ -14,17 +13,13 @@ use crate::device::net::config::NetLink;
 use crate::domain::Domain;
 use crate::domain::lifecycle::State;
 
-/// Has everybody else know a domain by its new name, at once; called with the path of its console.
-pub struct Rekey(pub Box<dyn FnOnce(PathBuf)>);
-
-impl fmt::Debug for Rekey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Rekey")
-    }
-}
-
 impl Domain {
-    pub(super) fn rename(&mut self, name: DomainName, Rekey(rekey): Rekey) -> Result<(), String> {
+    /// Gives the domain another name. `known` has everybody else know it by that, at once; it is called with the path of
+    /// the console.
+    ///
+    /// # Errors
+    /// One line; it has its old name then.
+    pub fn rename(&mut self, name: DomainName, known: impl FnOnce(PathBuf)) -> Result<(), String> {
         if !(self.state.has_machine() || matches!(self.state, State::Preserved { .. })) {
             return Err(format!("cannot be renamed: the domain {}", self.state));
         }
@@ -52,7 +47,7 @@ impl Domain {
         let renamed = |config: &DomainConfig| DomainConfig { name: name.clone(), ..config.clone() }.into();
         self.next = self.next.take().map(|next| renamed(&next));
         self.config = renamed(&self.config);
-        rekey(self.dir.console());
+        known(self.dir.console());
         self.keep();
         Ok(())
     }

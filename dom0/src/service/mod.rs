@@ -11,6 +11,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use nix::fcntl::Flock;
 use shared_abi::{DomId, DomainName};
 use tokio::sync::{Notify, oneshot};
@@ -21,9 +23,7 @@ use crate::device::net::tap;
 use crate::domain::environment::Environment;
 use crate::domain::error::StartError;
 use crate::domain::lifecycle::{Event, State};
-use crate::domain::machine::disks::Order;
 use crate::domain::record::{Record, Source};
-use crate::domain::rename::Rekey;
 use crate::domain::{Command, Domain, Handle, View};
 use crate::host::links::Links;
 use crate::host::orphans;
@@ -191,7 +191,7 @@ impl Dom0 {
         }
         let (registry, old, new) = (self.clone(), handle.clone(), to.clone());
         // By the domain's own task: no moment passes in which it has a name that is not in the list.
-        let rekey = Rekey(Box::new(move |console| {
+        let known = move |console| {
             let mut domains = registry.domains.borrow_mut();
             domains.remove(&old.name);
             let handle = Handle {
@@ -202,8 +202,8 @@ impl Dom0 {
                 view: old.view.clone(),
             };
             domains.insert(new, Rc::new(handle));
-        }));
-        self.order(name, |answer| Order::Rename(to, rekey, answer)).await
+        };
+        self.call(name, move |domain| async move { domain.rename(to, known) }.boxed_local()).await
     }
 
     /// Has a domain's task run until nothing of it is left.
@@ -300,25 +300,18 @@ impl Dom0 {
         }
     }
 
-    /// Gives a running domain an order about its disks or backends, and waits for what comes of it.
+    /// Has a domain's task do something with its domain, and waits for what comes of it: see [`Handle::call`].
     ///
     /// # Errors
     /// [`AskError`].
-    pub async fn order<T>(
+    pub async fn call<T: 'static>(
         &self,
         name: &str,
-        order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
+        verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
     ) -> Result<T, AskError> {
         let handle = self.find(name)?;
-        let gone = || AskError::NoSuchDomain(handle.name.to_string());
-        let (answer, answered) = oneshot::channel();
-        handle.commands.send(Command::Order(order(answer))).map_err(|_| gone())?;
-        let refused = |why| AskError::Refused { name: handle.name.clone(), why };
-        match answered.await {
-            Ok(answer) => answer.map_err(refused),
-            Err(_) if handle.commands.is_closed() => Err(gone()),
-            Err(_) => Err(refused("is being started just now: try again".into())),
-        }
+        let done = handle.call(verb).await.ok_or_else(|| AskError::NoSuchDomain(handle.name.to_string()))?;
+        done.map_err(|why| AskError::Refused { name: handle.name.clone(), why })
     }
 
     /// Waits until the machine that `name` has now has stopped, and says how.

@@ -45,7 +45,10 @@ pub struct Dump {
 
 impl Domain {
     /// Writes a core; returns where it is.
-    pub(in crate::domain) async fn dump(&mut self, dump: Dump) -> Result<PathBuf, String> {
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn dump(&mut self, dump: Dump) -> Result<PathBuf, String> {
         self.has_machine("dump its core")?;
         let path = self.write_core(dump.file, dump.live, dump.then == Then::Destroy).await?;
         match dump.then {

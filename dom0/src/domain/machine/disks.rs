@@ -1,53 +1,13 @@
-//! What an operator asks of a running domain's disks, NICs, backends and machine. What is asked of NICs is in
-//! [`nics`](crate::domain::machine::nics), what is asked of the machine in `machine`.
-
-use std::path::PathBuf;
-use std::time::Duration;
+//! What an operator asks of a running domain's disks.
 
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{BackendReply, BlockRequest, Cache, DiskStatistics, IoLimits, RunnerRequest};
-use shared_abi::{DeviceId, DomainName, Role};
-use tokio::sync::oneshot;
+use shared_abi::{DeviceId, Role};
 
-use crate::config::DomainConfig;
 use crate::device::block::config::{DiskData, DiskSource};
 use crate::domain::Domain;
-use crate::domain::machine::core::Dump;
-use crate::domain::machine::nics::{NicChange, NicReport};
-use crate::domain::machine::scheduling::SchedulingOrder;
-use crate::domain::machine::timeline::Phase;
-use crate::domain::rename::Rekey;
 use crate::value::rate::LimitsFile;
 use domus_startup::control::chain;
-
-/// Something to do with a domain's disks, NICs or backends. Each is answered with what came of it, or one line.
-#[derive(Debug)]
-pub enum Order {
-    /// Report on every disk.
-    Disks(oneshot::Sender<Result<Vec<DiskReport>, String>>),
-    /// Change the limits of a disk, or with none of all together.
-    Limit(Option<DeviceId>, LimitsFile, oneshot::Sender<Result<(), String>>),
-    /// Give a disk another size in bytes, or measure it again; answered with its size.
-    Resize(DeviceId, Option<u64>, oneshot::Sender<Result<u64, String>>),
-    /// Report on every NIC.
-    Nics(oneshot::Sender<Result<Vec<NicReport>, String>>),
-    /// Change something of a NIC.
-    SetNic(DeviceId, NicChange, oneshot::Sender<Result<(), String>>),
-    /// Exchange the backend of a device, for this program if given; answered with how long its devices stood still.
-    Upgrade(DeviceId, Option<PathBuf>, oneshot::Sender<Result<Duration, String>>),
-    /// Have the runner do something to the machine; the text says what, for a refusal.
-    Machine(RunnerRequest, &'static str, oneshot::Sender<Result<(), String>>),
-    /// Write a core of the machine; answered with where it is.
-    Dump(Dump, oneshot::Sender<Result<PathBuf, String>>),
-    /// Give it another name; when it has it, its console is at the path that the second value is called with.
-    Rename(DomainName, Rekey, oneshot::Sender<Result<(), String>>),
-    /// Make its next machine from this.
-    Update(Box<DomainConfig>, oneshot::Sender<Result<(), String>>),
-    /// Tell how its start went.
-    Timeline(oneshot::Sender<Result<Vec<Phase>, String>>),
-    /// Something with its part of the host's CPUs.
-    Scheduling(SchedulingOrder),
-}
 
 /// What there is to say of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,27 +35,8 @@ pub struct DiskReport {
 }
 
 impl Domain {
-    pub(in crate::domain) async fn order(&mut self, order: Order) {
-        // Whoever has asked may have gone.
-        match order {
-            Order::Disks(answer) => drop(answer.send(Ok(self.disks().await))),
-            Order::Limit(disk, change, answer) => drop(answer.send(self.limit(disk, change).await)),
-            Order::Resize(disk, bytes, answer) => drop(answer.send(self.resize(disk, bytes).await)),
-            Order::Nics(answer) => drop(answer.send(Ok(self.nics().await))),
-            Order::SetNic(nic, change, answer) => drop(answer.send(self.set_nic(&nic, change).await)),
-            Order::Upgrade(device, program, answer) => {
-                drop(answer.send(self.upgrade(&device, program).await));
-            }
-            Order::Dump(dump, answer) => drop(answer.send(self.dump(dump).await)),
-            Order::Machine(request, act, answer) => drop(answer.send(self.machine(&request, act).await)),
-            Order::Update(next, answer) => drop(answer.send(self.update(*next))),
-            Order::Rename(name, rekey, answer) => drop(answer.send(self.rename(name, rekey))),
-            Order::Timeline(answer) => drop(answer.send(self.timeline().await)),
-            Order::Scheduling(order) => self.schedule(order).await,
-        }
-    }
-
-    async fn disks(&mut self) -> Vec<DiskReport> {
+    /// Reports on every disk.
+    pub async fn disks(&mut self) -> Vec<DiskReport> {
         let config = self.config.clone();
         let mut reports = Vec::new();
         for disk in &config.disks {
@@ -164,7 +105,11 @@ impl Domain {
         }
     }
 
-    async fn limit(&mut self, disk: Option<DeviceId>, change: LimitsFile) -> Result<(), String> {
+    /// Changes the limits of a disk, or with none of all together.
+    ///
+    /// # Errors
+    /// One line; the limits are as before then.
+    pub async fn limit(&mut self, disk: Option<DeviceId>, change: LimitsFile) -> Result<(), String> {
         if let Some(disk) = &disk {
             self.own_disk(disk)?;
         }
@@ -177,7 +122,11 @@ impl Domain {
         Ok(())
     }
 
-    async fn resize(&mut self, disk: DeviceId, bytes: Option<u64>) -> Result<u64, String> {
+    /// Gives a disk another size in bytes, or measures it again; returns its size.
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn resize(&mut self, disk: DeviceId, bytes: Option<u64>) -> Result<u64, String> {
         self.own_disk(&disk)?;
         let request = BlockRequest::Resize { disk: disk.clone(), bytes };
         let BackendReply::Size(size) = self.ask_block(&request, Outgoing::default()).await? else {

@@ -39,11 +39,7 @@ impl Domain {
     ///
     /// # Errors
     /// One line. Whatever has failed, the device is served or will be, by the program from before.
-    pub(in crate::domain) async fn upgrade(
-        &mut self,
-        device: &DeviceId,
-        program: Option<PathBuf>,
-    ) -> Result<Duration, String> {
+    pub async fn upgrade(&mut self, device: &DeviceId, program: Option<PathBuf>) -> Result<Duration, String> {
         let role = self.role_of(device).ok_or_else(|| {
             format!(
                 "no backend of Domus' serves a device \"{device}\": see domus block-list {}",

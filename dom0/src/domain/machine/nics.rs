@@ -49,7 +49,8 @@ pub struct NicChange {
 }
 
 impl Domain {
-    pub(in crate::domain) async fn nics(&mut self) -> Vec<NicReport> {
+    /// Reports on every NIC.
+    pub async fn nics(&mut self) -> Vec<NicReport> {
         let config = self.config.clone();
         let mut reports = Vec::new();
         for net in &config.nets {
@@ -96,11 +97,11 @@ impl Domain {
         }
     }
 
-    pub(in crate::domain) async fn set_nic(
-        &mut self,
-        nic: &DeviceId,
-        change: NicChange,
-    ) -> Result<(), String> {
+    /// Changes something of a NIC.
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn set_nic(&mut self, nic: &DeviceId, change: NicChange) -> Result<(), String> {
         let config = self.config.clone();
         let net = config.nets.iter().find(|net| net.id == *nic).ok_or_else(|| {
             let nics = config.nets.iter().map(|net| net.id.as_str()).collect::<Vec<_>>();

@@ -8,11 +8,10 @@ use domus_startup::control::chain;
 
 impl Domain {
     /// Has the runner do what it answers with "done". `act` is what is attempted, for a refusal: "reset".
-    pub(in crate::domain) async fn machine(
-        &mut self,
-        request: &RunnerRequest,
-        act: &str,
-    ) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn machine(&mut self, request: &RunnerRequest, act: &str) -> Result<(), String> {
         self.has_machine(act)?;
         match self.talk(request, ANSWER, "done what it was asked").await {
             Ok(Some(RunnerReply::Done)) => Ok(()),

@@ -4,24 +4,12 @@
 //! gets what the one before it had.
 
 use crate::value::cpus::Scheduling;
-use tokio::sync::oneshot;
 
 use crate::config::DomainConfig;
 use crate::domain::Domain;
 use crate::host::vcpus::{self, VcpuThread};
 use crate::value::cpus::CpuSet;
 use crate::value::place::ConfigError;
-
-/// Something to do with a domain's part of the CPUs.
-#[derive(Debug)]
-pub enum SchedulingOrder {
-    /// Report on every vCPU.
-    Vcpus(oneshot::Sender<Result<Vec<VcpuReport>, String>>),
-    /// Let a vCPU, or with none all of them, run on these CPUs only.
-    Pin(Option<u8>, CpuSet, oneshot::Sender<Result<(), String>>),
-    /// Change weight and cap, or with neither tell them.
-    Weigh(Option<u32>, Option<u32>, oneshot::Sender<Result<Scheduling, String>>),
-}
 
 /// What there is to say of a vCPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +31,6 @@ pub fn check(config: &DomainConfig) -> Result<(), ConfigError> {
 }
 
 impl Domain {
-    pub(in crate::domain) async fn schedule(&mut self, order: SchedulingOrder) {
-        // Whoever has asked may have gone.
-        match order {
-            SchedulingOrder::Vcpus(answer) => drop(answer.send(self.vcpus())),
-            SchedulingOrder::Pin(vcpu, cpus, answer) => drop(answer.send(self.pin(vcpu, cpus))),
-            SchedulingOrder::Weigh(weight, cap, answer) => {
-                drop(answer.send(self.weigh(weight, cap).await.map(|()| self.scheduling.clone())));
-            }
-        }
-    }
-
     /// Gives a machine that has just been built, and has not run yet, its part.
     pub(in crate::domain) async fn settle(&self) -> Result<(), ConfigError> {
         let refuse = |at: &str, why: String| ConfigError::new(&self.config.file, at, why);
@@ -89,12 +66,17 @@ impl Domain {
             .map_err(|error| format!("cannot let vCPU {} run on \"{cpus}\": {error}", thread.vcpu))
     }
 
-    fn vcpus(&self) -> Result<Vec<VcpuReport>, String> {
+    /// Reports on every vCPU.
+    pub fn vcpus(&self) -> Vec<VcpuReport> {
         let report = |thread: VcpuThread| VcpuReport { wanted: self.wanted(thread.vcpu), thread };
-        Ok(self.threads().into_iter().map(report).collect())
+        self.threads().into_iter().map(report).collect()
     }
 
-    fn pin(&mut self, vcpu: Option<u8>, cpus: CpuSet) -> Result<(), String> {
+    /// Lets a vCPU, or with none all of them, run on these CPUs only.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn pin(&mut self, vcpu: Option<u8>, cpus: CpuSet) -> Result<(), String> {
         self.has_machine("pin a vCPU")?;
         let count = self.config.vcpus;
         if let Some(vcpu) = vcpu.filter(|vcpu| *vcpu >= count) {
@@ -115,9 +97,13 @@ impl Domain {
         Ok(())
     }
 
-    async fn weigh(&mut self, weight: Option<u32>, cap: Option<u32>) -> Result<(), String> {
+    /// Changes weight and cap, as far as they are given; returns both.
+    ///
+    /// # Errors
+    /// One line; they are as before then.
+    pub async fn weigh(&mut self, weight: Option<u32>, cap: Option<u32>) -> Result<Scheduling, String> {
         if weight.is_none() && cap.is_none() {
-            return Ok(());
+            return Ok(self.scheduling.clone());
         }
         self.has_machine("change its part of the CPUs")?;
         self.commons.providers.supervisor.weigh(&self.config.unit, weight, cap).await?;
@@ -125,6 +111,6 @@ impl Domain {
         self.scheduling.weight = weight.or(old_weight);
         self.scheduling.cap = cap.or(old_cap);
         self.keep();
-        Ok(())
+        Ok(self.scheduling.clone())
     }
 }

@@ -40,7 +40,10 @@ impl Timeline {
 
 impl Domain {
     /// What the start of the machine that runs came to, and when; the later phases are there when they have come.
-    pub(in crate::domain) async fn timeline(&mut self) -> Result<Vec<Phase>, String> {
+    ///
+    /// # Errors
+    /// One line: it has no machine, or its runner does not answer.
+    pub async fn timeline(&mut self) -> Result<Vec<Phase>, String> {
         match self.talk(&RunnerRequest::Times, ANSWER, "said when it did what").await {
             Ok(Some(RunnerReply::Times(times))) => Ok(self.incarnation.timeline.with(&times)),
             Ok(_) => Err(format!("cannot tell how it started: the domain {}", self.state)),
