@@ -11,9 +11,15 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use shared_abi::{DomId, DomainName};
+
+use crate::host::proc::ProcessId;
+use nix::unistd::Pid;
+/// Within this time the lock of a dom0 that was killed is free.
+const LOCK_FREED: Duration = Duration::from_secs(2);
 
 /// Where what outlives a reboot is kept: definitions.
 pub const CONFIG: &str = "/etc/domus";
@@ -140,7 +146,19 @@ impl RunDir {
         let mut file = at(&path, open)?;
         let mut pid = String::new();
         let _ = (&file).take(16).read_to_string(&mut pid);
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        // A dom0 that was killed while it started a child has its lock until that child executes its program.
+        let holder = Pid::from_raw(pid.trim().parse().unwrap_or(0));
+        let deadline = Instant::now() + LOCK_FREED;
+        while let Err((file, errno)) = locked {
+            if Instant::now() >= deadline || ProcessId::of(holder).is_some() {
+                locked = Err((file, errno));
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        }
+        match locked {
             Ok(mut lock) => {
                 file = at(&path, lock.try_clone())?;
                 at(&path, lock.set_len(0).and_then(|()| file.rewind()))?;

@@ -93,6 +93,10 @@ impl Chaos {
         };
         let Some(pid) = pid else { return };
         signal(pid, Signal::SIGKILL);
+        if matches!(victim, Victim::Dom0) {
+            // Its end is seen by the service manager of this round, or there is none after the last one.
+            self.host.service().wait().unwrap();
+        }
         let name = match victim {
             Victim::Dom0 => "dom0".to_owned(),
             Victim::Of(_, role) => (*role).to_owned(),
