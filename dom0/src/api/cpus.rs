@@ -3,8 +3,7 @@
 use domus_api::{Sched, VcpuPlace};
 
 use crate::domain::machine::scheduling::VcpuReport;
-use crate::value::cpus::{CpuSet, MAX_CAP, MAX_WEIGHT};
-use crate::value::cpus::{Scheduling, USUAL_WEIGHT};
+use crate::value::cpus::{CpuSet, MAX_CAP, MAX_WEIGHT, Scheduling, USUAL_WEIGHT};
 
 impl From<VcpuReport> for VcpuPlace {
     fn from(VcpuReport { thread, wanted }: VcpuReport) -> Self {

@@ -1,11 +1,11 @@
 //! What a client is told when dom0 refuses, and when a domain could not be started.
 
 use domus_api::ApiError;
+use domus_startup::control::chain;
 
 use crate::network::managed::NetworkError;
 use crate::service::AskError;
 use crate::value::place::ConfigError;
-use domus_startup::control::chain;
 
 impl From<AskError> for ApiError {
     fn from(error: AskError) -> Self {

@@ -1,7 +1,5 @@
 //! What dom0 answers. One [`Session`] for each connection, so that a call that waits holds up nobody else.
 
-use crate::log;
-use futures_util::FutureExt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,25 +11,23 @@ use domus_api::{
     NetworkInfo, NetworkList, NicCounters, NicInfo, NicList, OneDomain, OpInfo, PhaseInfo, Resized, Sched,
     Statistics, Timeline, TrafficInfo, TroubleInfo, Troubles, Upgraded, VcpuInfo, VcpuList, VcpuPlace,
 };
+use futures_util::FutureExt;
 use shared_abi::ids::IdError;
 use shared_abi::{DeviceId, NetworkName};
 
 use crate::api::domains::{describe, domain_0, list, troubles};
 use crate::api::events::{self, Answers};
 use crate::api::{cpus, disks, limits, machine, nets, statistics};
-use crate::config;
-use crate::domain::Domain;
-use crate::domain::check;
-use crate::domain::error::StartError;
-use crate::domain::error::{Attempted, explain};
+use crate::domain::error::{Attempted, StartError, explain};
 use crate::domain::lifecycle::Event;
 use crate::domain::machine::nics::NicChange;
+use crate::domain::{Domain, check};
 use crate::host::memory;
-use crate::service::Dom0;
 use crate::service::autostart::{self, Stopped};
-use crate::service::replace;
+use crate::service::{Dom0, replace};
 use crate::value::place::ConfigError;
 use crate::value::text::MAX_CONFIG;
+use crate::{config, log};
 
 /// Within this time an answer has been sent.
 const ANSWERED: Duration = Duration::from_millis(50);

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use domus_api::{DomainStatistics, VcpuInfo};
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 
 use crate::api::domains::describe;
 use crate::host::usage;
 use crate::service::Dom0;
-use futures_util::FutureExt;
 
 /// A domain whose backends do not answer within this time has no counters.
 const PATIENCE: Duration = Duration::from_secs(2);

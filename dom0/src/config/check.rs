@@ -1,9 +1,5 @@
 //! From the file's types to a [`DomainConfig`]: ranges, names, and what excludes what.
 
-use crate::value::cpus::MAX_CAP;
-use crate::value::cpus::MAX_WEIGHT;
-use crate::value::names::domain_name;
-use crate::value::place::Context;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -17,10 +13,9 @@ use crate::config::file::{AutostartFile, AutostartTurn, CpusFile, DomainFile};
 use crate::config::{Autostart, DomainConfig, Policy};
 use crate::device::block::config::{Disk, DiskData, OwnDisk};
 use crate::device::{block, external, net};
-
-use crate::value::cpus::CpuSet;
-use crate::value::cpus::Scheduling;
-use crate::value::place::ConfigError;
+use crate::value::cpus::{CpuSet, MAX_CAP, MAX_WEIGHT, Scheduling};
+use crate::value::names::domain_name;
+use crate::value::place::{ConfigError, Context};
 use crate::value::size::MemorySize;
 
 /// The namespace of the UUIDs that are made from domains' names (RFC 9562 §5.5).

@@ -2,13 +2,13 @@
 //!
 //! Nothing is checked here but syntax, types and unknown keys; [`super::check`] does the rest.
 
-use crate::device::block::config::DiskFile;
-use crate::device::console::config::ConsoleFile;
-use crate::device::external::config::DeviceFile;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Autostart;
+use crate::device::block::config::DiskFile;
+use crate::device::console::config::ConsoleFile;
+use crate::device::external::config::DeviceFile;
 use crate::device::net::config::NetFile;
 use crate::value::rate::LimitsFile;
 use crate::value::size::MemorySize;

@@ -16,10 +16,6 @@
 mod check;
 mod file;
 
-use crate::device::block::config::Disk;
-use crate::device::external::config::External;
-use crate::device::net::config::Net;
-use crate::value::place::{ConfigError, Place};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,7 +23,11 @@ use shared_abi::DomainName;
 use shared_abi::control::IoLimits;
 use uuid::Uuid;
 
+use crate::device::block::config::Disk;
+use crate::device::external::config::External;
+use crate::device::net::config::Net;
 use crate::value::cpus::Scheduling;
+use crate::value::place::{ConfigError, Place};
 
 pub use file::{DomainFile, OnStop};
 

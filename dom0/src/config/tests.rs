@@ -1,10 +1,9 @@
-use crate::device::block::config::{DiskData, OnLoss};
-use crate::device::net::config::NetLink;
+use super::*;
 use proptest::prelude::*;
-
 use shared_abi::control::{Cache, ImageFormat, OnError};
 
-use super::*;
+use crate::device::block::config::{DiskData, OnLoss};
+use crate::device::net::config::NetLink;
 
 fn parsed(text: &str) -> Result<DomainConfig, ConfigError> {
     parse(Path::new("web1.json"), Path::new("/srv/web1"), text)

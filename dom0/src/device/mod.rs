@@ -8,7 +8,7 @@ pub mod external;
 pub mod net;
 pub mod start;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use shared_abi::{DomId, DomainName};
@@ -37,11 +37,6 @@ impl Owner {
     /// The value at a JSON path of its config.
     pub fn place(&self, at: impl std::fmt::Display) -> Place<'_> {
         Place::new(&self.file, at)
-    }
-
-    /// Its run directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use domus_startup::control::chain;
 use serde::de::DeserializeOwned;
 use shared_abi::Role;
 use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus};
@@ -28,7 +29,6 @@ use crate::domain::record::Record;
 use crate::host::proc::ProcessId;
 use crate::process::Process;
 use crate::process::link::{ANSWER, ChildError, ChildLink};
-use domus_startup::control::chain;
 
 /// How something is lost that died while there was no dom0.
 const MEANWHILE: &str = "ended while dom0 was away";

@@ -26,7 +26,6 @@ use crate::domain::record::Record;
 use crate::host::fault;
 use crate::host::pidfd::{open_pidfd, signal};
 use crate::host::proc::ProcessId;
-
 use crate::host::run_dir::{RunDir, RunDirError, at};
 
 /// Within this time a process that was killed ends.

@@ -1,10 +1,5 @@
 //! Why a domain cannot be started.
 
-use crate::device::error::DeviceError;
-use crate::host::run_dir::RunDirError;
-use crate::process::SupervisorError;
-use crate::process::link::ChildError;
-use crate::value::place::ConfigError;
 use std::io;
 use std::path::PathBuf;
 
@@ -12,6 +7,11 @@ use domus_startup::control::chain;
 use shared_abi::{DomainName, Role};
 
 use crate::config::DomainConfig;
+use crate::device::error::DeviceError;
+use crate::host::run_dir::RunDirError;
+use crate::process::SupervisorError;
+use crate::process::link::ChildError;
+use crate::value::place::ConfigError;
 
 /// Why a domain could not be started. One line.
 #[derive(Debug, thiserror::Error)]

@@ -44,6 +44,7 @@ use crate::host::run_dir::RunDir;
 use crate::process::link::{ANSWER, ChildError, ChildLink};
 use crate::value::cpus::Scheduling;
 use crate::value::text::one_line;
+
 pub use machine::recovery::Trouble;
 
 /// A guest that stops at once is not started again sooner than this after its last start.

@@ -12,8 +12,6 @@
 //! | anything, under another name than its processes have | the same: the directory's name is the domain's, the other one is in it |
 //! | being removed | removes what is left, and builds the next one where it was to be restarted |
 
-use crate::device::block::open::DiskRecord;
-use crate::device::net::attach::NicRecord;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -21,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use shared_abi::control::IoLimits;
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 
+use crate::device::block::open::DiskRecord;
+use crate::device::net::attach::NicRecord;
 use crate::domain::lifecycle::State;
 use crate::domain::machine::build::Incarnation;
 use crate::host::proc::ProcessId;

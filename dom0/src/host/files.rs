@@ -9,9 +9,8 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::time::{Instant, sleep};
 
-use crate::value::place::{ConfigError, Place};
-
 use crate::host::locks::{self, Lock};
+use crate::value::place::{ConfigError, Place};
 
 /// An image is free within this time of the end of the process that had it: the kernel lets go of what io_uring had
 /// open after that, in its own time.

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Pid;
 use shared_abi::{DomId, DomainName};
 
 use crate::host::proc::ProcessId;
-use nix::unistd::Pid;
+
 /// Within this time the lock of a dom0 that was killed is free.
 const LOCK_FREED: Duration = Duration::from_secs(2);
 
@@ -146,18 +147,17 @@ impl RunDir {
         let mut file = at(&path, open)?;
         let mut pid = String::new();
         let _ = (&file).take(16).read_to_string(&mut pid);
-        let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-        // A dom0 that was killed while it started a child has its lock until that child executes its program.
-        let holder = Pid::from_raw(pid.trim().parse().unwrap_or(0));
+        // A dom0 that was killed while it started a child leaves its lock with that child, until it executes its program.
+        let holder = pid.trim().parse().ok().map(Pid::from_raw);
+        let is_dead = || holder.is_some_and(|holder| ProcessId::of(holder).is_none());
         let deadline = Instant::now() + LOCK_FREED;
-        while let Err((file, errno)) = locked {
-            if Instant::now() >= deadline || ProcessId::of(holder).is_some() {
-                locked = Err((file, errno));
-                break;
+        let locked = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Err((unlocked, _)) if Instant::now() < deadline && is_dead() => file = unlocked,
+                locked => break locked,
             }
             std::thread::sleep(Duration::from_millis(5));
-            locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-        }
+        };
         match locked {
             Ok(mut lock) => {
                 file = at(&path, lock.try_clone())?;

@@ -6,12 +6,13 @@
 pub mod file;
 pub mod stderr;
 
-use crate::value::names;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::stat::fstat;
 use shared_abi::DomainName;
+
+use crate::value::names;
 
 /// Where the journal takes entries (systemd's "Native Journal Protocol").
 const SOCKET: &str = "/run/systemd/journal/socket";

@@ -9,8 +9,6 @@
 //! Each has a task of its own, so that no domain waits for what another does there, and none for longer than
 //! some seconds. A switch belongs to the service: the domains of a `domus run` have nobody to share one with.
 
-use crate::host::run_dir::RunDirError;
-use crate::process::SupervisorError;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
@@ -21,6 +19,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{BackendReply, NicRequest, SwitchEvent, SwitchRequest, SwitchStart};
 use shared_abi::{DeviceId, DomainName, Role, SwitchName};
@@ -28,14 +27,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::host::run_dir::RunDir;
+use crate::host::run_dir::{RunDir, RunDirError};
 use crate::host::{orphans, proc};
 use crate::process::identity::uid;
 use crate::process::link::{ChildError, ChildLink};
-use crate::process::{Job, Process, Supervisor};
+use crate::process::{Job, Process, Supervisor, SupervisorError};
 use crate::value::backoff::{self, GOOD_LIFE};
 use crate::value::text::one_line;
-use domus_startup::control::chain;
 
 /// How long a switch may take to answer, and a domain waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,6 +1,5 @@
 //! dom0's end of a child's control socket.
 
-use crate::value::text::one_line;
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
@@ -21,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::host::watch;
 use crate::process::Process;
+use crate::value::text::one_line;
 
 /// Within this time a started process listens and is ready. Far above what any needs: unpacking a kernel takes half a
 /// minute where the host itself is emulated.

@@ -11,7 +11,6 @@ mod output;
 pub mod spawn;
 mod systemd;
 
-use crate::host::pidfd;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -31,7 +30,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::host::proc::ProcessId;
-use crate::host::watch;
+use crate::host::{pidfd, watch};
+
 pub use direct::Direct;
 pub use systemd::{ENVIRONMENTS, Systemd, is_at_hand};
 

@@ -4,7 +4,6 @@ pub mod autostart;
 pub mod notify;
 pub mod replace;
 
-use crate::value::place::ConfigError;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,6 +28,7 @@ use crate::host::links::Links;
 use crate::host::orphans;
 use crate::host::run_dir::{RunDir, RunDirError};
 use crate::network::managed::Networks;
+use crate::value::place::ConfigError;
 
 /// Why an operator's wish was not fulfilled.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +119,7 @@ impl Dom0 {
         }
         let dir = self.run.claim(&name).map_err(|error| match error {
             error @ (RunDirError::NameTaken { .. } | RunDirError::LeftOver(_)) => {
-                crate::value::place::ConfigError::new(&config.file, "name", error).into()
+                ConfigError::new(&config.file, "name", error).into()
             }
             other => StartError::RunDir(other),
         })?;

@@ -1,11 +1,11 @@
 //! Sets of the host's CPUs as `xl` writes them: `0-3,6`, `0-7,^2`, `all,^0`. Pure.
 
-use shared_abi::limits::MAX_VCPUS;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use shared_abi::limits::MAX_VCPUS;
 
 /// CPUs that can be named: what a `cpu_set_t` holds.
 const MOST: u16 = 1024;

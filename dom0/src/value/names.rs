@@ -3,10 +3,11 @@
 //! A name's own `-` is escaped, so a `-` that is left separates: the second process of a role of `web1` is the instance
 //! `web1-2`, and `domus-web1-2.slice` lies inside `domus-web1.slice` because that is what `-` means in a slice's name.
 
+use std::fmt::Write;
+
 use shared_abi::DomainName;
 use shared_abi::Role;
 use shared_abi::ids::IdError;
-use std::fmt::Write;
 
 /// Instances of one template for one domain. Two are needed while a backend is exchanged.
 const INSTANCES: u8 = 8;

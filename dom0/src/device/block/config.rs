@@ -9,8 +9,7 @@ use shared_abi::control::{Cache, ImageFormat, IoLimits, OnError};
 use shared_abi::limits::MAX_QUEUES;
 use shared_abi::nbd::{NbdUri, is_nbd};
 
-use crate::value::place::ConfigError;
-use crate::value::place::Context;
+use crate::value::place::{ConfigError, Context};
 use crate::value::rate::LimitsFile;
 
 /// Most images behind one another.

@@ -20,8 +20,7 @@ use shared_abi::nbd::NbdUri;
 
 use crate::device::block::config::{Disk, DiskData, DiskSource, OnLoss, OwnDisk};
 use crate::device::start::{Message, Start};
-use crate::host::files::FileId;
-use crate::host::files::{self, Direct, For};
+use crate::host::files::{self, Direct, FileId, For};
 use crate::host::locks::Mark;
 use crate::host::{nbd, sockets};
 use crate::value::place::{ConfigError, Place};

@@ -1,6 +1,5 @@
 //! NICs: what a config may say of one, and what that comes to.
 
-use crate::value::address::range;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -12,8 +11,8 @@ use shared_abi::{DeviceId, MacAddress, NetworkName, SwitchName};
 use uuid::Uuid;
 
 use crate::device::net::forward::Forward;
-use crate::value::place::ConfigError;
-use crate::value::place::Context;
+use crate::value::address::range;
+use crate::value::place::{ConfigError, Context};
 use crate::value::rate::NicLimitsFile;
 
 /// Most addresses that a NIC's filter may list: the message that carries all NICs of a domain has a bound.

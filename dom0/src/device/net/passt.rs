@@ -7,10 +7,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use shared_abi::{DeviceId, DomainName};
+
 use crate::device::net::forward::{Forward, Transport};
 use crate::host::programs::{self, NotInstalled};
 use crate::process::{Aid, Process, Supervisor, SupervisorError};
-use shared_abi::{DeviceId, DomainName};
 
 /// Within this time a passt that cannot serve ends.
 pub const PASST_START: Duration = Duration::from_millis(200);

@@ -6,11 +6,9 @@
 //!              └────────────────────── failed ◀────────────────────────────┘
 //! ```
 //!
-//! An image with metadata (qcow2) is looked at only when nothing is left of the old one: the two come one after the other. There is no last attempt: the device stands still until one succeeds or the domain ends.
+//! A qcow2 image is opened only after the old process is gone, so that two processes never write its metadata. Attempts
+//! are repeated without limit: the device stands still until one succeeds or the domain ends.
 
-use crate::device::Owner;
-use crate::device::error::DeviceError;
-use crate::value::place::Place;
 use std::fmt;
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -24,8 +22,10 @@ use shared_abi::{DeviceId, Role};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::DomainConfig;
+use crate::device::Owner;
 use crate::device::block::open;
 use crate::device::devices::Devices;
+use crate::device::error::DeviceError;
 use crate::device::net::attach;
 use crate::device::net::passt::{self, PASST_START};
 use crate::device::start::Leftovers;
@@ -34,10 +34,10 @@ use crate::domain::environment::Environment;
 use crate::domain::error::StartError;
 use crate::domain::machine::backend::Backend;
 use crate::domain::machine::build::limits;
-use crate::host::fault;
-use crate::host::{nbd, sockets};
+use crate::host::{fault, nbd, sockets};
 use crate::process::{Job, Process};
 use crate::value::backoff;
+use crate::value::place::Place;
 
 /// What is to be had again.
 #[derive(Debug, Clone, PartialEq, Eq)]

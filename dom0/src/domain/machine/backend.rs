@@ -1,8 +1,5 @@
 //! One backend process: its start message, and how it comes up.
 
-use crate::device::start::Leftovers;
-use crate::device::start::Message;
-use crate::device::start::Start;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -11,6 +8,7 @@ use shared_abi::{DeviceId, Role};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
+use crate::device::start::{Leftovers, Message, Start};
 use crate::domain::error::StartError;
 use crate::host::locks::Mark;
 use crate::host::watch;

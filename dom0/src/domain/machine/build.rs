@@ -3,12 +3,6 @@
 //! What was made is put into the [`Incarnation`] as soon as it exists, so that a build that fails or is given up
 //! half-way is removed in the same way as a domain that has run.
 
-use crate::device::Owner;
-use crate::device::console::Console;
-use crate::device::error::DeviceError;
-use crate::domain::chain;
-use crate::domain::error::StartError;
-use crate::process::identity::uid;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -24,23 +18,28 @@ use shared_abi::control::{
 use shared_abi::{DeviceId, DomId, Role};
 
 use crate::config::DomainConfig;
+use crate::device::Owner;
 use crate::device::block::config::DiskSource;
 use crate::device::block::open::Disks;
+use crate::device::console::Console;
 use crate::device::devices::Devices;
+use crate::device::error::DeviceError;
 use crate::device::net::attach::{self, Nets};
 use crate::device::net::config::{Net, NetLink};
+use crate::domain::chain;
 use crate::domain::directory::DomainDir;
 use crate::domain::environment::Environment;
+use crate::domain::error::StartError;
 use crate::domain::machine::attempt::Reviving;
 use crate::domain::machine::backend::Backend;
 use crate::domain::machine::scheduling;
 use crate::domain::machine::timeline::Timeline;
 use crate::domain::record::ProcessRecord;
-use crate::host::fault;
 use crate::host::files::{self, For};
 use crate::host::links::Links;
 use crate::host::proc::ProcessId;
-use crate::host::{memory, sockets};
+use crate::host::{fault, memory, sockets};
+use crate::process::identity::uid;
 use crate::process::link::{ChildError, ChildLink, PATIENCE};
 use crate::process::{Job, Limits, Process};
 

@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use shared_abi::DomainName;
 use shared_abi::control::{RunnerReply, RunnerRequest};
@@ -16,7 +17,6 @@ use shared_abi::control::{RunnerReply, RunnerRequest};
 use crate::domain::Domain;
 use crate::domain::lifecycle::Event;
 use crate::process::link::ANSWER;
-use domus_startup::control::chain;
 
 /// Bytes a second that the slowest disk is thought to take.
 const SLOWEST: u64 = 16 << 20;

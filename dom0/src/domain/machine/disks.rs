@@ -1,5 +1,6 @@
 //! What an operator asks of a running domain's disks.
 
+use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{BackendReply, BlockRequest, Cache, DiskStatistics, IoLimits, RunnerRequest};
 use shared_abi::{DeviceId, Role};
@@ -7,7 +8,6 @@ use shared_abi::{DeviceId, Role};
 use crate::device::block::config::{DiskData, DiskSource};
 use crate::domain::Domain;
 use crate::value::rate::LimitsFile;
-use domus_startup::control::chain;
 
 /// What there is to say of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use domus_startup::control::chain;
 use shared_abi::control::{RunnerReply, RunnerRequest};
 use shared_abi::{DeviceId, Role};
 use tokio::time::Instant;
@@ -20,7 +21,6 @@ use crate::domain::error::StartError;
 use crate::domain::machine::attempt::{Lost, Revived};
 use crate::domain::machine::backend::Backend;
 use crate::host::fault;
-use domus_startup::control::chain;
 
 /// Within this time a runner has let go of its devices. It waits for each backend as long as for any answer.
 const DRAIN: Duration = Duration::from_secs(120);

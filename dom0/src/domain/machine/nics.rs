@@ -1,5 +1,6 @@
 //! What an operator asks of a running domain's NICs.
 
+use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{BackendReply, NetRequest, NicLimits, NicRequest, NicStatistics, RunnerRequest};
 use shared_abi::{DeviceId, MacAddress, Role};
@@ -8,7 +9,6 @@ use crate::device::net::config::{Net, NetLink};
 use crate::domain::Domain;
 use crate::domain::events::Kind;
 use crate::value::rate::NicLimitsFile;
-use domus_startup::control::chain;
 
 /// What there is to say of a NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]

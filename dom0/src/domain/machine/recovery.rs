@@ -12,6 +12,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use nix::errno::Errno;
 use serde::Serialize;
@@ -34,7 +35,6 @@ use crate::domain::machine::build::{identity, owner};
 use crate::process::link::{ANSWER, ChildError};
 use crate::value::backoff::GOOD_LIFE;
 use crate::value::text::one_line;
-use domus_startup::control::chain;
 
 /// A loss, or a fault, that an operator may want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! What an operator asks of a running domain's machine itself: its runner does it.
 
+use domus_startup::control::chain;
 use shared_abi::control::{RunnerReply, RunnerRequest};
 
 use crate::domain::Domain;
 use crate::process::link::ANSWER;
-use domus_startup::control::chain;
 
 impl Domain {
     /// Has the runner do what it answers with "done". `act` is what is attempted, for a refusal: "reset".

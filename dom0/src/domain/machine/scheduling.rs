@@ -3,12 +3,10 @@
 //! A runner's threads keep their places when dom0 is replaced, and its cgroup its weight; a machine that is started again
 //! gets what the one before it had.
 
-use crate::value::cpus::Scheduling;
-
 use crate::config::DomainConfig;
 use crate::domain::Domain;
 use crate::host::vcpus::{self, VcpuThread};
-use crate::value::cpus::CpuSet;
+use crate::value::cpus::{CpuSet, Scheduling};
 use crate::value::place::ConfigError;
 
 /// What there is to say of a vCPU.

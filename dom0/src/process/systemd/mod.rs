@@ -15,8 +15,6 @@ mod machined;
 mod release;
 mod unit;
 
-use crate::value::names;
-use crate::value::names::template;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,6 +33,7 @@ use crate::process::systemd::machined::Machines;
 use crate::process::systemd::release::{Farewell, Farewells};
 use crate::process::systemd::unit::{Unit, Used};
 use crate::process::{Adopting, Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, Weighing};
+use crate::value::names::{self, template};
 
 /// Where the installed programs are; the units say the same of their directories.
 const PROGRAMS: &str = "/usr/libexec/domus";
