@@ -121,9 +121,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
     let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
     let supervisor = starter(args.supervisor, args.libexec_dir, &run)?;
-    let commons = Environment::of_service(&run, &args.config_dir, supervisor);
+    let env = Environment::of_service(&run, &args.config_dir, supervisor);
     let cores = std::path::absolute(args.dump_dir)?;
-    let dom0 = Dom0::new(run.clone(), Environment { cores, ..commons });
+    let dom0 = Dom0::new(Environment { cores, ..env });
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     let metrics = args.metrics.map(|at| Metrics::bind(at, args.metrics_public)).transpose()?;
@@ -131,7 +131,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     dom0.adopt();
     tokio::task::spawn_local(dom0::service::autostart::start(dom0.clone()));
     let version = Some(env!("CARGO_PKG_VERSION").into());
-    dom0.commons().events.tell(None, Kind::Dom0Started, version);
+    dom0.env().events.tell(None, Kind::Dom0Started, version);
     if let Some(metrics) = metrics {
         dom0::log::stderr::line(format_args!("metrics are at {metrics}"));
         tokio::task::spawn_local(metrics.serve(dom0.clone()));

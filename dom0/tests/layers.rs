@@ -1,6 +1,8 @@
 //! dom0's modules are layers: an import runs downwards, or stays in its own folder.
 //!
-//! A class of devices imports no other class, and its `config.rs` imports values and the device's description alone.
+//! A class of devices imports no other class, and its `config.rs` imports values and the device's description alone. What
+//! a role means stands in `process` and `device`, and what a config says of devices is read by their classes: a new class
+//! touches nothing else.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its sources has failed")]
 
@@ -35,26 +37,41 @@ fn sources(dir: &Path) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// The paths that a file's code names, as `crate::…`.
+/// The paths that a file's code names, as `crate::…`; each of a group is one.
 fn imports(code: &str) -> Vec<Vec<String>> {
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code = lines.flat_map(|line| [line, "\n"]).collect::<String>();
     let mut paths = Vec::new();
     for (at, root) in code.match_indices("crate::") {
-        let path = &code[at + root.len()..];
-        // `crate::{a, b::c}`: each begins a path of its own.
-        let heads: Vec<&str> = match path.strip_prefix('{') {
-            Some(group) => group.split(';').next().unwrap_or_default().split(',').collect(),
-            None => vec![path],
-        };
-        for head in heads {
-            let of_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-            let head = head.trim_start();
-            let end = head.find(|c| !of_path(c)).unwrap_or(head.len());
-            paths.push(head[..end].split("::").map(str::to_owned).collect());
-        }
+        follow(&code[at + root.len()..], &[], &mut paths);
     }
     paths
+}
+
+/// Follows a path, or a group of them, behind `prefix`; returns what comes after it.
+fn follow<'a>(code: &'a str, prefix: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
+    let code = code.trim_start();
+    if let Some(mut group) = code.strip_prefix('{') {
+        loop {
+            // What may be left of it is `as NAME`.
+            group = follow(group, prefix, paths).trim_start_matches(|c| c != ',' && c != '}');
+            match group.strip_prefix(',') {
+                Some(more) if !more.trim_start().starts_with('}') => group = more,
+                more => return more.unwrap_or(group).trim_start().trim_start_matches('}'),
+            }
+        }
+    }
+    let end = code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len());
+    let path = [prefix, &[code[..end].to_owned()]].concat();
+    match code[end..].strip_prefix("::") {
+        Some(more) if more.starts_with(|c: char| c.is_alphabetic() || "{_".contains(c)) => {
+            follow(more, &path, paths)
+        }
+        _ => {
+            paths.push(path);
+            &code[end..]
+        }
+    }
 }
 
 fn layer(module: &str) -> Option<usize> {
@@ -90,11 +107,91 @@ fn faults(file: &Path, code: &str) -> Vec<String> {
     faults
 }
 
+/// Which knowledge of roles and of devices in a config is where it does not belong.
+fn leaks(file: &Path, code: &str) -> Vec<String> {
+    let layer = file.iter().next().and_then(|part| part.to_str()).unwrap_or_default();
+    let mut leaks = Vec::new();
+    for (n, line) in (1..).zip(code.lines()).filter(|(_, line)| !line.trim_start().starts_with("//")) {
+        let mut leak = |why| leaks.push(format!("{}:{n}: {why}: {}", file.display(), line.trim()));
+        let is_arm = |(at, _): (usize, &str)| {
+            let name = |c: char| c.is_alphanumeric() || c == '_';
+            let rest = line[at + "Role::".len()..].trim_start_matches(name).trim_start();
+            rest.starts_with("=>") || rest.starts_with('|') && !rest.starts_with("||")
+        };
+        if !["process", "device"].contains(&layer) && line.match_indices("Role::").any(is_arm) {
+            leak("a match over roles");
+        }
+        let lists = ["disks", "disk_limits", "nics", "external", "console_log"];
+        let of_config = |list: &&str| line.contains(&format!("config.devices.{list}"));
+        if !["config", "device"].contains(&layer) && lists.iter().any(of_config) {
+            leak("a device list of a config");
+        }
+    }
+    leaks
+}
+
+#[test]
+fn what_a_role_and_a_device_of_a_config_mean_is_known_in_their_layers_alone() {
+    let sources = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let found: Vec<_> = sources.iter().flat_map(|(file, code)| leaks(file, code)).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    let arms = "match role {\n    Role::Block | Role::Net => 1,\n    _ => 2,\n}";
+    assert_eq!(leaks_in("domain/task.rs", arms), 1);
+    assert_eq!(leaks_in("process/direct.rs", arms), 0);
+    assert_eq!(leaks_in("domain/task.rs", "if role == Role::Runner || for_all(&config.devices.nics) {"), 1);
+}
+
+fn leaks_in(file: &str, code: &str) -> usize {
+    leaks(Path::new(file), code).len()
+}
+
 #[test]
 fn no_import_runs_upwards() {
     let sources = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     let faults: Vec<_> = sources.iter().flat_map(|(file, code)| faults(file, code)).collect();
     assert!(faults.is_empty(), "{} imports:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// The files that import each other in a circle, or lead to one.
+fn circles(sources: &BTreeMap<PathBuf, String>) -> Vec<String> {
+    let module = |file: &Path| {
+        let path =
+            file.with_extension("").iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("::");
+        path.strip_suffix("::mod").map(str::to_owned).unwrap_or(path)
+    };
+    let modules: BTreeMap<String, &String> =
+        sources.iter().map(|(file, code)| (module(file), code)).collect();
+    // The longest part of a path that is a file: what follows is in it.
+    let file_of = |path: &[String]| {
+        (1..=path.len()).rev().map(|n| path[..n].join("::")).find(|module| modules.contains_key(module))
+    };
+    let mut open: BTreeMap<&String, Vec<String>> = modules
+        .iter()
+        .map(|(own, code)| {
+            let others = imports(code).iter().filter_map(|path| file_of(path)).collect::<Vec<_>>();
+            (own, others.into_iter().filter(|other| other != own).collect())
+        })
+        .collect();
+    loop {
+        let done: Vec<_> = open
+            .iter()
+            .filter(|(_, others)| !others.iter().any(|other| open.contains_key(other)))
+            .map(|(own, _)| *own)
+            .collect();
+        if done.is_empty() {
+            return open.into_keys().cloned().collect();
+        }
+        open.retain(|own, _| !done.contains(own));
+    }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let found = circles(&sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")));
+    assert!(found.is_empty(), "{} files are in circles, or lead to one:\n{}", found.len(), found.join("\n"));
+    let source = |file: &str, code: &str| (PathBuf::from(file), code.to_owned());
+    let circle = [source("a/mod.rs", "use crate::a::b::B;"), source("a/b.rs", "use crate::a::A;")];
+    assert_eq!(circles(&circle.into()), ["a", "a::b"]);
 }
 
 #[test]

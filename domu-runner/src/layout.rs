@@ -10,10 +10,8 @@
 //! 0x1_0000_0000 ─ 4 GiB the rest of RAM
 //! ```
 
-/// End of the RAM below 4 GiB, and start of the hole for devices.
-pub const HOLE_START: u64 = 0xc000_0000;
-/// End of the hole: RAM goes on here.
-pub const HOLE_END: u64 = 0x1_0000_0000;
+/// Where the hole for devices begins and ends: there is no RAM in it.
+pub use shared_abi::limits::{HIGH_RAM_START as HOLE_END, LOW_RAM_END as HOLE_START};
 
 /// The window for 32-bit PCI BARs.
 pub const PCI_WINDOW: u64 = 0xc000_0000;

@@ -4,7 +4,6 @@
 //! Receiving ─▶ built ─▶ sealed ─▶ loaded (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped: waits for its end
 //! ```
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
@@ -19,7 +18,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::sysinfo::sysinfo;
 use shared_abi::DeviceId;
 use shared_abi::control::{
-    Attachment, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason,
+    Attachment, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason,
 };
 use shared_abi::limits::{MAX_CMDLINE, MAX_DEVICES, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY};
 use vmm_sys_util::eventfd::EventFd;
@@ -71,9 +70,11 @@ impl Machine {
         timeline.received.set();
         check(&start)?;
         let kvm = fds.take(start.kvm)?;
-        let kernel = image(fds.take(start.kernel)?).context("cannot use the kernel")?;
-        let initrd = start.initrd.map(|initrd| image(fds.take(initrd)?).context("cannot use the initrd"));
-        let initrd = initrd.transpose()?;
+        let kernel = Image::new(StartPart::Kernel, fds.take(start.kernel)?.into())?;
+        let initrd = match start.initrd {
+            Some(initrd) => Some(Image::new(StartPart::Initrd, fds.take(initrd)?.into())?),
+            None => None,
+        };
         let serial = start.serial.map(|serial| fds.take(serial)).transpose()?;
         let sockets = start.devices.iter().map(|device| fds.take(device.socket));
         let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
@@ -104,9 +105,9 @@ impl Machine {
         let mut devices = Vec::new();
         for (device, socket) in start.devices.iter().zip(sockets) {
             let (description, function) =
-                Transport::new(device, socket, &ram, fd.clone(), irq.clone(), &watcher)?;
-            devices.push((device.id.clone(), function.clone()));
-            pci.add(description, function)?;
+                Transport::new(&device.spec, socket, &ram, fd.clone(), irq.clone(), &watcher)?;
+            devices.push((device.spec.id.clone(), function.clone()));
+            pci.add(device.spec.slot, description, function)?;
         }
         let pci = Arc::new(pci);
         ports.insert(PCI_CONFIG_PORT, 8, Arc::new(pci::ConfigPorts(pci.clone())))?;
@@ -284,10 +285,6 @@ fn check(start: &RunnerStart) -> anyhow::Result<()> {
     let devices = start.devices.len();
     ensure!(devices <= MAX_DEVICES, "{devices} devices: at most {MAX_DEVICES} are possible");
     Ok(())
-}
-
-fn image(fd: OwnedFd) -> io::Result<Image> {
-    Image::new(fd.into())
 }
 
 fn enter_kernel(vcpu: &mut VcpuFd, entry: boot::Entry) -> Result<(), vmm_sys_util::errno::Error> {

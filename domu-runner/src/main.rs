@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use domu_runner::boot::BootError;
 use domu_runner::machine::Machine;
 use domus_startup::Control;
-use shared_abi::control::{RunnerReply, RunnerRequest};
+use domus_startup::control::chain;
+use shared_abi::control::{RunnerReply, RunnerRequest, StartPart};
 
 /// Runs one guest's vCPUs, and nothing else.
 #[derive(Parser)]
@@ -29,7 +31,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
         RunnerRequest::Start(start) => Machine::start(*start, fds, &control.events()),
         _ => Err(anyhow::anyhow!("the first request must be `start`")),
     };
-    let machine = machine.inspect_err(|error| control.fail(error.as_ref()))?;
+    let machine = machine.inspect_err(|error| refuse(&control, error))?;
     control.reply(&RunnerReply::Ready);
     Ok(control.serve(|request, fds| machine.handle(request, fds))?)
+}
+
+/// Tells the controller why there is no machine.
+fn refuse(control: &Control, error: &anyhow::Error) {
+    // Version 1 has no other word for it than a failure.
+    if control.version().is_none_or(|version| version < 2) {
+        return control.fail(error.as_ref());
+    }
+    let what = error.downcast_ref::<BootError>().map_or(StartPart::Other, BootError::part);
+    control.fail_with(&RunnerReply::Refused { what, why: chain(error.as_ref()) });
 }

@@ -26,6 +26,9 @@ pub enum IdError {
     /// Not a MAC address a NIC can have.
     #[error("\"{0}\" is no unicast MAC address: six hex pairs such as 52:54:00:12:34:56, the first one even")]
     MacAddress(String),
+    /// Not a PCI slot a device can have.
+    #[error("{0} is no PCI slot of a device: 1 to 31")]
+    Slot(u8),
 }
 
 /// True for 1 to `longest` characters of a-z A-Z 0-9 and `also`, the first a letter or digit.
@@ -224,6 +227,42 @@ impl Role {
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A slot of PCI bus 0 that a device can have: 1 to 31. Slot 0 is the host bridge's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Slot(u8);
+
+impl Slot {
+    /// Every slot, lowest first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (1..=31).map(Self)
+    }
+
+    /// The number of the slot, 1 to 31.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u8> for Slot {
+    type Error = IdError;
+    fn try_from(number: u8) -> Result<Self, IdError> {
+        if (1..=31).contains(&number) { Ok(Self(number)) } else { Err(IdError::Slot(number)) }
+    }
+}
+
+impl From<Slot> for u8 {
+    fn from(slot: Slot) -> u8 {
+        slot.0
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00:{:02x}.0", self.0)
     }
 }
 

@@ -20,4 +20,4 @@ pub mod rate;
 pub mod size;
 pub mod steering;
 
-pub use ids::{DeviceId, DomId, DomainName, MacAddress, NetworkName, Role, SwitchName};
+pub use ids::{DeviceId, DomId, DomainName, MacAddress, NetworkName, Role, Slot, SwitchName};

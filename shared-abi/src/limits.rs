@@ -15,6 +15,12 @@ pub const MIN_MEMORY: u64 = 16 << 20;
 /// Guest memory comes in multiples of this many bytes.
 pub const MEMORY_UNIT: u64 = 1 << 20;
 
+/// End of the RAM below 4 GiB, as a guest physical address: the devices' addresses begin here.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+
+/// Start of the RAM above the devices' addresses, as a guest physical address.
+pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+
 /// Most virtio devices of a domain: slots 1 to 31 of PCI bus 0.
 pub const MAX_DEVICES: usize = 31;
 

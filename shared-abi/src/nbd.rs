@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The port that IANA has given NBD.
 const PORT: u16 = 10809;
 
@@ -13,7 +15,8 @@ const PORT: u16 = 10809;
 const MAX_EXPORT: usize = 4096;
 
 /// A server and one of its exports.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct NbdUri {
     /// Where to connect to.
     pub server: NbdServer,
@@ -49,6 +52,19 @@ pub fn is_nbd(text: &str) -> bool {
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+impl TryFrom<String> for NbdUri {
+    type Error = NbdUriError;
+    fn try_from(text: String) -> Result<Self, NbdUriError> {
+        text.parse()
+    }
+}
+
+impl From<NbdUri> for String {
+    fn from(uri: NbdUri) -> String {
+        uri.text
     }
 }
 

@@ -2,7 +2,7 @@
 
 use domus_api::{Sched, VcpuPlace};
 
-use crate::domain::machine::scheduling::VcpuReport;
+use crate::domain::machine::VcpuReport;
 use crate::value::cpus::{CpuSet, MAX_CAP, MAX_WEIGHT, Scheduling, USUAL_WEIGHT};
 
 impl From<VcpuReport> for VcpuPlace {

@@ -4,7 +4,7 @@ use domus_api::DiskInfo;
 use shared_abi::control::IoLimits;
 
 use crate::api::limits::{self, Named};
-use crate::domain::machine::disks::DiskReport;
+use crate::device::block::report::DiskReport;
 use crate::value::rate::LimitsFile;
 
 /// The limits of a disk, and of all disks of a domain together.

@@ -1,7 +1,6 @@
 //! Domains as the API lists them, and what is amiss with one.
 
 use domus_api::{DomainInfo, TroubleInfo};
-use shared_abi::DomainName;
 use uuid::Uuid;
 
 use crate::domain::lifecycle::State;
@@ -27,7 +26,7 @@ pub fn domain_0() -> DomainInfo {
 }
 
 /// A domain as `list` shows it.
-pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
+pub fn describe(view: &View) -> DomainInfo {
     let mut flags = *b"------";
     let state = match view.state {
         State::Building => "building",
@@ -53,7 +52,7 @@ pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
         }
     };
     DomainInfo {
-        name: name.to_string(),
+        name: view.name.to_string(),
         id: view.domid.0,
         uuid: Some(view.uuid.to_string()),
         memory_mib: view.memory >> 20,
@@ -71,7 +70,7 @@ pub fn describe(name: &DomainName, view: &View) -> DomainInfo {
 pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
     let domains = dom0.list();
     let mut list = vec![domain_0()];
-    list.extend(domains.iter().map(|(name, view)| describe(name, view)));
+    list.extend(domains.iter().map(describe));
     list.extend(dom0.leftovers().into_iter().map(|(name, domid)| DomainInfo {
         name: name.to_string(),
         id: domid.0,
@@ -89,7 +88,8 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
 }
 
 /// What is amiss with a domain.
-pub fn troubles(name: &DomainName, view: &View) -> Vec<TroubleInfo> {
+pub fn troubles(view: &View) -> Vec<TroubleInfo> {
+    let name = &view.name;
     let mut troubles: Vec<_> = view
         .troubles
         .iter()

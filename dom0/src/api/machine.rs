@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use shared_abi::control::RunnerRequest;
 
-use crate::domain::machine::core::{Dump, Then};
+use crate::domain::dump::{Dump, Then};
 
 /// What a trigger's name and vCPU ask of a runner, and what that is called in a refusal.
 ///

@@ -4,7 +4,7 @@ use domus_api::{LeaseInfo, NetworkInfo, NicInfo};
 use shared_abi::control::NicLimits;
 
 use crate::api::limits::{self, Named};
-use crate::domain::machine::nics::NicReport;
+use crate::device::net::report::NicReport;
 use crate::network::managed::{Forward, Lease, Shown};
 use crate::value::rate::NicLimitsFile;
 

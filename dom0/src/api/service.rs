@@ -18,9 +18,9 @@ use shared_abi::{DeviceId, NetworkName};
 use crate::api::domains::{describe, domain_0, list, troubles};
 use crate::api::events::{self, Answers};
 use crate::api::{cpus, disks, limits, machine, nets, statistics};
+use crate::device::net::report::NicChange;
 use crate::domain::error::{Attempted, StartError, explain};
 use crate::domain::lifecycle::Event;
-use crate::domain::machine::nics::NicChange;
 use crate::domain::{Domain, check};
 use crate::host::memory;
 use crate::service::autostart::{self, Stopped};
@@ -154,7 +154,7 @@ impl Session {
         let view = handle.view.borrow().clone();
         let status = handle.status().await;
         let first_run_ns = status.and_then(|status| status.first_run_ns);
-        Ok(OneDomain { domain: describe(&handle.name, &view), first_run_ns })
+        Ok(OneDomain { domain: describe(&view), first_run_ns })
     }
 
     async fn pause(&self, name: String) -> Result<(), ApiError> {
@@ -183,7 +183,9 @@ impl Session {
             machine::trigger(&what, vcpu).map_err(|message| ApiError::Refused { message })?;
         Ok(self
             .dom0
-            .call(&name, move |domain| async move { domain.machine(&request, act).await }.boxed_local())
+            .call(&name, move |domain| {
+                async move { domain.running(act)?.command(&request, act).await }.boxed_local()
+            })
             .await?)
     }
 
@@ -193,7 +195,8 @@ impl Session {
         Ok(self
             .dom0
             .call(&name, move |domain| {
-                async move { domain.machine(&request, "send a SysRq key").await }.boxed_local()
+                let act = "send a SysRq key";
+                async move { domain.running(act)?.command(&request, act).await }.boxed_local()
             })
             .await?)
     }
@@ -230,19 +233,28 @@ impl Session {
     }
 
     async fn timeline(&self, name: String) -> Result<Timeline, ApiError> {
-        let phases = self.dom0.call(&name, |domain| domain.timeline().boxed_local()).await?.into_iter();
+        let phases = self
+            .dom0
+            .call(&name, |domain| {
+                async move { domain.running("tell how it started")?.timeline().await }.boxed_local()
+            })
+            .await?
+            .into_iter();
         Ok(Timeline { phases: phases.map(|(name, at_ns)| PhaseInfo { name: name.into(), at_ns }).collect() })
     }
 
     async fn vcpu_list(&self, name: String) -> Result<VcpuList, ApiError> {
-        let vcpus = self.dom0.call(&name, |domain| async move { Ok(domain.vcpus()) }.boxed_local()).await?;
+        let vcpus = self
+            .dom0
+            .call(&name, |domain| async move { Ok(domain.machine().vcpu_reports()) }.boxed_local())
+            .await?;
         Ok(VcpuList { vcpus: vcpus.into_iter().map(Into::into).collect() })
     }
 
     async fn vcpu_pin(&self, name: String, vcpu: Option<u32>, cpus: String) -> Result<(), ApiError> {
         self.may_change("pinning a vCPU")?;
         let (vcpu, cpus) = cpus::pin(vcpu, &cpus).map_err(|message| ApiError::Refused { message })?;
-        let pin = move |domain: &mut Domain| domain.pin(vcpu, cpus);
+        let pin = move |domain: &mut Domain| domain.running("pin a vCPU")?.pin(vcpu, cpus);
         Ok(self.dom0.call(&name, |domain| async move { pin(domain) }.boxed_local()).await?)
     }
 
@@ -256,7 +268,17 @@ impl Session {
             self.may_change("changing a domain's part of the CPUs")?;
         }
         cpus::check(weight, cap).map_err(|message| ApiError::Refused { message })?;
-        Ok(self.dom0.call(&name, move |domain| domain.weigh(weight, cap).boxed_local()).await?.into())
+        let act = "change its part of the CPUs";
+        let scheduling = self.dom0.call(&name, move |domain| {
+            async move {
+                match (weight, cap) {
+                    (None, None) => Ok(domain.machine().scheduling().clone()),
+                    _ => domain.running(act)?.weigh(weight, cap).await,
+                }
+            }
+            .boxed_local()
+        });
+        Ok(scheduling.await?.into())
     }
 
     async fn console(&self, name: String) -> Result<Console, ApiError> {
@@ -272,8 +294,10 @@ impl Session {
     }
 
     async fn block_list(&self, name: String) -> Result<DiskList, ApiError> {
-        let disks =
-            self.dom0.call(&name, |domain| async move { Ok(domain.disks().await) }.boxed_local()).await?;
+        let disks = self
+            .dom0
+            .call(&name, |domain| async move { Ok(domain.machine().disks().await) }.boxed_local())
+            .await?;
         Ok(DiskList { disks: disks.into_iter().map(Into::into).collect() })
     }
 
@@ -287,7 +311,7 @@ impl Session {
         let change =
             limits::change(&disks::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let disk = disk.map(|disk| device(&disk)).transpose()?;
-        Ok(self.dom0.call(&name, move |domain| domain.limit(disk, change).boxed_local()).await?)
+        Ok(self.dom0.call(&name, move |domain| domain.machine().limit(disk, change).boxed_local()).await?)
     }
 
     async fn block_resize(
@@ -298,7 +322,8 @@ impl Session {
     ) -> Result<Resized, ApiError> {
         self.may_change("resizing a disk")?;
         let disk = device(&disk)?;
-        let bytes = self.dom0.call(&name, move |domain| domain.resize(disk, bytes).boxed_local()).await?;
+        let bytes =
+            self.dom0.call(&name, move |domain| domain.machine().resize(disk, bytes).boxed_local()).await?;
         Ok(Resized { bytes })
     }
 
@@ -317,14 +342,18 @@ impl Session {
         }
         let stalled = self
             .dom0
-            .call(&name, move |domain| async move { domain.upgrade(&device, program).await }.boxed_local())
+            .call(&name, move |domain| {
+                async move { domain.machine().exchange(&device, program).await }.boxed_local()
+            })
             .await?;
         Ok(Upgraded { stalled_us: stalled.as_micros() as u64 })
     }
 
     async fn nic_list(&self, name: String) -> Result<NicList, ApiError> {
-        let nics =
-            self.dom0.call(&name, |domain| async move { Ok(domain.nics().await) }.boxed_local()).await?;
+        let nics = self
+            .dom0
+            .call(&name, |domain| async move { Ok(domain.machine().nics().await) }.boxed_local())
+            .await?;
         Ok(NicList { nics: nics.into_iter().map(Into::into).collect() })
     }
 
@@ -343,7 +372,9 @@ impl Session {
         let change = NicChange { up, announce, limits };
         Ok(self
             .dom0
-            .call(&name, move |domain| async move { domain.set_nic(&nic, change).await }.boxed_local())
+            .call(&name, move |domain| {
+                async move { domain.machine().set_nic(&nic, change).await }.boxed_local()
+            })
             .await?)
     }
 
@@ -381,7 +412,7 @@ impl Session {
     async fn why(&self, name: String) -> Result<Troubles, ApiError> {
         let handle = self.dom0.find(&name)?;
         let view = handle.view.borrow().clone();
-        Ok(Troubles { state: describe(&handle.name, &view).state, troubles: troubles(&handle.name, &view) })
+        Ok(Troubles { state: describe(&view).state, troubles: troubles(&view) })
     }
 
     async fn guests_stop(&self, grace: u32) -> Result<GuestsStopped, ApiError> {
@@ -406,7 +437,7 @@ impl Session {
     /// What happens, as it does.
     #[zlink(more)]
     async fn events(&self, more: bool, since_start: bool) -> Answers<EventInfo> {
-        events::stream(self.dom0.commons().events.follow(since_start), self.peer.as_ref(), more)
+        events::stream(self.dom0.env().events.follow(since_start), self.peer.as_ref(), more)
     }
 
     async fn statistics(&self) -> Result<Statistics, ApiError> {

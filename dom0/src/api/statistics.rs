@@ -15,14 +15,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks every domain, all at once.
 pub async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
-    let domains = dom0.list().into_iter().map(async |(name, view)| {
+    let domains = dom0.list().into_iter().map(async |view| {
         let ask = async || {
             let disks = dom0
-                .call(name.as_str(), |domain| async move { Ok(domain.disks().await) }.boxed_local())
+                .call(view.name.as_str(), |domain| {
+                    async move { Ok(domain.machine().disks().await) }.boxed_local()
+                })
                 .await
                 .unwrap_or_default();
             let nics = dom0
-                .call(name.as_str(), |domain| async move { Ok(domain.nics().await) }.boxed_local())
+                .call(view.name.as_str(), |domain| {
+                    async move { Ok(domain.machine().nics().await) }.boxed_local()
+                })
                 .await
                 .unwrap_or_default();
             (disks, nics)
@@ -42,7 +46,7 @@ pub async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
             disks: disks.into_iter().map(Into::into).collect(),
             nics: nics.into_iter().map(Into::into).collect(),
             troubles: view.troubles.len() as u64,
-            domain: describe(&name, &view),
+            domain: describe(&view),
         }
     });
     join_all(domains).await

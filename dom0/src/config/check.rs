@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::config::file::{AutostartFile, AutostartTurn, CpusFile, DomainFile};
 use crate::config::{Autostart, DomainConfig, Policy};
 use crate::device::block::config::{Disk, DiskData, OwnDisk};
+use crate::device::classes::DeviceConfigs;
 use crate::device::{block, external, net};
 use crate::value::cpus::{CpuSet, MAX_CAP, MAX_WEIGHT, Scheduling};
 use crate::value::names::domain_name;
@@ -68,18 +69,18 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         let problem = format!("need {descriptors} open files: at most {MAX_FDS} can be handed to a backend");
         return Err(context.refuse("disks", problem));
     }
-    let mut nets = Vec::new();
+    let mut nics = Vec::new();
     for (n, net) in text.nets.into_iter().enumerate() {
         let id = unique(format!("nets[{n}].id"), &net.id)?;
-        nets.push(net::config::check(&context, n, id, net, vcpus, uuid)?);
+        nics.push(net::config::check(&context, n, id, net, vcpus, uuid)?);
     }
-    net::config::check_all(&context, &nets)?;
-    let mut devices = Vec::new();
+    net::config::check_all(&context, &nics)?;
+    let mut others = Vec::new();
     for (n, device) in text.devices.into_iter().enumerate() {
         let id = unique(format!("devices[{n}].id"), &device.id)?;
-        devices.push(external::config::check(&context, n, id, device)?);
+        others.push(external::config::check(&context, n, id, device)?);
     }
-    let count = disks.len() + nets.len() + devices.len();
+    let count = disks.len() + nics.len() + others.len();
     if count > MAX_DEVICES {
         let problem = format!("{count} disks, nets and devices: at most {MAX_DEVICES} fit on the PCI bus");
         return Err(context.refuse("", problem));
@@ -92,7 +93,6 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         directory: directory.to_owned(),
         text: String::new(),
         file: file.into(),
-        unit: name.clone(),
         name,
         uuid,
         vcpus,
@@ -100,11 +100,13 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         kernel,
         initrd,
         cmdline,
-        disks,
-        disk_limits: text.disk_limits.over(IoLimits::default()),
-        nets,
-        devices,
-        console_log,
+        devices: DeviceConfigs {
+            disks,
+            disk_limits: text.disk_limits.over(IoLimits::default()),
+            nics,
+            external: others,
+            console_log,
+        },
         scheduling,
         autostart,
         policy,

@@ -20,12 +20,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shared_abi::DomainName;
-use shared_abi::control::IoLimits;
 use uuid::Uuid;
 
-use crate::device::block::config::Disk;
-use crate::device::external::config::External;
-use crate::device::net::config::Net;
+use crate::device::classes::DeviceConfigs;
 use crate::value::cpus::Scheduling;
 use crate::value::place::{ConfigError, Place};
 
@@ -42,8 +39,6 @@ pub struct DomainConfig {
     pub text: String,
     /// The domain's name.
     pub name: DomainName,
-    /// The name that the supervisor knows its processes by: the one they were started under, also after a renaming.
-    pub unit: DomainName,
     /// Which machine it is.
     pub uuid: Uuid,
     /// 1 to [`MAX_VCPUS`](shared_abi::limits::MAX_VCPUS).
@@ -56,20 +51,12 @@ pub struct DomainConfig {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
-    /// Disks, in the order of their PCI slots.
-    pub disks: Vec<Disk>,
-    /// What all of them together may do.
-    pub disk_limits: IoLimits,
-    /// NICs, after the disks.
-    pub nets: Vec<Net>,
-    /// Devices of backends that Domus does not start, last.
-    pub devices: Vec<External>,
+    /// Its devices, the console among them.
+    pub devices: DeviceConfigs,
     /// Its part of the host's CPUs.
     pub scheduling: Scheduling,
     /// When it starts with the host, if it does.
     pub autostart: Option<Autostart>,
-    /// The file to which all that the guest prints is appended.
-    pub console_log: Option<PathBuf>,
     /// What to do when the machine stops.
     pub policy: Policy,
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use shared_abi::control::{Cache, ImageFormat, OnError};
 
 use crate::device::block::config::{DiskData, OnLoss};
-use crate::device::net::config::NetLink;
+use crate::device::net::config::NicLink;
 
 fn parsed(text: &str) -> Result<DomainConfig, ConfigError> {
     parse(Path::new("web1.json"), Path::new("/srv/web1"), text)
@@ -20,13 +20,13 @@ fn ten_lines_are_a_domain_and_the_rest_has_defaults() {
     assert_eq!((config.vcpus, config.memory), (1, 512 << 20));
     assert_eq!(config.kernel, Path::new("/srv/web1/vmlinuz"));
     assert_eq!(config.cmdline, "console=ttyS0");
-    assert_eq!(config.disks[0].queues, 1);
-    let root = config.disks[0].own().unwrap();
+    assert_eq!(config.devices.disks[0].queues, 1);
+    let root = config.devices.disks[0].own().unwrap();
     assert_eq!(root.data, DiskData::Raw("/srv/web1/web1.img".into()));
     assert_eq!((root.read_only, root.serial.as_str(), root.cache), (false, "root", None));
     assert_eq!((root.write_error, root.read_error), (OnError::PauseIfFull, OnError::Report));
-    assert_eq!(config.disks[0].on_loss, OnLoss::Stall);
-    assert_eq!(config.nets[0].mtu, 1500);
+    assert_eq!(config.devices.disks[0].on_loss, OnLoss::Stall);
+    assert_eq!(config.devices.nics[0].mtu, 1500);
     assert_eq!(config.policy.on_reboot, OnStop::Restart);
 }
 
@@ -163,16 +163,18 @@ fn a_disk_says_format_backing_cache_errors_and_limits() {
              { "id": "far", "path": "nbd://store.example/far", "on_backend_loss": "pause" } ] }"#,
     )
     .unwrap();
-    let root = config.disks[0].own().unwrap();
+    let root = config.devices.disks[0].own().unwrap();
     let backing = vec![("/srv/base.raw".into(), ImageFormat::Raw)];
     assert_eq!(root.data, DiskData::Qcow2("/srv/web1/web1.qcow2".into(), backing));
     assert_eq!((root.cache, root.block_size, root.discard), (Some(Cache::Writeback), Some(4096), false));
     assert_eq!((root.write_error, root.read_error), (OnError::Pause, OnError::PauseIfFull));
     assert_eq!(root.limits.read.iops.map(|rate| (rate.per_second, rate.burst_seconds)), Some((500, 10)));
-    assert_eq!(config.disk_limits.total.bytes.map(|rate| rate.burst), Some(1 << 30));
-    assert_eq!(config.disks[0].on_loss, OnLoss::ErrorAfter(30));
-    assert!(matches!(&config.disks[1].own().unwrap().data, DiskData::Nbd(uri) if uri.export == "far"));
-    assert_eq!(config.disks[1].on_loss, OnLoss::Pause);
+    assert_eq!(config.devices.disk_limits.total.bytes.map(|rate| rate.burst), Some(1 << 30));
+    assert_eq!(config.devices.disks[0].on_loss, OnLoss::ErrorAfter(30));
+    assert!(
+        matches!(&config.devices.disks[1].own().unwrap().data, DiskData::Nbd(uri) if uri.export == "far")
+    );
+    assert_eq!(config.devices.disks[1].on_loss, OnLoss::Pause);
 }
 
 #[test]
@@ -187,16 +189,16 @@ fn a_nic_says_its_wire_filter_limits_and_link() {
              { "id": "f" } ] }"#,
     )
     .unwrap();
-    let [a, b, c, d, e, f] = &config.nets[..] else { panic!("{:?}", config.nets) };
-    assert!(matches!(&a.link, NetLink::User(ports) if ports[1].to_string() == "udp:127.0.0.1:5353:53"));
+    let [a, b, c, d, e, f] = &config.devices.nics[..] else { panic!("{:?}", config.devices.nics) };
+    assert!(matches!(&a.link, NicLink::User(ports) if ports[1].to_string() == "udp:127.0.0.1:5353:53"));
     assert_eq!((a.pairs, a.mtu, a.up, a.filter.any_mac), (1, 65520, true, false));
     assert_eq!((b.link.key(), b.pairs, b.mtu, b.up), ("network", 4, 1500, false));
     assert_eq!(b.filter.addresses.as_ref().unwrap().len(), 2);
-    assert_eq!((c.link.clone(), c.pairs, c.filter.any_mac), (NetLink::Macvtap("eth0".into()), 3, true));
+    assert_eq!((c.link.clone(), c.pairs, c.filter.any_mac), (NicLink::Macvtap("eth0".into()), 3, true));
     assert_eq!(d.limits.receive.bits.unwrap().per_second, 100_000_000);
     assert_eq!((d.limits.transmit.packets.unwrap().per_second, d.pairs, d.virtqueues(1)), (9, 1, 2));
-    assert_eq!((e.link.clone(), e.mtu), (NetLink::VhostUser("/srv/web1/ovs.sock".into()), 9000));
-    assert_eq!(f.link, NetLink::User(vec![]));
+    assert_eq!((e.link.clone(), e.mtu), (NicLink::VhostUser("/srv/web1/ovs.sock".into()), 9000));
+    assert_eq!(f.link, NicLink::User(vec![]));
 }
 
 #[test]
@@ -217,7 +219,7 @@ fn a_derived_mac_is_stable_local_and_differs_between_domains_and_nics() {
         let text = format!(
             r#"{{"name":"{name}","boot":{{"kernel":"k"}},"nets":[{{"id":"a","bridge":"b"}},{{"id":"b","bridge":"b"}}]}}"#
         );
-        parsed(&text).unwrap().nets.iter().map(|net| net.mac).collect::<Vec<_>>()
+        parsed(&text).unwrap().devices.nics.iter().map(|net| net.mac).collect::<Vec<_>>()
     };
     assert_eq!(macs("web1"), macs("web1"));
     let mut seen = std::collections::HashSet::new();

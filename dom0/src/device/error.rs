@@ -2,6 +2,9 @@
 
 use std::io;
 
+use shared_abi::DeviceId;
+
+use crate::device::loss::Loss;
 use crate::device::net::passt::PasstError;
 use crate::value::place::ConfigError;
 
@@ -25,6 +28,12 @@ pub enum DeviceError {
     /// A NIC cannot be plugged into its switch.
     #[error("{0}")]
     Switch(String),
+    /// The machine has no such device, or it has nothing like that.
+    #[error("device {0} has nothing to connect to")]
+    NotHere(DeviceId),
+    /// The class of devices has no such helper.
+    #[error("{0} is nothing that can be started again")]
+    NoHelper(Loss),
     /// Something of dom0's own.
     #[error("cannot {act}")]
     Io {

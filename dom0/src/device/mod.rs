@@ -1,22 +1,188 @@
-//! The devices of a domain, by class: what a config says of one, what dom0 keeps open of it, what its backend is told.
+//! The devices of a domain, by class: what a config says of one, what its guest sees, what dom0 keeps open of it, and what
+//! its backend is told.
+//!
+//! A class is one folder behind one trait, [`Backend`]. [`classes::Devices`] is the table of them.
 
 pub mod block;
+pub mod classes;
 pub mod console;
-pub mod devices;
 pub mod error;
 pub mod external;
+pub mod loss;
 pub mod net;
+pub mod plan;
+pub mod slots;
+pub mod spec;
 pub mod start;
 
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use shared_abi::{DomId, DomainName};
+use futures_util::future::{FutureExt, LocalBoxFuture, ready};
+use shared_abi::control::{DeviceSpec, Identity};
+use shared_abi::{DeviceId, DomId, DomainName, Role};
 
+use crate::device::error::DeviceError;
+use crate::device::loss::{Loss, Mended};
+use crate::device::plan::Plan;
+use crate::device::start::Start;
 use crate::network::managed::Networks;
 use crate::network::switches::Switches;
 use crate::process::Supervisor;
+use crate::process::identity::uid;
 use crate::value::place::Place;
+
+/// What one step of a [`Backend`] comes to.
+pub type Step<'a, T> = LocalBoxFuture<'a, Result<T, DeviceError>>;
+
+/// All devices of one class in one machine, and what stands behind them.
+///
+/// The machine calls [`Self::prepare`] and [`Self::open`] once each, then [`Self::start`] as often as a process is started
+/// for them, and [`Self::close`] or [`Self::leave`] at last. An adopted one begins with [`Self::adopt`]. A step may be
+/// dropped at any `.await`: what it had made by then is kept here, and [`Self::close`] removes it. No step waits on a guest.
+pub trait Backend: fmt::Debug {
+    /// What the guest sees, in the order of the config. The number of a NIC's queues is known after [`Self::open`].
+    fn specs(&self) -> Vec<DeviceSpec>;
+
+    /// What an operator calls several of them.
+    fn plural(&self) -> &'static str {
+        "devices"
+    }
+
+    /// The role of the process that serves them, if one of the domain's own does.
+    fn role(&self) -> Option<Role> {
+        None
+    }
+
+    /// The process in [`Self::role`] serves this device.
+    fn serves(&self, _device: &DeviceId) -> bool {
+        false
+    }
+
+    /// How another process may take the place of the one that serves them.
+    fn handover(&self) -> Handover {
+        Handover::AfterEnd
+    }
+
+    /// Looks for what only the host can tell: files, bridges, sockets. Opens and closes, changes nothing.
+    fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
+        ready(Ok(())).boxed_local()
+    }
+
+    /// Writes down what starting them would take.
+    fn plan(&self, plan: &mut Plan);
+
+    /// Refuses what can be refused before any process is started.
+    fn prepare<'a>(&'a self, networks: &'a Networks) -> Step<'a, ()> {
+        self.check(networks)
+    }
+
+    /// Opens what the next process is given and is not open: all of it for the first one. The process before it has ended
+    /// where [`Self::handover`] is [`Handover::Exclusive`].
+    fn open<'a>(&'a self, _owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
+        ready(Ok(())).boxed_local()
+    }
+
+    /// What the next process is told, with copies of the descriptors that are open here. Does not wait.
+    ///
+    /// # Errors
+    /// No descriptors left, or something is not open.
+    fn start(&self, _owner: &Owner) -> io::Result<Start> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// A new connection for a device that no process of the domain's own serves.
+    fn connect<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        _owner: &'a Owner,
+        _from: &'a Providers,
+    ) -> Step<'a, OwnedFd> {
+        ready(Err(DeviceError::NotHere(device.clone()))).boxed_local()
+    }
+
+    /// What is lost when the runner has lost its connection to this device.
+    fn lost(&self, device: &DeviceId) -> Loss {
+        match self.role().filter(|_| self.serves(device)) {
+            Some(role) => Loss::Process(role),
+            None => Loss::Connection(device.clone()),
+        }
+    }
+
+    /// What is lost when the process says that this device has lost what is behind it.
+    fn disconnected(&self, device: DeviceId) -> Loss {
+        Loss::Connection(device)
+    }
+
+    /// Ready when a helper of one of the devices has ended.
+    fn poll_loss(&self, _cx: &mut Context<'_>) -> Poll<Loss> {
+        Poll::Pending
+    }
+
+    /// Lets go of a helper that has ended; the text says how. None if it is gone already.
+    fn bury<'a>(&'a self, _loss: &'a Loss) -> LocalBoxFuture<'a, Option<String>> {
+        ready(None).boxed_local()
+    }
+
+    /// One attempt to have something again that is no process of the domain's own, after so many others.
+    fn mend<'a>(
+        &'a self,
+        loss: &'a Loss,
+        attempts: u32,
+        owner: &'a Owner,
+        from: &'a Providers,
+    ) -> Step<'a, Mended>;
+
+    /// How long the guest runs on without it, if not for ever.
+    fn patience(&self, _loss: &Loss) -> Option<Duration> {
+        None
+    }
+
+    /// It has been lost for so long: what that means for the requests that wait for it.
+    fn give_up(&self, _loss: &Loss, _after: Duration) {}
+
+    /// Why the domain cannot have another name just now.
+    ///
+    /// # Errors
+    /// One line.
+    fn may_be_renamed(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Finds the helpers that a dom0 before this one has started.
+    fn adopt<'a>(&'a self, _from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+        ready(()).boxed_local()
+    }
+
+    /// The helpers that ought to be there and are not, after [`Self::adopt`].
+    fn missing(&self) -> Vec<Loss> {
+        Vec::new()
+    }
+
+    /// The machine ends: ends helpers, removes what was made.
+    fn close<'a>(&'a self, _from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+        ready(()).boxed_local()
+    }
+
+    /// dom0 lets go of the domain as it is, for another dom0.
+    fn leave(&self) {}
+}
+
+/// How a process may take the place of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// Both can be at the same data: the new one serves before the old one ends.
+    Overlap,
+    /// The new one is told what to serve while the old one is there, and attached when that has ended.
+    AfterEnd,
+    /// The old one must have ended before the new one is told what to serve.
+    Exclusive,
+}
 
 /// The domain that a device belongs to.
 #[derive(Debug, Clone)]
@@ -25,7 +191,7 @@ pub struct Owner {
     pub file: PathBuf,
     /// Its name.
     pub name: DomainName,
-    /// The name that its processes were started under.
+    /// The name that its processes were started under, and that the supervisor knows them by.
     pub started_as: DomainName,
     /// Its number.
     pub domid: DomId,
@@ -35,8 +201,13 @@ pub struct Owner {
 
 impl Owner {
     /// The value at a JSON path of its config.
-    pub fn place(&self, at: impl std::fmt::Display) -> Place<'_> {
+    pub fn place(&self, at: impl fmt::Display) -> Place<'_> {
         Place::new(&self.file, at)
+    }
+
+    /// Whom its processes become.
+    pub fn identity(&self) -> Identity {
+        Identity { domain: self.name.clone(), domid: self.domid, uid: uid(self.domid) }
     }
 }
 
@@ -49,4 +220,10 @@ pub struct Providers {
     pub networks: Rc<Networks>,
     /// The switches that NICs share.
     pub switches: Rc<Switches>,
+}
+
+impl fmt::Debug for Providers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Providers")
+    }
 }

@@ -20,13 +20,22 @@ pub struct Start {
     pub fds: Vec<OwnedFd>,
     /// The runner's ends of its devices' sockets.
     pub sockets: Vec<(DeviceId, OwnedFd)>,
+    /// The runner's end of a new serial line.
+    pub serial: Option<OwnedFd>,
     /// dom0's end of its lifeline.
     pub lifeline: Option<OwnedFd>,
     /// What tells that its open images are closed; none if one of them has no such thing.
     pub marks: Option<Vec<Mark>>,
 }
 
-/// A start message.
+impl Start {
+    /// A message with its descriptors, and the runner's ends of the devices' sockets.
+    pub fn new(message: Message, fds: Vec<OwnedFd>, sockets: Vec<(DeviceId, OwnedFd)>) -> Self {
+        Self { message, fds, sockets, serial: None, lifeline: None, marks: None }
+    }
+}
+
+/// A request to a backend, of the kind that its role knows.
 #[derive(Debug)]
 pub enum Message {
     /// To `domus-block`.

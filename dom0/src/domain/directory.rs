@@ -8,6 +8,7 @@
 //! and removed with the domain. One that is not locked was left by a dom0 that has ended: the next one takes it over.
 //! `state.json` says what it needs for that, and which processes there are, so that there is no doubt about who they are.
 
+use std::cell::RefCell;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -39,7 +40,8 @@ pub fn owner(run: &Path, name: &DomainName) -> Option<String> {
     match Flock::lock(dir, FlockArg::LockSharedNonblock) {
         Ok(_) => None,
         Err(_) => Some(
-            read_record(&path).map_or("it is being built".into(), |record| format!("ID {}", record.domid)),
+            read_record(&path)
+                .map_or("it is being built".into(), |record| format!("ID {}", record.machine.domid)),
         ),
     }
 }
@@ -62,9 +64,10 @@ impl RunDir {
                 _ => {}
             }
             let Some(lock) = self.lock_domain(name, &path)? else { continue };
-            let mut dir = DomainDir { path: path.clone(), stays: false, _lock: lock };
+            let mut dir =
+                DomainDir { path: path.clone(), stays: false, written: RefCell::default(), _lock: lock };
             if dir.leftovers().is_empty() {
-                dir.clear();
+                clear(&dir.path);
                 return Ok(dir);
             }
             dir.stays = true;
@@ -84,7 +87,7 @@ impl RunDir {
             return Ok(false);
         }
         let Some(lock) = self.lock_domain(name, &path)? else { return Ok(false) };
-        let mut dir = DomainDir { path, stays: false, _lock: lock };
+        let mut dir = DomainDir { path, stays: false, written: RefCell::default(), _lock: lock };
         // Held before they are looked at once more: what is killed is what was looked at.
         let open = |process: &ProcessId| open_pidfd(Pid::from_raw(process.pid)).ok();
         let held: Vec<_> = dir.leftovers().iter().filter_map(|p| Some((*p, open(p)?))).collect();
@@ -114,7 +117,7 @@ impl RunDir {
             // Somebody may be making it just now, and would find it locked.
             read_record(&path)?;
             let lock = self.lock_domain(&name, &path).ok()??;
-            let mut dir = DomainDir { path, stays: false, _lock: lock };
+            let mut dir = DomainDir { path, stays: false, written: RefCell::default(), _lock: lock };
             if dir.leftovers().is_empty() {
                 return None;
             }
@@ -130,7 +133,7 @@ impl RunDir {
     pub fn take_over(&self, name: &DomainName) -> Option<(DomainDir, Option<Record>)> {
         let path = self.domain_path(name);
         let lock = self.lock_domain(name, &path).ok()??;
-        let mut dir = DomainDir { path, stays: false, _lock: lock };
+        let mut dir = DomainDir { path, stays: false, written: RefCell::default(), _lock: lock };
         let record = dir.record();
         // It was begun in the foreground, and whoever began it cleans up.
         dir.stays = record.as_ref().is_some_and(|record| record.foreground);
@@ -157,11 +160,30 @@ impl RunDir {
             }
             Err(_) => {
                 let record = read_record(path);
-                let owner = record.map_or("it is being built".into(), |r| format!("ID {}", r.domid));
+                let owner = record.map_or("it is being built".into(), |r| format!("ID {}", r.machine.domid));
                 Err(RunDirError::NameTaken { name: name.clone(), owner })
             }
         }
     }
+}
+
+/// Removes every file in a domain's directory.
+pub fn clear(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(entry.path());
+    }
+}
+
+/// The control socket of a child, in a domain's directory.
+pub fn control(directory: &Path, role: Role) -> PathBuf {
+    directory.join(format!("{role}.sock"))
+}
+
+/// Where a child of this role may listen: one that was to take the place of another has a socket beside that one's.
+pub fn controls(directory: &Path, role: Role) -> [PathBuf; 2] {
+    let control = control(directory, role);
+    let beside = beside(&control);
+    [control, beside]
 }
 
 /// Where a process listens that is to take the place of the one at this control socket.
@@ -170,7 +192,8 @@ pub fn beside(control: &Path) -> PathBuf {
 }
 
 fn read_record(path: &Path) -> Option<Record> {
-    serde_json::from_slice(&fs::read(path.join("state.json")).ok()?).ok()
+    let name = path.file_name()?.to_str()?.parse().ok()?;
+    Record::read(&fs::read(path.join("state.json")).ok()?, &name).ok()
 }
 
 /// A domain's directory. Dropping it removes it.
@@ -179,6 +202,8 @@ pub struct DomainDir {
     path: PathBuf,
     /// Found, not claimed: it is not removed.
     stays: bool,
+    /// What this dom0 has written down last.
+    written: RefCell<Vec<u8>>,
     _lock: Flock<File>,
 }
 
@@ -188,33 +213,21 @@ impl DomainDir {
         &self.path
     }
 
-    /// The control socket of a child.
-    pub fn control(&self, role: Role) -> PathBuf {
-        self.path.join(format!("{role}.sock"))
-    }
-
-    /// Where a child of this role may listen: one that was to take the place of another has a socket beside that one's.
-    pub fn controls(&self, role: Role) -> [PathBuf; 2] {
-        let control = self.control(role);
-        let beside = beside(&control);
-        [control, beside]
-    }
-
-    /// The socket where consoles attach. Not the one that controls `domus-console`.
-    pub fn console(&self) -> PathBuf {
-        self.path.join("tty.sock")
-    }
-
-    /// Writes down what the domain consists of, in one step.
+    /// Writes down what the domain consists of, in one step; nothing if that is written down already.
     ///
     /// # Errors
     /// What the file system said.
     pub fn write(&self, record: &Record) -> io::Result<()> {
+        let json = serde_json::to_vec(record)?;
+        if *self.written.borrow() == json {
+            return Ok(());
+        }
         fault::point();
         let new = self.path.join("state.json.new");
-        fs::write(&new, serde_json::to_vec(record)?)?;
+        fs::write(&new, &json)?;
         fs::rename(new, self.path.join("state.json"))?;
         fault::point();
+        *self.written.borrow_mut() = json;
         Ok(())
     }
 
@@ -247,19 +260,12 @@ impl DomainDir {
             .flat_map(|record| record.known().filter(ProcessId::lives).collect::<Vec<_>>())
             .collect()
     }
-
-    /// Removes every file in it.
-    pub fn clear(&self) {
-        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }
 
 impl Drop for DomainDir {
     fn drop(&mut self) {
         if !self.stays {
-            self.clear();
+            clear(&self.path);
             let _ = fs::remove_dir(&self.path);
         }
     }
@@ -271,7 +277,7 @@ mod tests {
 
     use super::*;
     use crate::domain::lifecycle::State;
-    use crate::domain::record::{ProcessRecord, Source};
+    use crate::domain::record::{MachineRecord, ProcessRecord, Source};
 
     fn name(text: &str) -> DomainName {
         text.parse().unwrap()
@@ -279,26 +285,17 @@ mod tests {
 
     /// A domain whose runner is this process.
     fn record(known: ProcessId) -> Record {
-        Record {
+        let machine = MachineRecord {
             domid: DomId(4),
-            owner: 1,
-            foreground: false,
-            source: Source::default(),
-            next: None,
-            state: State::Running,
-            created: true,
-            ended: None,
-            crashed: false,
-            restarts: 0,
-            unit: None,
+            started_as: name("web1"),
+            memory: 64 << 20,
+            vcpus: 1,
+            scheduling: Default::default(),
             programs: Default::default(),
-            scheduling: None,
             processes: vec![ProcessRecord { role: Role::Runner, known }],
-            passts: Vec::new(),
-            disks: Vec::new(),
-            disk_limits: Default::default(),
-            nics: Vec::new(),
-        }
+            devices: Default::default(),
+        };
+        Record::new(State::Running, Source::default(), machine)
     }
 
     #[test]

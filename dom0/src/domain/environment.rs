@@ -15,6 +15,8 @@ pub const CORES: &str = "/var/lib/domus/dump";
 
 /// What all domains of one dom0 have in common.
 pub struct Environment {
+    /// What exists only while domains run.
+    pub run: RunDir,
     /// Where what outlives a boot of the host is kept.
     pub config_dir: PathBuf,
     /// What starts their processes, and what their NICs name and share.
@@ -31,6 +33,7 @@ impl Environment {
     /// Of a service that manages networks, defined in `config_dir`, and switches.
     pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
         Self {
+            run: run.clone(),
             config_dir: config_dir.into(),
             providers: Providers {
                 networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
@@ -46,6 +49,7 @@ impl Environment {
     /// Of a command, which uses the networks of the service in the same run directory.
     pub fn of_command(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
         Self {
+            run: run.clone(),
             config_dir: config_dir.into(),
             providers: Providers {
                 networks: Rc::new(Networks::of_others(config_dir, run.path())),

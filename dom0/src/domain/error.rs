@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use domus_startup::control::chain;
+use shared_abi::control::StartPart;
 use shared_abi::{DomainName, Role};
 
 use crate::config::DomainConfig;
@@ -35,7 +36,7 @@ pub enum StartError {
     Kvm(#[source] io::Error),
     /// One of its devices cannot be had.
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Device(DeviceError),
     /// Something of dom0's own.
     #[error("cannot {act}")]
     Io {
@@ -44,9 +45,26 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The runner cannot make a machine of what it was given.
+    #[error("{}: {why}", Role::Runner)]
+    Refused {
+        /// What is at fault.
+        what: StartPart,
+        /// One line of the runner's.
+        why: String,
+    },
     /// It was destroyed while it was built.
     #[error("was destroyed while it was built")]
-    GivenUp,
+    Cancelled,
+}
+
+impl From<DeviceError> for StartError {
+    fn from(error: DeviceError) -> Self {
+        match error {
+            DeviceError::Config(error) => Self::Config(error),
+            error => Self::Device(error),
+        }
+    }
 }
 
 /// The line for an operator whose domain could not be started: it always names the config file, and the value there
@@ -56,16 +74,13 @@ pub fn explain(config: &Attempted, error: &StartError) -> String {
     let Attempted { file, kernel, initrd, .. } = config;
     match error {
         StartError::Config(_) => text,
-        StartError::Child(ChildError::Failed { role: Role::Runner, why }) => {
-            let (at, path, cure) = match initrd {
-                Some(initrd) if why.contains("initrd") => ("boot.initrd", initrd, ""),
-                _ if why.contains("bzImage") || why.contains("PVH") => ("boot.kernel", kernel, ""),
-                _ if why.contains("kernel") => {
-                    ("boot.kernel", kernel, ": name a whole ELF vmlinux or x86 bzImage")
-                }
+        StartError::Refused { what, why } => {
+            let (at, path) = match (what, initrd) {
+                (StartPart::Initrd, Some(initrd)) => ("boot.initrd", initrd),
+                (StartPart::Kernel, _) => ("boot.kernel", kernel),
                 _ => return ConfigError::new(file, "", text).to_string(),
             };
-            ConfigError::new(file, at, format!("\"{}\": {why}{cure}", path.display())).to_string()
+            ConfigError::new(file, at, format!("\"{}\": {why}", path.display())).to_string()
         }
         _ => ConfigError::new(file, "", text).to_string(),
     }

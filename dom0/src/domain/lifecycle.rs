@@ -16,10 +16,14 @@
 //!                      Dead
 //! ```
 //!
-//! Promises, tested with random events: `Dead` is final; a new incarnation is built only after everything of the
-//! old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs only between `Resume` and the
-//! next `Pause` or `TearDown`; a core is written before the machine is removed.
+//! An action that fails takes the state back to where it was before the event; a guest that was built and cannot be
+//! resumed is removed.
+//!
+//! Promises, tested with random events and actions that fail: `Dead` is final; a new machine is built only after everything
+//! of the old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs in `Running` and `Stopping` and in
+//! no other state; a core is written before the machine is removed.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -62,13 +66,13 @@ pub enum AfterOff {
     Destroy,
 }
 
-/// What follows when everything of an incarnation is removed.
+/// What follows when everything of a machine is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Next {
     /// Nothing.
     Dead,
-    /// The next incarnation.
+    /// The next machine.
     Restart,
 }
 
@@ -97,14 +101,18 @@ pub enum Event {
     Stopped(StopReason),
     /// The runner is gone without a word.
     RunnerDied,
-    /// Everything of the incarnation is removed.
+    /// Everything of the machine is removed.
     Gone,
+    /// This action was done.
+    Done(Action),
+    /// This action was refused or failed: the runner is as it was.
+    Failed(Action),
 }
 
 /// What is to be done, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Start an incarnation, with a new number.
+    /// Start a machine, with a new number. Its end is [`Event::Built`] or [`Event::BuildFailed`].
     Build,
     /// Have the requests done again that are held, and let the vCPUs run.
     Resume,
@@ -116,7 +124,7 @@ pub enum Action {
     DumpCore,
     /// End the runner and the backends, keep the console.
     StopMachine,
-    /// End every process and remove everything.
+    /// End every process and remove everything. Its end is [`Event::Gone`].
     TearDown,
     /// Take the name off the list.
     Forget,
@@ -153,11 +161,89 @@ impl State {
     }
 }
 
-/// One step. An event that means nothing in a state, or comes too late, changes nothing.
-///
-/// # Errors
-/// [`Refused`] for an operator's wish that the state does not allow; nothing changes.
-pub fn step(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<Action>), Refused> {
+/// A domain's way through its states, and what it has to do just now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    state: State,
+    /// Where the next action takes the domain back to if it fails.
+    before: Option<State>,
+    actions: VecDeque<Action>,
+}
+
+impl Life {
+    /// A domain that is to be built.
+    pub fn new() -> Self {
+        Self { state: State::Building, before: None, actions: [Action::Build].into() }
+    }
+
+    /// One that goes on in a state, and does something first.
+    pub fn resumed(state: State, actions: impl IntoIterator<Item = Action>) -> Self {
+        Self { state, before: None, actions: actions.into_iter().collect() }
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// What it has to do next. Whoever does it reports [`Event::Done`] or [`Event::Failed`], or what the action says.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// One step. An event that means nothing in a state, or comes too late, changes nothing.
+    ///
+    /// # Errors
+    /// [`Refused`] for an operator's wish that the state does not allow; nothing changes.
+    pub fn step(&mut self, event: &Event, policy: Policy) -> Result<(), Refused> {
+        match event {
+            Event::Done(action) => self.done(*action),
+            Event::Failed(_) => self.failed(),
+            event => {
+                let (state, actions) = next(self.state, event, policy)?;
+                if !actions.is_empty() {
+                    self.before = Some(self.state);
+                    self.actions.extend(actions);
+                }
+                self.state = state;
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes after an action that was done may still fail, and the guest is as that action has left it.
+    fn done(&mut self, action: Action) {
+        self.before = match action {
+            Action::Resume if !self.actions.is_empty() => Some(State::Running),
+            _ if self.actions.is_empty() => None,
+            _ => self.before,
+        };
+    }
+
+    fn failed(&mut self) {
+        match self.before.take() {
+            // It was built and never ran.
+            Some(State::Building) => {
+                self.state = State::Dying(Next::Dead);
+                self.actions = [Action::TearDown].into();
+            }
+            Some(before) if self.state.has_machine() => {
+                self.state = before;
+                self.actions.clear();
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The state after an event from outside, and what is to be done for it.
+fn next(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<Action>), Refused> {
     use Action as A;
     use State as S;
     let refuse = |act, cure| Err(Refused { act, state, cure });
@@ -212,6 +298,8 @@ pub fn step(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<A
         (Event::Gone, S::Dying(Next::Restart)) => Ok((S::Building, vec![A::Build])),
         (Event::Gone, S::Dying(Next::Dead)) => Ok((S::Dead, vec![A::Forget])),
         (Event::Gone, _) => stay,
+        // They change no state by themselves: see `Life::step`.
+        (Event::Done(_) | Event::Failed(_), _) => stay,
     }
 }
 
@@ -320,78 +408,147 @@ mod tests {
     }
 
     proptest! {
+        /// Each action is done or fails as `fails` says in turn; no event comes between the actions of one step.
         #[test]
-        fn whatever_happens_the_promises_hold(policy in policies(), events in prop::collection::vec(events(), 0..60)) {
+        fn whatever_happens_and_whatever_fails_the_promises_hold(
+            policy in policies(),
+            events in prop::collection::vec(events(), 0..60),
+            fails in prop::collection::vec(any::<bool>(), 32),
+        ) {
             let mut world = World::default();
-            world.act(Action::Build);
-            let mut state = State::Building;
+            let mut fails = fails.into_iter().cycle();
+            let mut life = Life::new();
+            let act = |life: &mut Life, world: &mut World, fails: &mut dyn Iterator<Item = bool>| {
+                while let Some(action) = life.next_action() {
+                    let fallible = matches!(action, Action::Resume | Action::Pause | Action::PressPowerButton);
+                    let failed = fallible && fails.next() == Some(true);
+                    if !failed {
+                        world.act(action);
+                    }
+                    let end = if failed { Event::Failed(action) } else { Event::Done(action) };
+                    life.step(&end, policy).unwrap();
+                }
+            };
+            act(&mut life, &mut world, &mut fails);
             for event in &events {
                 // The edge reports `Gone` once, when the teardown it was told to do is done.
                 if *event == Event::Gone {
-                    if !matches!(state, State::Dying(_)) {
+                    if !matches!(life.state(), State::Dying(_)) {
                         continue;
                     }
                     world.processes = false;
                 }
-                let Ok((next, actions)) = step(state, event, policy) else { continue };
-                if state == State::Dead {
-                    prop_assert_eq!(next, State::Dead);
-                    prop_assert!(actions.is_empty());
+                let before = life.clone();
+                if life.step(event, policy).is_err() {
+                    prop_assert_eq!(&life, &before, "a refusal changes nothing");
+                    continue;
                 }
-                for action in actions {
-                    world.act(action);
+                if before.state() == State::Dead {
+                    prop_assert_eq!(&life, &before);
                 }
-                state = next;
-                prop_assert_eq!(world.machine_runs, matches!(state, State::Running | State::Stopping(_)));
-                prop_assert_eq!(world.forgotten, u32::from(state == State::Dead));
+                act(&mut life, &mut world, &mut fails);
+                prop_assert_eq!(
+                    world.machine_runs,
+                    matches!(life.state(), State::Running | State::Stopping(_)),
+                    "{:?} after {:?} in {:?}", life, event, before
+                );
+                prop_assert_eq!(world.forgotten, u32::from(life.state() == State::Dead));
             }
             // Destroy is never refused and always ends in Dead.
-            let (next, actions) = step(state, &Event::Destroy, policy).unwrap();
-            actions.into_iter().for_each(|action| world.act(action));
-            let (next, _) = step(next, &Event::Gone, policy).unwrap();
-            prop_assert_eq!(next, State::Dead);
+            life.step(&Event::Destroy, policy).unwrap();
+            act(&mut life, &mut world, &mut fails);
+            life.step(&Event::Gone, policy).unwrap();
+            prop_assert_eq!(life.state(), State::Dead);
         }
     }
 
     const POLICY: Policy =
         Policy { on_poweroff: OnStop::Destroy, on_reboot: OnStop::Restart, on_crash: OnStop::Preserve };
 
-    fn run(events: &[Event]) -> State {
-        events.iter().fold(State::Building, |state, event| step(state, event, POLICY).unwrap().0)
+    /// Where a domain is after these events, if whatever it does succeeds.
+    fn run(events: &[Event]) -> Life {
+        let mut life = Life::new();
+        for event in events {
+            while let Some(action) = life.next_action() {
+                life.step(&Event::Done(action), POLICY).unwrap();
+            }
+            life.step(event, POLICY).unwrap();
+        }
+        life
+    }
+
+    /// Has the next action fail.
+    fn fail(life: &mut Life) {
+        let action = life.next_action().unwrap();
+        life.step(&Event::Failed(action), POLICY).unwrap();
     }
 
     #[test]
     fn an_operators_reboot_starts_a_guest_again_that_switched_itself_off() {
         let off = Event::Stopped(StopReason::PowerOff);
-        assert_eq!(run(&[Event::Built, Event::Reboot, off.clone()]), State::Dying(Next::Restart));
-        assert_eq!(run(&[Event::Built, Event::Shutdown, off]), State::Dying(Next::Dead));
+        assert_eq!(run(&[Event::Built, Event::Reboot, off.clone()]).state(), State::Dying(Next::Restart));
+        assert_eq!(run(&[Event::Built, Event::Shutdown, off]).state(), State::Dying(Next::Dead));
     }
 
     #[test]
     fn each_way_a_machine_stops_has_its_own_policy() {
-        assert_eq!(run(&[Event::Built, Event::Stopped(StopReason::Reboot)]), State::Dying(Next::Restart));
-        assert_eq!(run(&[Event::Built, Event::RunnerDied]), State::Preserved { crashed: true });
         assert_eq!(
-            run(&[Event::Built, Event::Pause, Event::RunnerDied, Event::Destroy, Event::Gone]),
+            run(&[Event::Built, Event::Stopped(StopReason::Reboot)]).state(),
+            State::Dying(Next::Restart)
+        );
+        assert_eq!(run(&[Event::Built, Event::RunnerDied]).state(), State::Preserved { crashed: true });
+        assert_eq!(
+            run(&[Event::Built, Event::Pause, Event::RunnerDied, Event::Destroy, Event::Gone]).state(),
             State::Dead
         );
     }
 
     #[test]
     fn a_guest_whose_pause_was_given_up_can_be_let_run_again() {
-        let next = step(State::Running, &Event::Unpause, POLICY);
-        assert_eq!(next, Ok((State::Running, vec![Action::Resume])));
+        let mut life = run(&[Event::Built, Event::Pause]);
+        fail(&mut life);
+        assert_eq!(life.state(), State::Running);
+        life.step(&Event::Unpause, POLICY).unwrap();
+        assert_eq!((life.state(), life.next_action()), (State::Running, Some(Action::Resume)));
+    }
+
+    #[test]
+    fn what_fails_takes_the_domain_back_to_where_it_was() {
+        let paused = run(&[Event::Built, Event::Pause, Event::Unpause]);
+        for (mut life, before) in [
+            (run(&[Event::Built, Event::Shutdown]), State::Running),
+            (run(&[Event::Built, Event::Shutdown, Event::Reboot]), State::Stopping(AfterOff::Policy)),
+            (paused, State::Paused),
+            (run(&[Event::Built, Event::Pause, Event::Retire]), State::Paused),
+        ] {
+            fail(&mut life);
+            assert_eq!((life.state(), life.next_action()), (before, None));
+        }
+        // It was resumed to be asked, and runs.
+        let mut retired = run(&[Event::Built, Event::Pause, Event::Retire]);
+        assert_eq!(retired.next_action(), Some(Action::Resume));
+        retired.step(&Event::Done(Action::Resume), POLICY).unwrap();
+        fail(&mut retired);
+        assert_eq!(retired.state(), State::Running);
+    }
+
+    #[test]
+    fn a_guest_that_is_built_and_never_runs_is_removed() {
+        let mut life = run(&[Event::Built]);
+        fail(&mut life);
+        assert_eq!((life.state(), life.next_action()), (State::Dying(Next::Dead), Some(Action::TearDown)));
     }
 
     #[test]
     fn a_restart_under_way_can_be_destroyed() {
         let reset = Event::Stopped(StopReason::Reboot);
-        assert_eq!(run(&[Event::Built, reset, Event::Destroy, Event::Gone]), State::Dead);
+        assert_eq!(run(&[Event::Built, reset, Event::Destroy, Event::Gone]).state(), State::Dead);
     }
 
     #[test]
     fn a_refusal_says_what_state_the_domain_is_in() {
-        let error = step(State::Paused, &Event::Shutdown, POLICY).unwrap_err().to_string();
+        let error =
+            run(&[Event::Built, Event::Pause]).step(&Event::Shutdown, POLICY).unwrap_err().to_string();
         assert_eq!(error, "cannot shut down: the domain is paused: unpause it first, or destroy it");
     }
 }

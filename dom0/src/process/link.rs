@@ -34,6 +34,11 @@ pub const ANSWER: Duration = Duration::from_secs(30);
 const UNASKED: u16 = 512;
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The error for an answer that is none to its request.
+pub fn unexpected(role: Role, answer: &impl std::fmt::Debug) -> ChildError {
+    ChildError::Failed { role, why: one_line(&format!("answered with {answer:?}")) }
+}
+
 /// Why a child does not do what it should. The text follows the child's name: "runner exited …".
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {

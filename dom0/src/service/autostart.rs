@@ -37,7 +37,7 @@ pub async fn start(dom0: Rc<Dom0>) {
             crate::log::stderr::line(format_args!("guests are started, perhaps again later: {error}"))
         }
     }
-    let (configs, problems) = read(&dom0.commons().config_dir);
+    let (configs, problems) = read(&dom0.env().config_dir);
     for problem in problems {
         crate::log::stderr::line(format_args!("autostart: {problem}"));
     }
@@ -72,12 +72,12 @@ pub struct Stopped {
 /// Shuts all guests down: first those that do not start with the host, then the others, the last one started first. What
 /// still runs at its turn's end is destroyed; the turns share `grace` evenly.
 pub async fn stop(dom0: &Dom0, grace: Duration) -> Stopped {
-    let configs = in_order(read(&dom0.commons().config_dir).0);
+    let configs = in_order(read(&dom0.env().config_dir).0);
     let ranks: BTreeMap<_, _> =
         configs.iter().map(|(config, autostart)| (config.name.clone(), autostart.order)).collect();
     let mut turns: BTreeMap<Option<u32>, Vec<String>> = BTreeMap::new();
-    for (name, _) in dom0.list() {
-        turns.entry(ranks.get(&name).copied()).or_default().push(name.to_string());
+    for view in dom0.list() {
+        turns.entry(ranks.get(&view.name).copied()).or_default().push(view.name.to_string());
     }
     let strangers = turns.remove(&None);
     let turns: Vec<Vec<String>> = strangers.into_iter().chain(turns.into_values().rev()).collect();

@@ -5,7 +5,6 @@ pub mod notify;
 pub mod replace;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,7 +16,6 @@ use shared_abi::{DomId, DomainName};
 use tokio::sync::{Notify, oneshot};
 
 use crate::config::{self, DomainConfig};
-use crate::device::net::config::NetLink;
 use crate::device::net::tap;
 use crate::domain::environment::Environment;
 use crate::domain::error::StartError;
@@ -51,9 +49,9 @@ pub enum AskError {
 
 /// The domains of one dom0. Used by one thread.
 pub struct Dom0 {
-    run: RunDir,
-    commons: Rc<Environment>,
-    domains: RefCell<BTreeMap<DomainName, Rc<Handle>>>,
+    env: Rc<Environment>,
+    /// Each with its own name, which may change.
+    domains: RefCell<Vec<Rc<Handle>>>,
     stopping: Cell<bool>,
     /// Somebody wants the installed program in this one's place.
     succession: Notify,
@@ -61,10 +59,9 @@ pub struct Dom0 {
 
 impl Dom0 {
     /// A dom0 without domains.
-    pub fn new(run: RunDir, commons: Environment) -> Rc<Self> {
+    pub fn new(env: Environment) -> Rc<Self> {
         Rc::new(Self {
-            run,
-            commons: Rc::new(commons),
+            env: Rc::new(env),
             domains: RefCell::default(),
             stopping: Cell::new(false),
             succession: Notify::new(),
@@ -73,7 +70,7 @@ impl Dom0 {
 
     /// Its run directory.
     pub fn run_dir(&self) -> &RunDir {
-        &self.run
+        &self.env.run
     }
 
     /// Has [`Self::succeeded`] return.
@@ -87,13 +84,13 @@ impl Dom0 {
     }
 
     /// What its domains have in common.
-    pub fn commons(&self) -> &Environment {
-        &self.commons
+    pub fn env(&self) -> &Environment {
+        &self.env
     }
 
     /// Its networks.
     pub fn networks(&self) -> &Rc<Networks> {
-        &self.commons.providers.networks
+        &self.env.providers.networks
     }
 
     /// Takes the run directory for a service: no other dom0 service runs there while the result lives.
@@ -101,7 +98,7 @@ impl Dom0 {
     /// # Errors
     /// [`RunDirError::Taken`], which names the other.
     pub fn lock(&self) -> Result<Flock<std::fs::File>, RunDirError> {
-        self.run.lock()
+        self.env.run.lock()
     }
 
     /// Builds and starts a domain; returns when its vCPUs run. Must be called in a `LocalSet`.
@@ -110,43 +107,40 @@ impl Dom0 {
     /// [`StartError`]; nothing of it is left.
     pub async fn create(self: &Rc<Self>, config: DomainConfig) -> Result<DomId, StartError> {
         let name = config.name.clone();
-        if let Some(other) = self.wears(&name) {
+        if let Some(other) = self.name_in_use(&name) {
             let problem = format!(
                 "\"{name}\" is what the processes of \"{other}\" are still called, which was renamed: reboot or destroy it, or \
                  change the name"
             );
             return Err(ConfigError::new(&config.file, "name", problem).into());
         }
-        let dir = self.run.claim(&name).map_err(|error| match error {
+        let dir = self.env.run.claim(&name).map_err(|error| match error {
             error @ (RunDirError::NameTaken { .. } | RunDirError::LeftOver(_)) => {
                 ConfigError::new(&config.file, "name", error).into()
             }
             other => StartError::RunDir(other),
         })?;
         if self.stopping.get() {
-            return Err(StartError::GivenUp);
+            return Err(StartError::Cancelled);
         }
-        let (domain, handle, created) = Domain::new(config, self.run.clone(), dir, self.commons.clone());
+        let (handle, inbox, view) = Handle::new(name, &config, dir.path());
+        let (domain, created) = Domain::new(config, dir, self.env.clone(), inbox, view);
         self.begin(domain, handle);
-        created.await.unwrap_or(Err(StartError::GivenUp))
+        created.await.unwrap_or(Err(StartError::Cancelled))
     }
 
     /// Takes over what a service before this one has left: switches, domains, and processes that nobody has written down.
     /// Must be called in a `LocalSet`, by the service that holds the [lock](Self::lock), before anything is created.
     pub fn adopt(self: &Rc<Self>) {
-        self.commons.providers.switches.begin();
-        for name in self.run.names() {
-            let Some((dir, record)) = self.run.take_over(&name) else { continue };
+        self.env.providers.switches.begin();
+        for name in self.env.run.names() {
+            let Some((dir, record)) = self.env.run.take_over(&name) else { continue };
             let known: Vec<_> = record.iter().flat_map(Record::known).collect();
             orphans::end(dir.path(), &known);
             let Some(record) = record else { continue };
             let Source { file, directory, text } = &record.source;
             let config = match config::parse(file, directory, text) {
-                // Its directory's name is the domain's.
-                Ok(config) => {
-                    let unit = record.unit.clone().unwrap_or_else(|| name.clone());
-                    DomainConfig { name: name.clone(), unit, ..config }
-                }
+                Ok(config) => config,
                 Err(error) => {
                     crate::log::stderr::line(format_args!(
                         "{name}: cannot be taken over: {error}: it runs on as it is; domus destroy removes it"
@@ -155,64 +149,49 @@ impl Dom0 {
                     continue;
                 }
             };
-            for net in &config.nets {
-                if let NetLink::Switch(switch) = &net.link {
-                    self.commons.providers.switches.resume(switch, (name.clone(), net.id.clone()));
-                }
-            }
-            let (domain, handle) = Domain::left(config, self.run.clone(), dir, self.commons.clone(), record);
+            // Its directory's name is the domain's, whatever the text says.
+            let (handle, inbox, view) = Handle::new(name.clone(), &config, dir.path());
+            let domain = Domain::inherited((name, config), dir, self.env.clone(), inbox, view, record);
             self.begin(domain, handle);
         }
-        self.commons.providers.switches.settle();
+        self.env.providers.switches.settle();
     }
 
     /// The domain, of another name, whose processes have this one.
-    fn wears(&self, name: &DomainName) -> Option<DomainName> {
-        let domains = self.domains.borrow();
-        let found =
-            domains.iter().find(|(other, handle)| *other != name && handle.view.borrow().unit == *name);
-        found.map(|(other, _)| other.clone())
+    fn name_in_use(&self, name: &DomainName) -> Option<DomainName> {
+        self.domains.borrow().iter().find_map(|handle| {
+            let view = handle.view.borrow();
+            (view.name != *name && view.started_as == *name).then(|| view.name.clone())
+        })
     }
 
     /// Gives a domain another name while it runs.
     ///
     /// # Errors
     /// [`AskError`]; it has its old name then.
-    pub async fn rename(self: &Rc<Self>, name: &str, to: DomainName) -> Result<(), AskError> {
-        let handle = self.find(name)?;
-        let refused = |why| AskError::Refused { name: handle.name.clone(), why };
-        if handle.name == to {
+    pub async fn rename(&self, name: &str, to: DomainName) -> Result<(), AskError> {
+        let now = self.find(name)?.name();
+        if now == to {
             return Ok(());
         }
-        if self.wears(&to).is_some_and(|other| other != handle.name)
-            || self.domains.borrow().contains_key(&to)
-        {
-            return Err(refused(format!("cannot be renamed: the name \"{to}\" is taken")));
+        if self.name_in_use(&to).is_some_and(|other| other != now) || self.by_name(&to).is_some() {
+            let why = format!("cannot be renamed: the name \"{to}\" is taken");
+            return Err(AskError::Refused { name: now, why });
         }
-        let (registry, old, new) = (self.clone(), handle.clone(), to.clone());
-        // By the domain's own task: no moment passes in which it has a name that is not in the list.
-        let known = move |console| {
-            let mut domains = registry.domains.borrow_mut();
-            domains.remove(&old.name);
-            let handle = Handle {
-                name: new.clone(),
-                console,
-                commands: old.commands.clone(),
-                destroy: old.destroy.clone(),
-                view: old.view.clone(),
-            };
-            domains.insert(new, Rc::new(handle));
-        };
-        self.call(name, move |domain| async move { domain.rename(to, known) }.boxed_local()).await
+        self.call(name, move |domain| async move { domain.rename(to) }.boxed_local()).await
     }
 
     /// Has a domain's task run until nothing of it is left.
     fn begin(self: &Rc<Self>, domain: Domain, handle: Handle) {
-        let registry = self.clone();
-        self.domains.borrow_mut().insert(handle.name.clone(), Rc::new(handle));
-        tokio::task::spawn_local(domain.run(move |name| {
-            registry.domains.borrow_mut().remove(name);
+        let (registry, handle) = (self.clone(), Rc::new(handle));
+        self.domains.borrow_mut().push(handle.clone());
+        tokio::task::spawn_local(domain.run(move || {
+            registry.domains.borrow_mut().retain(|other| !Rc::ptr_eq(other, &handle));
         }));
+    }
+
+    fn by_name(&self, name: &DomainName) -> Option<Rc<Handle>> {
+        self.domains.borrow().iter().find(|handle| handle.view.borrow().name == *name).cloned()
     }
 
     /// Waits until no domain is on its way from one state to the next, for `patience` at most: a good moment to leave them.
@@ -220,7 +199,7 @@ impl Dom0 {
         self.stopping.set(true);
         let moving = |view: &View| matches!(view.state, State::Building | State::Dying(_));
         let settled = async {
-            while self.domains.borrow().values().any(|handle| moving(&handle.view.borrow())) {
+            while self.domains.borrow().iter().any(|handle| moving(&handle.view.borrow())) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -236,11 +215,11 @@ impl Dom0 {
         let found = match name.parse::<u32>() {
             // As with xl, a number names a domain too; no name is a number.
             Ok(domid) => {
-                self.domains.borrow().values().find(|handle| handle.view.borrow().domid.0 == domid).cloned()
+                self.domains.borrow().iter().find(|handle| handle.view.borrow().domid.0 == domid).cloned()
             }
             _ => {
                 let name: DomainName = name.parse().map_err(|_| none())?;
-                let found = self.domains.borrow().get(&name).cloned();
+                let found = self.by_name(&name);
                 if found.is_none() && self.leftovers().iter().any(|(left, _)| *left == name) {
                     return Err(AskError::LeftOver(name));
                 }
@@ -250,12 +229,11 @@ impl Dom0 {
         found.ok_or_else(none)
     }
 
-    /// Every domain with what there is to see of it, by number.
-    pub fn list(&self) -> Vec<(DomainName, View)> {
+    /// What there is to see of every domain, by number.
+    pub fn list(&self) -> Vec<View> {
         let domains = self.domains.borrow();
-        let mut list: Vec<_> =
-            domains.iter().map(|(name, h)| (name.clone(), h.view.borrow().clone())).collect();
-        list.sort_by_key(|(_, view)| view.domid);
+        let mut list: Vec<_> = domains.iter().map(|handle| handle.view.borrow().clone()).collect();
+        list.sort_by_key(|view| view.domid);
         list
     }
 
@@ -268,7 +246,7 @@ impl Dom0 {
             Err(AskError::LeftOver(name)) if event == Event::Destroy => {
                 let refused =
                     |error: RunDirError| AskError::Refused { name: name.clone(), why: error.to_string() };
-                let (run, left) = (self.run.clone(), name.clone());
+                let (run, left) = (self.env.run.clone(), name.clone());
                 // On a thread of its own: it waits for the processes' end.
                 let domid = self.leftovers().into_iter().find(|(left, _)| *left == name);
                 let removed = tokio::task::spawn_blocking(move || run.remove_leftover(&left)).await;
@@ -277,13 +255,13 @@ impl Dom0 {
                     tap::remove_macvtaps(&format!("vif{domid}."), &links).await;
                 }
                 removed.map_or(Ok(()), |removed| removed.map(drop).map_err(refused))?;
-                self.commons.providers.supervisor.release(&name);
+                self.env.providers.supervisor.release(&name);
                 return Ok(());
             }
             other => other?,
         };
         let destroy = event == Event::Destroy;
-        let gone = || AskError::NoSuchDomain(handle.name.to_string());
+        let gone = || AskError::NoSuchDomain(handle.name().to_string());
         let (answer, answered) = oneshot::channel();
         if handle.commands.send(Command::Ask { event, answer }).is_err() {
             return if destroy { Ok(()) } else { Err(gone()) };
@@ -293,7 +271,7 @@ impl Dom0 {
         }
         match answered.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(why)) => Err(AskError::Refused { name: handle.name.clone(), why }),
+            Ok(Err(why)) => Err(AskError::Refused { name: handle.name(), why }),
             // It went away by itself meanwhile.
             Err(_) if destroy => Ok(()),
             Err(_) => Err(gone()),
@@ -310,8 +288,9 @@ impl Dom0 {
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
     ) -> Result<T, AskError> {
         let handle = self.find(name)?;
-        let done = handle.call(verb).await.ok_or_else(|| AskError::NoSuchDomain(handle.name.to_string()))?;
-        done.map_err(|why| AskError::Refused { name: handle.name.clone(), why })
+        let done =
+            handle.call(verb).await.ok_or_else(|| AskError::NoSuchDomain(handle.name().to_string()))?;
+        done.map_err(|why| AskError::Refused { name: handle.name(), why })
     }
 
     /// Waits until the machine that `name` has now has stopped, and says how.
@@ -340,7 +319,7 @@ impl Dom0 {
     /// Shuts every domain down, for `grace` at most, and then destroys what is left. No domain can be created any more.
     pub async fn retire(&self, grace: Duration) {
         self.stopping.set(true);
-        let names: Vec<_> = self.domains.borrow().keys().cloned().collect();
+        let names: Vec<_> = self.list().into_iter().map(|view| view.name).collect();
         let retired = names.iter().map(|name| async move {
             let off = async {
                 self.ask(name.as_str(), Event::Retire).await?;
@@ -359,9 +338,8 @@ impl Dom0 {
 
     /// Domains that a killed dom0 has left.
     pub fn leftovers(&self) -> Vec<(DomainName, DomId)> {
-        let domains = self.domains.borrow();
-        let left = self.run.leftovers(|name| domains.contains_key(name));
-        left.into_iter().map(|(name, record)| (name, record.domid)).collect()
+        let left = self.env.run.leftovers(|name| self.by_name(name).is_some());
+        left.into_iter().map(|(name, record)| (name, record.machine.domid)).collect()
     }
 
     /// Where the console of a domain is.
@@ -370,7 +348,7 @@ impl Dom0 {
     /// [`AskError`].
     pub fn console(&self, name: &str) -> Result<(Box<Path>, DomId), AskError> {
         let handle = self.find(name)?;
-        let domid = handle.view.borrow().domid;
-        Ok((handle.console.as_path().into(), domid))
+        let view = handle.view.borrow();
+        Ok((view.console.as_path().into(), view.domid))
     }
 }

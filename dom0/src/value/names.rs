@@ -61,14 +61,8 @@ pub fn units(domain: &DomainName) -> Vec<String> {
 }
 
 /// The name of a role's template.
-pub fn template(role: Role) -> &'static str {
-    match role {
-        Role::Runner => "domus-runner",
-        Role::Block => "domus-block",
-        Role::Net => "domus-net",
-        Role::Console => "domus-console",
-        Role::Switch => "domus-switch",
-    }
+pub fn template(role: Role) -> String {
+    format!("domus-{role}")
 }
 
 /// The slice of a domain's processes.

@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+use shared_abi::control::StartPart;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::acpi::Tables;
@@ -38,7 +39,9 @@ pub enum BootError {
     #[error("the kernel is neither an ELF vmlinux nor an x86 bzImage (its first bytes are {0:02x?})")]
     NoKernel([u8; 4]),
     /// Shorter than its own headers say.
-    #[error("the kernel is truncated: {what} ends at byte {end}, the file has {size}")]
+    #[error(
+        "the kernel is truncated: {what} ends at byte {end}, the file has {size}: name a whole ELF vmlinux or x86 bzImage"
+    )]
     Truncated {
         /// What is cut off.
         what: &'static str,
@@ -59,7 +62,7 @@ pub enum BootError {
         source: io::Error,
     },
     /// The ELF file is not one that can be started.
-    #[error("the kernel's ELF {0}")]
+    #[error("the kernel's ELF {0}: name a whole ELF vmlinux or x86 bzImage")]
     Elf(String),
     /// No PVH entry point.
     #[error("the kernel has no PVH entry point (note XEN_ELFNOTE_PHYS32_ENTRY): Linux needs CONFIG_PVH=y")]
@@ -76,17 +79,50 @@ pub enum BootError {
         /// Where RAM below 4 GiB ends.
         end: u64,
     },
+    /// It is no regular file, or cannot be asked for its size.
+    #[error("cannot use the {}", name(*.part))]
+    Image {
+        /// Which.
+        part: StartPart,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A file could not be read.
-    #[error("cannot read the {what}")]
+    #[error("cannot read the {}", name(*.part))]
     Read {
         /// Which.
-        what: &'static str,
+        part: StartPart,
         /// What the system said.
         source: io::Error,
     },
     /// Guest memory could not be written, at an address that was checked.
     #[error("cannot write to guest memory at {0:#x}")]
     Write(u64),
+}
+
+impl BootError {
+    /// The file that is at fault.
+    pub fn part(&self) -> StartPart {
+        match self {
+            Self::Image { part, .. } | Self::Read { part, .. } => *part,
+            Self::NoRoom { .. } => StartPart::Initrd,
+            Self::Write(_) => StartPart::Other,
+            Self::NoKernel(_)
+            | Self::Truncated { .. }
+            | Self::Payload(_)
+            | Self::Unpack { .. }
+            | Self::Elf(_)
+            | Self::NoEntry => StartPart::Kernel,
+        }
+    }
+}
+
+fn name(part: StartPart) -> &'static str {
+    match part {
+        StartPart::Kernel => "kernel",
+        StartPart::Initrd => "initrd",
+        StartPart::Other => "file",
+    }
 }
 
 /// An open regular file and its size, taken before the sandbox is sealed.
@@ -96,23 +132,26 @@ pub struct Image {
 }
 
 impl Image {
-    /// Asks for the size of `file`.
+    /// Asks for the size of `file`, which is this part of the start message.
     ///
     /// # Errors
-    /// If it is no regular file, or cannot be asked.
-    pub fn new(file: File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
+    /// [`BootError::Image`] if it is no regular file, or cannot be asked.
+    pub fn new(part: StartPart, file: File) -> Result<Self, BootError> {
+        let failed = |source| BootError::Image { part, source };
+        let metadata = file.metadata().map_err(failed)?;
         if metadata.is_file() {
             Ok(Self { file, size: metadata.len() })
         } else {
-            Err(io::Error::other("it is no regular file"))
+            Err(failed(io::Error::other("it is no regular file")))
         }
     }
 
     /// Reads exactly `buffer.len()` bytes of `what` at `offset`.
     fn read_exact(&self, what: &'static str, offset: u64, buffer: &mut [u8]) -> Result<(), BootError> {
         self.check(what, offset, buffer.len() as u64)?;
-        self.file.read_exact_at(buffer, offset).map_err(|source| BootError::Read { what: "kernel", source })
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(|source| BootError::Read { part: StartPart::Kernel, source })
     }
 
     /// Refuses a piece that goes beyond the end of the file.
@@ -195,7 +234,7 @@ fn load_initrd(
     };
     let mut section = initrd.section(0, initrd.size);
     copy(memory, start, initrd.size, |buffer| {
-        section.read_exact(buffer).map_err(|source| BootError::Read { what: "initrd", source })
+        section.read_exact(buffer).map_err(|source| BootError::Read { part: StartPart::Initrd, source })
     })?;
     Ok((start, initrd.size))
 }

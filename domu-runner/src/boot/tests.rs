@@ -16,7 +16,7 @@ fn image(bytes: &[u8]) -> Image {
     file.write_all(bytes).unwrap();
     // Wherever the descriptor's position is, the file is read from its beginning.
     file.seek(io::SeekFrom::End(0)).unwrap();
-    Image::new(file).unwrap()
+    Image::new(StartPart::Kernel, file).unwrap()
 }
 
 fn load_bytes(bytes: &[u8]) -> Result<Entry, BootError> {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use domus_startup::lock;
+use shared_abi::Slot;
 
 use crate::bus::BusDevice;
 use crate::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
@@ -63,20 +64,27 @@ pub struct Description {
     pub access_window: usize,
 }
 
-/// The bus is full.
+/// Why a function cannot be on the bus.
 #[derive(Debug, thiserror::Error)]
-#[error("a machine has at most {} PCI devices: give the domain fewer", SLOTS - 1)]
-pub struct BusFull;
+pub enum BusError {
+    /// No slot, or no address for its BAR, is left.
+    #[error("a machine has at most {} PCI devices: give the domain fewer", SLOTS - 1)]
+    Full,
+    /// Another function is in the slot.
+    #[error("two devices are to be in PCI slot {0}: each needs its own")]
+    Taken(Slot),
+}
 
 /// Bus 0.
 pub struct Root {
-    slots: Vec<Slot>,
+    slots: [Option<Occupant>; SLOTS],
     next_bar: u64,
     /// What the guest wrote to port 0xCF8.
     address: AtomicU32,
 }
 
-struct Slot {
+/// What is in a slot.
+struct Occupant {
     config: Mutex<Config>,
     /// Where the BAR decodes, 0 for nowhere. Outside the lock, so that no device waits for another.
     base: AtomicU64,
@@ -93,27 +101,42 @@ struct Device {
 impl Default for Root {
     fn default() -> Self {
         let bridge =
-            Slot { config: Mutex::new(Config::new(HOST_BRIDGE)), base: AtomicU64::new(0), device: None };
-        Self { slots: vec![bridge], next_bar: WINDOW.start, address: AtomicU32::new(0) }
+            Occupant { config: Mutex::new(Config::new(HOST_BRIDGE)), base: AtomicU64::new(0), device: None };
+        let mut slots = [const { None }; SLOTS];
+        slots[0] = Some(bridge);
+        Self { slots, next_bar: WINDOW.start, address: AtomicU32::new(0) }
     }
 }
 
 impl Root {
-    /// Puts a function into the next slot, the first being 00:01.0, and gives its BAR an address.
+    /// Puts a function into `slot`, or with none into the lowest free one, and gives its BAR an address.
     /// The guest must enable memory decoding itself.
     ///
     /// # Errors
-    /// [`BusFull`].
-    pub fn add(&mut self, description: Description, function: Arc<dyn Function>) -> Result<(), BusFull> {
+    /// [`BusError`].
+    pub fn add(
+        &mut self,
+        slot: Option<Slot>,
+        description: Description,
+        function: Arc<dyn Function>,
+    ) -> Result<(), BusError> {
         let Description { mut config, bar_size, msix, access_window } = description;
+        let free = |slot: &Slot| self.slots[usize::from(slot.number())].is_none();
+        let slot = match slot {
+            Some(slot) if free(&slot) => slot,
+            Some(slot) => return Err(BusError::Taken(slot)),
+            None => Slot::all().find(free).ok_or(BusError::Full)?,
+        };
         let base = self.next_bar.next_multiple_of(u64::from(bar_size));
-        if self.slots.len() == SLOTS || base + u64::from(bar_size) > WINDOW.end {
-            return Err(BusFull);
+        if base + u64::from(bar_size) > WINDOW.end {
+            return Err(BusError::Full);
         }
         self.next_bar = base + u64::from(bar_size);
         config.set_bar(base as u32, bar_size);
         let device = Device { function, bar_size, msix, access_window };
-        self.slots.push(Slot { config: Mutex::new(config), base: AtomicU64::new(0), device: Some(device) });
+        let base = AtomicU64::new(0);
+        let occupant = Occupant { config: Mutex::new(config), base, device: Some(device) };
+        self.slots[usize::from(slot.number())] = Some(occupant);
         Ok(())
     }
 
@@ -129,14 +152,14 @@ impl Root {
         }
     }
 
-    /// The slot of a device number and function 0; no function has others.
-    fn slot(&self, devfn: u8) -> Option<&Slot> {
-        if devfn & 7 == 0 { self.slots.get(usize::from(devfn >> 3)) } else { None }
+    /// What is in the slot of a device number, as function 0; there are no others.
+    fn slot(&self, devfn: u8) -> Option<&Occupant> {
+        if devfn & 7 == 0 { self.slots.get(usize::from(devfn >> 3))?.as_ref() } else { None }
     }
 
     /// The function whose BAR holds all of `length` bytes at `address`, and the offset there.
     fn decode(&self, address: u64, length: usize) -> Option<(&dyn Function, u64)> {
-        self.slots.iter().find_map(|slot| {
+        self.slots.iter().flatten().find_map(|slot| {
             let device = slot.device.as_ref()?;
             let base = slot.base.load(Ordering::Acquire);
             let offset = address.checked_sub(base).filter(|_| base != 0)?;
@@ -146,7 +169,7 @@ impl Root {
     }
 }
 
-impl Slot {
+impl Occupant {
     fn config(&self) -> MutexGuard<'_, Config> {
         lock(&self.config)
     }

@@ -41,7 +41,7 @@ fn bus(functions: usize) -> (Arc<Root>, Vec<Arc<Recorder>>) {
         mask[6..].fill(0xff);
         let access_window = config.add_capability(0x09, &[0; 18], &mask);
         let description = Description { config, bar_size: 0x8000, msix, access_window };
-        root.add(description, recorder.clone()).unwrap();
+        root.add(None, description, recorder.clone()).unwrap();
     }
     (Arc::new(root), recorders)
 }
@@ -160,7 +160,28 @@ fn a_thirty_second_function_is_refused() {
     let (mut root, recorders) = bus(31);
     let description =
         Description { config: Config::new(HOST_BRIDGE), bar_size: 0x1000, msix: 0x40, access_window: 0x4c };
-    assert!(Arc::get_mut(&mut root).unwrap().add(description, recorders[0].clone()).is_err());
+    assert!(Arc::get_mut(&mut root).unwrap().add(None, description, recorders[0].clone()).is_err());
+}
+
+#[test]
+fn a_function_is_in_the_slot_that_it_is_given_and_nobody_else_is() {
+    let (mut root, recorders) = bus(1);
+    let description = || Description {
+        config: Config::new(HOST_BRIDGE),
+        bar_size: 0x1000,
+        msix: 0x40,
+        access_window: 0x4c,
+    };
+    let add = |root: &mut Arc<Root>, slot: u8| {
+        let slot = Some(Slot::try_from(slot).unwrap());
+        Arc::get_mut(root).unwrap().add(slot, description(), recorders[0].clone())
+    };
+    add(&mut root, 9).unwrap();
+    assert_eq!(peek::<2>(&root, 9, 0), HOST_BRIDGE.vendor.to_le_bytes());
+    assert_eq!(peek::<2>(&root, 2, 0), [0xff; 2]);
+    for taken in [1, 9] {
+        assert!(add(&mut root, taken).unwrap_err().to_string().contains("each needs its own"));
+    }
 }
 
 proptest! {

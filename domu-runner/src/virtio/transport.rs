@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use domus_startup::lock;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use shared_abi::DeviceId;
-use shared_abi::control::{Device, DeviceConfig, DeviceFeatures};
+use shared_abi::control::{DeviceConfig, DeviceFeatures, DeviceSpec};
 use shared_abi::limits::{MAX_DEVICE_CONFIG, MAX_QUEUE_SIZE, MAX_QUEUES};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -141,7 +141,7 @@ impl Transport {
     /// # Errors
     /// [`TransportError`].
     pub fn new(
-        device: &Device,
+        device: &DeviceSpec,
         socket: OwnedFd,
         ram: &GuestRam,
         vm: Arc<VmFd>,
@@ -431,7 +431,7 @@ impl Function for Transport {
     }
 }
 
-fn check(device: &Device) -> Result<(), TransportError> {
+fn check(device: &DeviceSpec) -> Result<(), TransportError> {
     let config = match &device.config {
         DeviceConfig::Given(config) => config.len() as u64,
         DeviceConfig::FromBackend(size) => (*size).into(),
@@ -458,7 +458,7 @@ fn check(device: &Device) -> Result<(), TransportError> {
 }
 
 /// The function's identity and capabilities (virtio 1.3 §4.1.4).
-fn describe(device: &Device, config_length: u32) -> Description {
+fn describe(device: &DeviceSpec, config_length: u32) -> Description {
     let mut config = Config::new(Identity {
         vendor: VENDOR,
         device: 0x1040 + device.virtio_type,

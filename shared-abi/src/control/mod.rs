@@ -32,8 +32,8 @@ pub use net::{
     NicLimits, NicRequest, NicStatistics, SwitchEvent, SwitchRequest, SwitchStart, TrafficStatistics,
 };
 pub use runner::{
-    Attachment, Device, DeviceConfig, DeviceFeatures, MachineTimes, RunnerEvent, RunnerReply, RunnerRequest,
-    RunnerStart, RunnerStatus, StopReason,
+    Attachment, Device, DeviceConfig, DeviceFeatures, DeviceSpec, MachineTimes, RunnerEvent, RunnerReply,
+    RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason,
 };
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,11 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{DomId, DomainName};
 
 /// The version of these messages. It goes up when a message changes in a way that the other side must know of.
-pub const VERSION: u32 = 1;
+///
+/// | version | what is new in it |
+/// |---|---|
+/// | 2 | a device's PCI slot in [`DeviceSpec`], [`RunnerReply::Refused`] |
+pub const VERSION: u32 = 2;
 
 /// The oldest version that this build still speaks: a dom0 that was upgraded drives children that were started before it.
 pub const OLDEST: u32 = 1;

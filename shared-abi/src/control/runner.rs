@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{FdIndex, Identity};
-use crate::ids::DeviceId;
+use crate::ids::{DeviceId, Slot};
 
 /// What dom0 asks of a runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,16 +81,29 @@ pub struct RunnerStart {
     pub cmdline: String,
     /// A connected `SOCK_STREAM` socket for COM1: what the guest sends, and what it receives.
     pub serial: Option<FdIndex>,
-    /// Virtio devices, in the order of their PCI slots (the first is 00:01.0).
+    /// Virtio devices.
     pub devices: Vec<Device>,
 }
 
 /// A virtio device that a vhost-user backend serves. The runner knows no more of it than this.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Device {
+    /// What the guest sees.
+    #[serde(flatten)]
+    pub spec: DeviceSpec,
+    /// A connected stream socket to the vhost-user backend.
+    pub socket: FdIndex,
+}
+
+/// A virtio device as its guest sees it, for as long as the machine is the same one: through restarts of backends, of
+/// dom0, and of the runner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpec {
     /// Its id, for messages.
     pub id: DeviceId,
+    /// Its slot on PCI bus 0. None from a controller of version 1, whose devices take the lowest free slots in their order.
+    #[serde(default)]
+    pub slot: Option<Slot>,
     /// The virtio device type (virtio 1.3 §5: 1 net, 2 block, 3 console, …).
     pub virtio_type: u16,
     /// The PCI class code the guest sees, 24 bits: base class, subclass, interface (block: 0x018000).
@@ -103,8 +116,6 @@ pub struct Device {
     pub config: DeviceConfig,
     /// What the guest is offered beside, or not of, what the backend offers.
     pub features: DeviceFeatures,
-    /// A connected stream socket to the vhost-user backend.
-    pub socket: FdIndex,
 }
 
 /// Feature bits that are not the backend's matter.
@@ -153,6 +164,26 @@ pub enum RunnerReply {
     Status(RunnerStatus),
     /// To [`RunnerRequest::Times`].
     Times(MachineTimes),
+    /// To [`RunnerRequest::Start`]: there is no machine, and the runner ends. A controller of version 1 is told
+    /// [`Failed`](super::FromChild::Failed) instead.
+    Refused {
+        /// What of the start message is at fault.
+        what: StartPart,
+        /// One line for the operator.
+        why: String,
+    },
+}
+
+/// A part of [`RunnerStart`] that an operator has chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartPart {
+    /// The kernel image.
+    Kernel,
+    /// The initial RAM disk.
+    Initrd,
+    /// None of these, or the host.
+    Other,
 }
 
 /// What a runner knows of itself.

@@ -208,9 +208,24 @@ impl Control {
     /// Does not return when the controller has been told: it reports the failure to whoever asked, and the same line
     /// on standard error would be a second report. Returns if there is nobody to tell.
     pub fn fail(&self, error: &(dyn std::error::Error + 'static)) {
-        if self.answer::<()>(Err(chain(error))) {
+        self.end_with::<()>(Err(chain(error)));
+    }
+
+    /// The same, with an answer that says more than a line does. For a controller of a [`version`](Self::version) that
+    /// knows the answer.
+    pub fn fail_with<A: Serialize>(&self, refusal: &A) {
+        self.end_with(Ok(refusal));
+    }
+
+    fn end_with<A: Serialize>(&self, answer: Result<&A, String>) {
+        if self.answer(answer) {
             std::process::exit(1);
         }
+    }
+
+    /// The version that the controller of the moment speaks. None if there is none.
+    pub fn version(&self) -> Option<u32> {
+        lock(&self.current).link.as_ref().map(|link| link.version())
     }
 
     /// True if there was a controller and it has been answered.

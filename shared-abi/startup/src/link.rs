@@ -105,6 +105,11 @@ impl Link {
         }
     }
 
+    /// The version agreed on; this build's own before a greeting.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
     /// Sends one [`Request`] of the version agreed on.
     ///
     /// # Errors

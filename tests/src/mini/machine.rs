@@ -16,8 +16,8 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use shared_abi::control::{
     BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, Cache, Device, DeviceConfig,
-    DeviceFeatures, Identity, IoLimits, NetCard, NetNic, NetRequest, NetStart, NetWire, RunnerEvent,
-    RunnerReply, RunnerRequest, RunnerStart, StopReason,
+    DeviceFeatures, DeviceSpec, Identity, IoLimits, NetCard, NetNic, NetRequest, NetStart, NetWire,
+    RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, StopReason,
 };
 use shared_abi::limits::NIC_STATE_LEN;
 use shared_abi::{DeviceId, DomId, DomainName, Role};
@@ -123,13 +123,16 @@ impl Machine {
                 ..BlockDisk::raw(id.clone(), image, socket)
             });
             devices.push(Device {
-                id,
-                virtio_type: 2,
-                pci_class: 0x01_8000,
-                queues: disk.queues,
-                queue_size: 256,
-                config: DeviceConfig::FromBackend(60),
-                features: DeviceFeatures::default(),
+                spec: DeviceSpec {
+                    slot: None,
+                    id,
+                    virtio_type: 2,
+                    pci_class: 0x01_8000,
+                    queues: disk.queues,
+                    queue_size: 256,
+                    config: DeviceConfig::FromBackend(60),
+                    features: DeviceFeatures::default(),
+                },
                 socket: to_runner.add(frontend),
             });
         }
@@ -147,13 +150,16 @@ impl Machine {
             let wire = NetWire::Tap { queues: vec![to_net.add(tap)], steering: None };
             nics.push(NetNic { card, wire });
             devices.push(Device {
-                id,
-                virtio_type: 1,
-                pci_class: 0x02_0000,
-                queues: 2,
-                queue_size: 256,
-                config: DeviceConfig::Given(config),
-                features: DeviceFeatures::default(),
+                spec: DeviceSpec {
+                    slot: None,
+                    id,
+                    virtio_type: 1,
+                    pci_class: 0x02_0000,
+                    queues: 2,
+                    queue_size: 256,
+                    config: DeviceConfig::Given(config),
+                    features: DeviceFeatures::default(),
+                },
                 socket: to_runner.add(frontend),
             });
         }

@@ -128,7 +128,7 @@ pub enum OnLoss {
 }
 
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Its id.
     pub id: DeviceId,
@@ -141,7 +141,7 @@ pub struct Disk {
 }
 
 /// Who serves a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskSource {
     /// `domus-block`.
     Own(Box<OwnDisk>),
@@ -150,7 +150,7 @@ pub enum DiskSource {
 }
 
 /// A disk that `domus-block` serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnDisk {
     /// Where its data is.
     pub data: DiskData,
@@ -173,7 +173,7 @@ pub struct OwnDisk {
 }
 
 /// Where a disk's data is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskData {
     /// A raw image or a block device.
     Raw(PathBuf),

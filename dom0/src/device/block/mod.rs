@@ -1,4 +1,391 @@
-//! Disks.
+//! Disks: those that `domus-block` serves, and vhost-user-blk backends of others'.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`config`] | what a config may say of a disk |
+//! | [`record`] | what is written down of a disk |
+//! | [`open`] | images, and connections to NBD servers |
+//! | [`report`] | what there is to say of a disk |
 
 pub mod config;
 pub mod open;
+pub mod record;
+pub mod report;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use domus_startup::fds::Outgoing;
+use futures_util::future::FutureExt;
+use nix::fcntl::OFlag;
+use shared_abi::control::{BlockRequest, BlockStart, DeviceSpec, IoLimits};
+use shared_abi::nbd::NbdUri;
+use shared_abi::{DeviceId, Role};
+
+use crate::device::block::config::{DiskData, DiskSource, OnLoss, OwnDisk};
+use crate::device::block::open::{OpenDisk, Opened};
+use crate::device::block::record::BlockRecord;
+use crate::device::block::report::DiskReport;
+use crate::device::error::DeviceError;
+use crate::device::loss::{Loss, Mended};
+use crate::device::plan::{Plan, PlannedDevice, PlannedFile, PlannedProcess};
+use crate::device::start::{Message, Start};
+use crate::device::{Backend, Handover, Owner, Providers, Step};
+use crate::host::files::For;
+use crate::host::locks::Mark;
+use crate::host::{nbd, sockets};
+use crate::network::managed::Networks;
+use crate::value::place::{ConfigError, Place};
+
+/// The disks of a machine.
+#[derive(Debug)]
+pub struct Disks {
+    /// The config file, for messages.
+    file: PathBuf,
+    disks: RefCell<Vec<OpenDisk>>,
+    /// What all of them together may do.
+    limits: Cell<IoLimits>,
+}
+
+impl Disks {
+    /// As they were written down; none is open.
+    pub fn new(file: &Path, record: &BlockRecord) -> Self {
+        let disks = record.disks.iter().map(OpenDisk::new).collect::<Vec<_>>();
+        Self { file: file.into(), disks: disks.into(), limits: record.limits.into() }
+    }
+
+    /// A dom0 before this one had them open, and a backend that lives has their locks.
+    pub fn are_inherited(&self) {
+        for disk in self.disks.borrow_mut().iter_mut().filter(|open| open.disk.own().is_some()) {
+            disk.inherited = true;
+            // The number is unlikely to be used by another marker. If it is, the lifeline still shows when the old process is
+            // gone.
+            disk.handouts = std::process::id().wrapping_mul(65_537);
+        }
+    }
+
+    /// For a dom0 that comes later.
+    pub fn record(&self) -> BlockRecord {
+        let disks = self.disks.borrow().iter().map(OpenDisk::record).collect();
+        BlockRecord { limits: self.limits.get(), disks }
+    }
+
+    /// A report on each of them, as far as no process is asked.
+    pub fn reports(&self) -> Vec<DiskReport> {
+        self.disks.borrow().iter().map(DiskReport::of).collect()
+    }
+
+    fn place(&self, n: usize) -> Place<'_> {
+        Place::new(&self.file, format_args!("disks[{n}]"))
+    }
+
+    /// Does something with a disk, if it is here.
+    fn with<T>(&self, id: &DeviceId, act: impl FnOnce(&mut OpenDisk) -> T) -> Option<T> {
+        self.disks.borrow_mut().iter_mut().find(|open| open.disk.id == *id).map(act)
+    }
+
+    /// Refuses a disk that `domus-block` does not serve.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn expect_own(&self, disk: &DeviceId) -> Result<(), String> {
+        match self.with(disk, |open| open.disk.own().is_some()) {
+            Some(true) => Ok(()),
+            Some(false) => {
+                Err(format!("disk {disk} is served by a backend that Domus did not start: ask that one"))
+            }
+            None => {
+                let disks = self.disks.borrow();
+                let ids = disks.iter().map(|open| open.disk.id.as_str()).collect::<Vec<_>>();
+                Err(format!("there is no disk \"{disk}\": the domain has {}", ids.join(", ")))
+            }
+        }
+    }
+
+    /// Keeps a disk's new limits, or with none those of all together, for the backends to come.
+    pub fn keep_limits(&self, disk: Option<&DeviceId>, limits: IoLimits) {
+        match disk {
+            None => self.limits.set(limits),
+            Some(id) => {
+                self.with(id, |disk| disk.limits = limits);
+            }
+        }
+    }
+
+    /// A disk's limits, or with none those of all together. None for a disk that is not here.
+    pub fn limits(&self, disk: Option<&DeviceId>) -> Option<IoLimits> {
+        match disk {
+            None => Some(self.limits.get()),
+            Some(id) => self.with(id, |disk| disk.limits),
+        }
+    }
+
+    /// The disks whose size must be known: what takes their place when their requests fail must be as large.
+    pub fn to_be_measured(&self) -> Vec<DeviceId> {
+        let disks = self.disks.borrow();
+        let measured = disks.iter().filter(|open| matches!(open.disk.on_loss, OnLoss::ErrorAfter(_)));
+        measured.map(|open| open.disk.id.clone()).collect()
+    }
+
+    /// Keeps a disk's size as its backend tells it.
+    pub fn keep_size(&self, disk: &DeviceId, bytes: u64) {
+        self.with(disk, |disk| disk.bytes = Some(bytes));
+    }
+
+    /// From now on a disk is tried to be served again.
+    pub fn serve_again(&self, disk: &DeviceId) {
+        self.with(disk, |disk| disk.lost = false);
+    }
+
+    /// The disks whose requests fail.
+    pub fn failing(&self) -> Vec<DeviceId> {
+        self.disks.borrow().iter().filter(|disk| disk.lost).map(|open| open.disk.id.clone()).collect()
+    }
+
+    /// The remote disks that have no connection for the next backend.
+    fn unconnected(&self) -> Vec<(DeviceId, NbdUri)> {
+        let disks = self.disks.borrow();
+        let without = disks.iter().filter(|open| open.connection.is_none() && !open.lost);
+        without.filter_map(|open| Some((open.disk.id.clone(), open.server()?.clone()))).collect()
+    }
+
+    /// Opens what is not open; for a check everything, and nothing is kept.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; also if a path leads to another file than it did.
+    async fn open_missing(&self, why: For) -> Result<(), ConfigError> {
+        let missing = |open: &OpenDisk| {
+            let wanted = why == For::Check || !open.is_open;
+            wanted.then(|| (open.n, open.disk.clone()))
+        };
+        let missing: Vec<_> = self.disks.borrow().iter().filter_map(missing).collect();
+        for (n, disk) in missing {
+            let place = self.place(n);
+            match &disk.source {
+                DiskSource::Own(own) => {
+                    let opened = Opened::new(&place, own, why).await?;
+                    if why == For::Use {
+                        self.with(&disk.id, |open| open.take(opened, &place)).transpose()?;
+                    }
+                }
+                DiskSource::VhostUser(path) => {
+                    sockets::foreign(&place.under("vhost_user_socket"), path, false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_loss(&self, loss: &Loss) -> Vec<(DeviceId, OnLoss)> {
+        let disks = self.disks.borrow();
+        let concerned = disks.iter().filter(|open| match loss.device() {
+            Some(device) => open.disk.id == *device,
+            None => open.disk.own().is_some(),
+        });
+        concerned.map(|open| (open.disk.id.clone(), open.disk.on_loss)).collect()
+    }
+}
+
+impl Backend for Disks {
+    fn specs(&self) -> Vec<DeviceSpec> {
+        self.disks.borrow().iter().map(|open| open.spec.clone()).collect()
+    }
+
+    fn plural(&self) -> &'static str {
+        "disks"
+    }
+
+    fn role(&self) -> Option<Role> {
+        self.disks.borrow().iter().any(|open| open.disk.own().is_some()).then_some(Role::Block)
+    }
+
+    fn serves(&self, device: &DeviceId) -> bool {
+        self.with(device, |open| open.disk.own().is_some()).unwrap_or(false)
+    }
+
+    /// Only a raw image may be open twice: of a qcow2 image one process reads metadata that the other writes, and an NBD
+    /// server may serve one client only.
+    fn handover(&self) -> Handover {
+        let overlaps = |open: &OpenDisk| match open.disk.own() {
+            Some(own) => matches!(own.data, DiskData::Raw(_)) && (open.is_open || !open.inherited),
+            None => true,
+        };
+        if self.disks.borrow().iter().all(overlaps) { Handover::Overlap } else { Handover::Exclusive }
+    }
+
+    fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
+        async { Ok(self.open_missing(For::Check).await?) }.boxed_local()
+    }
+
+    fn plan(&self, plan: &mut Plan) {
+        let disks = self.disks.borrow();
+        let own = disks.iter().filter(|open| open.disk.own().is_some());
+        let served: Vec<_> = own.map(|open| open.disk.id.to_string()).collect();
+        if !served.is_empty() {
+            plan.processes.push(PlannedProcess::own(Role::Block.program(), served));
+        }
+        for open in disks.iter() {
+            if let Some(own) = open.disk.own() {
+                planned_files(&open.disk.id, own, &mut plan.files);
+            }
+            plan.devices.push(planned(open));
+        }
+    }
+
+    fn prepare<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
+        async { Ok(self.open_missing(For::Use).await?) }.boxed_local()
+    }
+
+    fn open<'a>(&'a self, _owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
+        async {
+            self.open_missing(For::Use).await?;
+            for (disk, uri) in self.unconnected() {
+                let connection = dial(&uri).await?;
+                self.with(&disk, |disk| disk.connection = Some(connection));
+            }
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn start(&self, owner: &Owner) -> io::Result<Start> {
+        let mut fds = Outgoing::default();
+        let (mut disks, mut sockets, mut locks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut marks: Option<Vec<Mark>> = Some(Vec::new());
+        for open in self.disks.borrow_mut().iter_mut() {
+            let Some(given) = open.hand_out(&mut fds)? else { continue };
+            // One image without a marker, and only the lifeline tells.
+            match (given.lock, given.marker, &mut marks) {
+                (Some(_), Some(marker), Some(marks)) => marks.push(marker),
+                (Some(_), None, _) => marks = None,
+                _ => {}
+            }
+            locks.extend(given.lock);
+            sockets.push((given.disk.id.clone(), given.socket));
+            disks.push(given.disk);
+        }
+        let (lifeline, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let start = BlockStart {
+            identity: owner.identity(),
+            disks,
+            locks,
+            limits: self.limits.get(),
+            lifeline: fds.add(end),
+        };
+        let message = Message::Block(BlockRequest::Start(Box::new(start)));
+        let start = Start::new(message, fds.into_vec(), sockets);
+        Ok(Start { lifeline: Some(lifeline), marks, ..start })
+    }
+
+    fn connect<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        _owner: &'a Owner,
+        _from: &'a Providers,
+    ) -> Step<'a, OwnedFd> {
+        let socket = self.with(device, |open| match &open.disk.source {
+            DiskSource::VhostUser(path) => Some((open.n, path.clone())),
+            DiskSource::Own(_) => None,
+        });
+        async move {
+            let nothing = || DeviceError::NotHere(device.clone());
+            let (n, path) = socket.flatten().ok_or_else(nothing)?;
+            let socket = sockets::foreign(&self.place(n).under("vhost_user_socket"), &path, true)?;
+            socket.ok_or_else(nothing)
+        }
+        .boxed_local()
+    }
+
+    fn disconnected(&self, device: DeviceId) -> Loss {
+        Loss::Server(device)
+    }
+
+    fn mend<'a>(
+        &'a self,
+        loss: &'a Loss,
+        _attempts: u32,
+        owner: &'a Owner,
+        from: &'a Providers,
+    ) -> Step<'a, Mended> {
+        async move {
+            if let Loss::Server(disk) = loss
+                && let Some(Some(uri)) = self.with(disk, |open| open.server().cloned())
+            {
+                let mut fds = Outgoing::default();
+                let socket = fds.add(dial(&uri).await?);
+                let request = BlockRequest::Reconnect { disk: disk.clone(), socket };
+                return Ok(Mended::Tell(disk.clone(), Box::new(Message::Block(request)), fds.into_vec()));
+            }
+            let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.clone()))?;
+            Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?))
+        }
+        .boxed_local()
+    }
+
+    fn patience(&self, loss: &Loss) -> Option<Duration> {
+        let patience = self.on_loss(loss).into_iter().filter_map(|(_, on_loss)| match on_loss {
+            OnLoss::Stall | OnLoss::ErrorAfter(_) => None,
+            OnLoss::Pause => Some(Duration::ZERO),
+            OnLoss::PauseAfter(seconds) => Some(Duration::from_secs(seconds.into())),
+        });
+        patience.min()
+    }
+
+    fn give_up(&self, loss: &Loss, after: Duration) {
+        for (disk, on_loss) in self.on_loss(loss) {
+            if let OnLoss::ErrorAfter(seconds) = on_loss
+                && after >= Duration::from_secs(seconds.into())
+            {
+                // What takes its place must have its size.
+                self.with(&disk, |disk| disk.lost = disk.bytes.is_some());
+            }
+        }
+    }
+}
+
+async fn dial(uri: &NbdUri) -> Result<OwnedFd, DeviceError> {
+    nbd::dial(uri).await.map_err(|source| DeviceError::Unreachable { server: uri.to_string(), source })
+}
+
+fn planned_files(disk: &DeviceId, own: &OwnDisk, files: &mut Vec<PlannedFile>) {
+    let lock = if own.read_only { "shared" } else { "exclusive" };
+    match &own.data {
+        DiskData::Raw(path) => files.push(PlannedFile::at(path, disk.to_string(), lock)),
+        DiskData::Qcow2(path, backing) => {
+            files.push(PlannedFile::at(path, disk.to_string(), lock));
+            let backing = backing.iter().map(|(path, _)| PlannedFile::at(path, disk.to_string(), "shared"));
+            files.extend(backing);
+        }
+        DiskData::Nbd(uri) => {
+            let (path, what) = (uri.to_string(), disk.to_string());
+            files.push(PlannedFile { path, what, kind: "nbd", bytes: None, lock: "none" });
+        }
+    }
+}
+
+fn planned(OpenDisk { spec, disk, .. }: &OpenDisk) -> PlannedDevice {
+    let (backend, is) = match &disk.source {
+        DiskSource::VhostUser(socket) => (socket.display().to_string(), "a disk of others'".into()),
+        DiskSource::Own(own) => {
+            let access = if own.read_only { "read only" } else { "read and write" };
+            let is = match &own.data {
+                DiskData::Raw(path) => format!("raw {}", path.display()),
+                DiskData::Qcow2(path, backing) => {
+                    format!("qcow2 {} on {} image(s)", path.display(), backing.len())
+                }
+                DiskData::Nbd(uri) => uri.to_string(),
+            };
+            (Role::Block.program().into(), format!("{is}, {access}"))
+        }
+    };
+    let on_backend_loss = match disk.on_loss {
+        OnLoss::Stall => "stall".into(),
+        OnLoss::Pause => "pause".into(),
+        OnLoss::PauseAfter(seconds) => format!("pause after {seconds} s"),
+        OnLoss::ErrorAfter(seconds) => format!("error after {seconds} s"),
+    };
+    PlannedDevice::new(spec, "block".into(), backend, is, on_backend_loss)
+}

@@ -1,4 +1,6 @@
 //! The serial console of a domain: its line to the runner, where consoles attach, and what its backend is told.
+//!
+//! The guest sees COM1, which is no PCI device: this class has a process and no [`DeviceSpec`].
 
 pub mod config;
 
@@ -6,70 +8,83 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use domus_startup::fds::Outgoing;
-use shared_abi::control::{ConsoleRequest, ConsoleStart, Identity};
+use futures_util::future::{FutureExt, ready};
+use shared_abi::Role;
+use shared_abi::control::{ConsoleRequest, ConsoleStart, DeviceSpec};
 
+use crate::device::error::DeviceError;
+use crate::device::loss::{Loss, Mended};
+use crate::device::plan::{Plan, PlannedProcess};
 use crate::device::start::{Message, Start};
+use crate::device::{Backend, Owner, Providers, Step};
 use crate::host::files::{self, For};
 use crate::host::sockets;
-use crate::value::place::Place;
+use crate::network::managed::Networks;
+use crate::value::place::{ConfigError, Place};
 
 /// Bytes of console output kept for those who attach late.
 const HISTORY: u32 = 1 << 20;
 
+/// The socket where consoles attach, in a domain's directory. Not the one that controls `domus-console`.
+pub fn socket(directory: &Path) -> PathBuf {
+    directory.join("tty.sock")
+}
+
 /// What dom0 keeps of a domain's console.
 #[derive(Debug)]
 pub struct Console {
-    /// The config file, and the file to which all that the guest prints is appended.
-    log: Option<(PathBuf, PathBuf)>,
+    /// The config file, for messages.
+    file: PathBuf,
+    /// The file to which all that the guest prints is appended.
+    log: Option<PathBuf>,
     /// The console's end of the serial line: tells when all of it has been read. None if only the console has it.
     serial: RefCell<Option<OwnedFd>>,
+    /// The runner's end of it, until the runner has it.
+    to_runner: RefCell<Option<OwnedFd>>,
     /// Where consoles attach. None if only the console has it.
     listener: RefCell<Option<UnixListener>>,
-    /// The path of the listener.
-    socket: RefCell<PathBuf>,
 }
 
 impl Console {
-    /// A console that clients attach to at `socket`, and whose output is appended to `log` of the config in `file`. What
-    /// dom0 before this one made for it is not known here.
-    pub fn new(file: PathBuf, log: Option<PathBuf>, socket: PathBuf) -> Self {
+    /// A console whose output is appended to `log` of the config in `file`. What a dom0 before this one made for it is not
+    /// known here.
+    pub fn new(file: PathBuf, log: Option<PathBuf>) -> Self {
         Self {
-            log: log.map(|log| (file, log)),
+            file,
+            log,
             serial: RefCell::default(),
+            to_runner: RefCell::default(),
             listener: RefCell::default(),
-            socket: socket.into(),
         }
     }
 
-    /// Clients attach at another path from now on: the socket was moved.
-    pub fn moved(&self, socket: PathBuf) {
-        *self.socket.borrow_mut() = socket;
+    /// The file to which all that the guest prints is appended.
+    pub fn log(&self) -> Option<PathBuf> {
+        self.log.clone()
     }
 
-    /// Makes what the console is given and is not there yet. Returns the runner's end of the serial line, if that is new.
-    ///
-    /// # Errors
-    /// No descriptors left, or the directory is gone.
-    pub fn make(&self) -> io::Result<Option<OwnedFd>> {
+    /// Makes what the console is given and is not there yet.
+    fn make(&self, directory: &Path) -> io::Result<()> {
         if self.listener.borrow().is_none() {
-            match std::fs::remove_file(&*self.socket.borrow()) {
+            let socket = socket(directory);
+            match std::fs::remove_file(&socket) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            let listener = UnixListener::bind(&*self.socket.borrow())?;
+            let listener = UnixListener::bind(&socket)?;
             listener.set_nonblocking(true)?;
             *self.listener.borrow_mut() = Some(listener);
         }
         let mut serial = self.serial.borrow_mut();
-        if serial.is_some() {
-            return Ok(None);
+        if serial.is_none() {
+            let (ours, theirs) = sockets::pair()?;
+            *self.to_runner.borrow_mut() = Some(ours);
+            *serial = Some(theirs);
         }
-        let (ours, theirs) = sockets::pair()?;
-        *serial = Some(theirs);
-        Ok(Some(ours))
+        Ok(())
     }
 
     /// True if the console has not read all that the guest has printed, as far as that can be known.
@@ -77,32 +92,71 @@ impl Console {
         self.serial.borrow().as_ref().is_some_and(sockets::has_unread)
     }
 
-    /// The start message of its backend.
-    ///
-    /// # Errors
-    /// No descriptors left; `NotConnected` before [`Self::make`].
-    pub fn start(&self, identity: &Identity) -> io::Result<Start> {
+    fn open_log(&self, why: For) -> Result<Option<std::fs::File>, ConfigError> {
+        match &self.log {
+            Some(log) => files::appended(&Place::new(&self.file, "console.log"), log, why),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Backend for Console {
+    fn specs(&self) -> Vec<DeviceSpec> {
+        Vec::new()
+    }
+
+    fn role(&self) -> Option<Role> {
+        Some(Role::Console)
+    }
+
+    fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
+        ready(self.open_log(For::Check).map(drop).map_err(Into::into)).boxed_local()
+    }
+
+    fn plan(&self, plan: &mut Plan) {
+        plan.processes.push(PlannedProcess::own(Role::Console.program(), Vec::new()));
+    }
+
+    fn prepare<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
+        ready(self.open_log(For::Use).map(drop).map_err(Into::into)).boxed_local()
+    }
+
+    fn open<'a>(&'a self, owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
+        let act = "make the console's socket";
+        ready(self.make(&owner.directory).map_err(|source| DeviceError::Io { act, source })).boxed_local()
+    }
+
+    fn start(&self, owner: &Owner) -> io::Result<Start> {
         let mut fds = Outgoing::default();
         let (serial, listener) = (self.serial.borrow(), self.listener.borrow());
         let (Some(serial), Some(listener)) = (&*serial, &*listener) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let log = self.log.as_ref().and_then(|(file, path)| {
-            // It could be opened when the domain was built; a console without it is better than none.
-            files::appended(&Place::new(file, "console.log"), path, For::Use).unwrap_or_else(|error| {
-                let domain = &identity.domain;
-                crate::log::stderr::line(format_args!("{domain}: the console is not logged: {error}"));
-                None
-            })
+        // It could be opened when the domain was built; a console without it is better than none.
+        let log = self.open_log(For::Use).unwrap_or_else(|error| {
+            let domain = &owner.name;
+            crate::log::stderr::line(format_args!("{domain}: the console is not logged: {error}"));
+            None
         });
         let start = ConsoleStart {
-            identity: identity.clone(),
+            identity: owner.identity(),
             serial: fds.add(serial.try_clone()?),
             listener: fds.add(listener.try_clone()?),
             history: HISTORY,
             log: log.map(|log| fds.add(log)),
         };
         let message = Message::Console(ConsoleRequest::Start(start));
-        Ok(Start { message, fds: fds.into_vec(), sockets: Vec::new(), lifeline: None, marks: None })
+        let start = Start::new(message, fds.into_vec(), Vec::new());
+        Ok(Start { serial: self.to_runner.borrow_mut().take(), ..start })
+    }
+
+    fn mend<'a>(
+        &'a self,
+        loss: &'a Loss,
+        _attempts: u32,
+        _owner: &'a Owner,
+        _from: &'a Providers,
+    ) -> Step<'a, Mended> {
+        ready(Err(DeviceError::NoHelper(loss.clone()))).boxed_local()
     }
 }

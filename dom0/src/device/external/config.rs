@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use shared_abi::DeviceId;
 use shared_abi::control::DeviceConfig;
 use shared_abi::limits::{MAX_DEVICE_CONFIG, MAX_QUEUE_SIZE, MAX_QUEUES};
 
+use crate::device::spec::{usual_class, usual_config};
 use crate::value::place::{ConfigError, Context};
 
 /// A virtio device of any type, served by a vhost-user backend that Domus does not start.
@@ -46,8 +47,8 @@ fn default_queue_size() -> u64 {
 }
 
 /// A device of any virtio type, served by a vhost-user backend that Domus did not start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct External {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalDevice {
     /// Its id.
     pub id: DeviceId,
     /// The virtio device type (virtio 1.3 §5).
@@ -73,7 +74,7 @@ pub fn check(
     n: usize,
     id: DeviceId,
     device: DeviceFile,
-) -> Result<External, ConfigError> {
+) -> Result<ExternalDevice, ConfigError> {
     let at = |key: &str| format!("devices[{n}].{key}");
     // Modern virtio-pci has device ids 0x1040 to 0x107f (virtio 1.3 §4.1.2).
     let virtio_type = context.range(&at("virtio_type"), device.virtio_type, 1, 63)?;
@@ -117,7 +118,7 @@ pub fn check(
         }
     };
     let socket = context.path(&at("vhost_user_socket"), &device.vhost_user_socket)?;
-    Ok(External { id, virtio_type, pci_class, queues, queue_size, config, socket })
+    Ok(ExternalDevice { id, virtio_type, pci_class, queues, queue_size, config, socket })
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
@@ -126,32 +127,4 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
         return None;
     }
     (0..text.len()).step_by(2).map(|n| u8::from_str_radix(&text[n..n + 2], 16).ok()).collect()
-}
-
-/// Bytes of configuration space that the common virtio device types have (virtio 1.3 §5).
-fn usual_config(virtio_type: u16) -> u64 {
-    match virtio_type {
-        1 => 12,
-        2 => 60,
-        3 => 12,
-        8 => 36,
-        16 => 16,
-        19 => 8,
-        26 => 40,
-        _ => 0,
-    }
-}
-
-/// The PCI class code a virtio device type usually has (PCI Code and ID Assignment, 1.16).
-fn usual_class(virtio_type: u16) -> u32 {
-    match virtio_type {
-        1 => 0x02_0000,           // network: Ethernet
-        2 | 8 | 26 => 0x01_8000,  // block, SCSI, file system: other mass storage
-        3 | 11 | 19 => 0x07_8000, // console, serial, vsock: other communication
-        16 => 0x03_8000,          // GPU: other display
-        18 => 0x09_8000,          // input: other input
-        20 => 0x10_8000,          // crypto: other encryption
-        25 => 0x04_0100,          // sound: audio
-        _ => 0xff_0000,           // unassigned
-    }
 }

@@ -104,12 +104,12 @@ pub enum LinkFile {
 }
 
 /// A NIC.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Net {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
     /// Its id.
     pub id: DeviceId,
     /// What is at the other end of its cable.
-    pub link: NetLink,
+    pub link: NicLink,
     /// Number of queue pairs.
     pub pairs: u16,
     /// The config says so; otherwise a wire that has fewer is no error.
@@ -127,8 +127,8 @@ pub struct Net {
 }
 
 /// What is at the other end of a NIC's cable. Interface names are at most 15 bytes, without `/` and white space.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NetLink {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NicLink {
     /// A tap `vif<domid>.<n>` is made and put on this bridge.
     Bridge(String),
     /// This persistent tap is used as it is.
@@ -145,7 +145,7 @@ pub enum NetLink {
     User(Vec<Forward>),
 }
 
-impl NetLink {
+impl NicLink {
     /// The key in the config that names it.
     pub fn key(&self) -> &'static str {
         match self {
@@ -165,10 +165,10 @@ impl NetLink {
     }
 }
 
-impl Net {
+impl Nic {
     /// `domus-net` serves it.
     pub fn is_own(&self) -> bool {
-        !matches!(self.link, NetLink::Switch(_) | NetLink::VhostUser(_))
+        !matches!(self.link, NicLink::Switch(_) | NicLink::VhostUser(_))
     }
 
     /// Number of virtqueues with so many pairs: two of each, and that for control where the backend has one.
@@ -197,10 +197,10 @@ pub fn check(
     net: NetFile,
     vcpus: u8,
     uuid: Uuid,
-) -> Result<Net, ConfigError> {
+) -> Result<Nic, ConfigError> {
     let at = |key: &str| format!("nets[{n}].{key}");
     let link = link(context, n, &net)?;
-    if let (NetLink::VhostUser(_), Some(key)) = (&link, given(&net)) {
+    if let (NicLink::VhostUser(_), Some(key)) = (&link, given(&net)) {
         let problem = "is the backend's to decide when vhost_user_socket is given: leave it out";
         return Err(context.refuse(at(key), problem));
     }
@@ -217,20 +217,20 @@ pub fn check(
         Some(text) => text.parse().map_err(|error| context.refuse(at("mac"), error))?,
         None => stable_mac(uuid, &id).map_err(|error| context.refuse(at("mac"), error))?,
     };
-    let usual = if matches!(link, NetLink::User(_)) { USER_MTU } else { 1500 };
+    let usual = if matches!(link, NicLink::User(_)) { USER_MTU } else { 1500 };
     let mtu = context.range(&at("mtu"), net.mtu.unwrap_or(usual), 68, 65535)?;
-    if matches!(link, NetLink::User(_)) && u64::from(mtu) > USER_MTU {
+    if matches!(link, NicLink::User(_)) && u64::from(mtu) > USER_MTU {
         return Err(context.refuse(at("mtu"), format!("{mtu} is more than passt takes: at most {USER_MTU}")));
     }
     let filter =
         NicFilter { any_mac: net.spoof.unwrap_or(false), addresses: addresses(context, n, net.addresses)? };
     let limits = net.limits.over(NicLimits::default());
     let up = net.link != Some(LinkFile::Down);
-    Ok(Net { id, link, pairs, pairs_given: net.queues.is_some(), mac, mtu, filter, limits, up })
+    Ok(Nic { id, link, pairs, pairs_given: net.queues.is_some(), mac, mtu, filter, limits, up })
 }
 
 /// Checks what concerns all NICs of a domain.
-pub fn check_all(context: &Context<'_>, nets: &[Net]) -> Result<(), ConfigError> {
+pub fn check_all(context: &Context<'_>, nets: &[Nic]) -> Result<(), ConfigError> {
     let mut macs = BTreeMap::new();
     for (n, net) in nets.iter().enumerate() {
         if let Some(first) = macs.insert(net.mac.bytes(), n) {
@@ -238,7 +238,7 @@ pub fn check_all(context: &Context<'_>, nets: &[Net]) -> Result<(), ConfigError>
             return Err(context.refuse(format!("nets[{n}].mac"), problem));
         }
     }
-    let descriptors = nets.iter().filter(|net| net.is_own()).map(Net::descriptors).sum::<usize>();
+    let descriptors = nets.iter().filter(|net| net.is_own()).map(Nic::descriptors).sum::<usize>();
     if descriptors > MAX_FDS {
         let problem = format!(
             "need {descriptors} open files: at most {MAX_FDS} can be handed to a backend; give them fewer queues"
@@ -248,7 +248,7 @@ pub fn check_all(context: &Context<'_>, nets: &[Net]) -> Result<(), ConfigError>
     Ok(())
 }
 
-fn link(context: &Context<'_>, n: usize, net: &NetFile) -> Result<NetLink, ConfigError> {
+fn link(context: &Context<'_>, n: usize, net: &NetFile) -> Result<NicLink, ConfigError> {
     let at = |key: &str| format!("nets[{n}].{key}");
     let kinds = [
         ("bridge", net.bridge.is_some()),
@@ -267,22 +267,22 @@ fn link(context: &Context<'_>, n: usize, net: &NetFile) -> Result<NetLink, Confi
     let interface =
         |key: &str, name: &Option<String>| context.interface(&at(key), name.clone().unwrap_or_default());
     Ok(match first {
-        "bridge" => NetLink::Bridge(interface(first, &net.bridge)?),
-        "tap" => NetLink::Tap(interface(first, &net.tap)?),
-        "macvtap" => NetLink::Macvtap(interface(first, &net.macvtap)?),
+        "bridge" => NicLink::Bridge(interface(first, &net.bridge)?),
+        "tap" => NicLink::Tap(interface(first, &net.tap)?),
+        "macvtap" => NicLink::Macvtap(interface(first, &net.macvtap)?),
         "network" => {
             let name = net.network.clone().unwrap_or_default();
-            NetLink::Network(name.parse().map_err(|error| context.refuse(at(first), error))?)
+            NicLink::Network(name.parse().map_err(|error| context.refuse(at(first), error))?)
         }
         "switch" => {
             let name = net.switch.clone().unwrap_or_default();
-            NetLink::Switch(name.parse().map_err(|error| context.refuse(at(first), error))?)
+            NicLink::Switch(name.parse().map_err(|error| context.refuse(at(first), error))?)
         }
         "vhost_user_socket" => {
             let path = net.vhost_user_socket.clone().unwrap_or_default();
-            NetLink::VhostUser(context.path(&at(first), &path)?)
+            NicLink::VhostUser(context.path(&at(first), &path)?)
         }
-        _ => NetLink::User(forwards(context, n, net.user.as_ref())?),
+        _ => NicLink::User(forwards(context, n, net.user.as_ref())?),
     })
 }
 

@@ -1,8 +1,502 @@
-//! NICs.
+//! NICs: those that `domus-net` serves, ports of a switch, and vhost-user-net backends of others'.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`config`], [`forward`] | what a config may say of a NIC, and of ports that lead to it |
+//! | [`nic`] | a NIC: what is written down of it, what is open of it, what its backend is told |
+//! | [`attach`] | what is at the other end of the cable |
+//! | [`tap`], [`steering`], [`passt`] | taps, the program that chooses among a tap's queues, passt |
+//! | [`report`], [`plan`] | what there is to say of a NIC, and before it is made |
+//!
+//! What a driver has set is in a file in the domain's directory, which goes to every backend in turn; limits and cables that
+//! an operator has changed are kept here.
 
 pub mod attach;
 pub mod config;
 pub mod forward;
+pub mod nic;
 pub mod passt;
+pub mod plan;
+pub mod report;
 pub mod steering;
 pub mod tap;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
+
+use domus_startup::fds::Outgoing;
+use futures_util::future::{FutureExt, LocalBoxFuture};
+use shared_abi::control::{DeviceSpec, NetNic, NetRequest, NetStart, NetWire, NicLimits};
+use shared_abi::{DeviceId, DomainName, Role, SwitchName};
+use tokio::time::timeout;
+
+use crate::device::error::DeviceError;
+use crate::device::loss::{Loss, Mended};
+use crate::device::net::attach::OpenWire;
+use crate::device::net::config::{Nic, NicLink};
+use crate::device::net::nic::{NicRecord, OpenNic};
+use crate::device::net::passt::{PASST_START, PasstError};
+use crate::device::net::report::NicReport;
+use crate::device::plan::Plan;
+use crate::device::start::{Message, Start};
+use crate::device::{Backend, Handover, Owner, Providers, Step};
+use crate::host::links::Links;
+use crate::host::sockets;
+use crate::network::managed::Networks;
+use crate::process::Process;
+use crate::value::place::Place;
+
+/// The NICs of a machine.
+#[derive(Debug)]
+pub struct Nics {
+    /// The config file, for messages.
+    file: PathBuf,
+    nics: RefCell<Vec<OpenNic>>,
+    /// Interfaces were made that stay until they are removed.
+    macvtaps: Cell<Option<shared_abi::DomId>>,
+    /// What is plugged in somewhere, to be taken out.
+    plugs: RefCell<Vec<Plug>>,
+}
+
+/// A NIC at a switch.
+#[derive(Debug, PartialEq, Eq)]
+struct Plug {
+    switch: SwitchName,
+    port: (DomainName, DeviceId),
+}
+
+impl Nics {
+    /// As they were written down; none is open.
+    pub fn new(file: &Path, records: &[NicRecord]) -> Self {
+        Self {
+            file: file.into(),
+            nics: RefCell::new(records.iter().map(OpenNic::new).collect()),
+            macvtaps: Cell::default(),
+            plugs: RefCell::default(),
+        }
+    }
+
+    /// A dom0 before this one had them open; what is plugged into a switch still is.
+    pub fn are_inherited(&self, owner: &Owner, from: &Providers) {
+        for open in self.nics.borrow_mut().iter_mut() {
+            open.was_opened = true;
+            match &open.nic.link {
+                NicLink::Switch(switch) => {
+                    let port = (owner.name.clone(), open.nic.id.clone());
+                    from.switches.resume(switch, port.clone());
+                    self.plugged(switch.clone(), port);
+                }
+                NicLink::Macvtap(_) => self.macvtaps.set(Some(owner.domid)),
+                _ => {}
+            }
+        }
+    }
+
+    /// For a dom0 that comes later.
+    pub fn records(&self) -> Vec<NicRecord> {
+        self.nics.borrow().iter().map(OpenNic::record).collect()
+    }
+
+    /// A report on each of them, as far as no process is asked.
+    pub fn reports(&self) -> Vec<NicReport> {
+        self.nics.borrow().iter().map(NicReport::of).collect()
+    }
+
+    /// Does something with a NIC, if it is here.
+    fn with<T>(&self, id: &DeviceId, act: impl FnOnce(&mut OpenNic) -> T) -> Option<T> {
+        self.nics.borrow_mut().iter_mut().find(|open| open.nic.id == *id).map(act)
+    }
+
+    /// What is at the other end of a NIC's cable.
+    ///
+    /// # Errors
+    /// One line: there is no such NIC.
+    pub fn link(&self, nic: &DeviceId) -> Result<NicLink, String> {
+        self.with(nic, |open| open.nic.link.clone()).ok_or_else(|| {
+            let nics = self.nics.borrow();
+            let ids = nics.iter().map(|open| open.nic.id.as_str()).collect::<Vec<_>>();
+            format!("there is no NIC \"{nic}\": the domain has {}", ids.join(", "))
+        })
+    }
+
+    /// A NIC's limits.
+    pub fn limits(&self, nic: &DeviceId) -> Option<NicLimits> {
+        self.with(nic, |open| open.limits)
+    }
+
+    /// Keeps a NIC's new limits for the backends to come.
+    pub fn keep_limits(&self, nic: &DeviceId, limits: NicLimits) {
+        self.with(nic, |open| open.limits = limits);
+    }
+
+    /// Keeps whether a NIC's cable is plugged in.
+    pub fn keep_link(&self, nic: &DeviceId, up: bool) {
+        self.with(nic, |open| open.up = up);
+    }
+
+    fn plugged(&self, switch: SwitchName, port: (DomainName, DeviceId)) {
+        let plug = Plug { switch, port };
+        let mut plugs = self.plugs.borrow_mut();
+        if !plugs.contains(&plug) {
+            plugs.push(plug);
+        }
+    }
+
+    /// Opens the wire of a NIC for the first time.
+    async fn open_first(
+        &self,
+        owner: &Owner,
+        (n, nic): (usize, Nic),
+        from: &Providers,
+        links: &Links,
+    ) -> Result<(), DeviceError> {
+        if matches!(nic.link, NicLink::Macvtap(_)) {
+            self.macvtaps.set(Some(owner.domid));
+        }
+        let wire = OpenWire::open(owner, n, &nic, from, links).await?;
+        self.with(&nic.id, |open| {
+            (open.pairs, open.was_opened) = (wire.pairs(), true);
+            open.spec.queues = nic.virtqueues(open.pairs);
+            open.wire = wire;
+        });
+        Ok(())
+    }
+
+    /// Opens a tap that a dom0 before this one had open, now that its backend is gone and it with that.
+    async fn open_again(
+        &self,
+        owner: &Owner,
+        (n, nic, pairs): (usize, Nic, u16),
+        from: &Providers,
+        links: &Links,
+    ) -> Result<(), DeviceError> {
+        if matches!(nic.link, NicLink::Macvtap(_)) {
+            // It stays when nobody has it open. A new one has the same address.
+            tap::remove_macvtaps(&tap::vif(owner.domid, n), links).await;
+        }
+        // As many as it had, whatever the config leaves open.
+        let nic = Nic { pairs, pairs_given: true, ..nic };
+        let wire = OpenWire::open(owner, n, &nic, from, links).await?;
+        self.with(&nic.id, |open| open.wire = wire);
+        Ok(())
+    }
+
+    /// Starts another passt for a NIC. The one before it has ended then: both want the same ports. None for a NIC that is on
+    /// no passt.
+    async fn another_passt(
+        &self,
+        owner: &Owner,
+        nic: &DeviceId,
+        from: &Providers,
+    ) -> Result<Option<(Process, OwnedFd)>, DeviceError> {
+        if let Some(old) = self.take_passt(nic) {
+            end(vec![old]).await;
+        }
+        let user = self.with(nic, |open| match &open.nic.link {
+            NicLink::User(forwards) => Some((open.nic.mtu, forwards.clone())),
+            _ => None,
+        });
+        let Some((mtu, forwards)) = user.flatten() else { return Ok(None) };
+        Ok(Some(passt::start(&*from.supervisor, &owner.started_as, nic, mtu, &forwards).await?))
+    }
+
+    /// The passt of a NIC, to be ended, whose socket is of no use any more.
+    fn take_passt(&self, nic: &DeviceId) -> Option<Process> {
+        self.with(nic, |open| match &mut open.wire {
+            OpenWire::User { passt, socket } => {
+                *socket = None;
+                passt.take()
+            }
+            OpenWire::Tap { .. } | OpenWire::Elsewhere => None,
+        })?
+    }
+
+    /// Keeps a NIC's new passt, and the socket for the next backend, if that does not have it yet.
+    fn keep_passt(&self, nic: &DeviceId, process: Process, connection: Option<OwnedFd>) {
+        self.with(nic, |open| {
+            if let OpenWire::User { passt, socket } = &mut open.wire {
+                (*passt, *socket) = (Some(process), connection);
+            }
+        });
+    }
+
+    fn ids(&self, which: impl Fn(&OpenNic) -> bool) -> Vec<DeviceId> {
+        self.nics.borrow().iter().filter(|open| which(open)).map(|open| open.nic.id.clone()).collect()
+    }
+
+    /// Plugs a NIC into its switch, with a new socket, whose other end the runner is to have.
+    async fn plug(
+        &self,
+        owner: &Owner,
+        (n, nic, switch): (usize, &DeviceId, SwitchName),
+        from: &Providers,
+    ) -> Result<OwnedFd, DeviceError> {
+        let mut fds = Outgoing::default();
+        let failed = |source| DeviceError::Io { act: "make what a switch is given", source };
+        let card = self.with(nic, |open| open.card(owner, &mut fds).map_err(failed));
+        let (card, socket) = card.ok_or_else(|| DeviceError::NotHere(nic.clone()))??;
+        let port = (owner.name.clone(), nic.clone());
+        self.plugged(switch.clone(), port.clone());
+        let plugged = from.switches.plug(&switch, port, card, fds).await;
+        plugged.map_err(|why| owner.place(format_args!("nets[{n}].switch")).refuse(why))?;
+        Ok(socket)
+    }
+}
+
+impl Backend for Nics {
+    fn specs(&self) -> Vec<DeviceSpec> {
+        self.nics.borrow().iter().map(|open| open.spec.clone()).collect()
+    }
+
+    fn plural(&self) -> &'static str {
+        "NICs"
+    }
+
+    fn role(&self) -> Option<Role> {
+        self.nics.borrow().iter().any(|open| open.nic.is_own()).then_some(Role::Net)
+    }
+
+    fn serves(&self, device: &DeviceId) -> bool {
+        self.with(device, |open| open.nic.is_own()).unwrap_or(false)
+    }
+
+    /// A backend resets its tap when it is let go of, and must be gone before the next one sets it up. A tap that is not open
+    /// here is opened when the process that has it is gone.
+    fn handover(&self) -> Handover {
+        match self.nics.borrow().iter().any(|open| open.was_opened && open.wire.is_closed_tap()) {
+            true => Handover::Exclusive,
+            false => Handover::AfterEnd,
+        }
+    }
+
+    fn check<'a>(&'a self, networks: &'a Networks) -> Step<'a, ()> {
+        async move {
+            let nics: Vec<_> = self.nics.borrow().iter().map(|open| (open.n, open.nic.clone())).collect();
+            if nics.is_empty() {
+                return Ok(());
+            }
+            let links = open_links()?;
+            for (n, nic) in nics {
+                let place = Place::new(&self.file, format_args!("nets[{n}]"));
+                attach::check(&place, &nic, &links, networks).await?;
+            }
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn plan(&self, plan: &mut Plan) {
+        plan::plan(&self.nics.borrow(), plan);
+    }
+
+    fn open<'a>(&'a self, owner: &'a Owner, from: &'a Providers) -> Step<'a, ()> {
+        async move {
+            let closed = |open: &OpenNic| match (open.was_opened, open.wire.is_closed_tap()) {
+                (false, _) => Some((open.n, open.nic.clone(), None)),
+                (true, true) => Some((open.n, open.nic.clone(), Some(open.pairs))),
+                (true, false) => None,
+            };
+            let closed: Vec<_> = self.nics.borrow().iter().filter_map(closed).collect();
+            if !closed.is_empty() {
+                let links = open_links()?;
+                for (n, nic, pairs) in closed {
+                    match pairs {
+                        None => self.open_first(owner, (n, nic), from, &links).await?,
+                        Some(pairs) => self.open_again(owner, (n, nic, pairs), from, &links).await?,
+                    }
+                }
+            }
+            // Their socket has gone to a backend, which has ended now.
+            for nic in self.ids(|open| matches!(open.wire, OpenWire::User { socket: None, .. })) {
+                if let Some((passt, socket)) = self.another_passt(owner, &nic, from).await? {
+                    self.keep_passt(&nic, passt, Some(socket));
+                }
+            }
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn start(&self, owner: &Owner) -> io::Result<Start> {
+        let mut fds = Outgoing::default();
+        let (mut nics, mut sockets) = (Vec::new(), Vec::new());
+        for open in self.nics.borrow_mut().iter_mut() {
+            let wire = match &mut open.wire {
+                OpenWire::Tap { queues, steering } => {
+                    let queues = queues.iter().map(|tap| tap.try_clone().map(|tap| fds.add(tap)));
+                    let queues = queues.collect::<io::Result<_>>()?;
+                    let steering = steering.as_ref().map(|table| table.try_clone()).transpose()?;
+                    NetWire::Tap { queues, steering: steering.map(|table| fds.add(table)) }
+                }
+                OpenWire::User { socket, .. } => {
+                    NetWire::Stream { socket: socket.take().map(|socket| fds.add(socket)) }
+                }
+                OpenWire::Elsewhere => continue,
+            };
+            let (card, socket) = open.card(owner, &mut fds)?;
+            sockets.push((open.nic.id.clone(), socket));
+            nics.push(NetNic { card, wire });
+        }
+        let message = Message::Net(NetRequest::Start(NetStart { identity: owner.identity(), nics }));
+        Ok(Start::new(message, fds.into_vec(), sockets))
+    }
+
+    fn connect<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        owner: &'a Owner,
+        from: &'a Providers,
+    ) -> Step<'a, OwnedFd> {
+        async move {
+            let nothing = || DeviceError::NotHere(device.clone());
+            let (n, link) = self.with(device, |open| (open.n, open.nic.link.clone())).ok_or_else(nothing)?;
+            match link {
+                NicLink::Switch(switch) => self.plug(owner, (n, device, switch), from).await,
+                NicLink::VhostUser(path) => {
+                    let place = owner.place(format_args!("nets[{n}].vhost_user_socket"));
+                    sockets::foreign(&place, &path, true)?.ok_or_else(nothing)
+                }
+                _ => Err(nothing()),
+            }
+        }
+        .boxed_local()
+    }
+
+    fn lost(&self, device: &DeviceId) -> Loss {
+        match self.with(device, |open| (open.nic.is_own(), matches!(open.nic.link, NicLink::Switch(_)))) {
+            Some((true, _)) => Loss::Process(Role::Net),
+            Some((_, true)) => Loss::Switch(device.clone()),
+            _ => Loss::Connection(device.clone()),
+        }
+    }
+
+    fn disconnected(&self, device: DeviceId) -> Loss {
+        Loss::Passt(device)
+    }
+
+    fn poll_loss(&self, cx: &mut Context<'_>) -> Poll<Loss> {
+        for open in self.nics.borrow().iter() {
+            if let OpenWire::User { passt: Some(passt), .. } = &open.wire
+                && passt.poll_ended(cx).is_ready()
+            {
+                return Poll::Ready(Loss::Passt(open.nic.id.clone()));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn bury<'a>(&'a self, loss: &'a Loss) -> LocalBoxFuture<'a, Option<String>> {
+        async move {
+            let Loss::Passt(nic) = loss else { return None };
+            let passt = self.take_passt(nic)?;
+            let how = passt.ended().await;
+            tokio::task::spawn_local(passt.reap());
+            Some(how)
+        }
+        .boxed_local()
+    }
+
+    /// A passt that follows a short-lived one is looked at for a moment, so that one that cannot serve says why to dom0 and
+    /// not by way of the backend. A switch is started again by its own task.
+    fn mend<'a>(
+        &'a self,
+        loss: &'a Loss,
+        attempts: u32,
+        owner: &'a Owner,
+        from: &'a Providers,
+    ) -> Step<'a, Mended> {
+        async move {
+            let nothing = || DeviceError::NoHelper(loss.clone());
+            let Loss::Passt(nic) = loss else {
+                let device = loss.device().ok_or_else(nothing)?;
+                return Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?));
+            };
+            let (passt, socket) = self.another_passt(owner, nic, from).await?.ok_or_else(nothing)?;
+            if attempts > 0
+                && let Ok(how) = timeout(PASST_START, passt.ended()).await
+            {
+                return Err(PasstError::Ended(how).into());
+            }
+            self.keep_passt(nic, passt, None);
+            let mut fds = Outgoing::default();
+            let request = NetRequest::Reconnect { nic: nic.clone(), socket: fds.add(socket) };
+            Ok(Mended::Tell(nic.clone(), Box::new(Message::Net(request)), fds.into_vec()))
+        }
+        .boxed_local()
+    }
+
+    fn may_be_renamed(&self) -> Result<(), String> {
+        match self.ids(|open| matches!(open.nic.link, NicLink::Switch(_))).first() {
+            None => Ok(()),
+            Some(nic) => Err(format!("its NIC {nic} is on a switch, which knows it by its name")),
+        }
+    }
+
+    fn adopt<'a>(&'a self, from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+        async move {
+            for nic in self.ids(|open| open.inherited.is_some()) {
+                let known = self.with(&nic, |open| open.inherited.take()).flatten();
+                if let Some(mut living) = known.and_then(Process::found) {
+                    from.supervisor.adopt(&mut living).await;
+                    self.with(&nic, |open| {
+                        if let OpenWire::User { passt, .. } = &mut open.wire {
+                            *passt = Some(living);
+                        }
+                    });
+                }
+            }
+        }
+        .boxed_local()
+    }
+
+    fn missing(&self) -> Vec<Loss> {
+        let without = self.ids(|open| matches!(open.wire, OpenWire::User { passt: None, .. }));
+        without.into_iter().map(Loss::Passt).collect()
+    }
+
+    /// Takes out what is plugged in, ends every passt, lets go of the taps and removes the macvtaps.
+    fn close<'a>(&'a self, from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+        async move {
+            for Plug { switch, port } in self.plugs.take() {
+                from.switches.unplug(&switch, port).await;
+            }
+            let mut passts = Vec::new();
+            for open in self.nics.borrow_mut().iter_mut() {
+                let closed = OpenWire::closed(&open.nic.link);
+                if let OpenWire::User { passt: Some(passt), .. } = std::mem::replace(&mut open.wire, closed) {
+                    passts.push(passt);
+                }
+            }
+            end(passts).await;
+            if let (Some(domid), Ok(links)) = (self.macvtaps.take(), Links::open()) {
+                tap::remove_macvtaps(&format!("vif{domid}."), &links).await;
+            }
+        }
+        .boxed_local()
+    }
+
+    fn leave(&self) {
+        self.plugs.take();
+        self.macvtaps.set(None);
+        for open in self.nics.take() {
+            if let OpenWire::User { passt: Some(passt), .. } = open.wire {
+                passt.leave();
+            }
+        }
+    }
+}
+
+fn open_links() -> Result<Links, DeviceError> {
+    Links::open().map_err(|source| DeviceError::Io { act: "open rtnetlink", source })
+}
+
+/// Kills processes and waits for their end.
+async fn end(processes: Vec<Process>) {
+    processes.iter().for_each(Process::kill);
+    for process in processes {
+        process.reap().await;
+    }
+}

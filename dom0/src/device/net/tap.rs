@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use shared_abi::DomId;
 
-use crate::device::net::config::Net;
+use crate::device::net::config::Nic;
 use crate::host::links::{Kind, Link, Links};
 use crate::host::locks::describe;
 use crate::value::place::{ConfigError, Place};
@@ -154,7 +154,7 @@ pub async fn on_bridge(
     place: &Place<'_>,
     domid: DomId,
     n: usize,
-    net: &Net,
+    net: &Nic,
     bridge: (&str, &str),
     links: &Links,
 ) -> Result<Vec<File>, ConfigError> {
@@ -196,7 +196,7 @@ async fn free_name(
 /// [`ConfigError`].
 pub async fn existing(
     place: &Place<'_>,
-    net: &Net,
+    net: &Nic,
     name: &str,
     links: &Links,
 ) -> Result<Vec<File>, ConfigError> {
@@ -229,7 +229,7 @@ pub async fn macvtap(
     place: &Place<'_>,
     domid: DomId,
     n: usize,
-    net: &Net,
+    net: &Nic,
     lower: &str,
     links: &Links,
 ) -> Result<Vec<File>, ConfigError> {

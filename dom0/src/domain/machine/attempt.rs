@@ -1,152 +1,156 @@
-//! Another backend in the place of one that is gone: how it is made, and how soon.
+//! Something in the place of what is lost: how it is had again, and how soon.
 //!
 //! ```text
 //!   lost ─▶ (pause) ─▶ process started ─▶ connected ─▶ told what to serve ─┐
-//!              ▲                          nothing left of the old one ─────┴▶ Revived ─▶ the runner attaches it
+//!              ▲                          nothing left of the old one ─────┴▶ Repaired ─▶ the runner attaches it
 //!              └────────────────────── failed ◀────────────────────────────┘
 //! ```
 //!
 //! A qcow2 image is opened only after the old process is gone, so that two processes never write its metadata. Attempts
 //! are repeated without limit: the device stands still until one succeeds or the domain ends.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
-use shared_abi::control::Identity;
-use shared_abi::nbd::NbdUri;
-use shared_abi::{DeviceId, Role};
-use tokio::time::{Instant, sleep, timeout};
+use futures_util::future::LocalBoxFuture;
+use shared_abi::{DeviceId, DomainName, Role};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
-use crate::config::DomainConfig;
-use crate::device::Owner;
-use crate::device::block::open;
-use crate::device::devices::Devices;
-use crate::device::error::DeviceError;
-use crate::device::net::attach;
-use crate::device::net::passt::{self, PASST_START};
+use crate::device::loss::{Loss, Mended};
 use crate::device::start::Leftovers;
+use crate::device::{Backend, Handover, Owner, Providers};
 use crate::domain::directory::beside;
-use crate::domain::environment::Environment;
 use crate::domain::error::StartError;
-use crate::domain::machine::backend::Backend;
-use crate::domain::machine::build::limits;
-use crate::host::{fault, nbd, sockets};
-use crate::process::{Job, Process};
-use crate::value::backoff;
-use crate::value::place::Place;
+use crate::domain::machine::backend::BackendProcess;
+use crate::host::fault;
+use crate::process::{Job, Limits};
+use crate::value::backoff::{self, GOOD_LIFE};
 
-/// What is to be had again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lost {
-    /// A backend of the domain's own.
-    Own(Role),
-    /// A connection to a backend that Domus does not start.
-    Foreign(DeviceId),
-    /// The connection of a remote disk to its server, whose backend lives.
-    Server(DeviceId),
-    /// passt of a NIC, whose backend lives.
-    Passt(DeviceId),
-    /// The switch that a NIC is at.
-    Switch(DeviceId),
+/// What a machine has lost, and what waits for an operator.
+#[derive(Debug, Default)]
+pub struct Losses {
+    /// What is being had again.
+    pub open: Vec<Repair>,
+    /// How often in a row something has died early.
+    pub early: BTreeMap<Loss, u32>,
+    /// When a helper was lost last, which says how long the next one has lived.
+    pub last: BTreeMap<Loss, Instant>,
+    /// Requests that wait for an operator.
+    pub paused: Vec<PausedRequest>,
+    /// A backend has come whose disks must be measured.
+    pub unmeasured: bool,
 }
 
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Own(role) => f.write_str(role.program()),
-            Self::Foreign(device) => write!(f, "the backend of {device}"),
-            Self::Server(device) => write!(f, "the server of {device}"),
-            Self::Passt(nic) => write!(f, "passt of {nic}"),
-            Self::Switch(nic) => write!(f, "the switch of {nic}"),
-        }
+impl Losses {
+    /// Counts a loss of what has lived so long; how many in a row have died early.
+    pub fn count(&mut self, loss: &Loss, lived: Duration) -> u32 {
+        let early = self.early.entry(loss.clone()).or_default();
+        *early = if lived < GOOD_LIFE { early.saturating_add(1) } else { 0 };
+        *early
     }
+}
+
+/// A request of a disk that waits for an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PausedRequest {
+    /// The disk.
+    pub device: DeviceId,
+    /// Why it failed.
+    pub cause: String,
 }
 
 /// What an attempt came to.
 #[derive(Debug)]
-pub struct Revived {
-    /// The new process, if it is the domain's own.
-    pub backend: Option<Backend>,
-    /// What the runner is to attach; of a remote disk or a NIC on passt, what its backend is to connect with.
+pub enum Repaired {
+    /// A process that serves.
+    Process(Served),
+    /// A connection.
+    Device(Mended),
+}
+
+/// A process that serves, and what the runner is to be given.
+#[derive(Debug)]
+pub struct Served {
+    /// It.
+    pub backend: BackendProcess,
+    /// The runner's ends of its devices' sockets.
     pub sockets: Vec<(DeviceId, OwnedFd)>,
     /// The runner's end of a new serial line.
     pub serial: Option<OwnedFd>,
 }
 
-impl Revived {
-    /// A connection for one device.
-    fn connection(device: DeviceId, socket: OwnedFd) -> Self {
-        Self { backend: None, sockets: vec![(device, socket)], serial: None }
-    }
-}
-
 /// An attempt under way.
-pub type Attempt = Pin<Box<dyn Future<Output = Result<Revived, StartError>>>>;
+pub type Attempt = LocalBoxFuture<'static, Result<Repaired, StartError>>;
 
 /// Something lost, and the attempt to have it again.
-pub struct Reviving {
+pub struct Repair {
     /// What.
-    pub lost: Lost,
+    pub loss: Loss,
     /// How it was lost, for people.
     pub how: String,
     /// When.
     pub since: Instant,
-    /// Attempts made, those for the ones before it that died young among them.
+    /// Attempts made, those for the ones before it that died early among them.
     pub attempts: u32,
     /// Why the last attempt failed.
     pub problem: Option<String>,
     /// The domain has been paused for it, or need not be.
     pub settled: bool,
     /// What is left of the old one.
-    pub remains: Rc<Leftovers>,
+    pub leftovers: Rc<Leftovers>,
     /// The attempt.
     pub attempt: Attempt,
 }
 
-impl fmt::Debug for Reviving {
+impl fmt::Debug for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reviving").field("lost", &self.lost).finish_non_exhaustive()
+        f.debug_struct("Repair").field("loss", &self.loss).finish_non_exhaustive()
     }
 }
 
-/// What an attempt needs.
+/// What a process of a class is started with.
 #[derive(Clone)]
-pub struct Means {
+pub struct Launcher {
+    /// The devices that it serves.
+    pub class: Rc<dyn Backend>,
+    /// Its role.
+    pub role: Role,
     /// Whose devices they are.
     pub owner: Owner,
-    /// The domain's config.
-    pub config: Rc<DomainConfig>,
-    /// Whom its processes become.
-    pub identity: Identity,
-    /// Where the control socket is.
+    /// By which the host's other tools know the domain.
+    pub uuid: Uuid,
+    /// The guest's RAM in bytes.
+    pub memory: u64,
+    /// The guest's vCPUs.
+    pub vcpus: u8,
+    /// Where its control socket is.
     pub control: PathBuf,
     /// The program; none for the installed one.
     pub program: Option<PathBuf>,
     /// Starts processes, among others.
-    pub commons: Rc<Environment>,
-    /// What the backend is given.
-    pub kept: Rc<Devices>,
+    pub from: Providers,
 }
 
-impl Means {
+impl Launcher {
     /// Starts a process and connects to it. What it is to serve it is not told yet.
     ///
     /// # Errors
     /// It does not come up.
-    pub async fn connected(&self, role: Role) -> Result<Backend, StartError> {
-        self.started(role, &self.control).await
+    pub async fn connected(&self) -> Result<BackendProcess, StartError> {
+        self.started(&self.control).await
     }
 
-    /// The same beside a process that lives, and can be reached until [`Self::in_its_place`].
+    /// The same beside a process that lives; it can be reached there until [`Self::in_its_place`].
     ///
     /// # Errors
     /// It does not come up.
-    pub async fn connected_beside(&self, role: Role) -> Result<Backend, StartError> {
-        self.started(role, &beside(&self.control)).await
+    pub async fn connected_beside(&self) -> Result<BackendProcess, StartError> {
+        self.started(&beside(&self.control)).await
     }
 
     /// The process that was beside another one is in its place: a dom0 that comes later finds it there.
@@ -155,122 +159,62 @@ impl Means {
         let _ = std::fs::rename(beside(&self.control), &self.control);
     }
 
-    async fn started(&self, role: Role, control: &Path) -> Result<Backend, StartError> {
+    async fn started(&self, control: &Path) -> Result<BackendProcess, StartError> {
         // The socket of a dead process may be there: nobody is to be taken for the new one.
         let _ = std::fs::remove_file(control);
+        let domain: &DomainName = &self.owner.started_as;
         let job = Job {
-            whom: self.owner.started_as.as_str(),
-            role,
+            whom: domain.as_str(),
+            role: self.role,
             control,
             program: self.program.as_deref(),
-            limits: Some(limits(&self.config)),
+            limits: Some(Limits { domain, uuid: self.uuid, memory: self.memory, vcpus: self.vcpus }),
         };
-        let mut backend = Backend::new(role, self.commons.providers.supervisor.start(job).await?);
+        let process = self.from.supervisor.start(job).await?;
+        let mut backend = BackendProcess::new(self.role, process);
         fault::point();
         backend.connect(control).await?;
         Ok(backend)
     }
 
-    /// Lets a connected process serve. Nothing of the one before it may be left if it looks at metadata.
+    /// Lets a connected process serve.
     ///
     /// # Errors
-    /// It refuses, or a server that it needs cannot be reached.
-    pub async fn serve(&self, mut backend: Backend) -> Result<Revived, StartError> {
-        let io = |source| StartError::Io { act: "make what a backend is given", source };
-        let mut serial = None;
-        if backend.role == Role::Console {
-            serial = self.kept.console.make().map_err(io)?;
-        }
-        if backend.role == Role::Block {
-            open::open_absent(&self.kept.disks).await?;
-            let unconnected = self.kept.disks.borrow().unconnected();
-            for (disk, uri) in unconnected {
-                let connection = dial(&uri).await?;
-                self.kept.disks.borrow_mut().keep_connection(&disk, connection);
-            }
-        }
-        if backend.role == Role::Net {
-            attach::open_absent(&self.owner, &self.kept.nets, &self.commons.providers).await?;
-            let unconnected = self.kept.nets.borrow().unconnected();
-            for nic in unconnected {
-                let (passt, socket) = self.another_passt(&nic).await?;
-                self.kept.nets.borrow_mut().keep_passt(&nic, passt, Some(socket));
-            }
-        }
-        let start = self.kept.start(backend.role, &self.identity).map_err(io)?;
+    /// It refuses, or what it is to serve cannot be opened.
+    pub async fn serve(&self, mut backend: BackendProcess) -> Result<Served, StartError> {
+        self.class.open(&self.owner, &self.from).await?;
+        let start = self.class.start(&self.owner);
+        let mut start =
+            start.map_err(|source| StartError::Io { act: "make what a backend is given", source })?;
+        let serial = start.serial.take();
         let sockets = backend.start(start).await?;
-        Ok(Revived { backend: Some(backend), sockets, serial })
+        Ok(Served { backend, sockets, serial })
+    }
+
+    /// An attempt to have another process.
+    pub fn attempt(self, attempts: u32, leftovers: Rc<Leftovers>) -> Attempt {
+        Box::pin(async move {
+            sleep(backoff::pause(attempts)).await;
+            let gone = async {
+                let gone = leftovers.gone().await;
+                gone.map_err(|source| StartError::Io { act: "watch what is left of a backend", source })
+            };
+            if self.class.handover() == Handover::Exclusive {
+                let (backend, ()) = tokio::try_join!(self.connected(), gone)?;
+                return Ok(Repaired::Process(self.serve(backend).await?));
+            }
+            // It touches nothing before the runner attaches it.
+            let serving = async { self.serve(self.connected().await?).await };
+            let (served, ()) = tokio::try_join!(serving, gone)?;
+            Ok(Repaired::Process(served))
+        })
     }
 }
 
-impl Means {
-    /// Another passt for a NIC. The one before it has ended then.
-    async fn another_passt(&self, nic: &DeviceId) -> Result<(Process, OwnedFd), DeviceError> {
-        attach::another_passt(&self.owner, nic, &self.kept.nets, &self.commons.providers).await
-    }
-}
-
-/// An attempt for a backend of the domain's own.
-pub fn own(means: Means, role: Role, attempts: u32, remains: Rc<Leftovers>) -> Attempt {
+/// An attempt to have something again that is no process of the domain's own.
+pub fn mend(class: Rc<dyn Backend>, loss: Loss, attempts: u32, owner: Owner, from: Providers) -> Attempt {
     Box::pin(async move {
         sleep(backoff::pause(attempts)).await;
-        let gone = async {
-            remains.gone().await.map_err(|source| StartError::Io { act: "watch a backend's remains", source })
-        };
-        let in_turn = means.kept.exclusive(role);
-        if in_turn {
-            let (backend, ()) = tokio::try_join!(means.connected(role), gone)?;
-            return means.serve(backend).await;
-        }
-        // It touches nothing before the runner attaches it.
-        let serving = async { means.serve(means.connected(role).await?).await };
-        let (revived, ()) = tokio::try_join!(serving, gone)?;
-        Ok(revived)
+        Ok(Repaired::Device(class.mend(&loss, attempts, &owner, &from).await?))
     })
-}
-
-/// An attempt for a backend that somebody else starts, whose socket the config names at this JSON path.
-pub fn foreign(file: PathBuf, device: DeviceId, at: String, path: Box<Path>, attempts: u32) -> Attempt {
-    Box::pin(async move {
-        sleep(backoff::pause(attempts)).await;
-        let socket = sockets::foreign(&Place::new(&file, &at), &path, true)?.ok_or(StartError::GivenUp)?;
-        Ok(Revived::connection(device, socket))
-    })
-}
-
-/// An attempt for a remote disk's server.
-pub fn server(device: DeviceId, uri: NbdUri, attempts: u32) -> Attempt {
-    Box::pin(async move {
-        sleep(backoff::pause(attempts)).await;
-        Ok(Revived::connection(device, dial(&uri).await?))
-    })
-}
-
-/// An attempt for a NIC's passt. One that follows a short-lived one is looked at for a moment, so that one that cannot
-/// serve says why to dom0 and not by way of the backend.
-pub fn passt(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
-    Box::pin(async move {
-        sleep(backoff::pause(attempts)).await;
-        let (passt, socket) = means.another_passt(&nic).await?;
-        if attempts > 0
-            && let Ok(how) = timeout(PASST_START, passt.ended()).await
-        {
-            return Err(DeviceError::from(passt::PasstError::Ended(how)).into());
-        }
-        means.kept.nets.borrow_mut().keep_passt(&nic, passt, None);
-        Ok(Revived::connection(nic, socket))
-    })
-}
-
-/// An attempt to plug a NIC in again. The switch itself is started again by its own task.
-pub fn switch(means: Means, nic: DeviceId, attempts: u32) -> Attempt {
-    Box::pin(async move {
-        sleep(backoff::pause(attempts)).await;
-        let socket = attach::plug(&means.owner, &nic, &means.kept.nets, &means.commons.providers).await?;
-        Ok(Revived::connection(nic, socket))
-    })
-}
-
-async fn dial(uri: &NbdUri) -> Result<OwnedFd, DeviceError> {
-    nbd::dial(uri).await.map_err(|source| DeviceError::Unreachable { server: uri.to_string(), source })
 }

@@ -1,7 +1,8 @@
-//! One backend process: its start message, and how it comes up.
+//! One backend process: how it comes up, and what it is asked.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use shared_abi::control::{BackendEvent, BackendReply};
 use shared_abi::{DeviceId, Role};
@@ -13,11 +14,11 @@ use crate::domain::error::StartError;
 use crate::host::locks::Mark;
 use crate::host::watch;
 use crate::process::Process;
-use crate::process::link::{ChildError, ChildLink, PATIENCE};
+use crate::process::link::{ANSWER, ChildError, ChildLink, PATIENCE, unexpected};
 
 /// A started backend.
 #[derive(Debug)]
-pub struct Backend {
+pub struct BackendProcess {
     /// What it is for.
     pub role: Role,
     /// Its process.
@@ -26,15 +27,15 @@ pub struct Backend {
     pub link: Option<ChildLink<BackendReply, BackendEvent>>,
     /// Hangs up when the kernel has finished all that the process asked it to do, if it asks for what can outlive it.
     lifeline: Option<AsyncFd<OwnedFd>>,
-    marks: Option<Vec<Mark>>,
+    markers: Option<Vec<Mark>>,
     /// When it was started.
     pub since: Instant,
 }
 
-impl Backend {
+impl BackendProcess {
     /// A process that has just been started.
     pub fn new(role: Role, process: Process) -> Self {
-        Self { role, process, link: None, lifeline: None, marks: None, since: Instant::now() }
+        Self { role, process, link: None, lifeline: None, markers: None, since: Instant::now() }
     }
 
     /// Connects to its control socket at `path` as soon as it listens.
@@ -52,28 +53,46 @@ impl Backend {
     /// It refused or ended.
     pub async fn start(&mut self, start: Start) -> Result<Vec<(DeviceId, OwnedFd)>, StartError> {
         let role = self.role;
-        let Start { message, fds, sockets, lifeline, marks } = start;
-        self.marks = marks;
+        let Start { message, fds, sockets, lifeline, marks, .. } = start;
+        self.markers = marks;
         let watched = lifeline.map(watch::readable).transpose();
         self.lifeline = watched.map_err(|source| StartError::Io { act: "watch a pipe", source })?;
+        match self.exchange(&message, fds, PATIENCE, "become ready").await? {
+            BackendReply::Ready => Ok(sockets),
+            other => Err(unexpected(role, &other).into()),
+        }
+    }
+
+    /// Asks it something.
+    ///
+    /// # Errors
+    /// It refuses, has ended, or is silent.
+    pub async fn ask(&mut self, request: &Message, fds: Vec<OwnedFd>) -> Result<BackendReply, ChildError> {
+        self.exchange(request, fds, ANSWER, "answered").await
+    }
+
+    async fn exchange(
+        &mut self,
+        request: &Message,
+        fds: Vec<OwnedFd>,
+        patience: Duration,
+        done: &'static str,
+    ) -> Result<BackendReply, ChildError> {
         let Some(link) = &mut self.link else {
-            return Err(ChildError::Failed { role, why: "is not connected".into() }.into());
+            return Err(ChildError::Failed { role: self.role, why: "is not connected".into() });
         };
-        match &message {
+        match request {
             Message::Block(request) => link.send(request, &fds).await?,
             Message::Net(request) => link.send(request, &fds).await?,
             Message::Console(request) => link.send(request, &fds).await?,
         }
-        // The lifeline must have no other end than the process's.
+        // A lifeline among them must have no other end than the process's.
         drop(fds);
-        match link.answer(&self.process, PATIENCE, "become ready").await? {
-            BackendReply::Ready => Ok(sockets),
-            other => Err(ChildError::Failed { role, why: format!("answered start with {other:?}") }.into()),
-        }
+        link.answer(&self.process, patience, done).await
     }
 
     /// Its process, to be reaped, and what may outlive it.
     pub fn into_parts(self) -> (Process, Leftovers) {
-        (self.process, Leftovers { lifeline: self.lifeline, marks: self.marks })
+        (self.process, Leftovers { lifeline: self.lifeline, marks: self.markers })
     }
 }

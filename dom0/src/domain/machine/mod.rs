@@ -1,14 +1,353 @@
-//! What runs of a domain between two restarts.
+//! A machine: what runs of a domain, from one start of its guest to the next.
+//!
+//! ```text
+//!   new ──build──▶ ready ──resume──▶ runs ◀──▶ paused ──▶ stop_machine (the console stays) ──▶ tear_down
+//!   left by another dom0 ──greet──▶ runs
+//! ```
+//!
+//! It knows nothing of policies and wishes: what has happened it hands on as [`Notice`]s. What describes it is what runs,
+//! in a [`MachineRecord`], and not a config's text. Whatever fails or is dropped half-way, [`Machine::tear_down`] removes it.
 
-pub mod attempt;
-pub mod backend;
-pub mod build;
-pub mod core;
-pub mod disks;
-pub mod events;
-pub mod exchange;
-pub mod nics;
-pub mod recovery;
-pub mod runner;
-pub mod scheduling;
-pub mod timeline;
+mod adopt;
+mod attempt;
+mod backend;
+mod build;
+mod core;
+mod disks;
+mod events;
+mod exchange;
+mod nics;
+mod recovery;
+mod runner;
+mod scheduling;
+mod timeline;
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use domus_startup::control::chain;
+use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus, StopReason};
+use shared_abi::{DomId, DomainName, Role};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::config::DomainConfig;
+use crate::device::classes::Devices;
+use crate::device::{Owner, Providers};
+use crate::domain::events::Kind;
+use crate::domain::machine::attempt::Losses;
+use crate::domain::machine::backend::BackendProcess;
+use crate::domain::machine::runner::Runner;
+use crate::domain::machine::timeline::{Phase, Timeline};
+use crate::domain::record::{MachineRecord, ProcessRecord};
+use crate::host::proc::ProcessId;
+use crate::process::link::{ANSWER, ChildError};
+use crate::process::{Limits, Process};
+use crate::value::cpus::Scheduling;
+
+pub use adopt::{Found, MEANWHILE};
+pub use core::CoreFile;
+pub use events::MachineEvent;
+pub use scheduling::{VcpuReport, check as check_scheduling};
+
+/// Lines about what the children of one machine said that are written.
+const LINES: u32 = 32;
+
+/// What runs of a domain.
+#[derive(Debug)]
+pub struct Machine {
+    owner: Owner,
+    uuid: Uuid,
+    memory: u64,
+    vcpus: u8,
+    from: Providers,
+    /// Set to true when an operator destroys the domain: nobody waits for its runner then.
+    destroyed: watch::Receiver<bool>,
+    devices: Rc<Devices>,
+    scheduling: Scheduling,
+    /// What is started in place of the installed programs.
+    programs: BTreeMap<Role, PathBuf>,
+    runner: Option<Runner>,
+    backends: Vec<BackendProcess>,
+    losses: Losses,
+    timeline: Timeline,
+    /// Lines about what children said that may still be written.
+    log_budget: u32,
+    notices: Vec<Notice>,
+}
+
+/// What a machine tells its domain.
+#[derive(Debug)]
+pub enum Notice {
+    /// A line for the domain's log.
+    Say(String),
+    /// An event for whoever follows them.
+    Event(Kind, String),
+    /// A backend is back, or a connection.
+    Restarted,
+    /// A request or a device waits for an operator, and the guest is not to run on without it.
+    Trouble,
+    /// The guest has stopped.
+    Stopped(StopReason),
+    /// The runner has ended, as the text says.
+    RunnerEnded(String),
+}
+
+impl Machine {
+    /// The machine of a config, not built.
+    pub fn new(
+        owner: Owner,
+        config: &DomainConfig,
+        from: Providers,
+        destroyed: watch::Receiver<bool>,
+    ) -> Self {
+        let devices = Devices::new(&owner.file, &config.devices);
+        Self {
+            owner,
+            uuid: config.uuid,
+            memory: config.memory,
+            vcpus: config.vcpus,
+            from,
+            destroyed,
+            devices: Rc::new(devices),
+            scheduling: config.scheduling.clone(),
+            programs: BTreeMap::new(),
+            runner: None,
+            backends: Vec::new(),
+            losses: Losses::default(),
+            timeline: Timeline::default(),
+            log_budget: LINES,
+            notices: Vec::new(),
+        }
+    }
+
+    /// The machine after this one, of which nothing is left: from the same config, with what has been changed of it since, or
+    /// from another one, which says all of that itself. Exchanged programs stay.
+    pub fn successor(&mut self, owner: Owner, config: &DomainConfig, is_another: bool) -> Self {
+        let next = Self::new(owner, config, self.from.clone(), self.destroyed.clone());
+        let scheduling = if is_another { next.scheduling.clone() } else { mem::take(&mut self.scheduling) };
+        let losses = Losses { early: mem::take(&mut self.losses.early), ..Losses::default() };
+        Self { scheduling, programs: mem::take(&mut self.programs), losses, ..next }
+    }
+
+    /// The machine that a dom0 before this one has left. Nobody has been greeted yet.
+    pub fn left(
+        owner: Owner,
+        uuid: Uuid,
+        record: &MachineRecord,
+        from: Providers,
+        destroyed: watch::Receiver<bool>,
+    ) -> Self {
+        let devices = Devices::adopted(&owner, &record.devices, &from);
+        Self {
+            owner,
+            uuid,
+            memory: record.memory,
+            vcpus: record.vcpus,
+            from,
+            destroyed,
+            devices: Rc::new(devices),
+            scheduling: record.scheduling.clone(),
+            programs: record.programs.clone(),
+            runner: None,
+            backends: Vec::new(),
+            losses: Losses::default(),
+            timeline: Timeline::default(),
+            log_budget: LINES,
+            notices: Vec::new(),
+        }
+    }
+
+    /// For a dom0 that comes later.
+    pub fn record(&self) -> MachineRecord {
+        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.process.pid()));
+        let backends = self.backends.iter().map(|backend| (backend.role, backend.process.pid()));
+        let known = |(role, pid)| Some(ProcessRecord { role, known: ProcessId::of(pid)? });
+        MachineRecord {
+            domid: self.owner.domid,
+            started_as: self.owner.started_as.clone(),
+            memory: self.memory,
+            vcpus: self.vcpus,
+            scheduling: self.scheduling.clone(),
+            programs: self.programs.clone(),
+            processes: runner.chain(backends).filter_map(known).collect(),
+            devices: self.devices.records(),
+        }
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Its number.
+    pub fn domid(&self) -> DomId {
+        self.owner.domid
+    }
+
+    /// RAM in bytes.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// Number of vCPUs.
+    pub fn vcpus(&self) -> u8 {
+        self.vcpus
+    }
+
+    /// Its part of the host's CPUs.
+    pub fn scheduling(&self) -> &Scheduling {
+        &self.scheduling
+    }
+
+    /// The runner's process, while there is one.
+    pub fn runner(&self) -> Option<i32> {
+        self.runner.as_ref().map(|runner| runner.process.pid().as_raw())
+    }
+
+    /// What it has to tell.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        mem::take(&mut self.notices)
+    }
+
+    /// The domain has another name and directory. Its processes keep what they are called.
+    pub fn rename(&mut self, name: DomainName, directory: &Path) {
+        (self.owner.name, self.owner.directory) = (name, directory.into());
+    }
+
+    /// Why it cannot have another name just now.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn may_be_renamed(&self) -> Result<(), String> {
+        if !self.losses.open.is_empty() {
+            return Err("a backend is being started again: see domus why, and try again".into());
+        }
+        self.devices.all().iter().try_for_each(|class| class.may_be_renamed())
+    }
+
+    /// Has the requests done again that wait for an operator, and the vCPUs run.
+    ///
+    /// # Errors
+    /// The runner refuses, or is silent.
+    pub async fn resume(&mut self) -> Result<(), ChildError> {
+        self.retry().await;
+        self.request(&RunnerRequest::Resume, "let the guest run").await
+    }
+
+    /// Has the runner do something, if there is one.
+    ///
+    /// # Errors
+    /// It refuses, or is silent.
+    pub async fn request(&mut self, request: &RunnerRequest, done: &'static str) -> Result<(), ChildError> {
+        match &mut self.runner {
+            Some(runner) if runner.link.is_some() => runner.done(request, done).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the runner do what it answers with "done". `act` is what is attempted, for a refusal: "reset".
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn command(&mut self, request: &RunnerRequest, act: &str) -> Result<(), String> {
+        let Some(runner) = &mut self.runner else { return Err(format!("cannot {act}: the runner is gone")) };
+        let done = runner.done(request, "done what it was asked").await;
+        done.map_err(|error| format!("cannot {act}: {}", chain(&error)))
+    }
+
+    /// What the runner says of itself. None if there is none, it owes an answer, or does not give one within `patience`.
+    pub async fn status(&mut self, patience: Duration) -> Option<RunnerStatus> {
+        let runner = self.runner.as_mut().filter(|runner| !runner.is_late())?;
+        match runner.ask(&RunnerRequest::Status, Vec::new(), patience, "said how it is").await {
+            Ok(RunnerReply::Status(status)) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// What its start came to, and when; the later phases are there when they have come.
+    ///
+    /// # Errors
+    /// One line: there is no runner, or it does not answer.
+    pub async fn timeline(&mut self) -> Result<Vec<Phase>, String> {
+        let none = "cannot tell how it started";
+        let runner = self.runner.as_mut().ok_or_else(|| format!("{none}: there is no runner"))?;
+        match runner.ask(&RunnerRequest::Times, Vec::new(), ANSWER, "said when it did what").await {
+            Ok(RunnerReply::Times(times)) => Ok(self.timeline.with(&times)),
+            Ok(other) => Err(format!("{none}: the runner answered with {other:?}")),
+            Err(error) => Err(format!("{none}: {}", chain(&error))),
+        }
+    }
+
+    /// Ends the runner and the backends; the console stays, for its history.
+    pub async fn stop_machine(&mut self) {
+        self.losses.open.clear();
+        let console = self.backends.iter().position(|backend| backend.role == Role::Console);
+        let console = console.map(|n| self.backends.swap_remove(n));
+        self.kill_and_reap().await;
+        self.backends.extend(console);
+        for class in self.devices.all() {
+            class.close(&self.from).await;
+        }
+    }
+
+    /// Ends every process, and removes what was made.
+    pub async fn tear_down(&mut self) {
+        self.stop_machine().await;
+        self.drain_console().await;
+        self.kill_and_reap().await;
+        self.losses.paused.clear();
+        self.devices = Rc::new(self.devices.closed(&self.owner.file));
+    }
+
+    /// Lets the console pass on the guest's last words: until it has read them, and a moment to send them on.
+    async fn drain_console(&self) {
+        if !self.backends.iter().any(|backend| backend.role == Role::Console && backend.link.is_some()) {
+            return;
+        }
+        for _ in 0..100 {
+            if !self.devices.console.has_unread() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    async fn kill_and_reap(&mut self) {
+        let runner = self.runner.take().map(|runner| runner.process);
+        let backends = self.backends.drain(..).map(|backend| backend.into_parts().0);
+        let processes: Vec<Process> = runner.into_iter().chain(backends).collect();
+        processes.iter().for_each(Process::kill);
+        for process in processes {
+            process.reap().await;
+        }
+    }
+
+    /// What the limits of its processes are made from.
+    fn limits(&self) -> Limits<'_> {
+        Limits { domain: &self.owner.started_as, uuid: self.uuid, memory: self.memory, vcpus: self.vcpus }
+    }
+
+    fn say(&mut self, text: String) {
+        self.notices.push(Notice::Say(text));
+    }
+
+    /// Says what a child said, a bounded number of times: it may be in its guest's hands.
+    fn say_of_child(&mut self, text: String) {
+        if self.log_budget > 0 {
+            self.log_budget -= 1;
+            self.say(text);
+        }
+    }
+
+    /// Tells what a child has caused, as often as its lines are said.
+    fn event_of_child(&mut self, kind: Kind, detail: String) {
+        if self.log_budget > 0 {
+            self.notices.push(Notice::Event(kind, detail));
+        }
+    }
+}

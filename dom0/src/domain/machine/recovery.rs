@@ -1,396 +1,281 @@
-//! What a domain does when something that serves it is gone, fails, or is to be exchanged.
+//! What a machine does when something that serves it is gone or fails.
 //!
 //! | happens | the guest sees | then |
 //! |---|---|---|
 //! | a backend dies | its devices stand still | another one takes its place, see [`attempt`] |
-//! | a foreign backend hangs up | the same | its socket is connected to again |
+//! | a backend of others' hangs up | the same | its socket is connected to again |
 //! | a remote disk's server is gone | requests wait | it is connected to again |
 //! | a switch dies | its NICs stand still | it is started again, and the NICs are plugged in again |
 //! | passt of a NIC dies | frames are lost | another one takes its place |
 //! | a request fails and is held | nothing | the domain is paused until it is unpaused, and the request done again |
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use nix::errno::Errno;
-use serde::Serialize;
 use shared_abi::control::{
-    Attachment, BackendEvent, BackendReply, BlockRequest, NetRequest, RunnerEvent, RunnerReply, RunnerRequest,
+    Attachment, BackendEvent, BackendReply, BlockRequest, RunnerEvent, RunnerReply, RunnerRequest,
 };
 use shared_abi::{DeviceId, Role};
 use tokio::time::Instant;
 
-use crate::device::block::config::{DiskSource, OnLoss};
-use crate::device::net::config::{Net, NetLink};
-use crate::device::start::Leftovers;
-use crate::domain::Domain;
+use crate::device::loss::{Loss, Mended};
+use crate::device::start::{Leftovers, Message};
 use crate::domain::error::StartError;
 use crate::domain::events::Kind;
-use crate::domain::lifecycle::Event;
-use crate::domain::machine::attempt::{self, Lost, Means, Revived, Reviving};
-use crate::domain::machine::backend::Backend;
-use crate::domain::machine::build::{identity, owner};
-use crate::process::link::{ANSWER, ChildError};
-use crate::value::backoff::GOOD_LIFE;
+use crate::domain::machine::attempt::{self, Attempt, Launcher, PausedRequest, Repair, Repaired, Served};
+use crate::domain::machine::backend::BackendProcess;
+use crate::domain::machine::{Machine, Notice};
+use crate::domain::view::Trouble;
+use crate::process::link::{ANSWER, ChildError, unexpected};
 use crate::value::text::one_line;
 
-/// A loss, or a fault, that an operator may want to know of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// What it is about: a disk, a backend.
-    pub layer: String,
-    /// What has happened.
-    pub cause: String,
-    /// What to do, or what is being done.
-    pub next: String,
-}
-
-/// A request of a disk that is held.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    device: DeviceId,
-    cause: String,
-}
-
-impl Domain {
-    /// Which backend of the domain's own serves this device.
-    pub(in crate::domain) fn role_of(&self, device: &DeviceId) -> Option<Role> {
-        let own = |disk: &crate::device::block::config::Disk| disk.id == *device && disk.own().is_some();
-        if self.config.disks.iter().any(own) {
-            Some(Role::Block)
-        } else {
-            self.config.nets.iter().any(|net| net.id == *device && net.is_own()).then_some(Role::Net)
-        }
-    }
-
-    pub(in crate::domain) fn means(&self, role: Role) -> Option<Means> {
-        Some(Means {
-            owner: owner(&self.config, self.incarnation.domid?, &self.dir),
-            config: self.config.clone(),
-            identity: identity(&self.config, self.incarnation.domid?),
-            control: self.dir.control(role),
+impl Machine {
+    /// What a process in this role is started with. None if no device needs it.
+    pub(super) fn launcher(&self, role: Role) -> Option<Launcher> {
+        Some(Launcher {
+            class: self.devices.in_role(role)?,
+            role,
+            owner: self.owner.clone(),
+            uuid: self.uuid,
+            memory: self.memory,
+            vcpus: self.vcpus,
+            control: self.control(role),
             program: self.programs.get(&role).cloned(),
-            commons: self.commons.clone(),
-            kept: self.incarnation.kept.clone()?,
+            from: self.from.clone(),
         })
     }
 
+    pub(super) fn backend(&mut self, role: Role) -> Option<&mut BackendProcess> {
+        self.backends.iter_mut().find(|backend| backend.role == role)
+    }
+
     /// A backend's process has ended.
-    pub(in crate::domain) fn backend_ended(&mut self, n: usize, how: &str) {
-        let backend = self.incarnation.backends.swap_remove(n);
+    pub(super) fn backend_ended(&mut self, n: usize, how: &str) {
+        let backend = self.backends.swap_remove(n);
         let (role, lived) = (backend.role, backend.since.elapsed());
-        let (process, remains) = backend.into_parts();
+        let (process, leftovers) = backend.into_parts();
         tokio::task::spawn_local(process.reap());
-        self.held.clear();
-        if role == Role::Net {
-            // The next backend comes with passts of its own.
-            self.incarnation.reviving.retain(|one| !matches!(one.lost, Lost::Passt(_)));
+        self.losses.paused.clear();
+        // The next one comes with helpers of its own.
+        let class = self.devices.in_role(role);
+        let serves = |nic: &DeviceId| class.as_ref().is_some_and(|class| class.serves(nic));
+        self.losses.open.retain(|repair| !matches!(&repair.loss, Loss::Passt(nic) if serves(nic)));
+        if self.runner.is_none() {
+            return self.say(format!("{} {how}", role.program()));
         }
-        if !self.state.has_machine() {
-            return self.say(&format!("{} {how}", role.program()));
-        }
-        let young = self.young.entry(role).or_default();
-        *young = if lived < GOOD_LIFE { *young + 1 } else { 0 };
-        let attempts = *young;
-        self.lost(Lost::Own(role), how.into(), attempts, Rc::new(remains));
+        let loss = Loss::Process(role);
+        let attempts = self.losses.count(&loss, lived);
+        self.lost(loss, how.into(), attempts, Rc::new(leftovers));
     }
 
     /// The runner has lost the connection to a device's backend.
-    pub(in crate::domain) fn device_lost(&mut self, device: &DeviceId) {
-        match self.role_of(device) {
+    pub(super) fn device_lost(&mut self, device: &DeviceId) {
+        let Some(class) = self.devices.of_device(device) else { return };
+        match class.lost(device) {
             // A process that serves no more is none. Its end is seen by its pidfd, which may have been before this.
-            Some(role) => {
-                if let Some(backend) = self.incarnation.backends.iter().find(|one| one.role == role) {
+            Loss::Process(role) => {
+                if let Some(backend) = self.backend(role) {
                     backend.process.kill();
                 }
             }
-            None => {
-                let at_switch = |net: &Net| net.id == *device && matches!(net.link, NetLink::Switch(_));
-                let lost = match self.config.nets.iter().any(at_switch) {
-                    true => Lost::Switch(device.clone()),
-                    false => Lost::Foreign(device.clone()),
-                };
-                self.lost(lost, "has hung up".into(), 0, Rc::default());
-            }
+            loss => self.lost(loss, "has hung up".into(), 0, Rc::default()),
         }
     }
 
-    pub(in crate::domain) fn lost(&mut self, lost: Lost, how: String, attempts: u32, remains: Rc<Leftovers>) {
-        if self.incarnation.reviving.iter().any(|one| one.lost == lost) {
+    /// A helper of a device has ended. Its backend may see that later, or not at all while nobody drives the device.
+    pub(super) async fn helper_ended(&mut self, loss: Loss) {
+        let Some(class) = self.devices.concerned(&loss) else { return };
+        let Some(how) = class.bury(&loss).await else { return };
+        if self.runner.is_some() {
+            self.helper_lost(loss, how);
+        }
+    }
+
+    pub(super) fn helper_lost(&mut self, loss: Loss, how: String) {
+        let role = self.devices.concerned(&loss).and_then(|class| class.role());
+        if role.is_some_and(|role| self.is_open(&Loss::Process(role))) {
             return;
         }
-        let Some(attempt) = self.attempt(&lost, attempts, &remains) else { return };
-        self.happened_of_child(Kind::BackendLost, &format!("{lost} {how}"));
+        let last = self.losses.last.insert(loss.clone(), Instant::now());
+        // The first one has lived for as long as its backend.
+        let lived = last.map_or(Duration::MAX, |last| last.elapsed());
+        let attempts = self.losses.count(&loss, lived);
+        self.lost(loss, how, attempts, Rc::default());
+    }
+
+    fn is_open(&self, loss: &Loss) -> bool {
+        self.losses.open.iter().any(|repair| repair.loss == *loss)
+    }
+
+    /// Begins to have something again.
+    pub(super) fn lost(&mut self, loss: Loss, how: String, attempts: u32, leftovers: Rc<Leftovers>) {
+        if self.is_open(&loss) {
+            return;
+        }
+        let Some(attempt) = self.attempt(&loss, attempts, &leftovers) else { return };
+        self.event_of_child(Kind::BackendLost, format!("{loss} {how}"));
         let since = Instant::now();
-        let reviving =
-            Reviving { lost, how, since, attempts, problem: None, settled: false, remains, attempt };
-        self.incarnation.reviving.push(reviving);
+        let repair = Repair { loss, how, since, attempts, problem: None, settled: false, leftovers, attempt };
+        self.losses.open.push(repair);
         self.pause_for_the_lost();
-        self.tell();
     }
 
-    fn attempt(&self, lost: &Lost, attempts: u32, remains: &Rc<Leftovers>) -> Option<attempt::Attempt> {
-        match lost {
-            Lost::Own(role) => Some(attempt::own(self.means(*role)?, *role, attempts, remains.clone())),
-            Lost::Server(device) => {
-                let uri = self.incarnation.kept.as_ref()?.disks.borrow().server(device)?;
-                Some(attempt::server(device.clone(), uri, attempts))
-            }
-            Lost::Switch(nic) => Some(attempt::switch(self.means(Role::Net)?, nic.clone(), attempts)),
-            Lost::Passt(nic) => Some(attempt::passt(self.means(Role::Net)?, nic.clone(), attempts)),
-            Lost::Foreign(device) => {
-                let disks = self.config.disks.iter().enumerate().filter_map(|(n, disk)| match &disk.source {
-                    DiskSource::VhostUser(path) => Some((&disk.id, format!("disks[{n}]"), path)),
-                    DiskSource::Own(_) => None,
-                });
-                let devices = self.config.devices.iter().enumerate();
-                let devices =
-                    devices.map(|(n, device)| (&device.id, format!("devices[{n}]"), &device.socket));
-                let nets = self.config.nets.iter().enumerate().filter_map(|(n, net)| match &net.link {
-                    NetLink::VhostUser(path) => Some((&net.id, format!("nets[{n}]"), path)),
-                    _ => None,
-                });
-                let (_, at, path) = disks.chain(devices).chain(nets).find(|(id, ..)| *id == device)?;
-                let at = format!("{at}.vhost_user_socket");
-                Some(attempt::foreign(
-                    self.config.file.clone(),
-                    device.clone(),
-                    at,
-                    path.as_path().into(),
-                    attempts,
-                ))
-            }
+    fn attempt(&self, loss: &Loss, attempts: u32, leftovers: &Rc<Leftovers>) -> Option<Attempt> {
+        if let Loss::Process(role) = loss {
+            return Some(self.launcher(*role)?.attempt(attempts, leftovers.clone()));
         }
+        let class = self.devices.concerned(loss)?;
+        Some(attempt::mend(class, loss.clone(), attempts, self.owner.clone(), self.from.clone()))
     }
 
-    /// When the next loss has lasted as long as a disk's policy allows.
-    pub(in crate::domain) fn next_policy(&self) -> Option<Instant> {
-        let open = self.incarnation.reviving.iter().filter(|one| !one.settled);
-        open.filter_map(|one| Some(one.since + self.patience(&one.lost)?)).min()
+    fn patience(&self, loss: &Loss) -> Option<Duration> {
+        self.devices.concerned(loss)?.patience(loss)
     }
 
-    /// How long the disks concerned let the domain run without them.
-    fn patience(&self, lost: &Lost) -> Option<Duration> {
-        let concerned = self.config.disks.iter().filter(|disk| match lost {
-            Lost::Own(Role::Block) => disk.own().is_some(),
-            Lost::Own(_) | Lost::Passt(_) | Lost::Switch(_) => false,
-            Lost::Foreign(device) | Lost::Server(device) => disk.id == *device,
-        });
-        let patience = concerned.filter_map(|disk| match disk.on_loss {
-            OnLoss::Stall | OnLoss::ErrorAfter(_) => None,
-            OnLoss::Pause => Some(Duration::ZERO),
-            OnLoss::PauseAfter(seconds) => Some(Duration::from_secs(seconds.into())),
-        });
-        patience.min()
+    /// When the next loss has lasted as long as a device's policy allows.
+    pub(super) fn next_policy(&self) -> Option<Instant> {
+        let unsettled = self.losses.open.iter().filter(|repair| !repair.settled);
+        unsettled.filter_map(|repair| Some(repair.since + self.patience(&repair.loss)?)).min()
     }
 
-    /// Pauses the domain if something has been lost for as long as a policy allows.
-    pub(in crate::domain) fn pause_for_the_lost(&mut self) {
-        let mut over = false;
-        for n in 0..self.incarnation.reviving.len() {
-            let one = &self.incarnation.reviving[n];
-            let patience = self.patience(&one.lost);
-            if !one.settled && patience.is_some_and(|patience| one.since.elapsed() >= patience) {
-                self.incarnation.reviving[n].settled = true;
-                over = true;
-            }
+    /// Has the domain paused if something has been lost for as long as a policy allows.
+    pub(super) fn pause_for_the_lost(&mut self) {
+        let over: Vec<_> = self
+            .losses
+            .open
+            .iter()
+            .map(|repair| {
+                let patience = self.patience(&repair.loss);
+                !repair.settled && patience.is_some_and(|patience| repair.since.elapsed() >= patience)
+            })
+            .collect();
+        for (repair, over) in self.losses.open.iter_mut().zip(&over) {
+            repair.settled |= over;
         }
-        if over {
-            self.say("paused: a disk's on_backend_loss says so");
-            self.feed(&Event::Trouble);
-        }
-    }
-
-    /// From now on the requests of disks fail that have been lost for longer than their policy waits.
-    fn give_up_the_lost(&self, since: Instant) {
-        let Some(kept) = &self.incarnation.kept else { return };
-        for disk in &self.config.disks {
-            if let OnLoss::ErrorAfter(seconds) = disk.on_loss
-                && since.elapsed() >= Duration::from_secs(seconds.into())
-            {
-                kept.disks.borrow_mut().lose(&disk.id, true);
-            }
+        if over.contains(&true) {
+            self.say("paused: a disk's on_backend_loss says so".into());
+            self.notices.push(Notice::Trouble);
         }
     }
 
     /// An attempt to have something again has ended.
-    pub(in crate::domain) async fn revived(&mut self, n: usize, result: Result<Revived, StartError>) {
-        let Reviving { lost, how, since, attempts, settled, remains, .. } =
-            self.incarnation.reviving.swap_remove(n);
+    pub(super) async fn attempted(&mut self, n: usize, result: Result<Repaired, StartError>) {
+        let Repair { loss, how, since, attempts, settled, leftovers, .. } = self.losses.open.swap_remove(n);
         let done = match result {
-            Ok(revived) => self.put_in_place(&lost, since, revived).await,
+            Ok(repaired) => self.put_in_place(since, repaired).await,
             Err(error) => Err(chain(&error)),
         };
         let problem = match done {
             Ok(stalled) => {
-                self.view.send_modify(|view| view.restarts += 1);
-                self.keep();
                 let stalled = stalled.as_millis();
-                let back = format!("{lost}: devices stood still for {stalled} ms");
-                self.happened_of_child(Kind::BackendBack, &back);
-                self.say_of_child(&format!("{lost} {how} and is back: devices stood still for {stalled} ms"));
-                return self.tell();
+                self.notices.push(Notice::Restarted);
+                let back = format!("{loss}: devices stood still for {stalled} ms");
+                self.event_of_child(Kind::BackendBack, back);
+                let back = format!("{loss} {how} and is back: devices stood still for {stalled} ms");
+                return self.say_of_child(back);
             }
             Err(problem) => problem,
         };
         if attempts == 0 {
-            self.say_of_child(&format!("{lost} {how} and cannot be had again yet: {problem}"));
+            self.say_of_child(format!("{loss} {how} and cannot be had again yet: {problem}"));
         }
-        self.give_up_the_lost(since);
+        if let Some(class) = self.devices.concerned(&loss) {
+            class.give_up(&loss, since.elapsed());
+        }
         let attempts = attempts.saturating_add(1);
-        if let (true, Some(attempt)) = (self.state.has_machine(), self.attempt(&lost, attempts, &remains)) {
+        if self.runner.is_some()
+            && let Some(attempt) = self.attempt(&loss, attempts, &leftovers)
+        {
             let problem = Some(problem);
-            let again = Reviving { lost, how, since, attempts, problem, settled, remains, attempt };
-            self.incarnation.reviving.push(again);
+            let again = Repair { loss, how, since, attempts, problem, settled, leftovers, attempt };
+            self.losses.open.push(again);
         }
-        self.tell();
     }
 
     /// Returns how long the devices concerned have stood still.
-    pub(in crate::domain) async fn put_in_place(
-        &mut self,
-        lost: &Lost,
-        since: Instant,
-        revived: Revived,
-    ) -> Result<Duration, String> {
-        let Revived { backend, sockets, serial } = revived;
-        let mut fds = Outgoing::default();
-        match lost {
-            Lost::Server(disk) => {
-                for (_, socket) in sockets {
-                    let request = BlockRequest::Reconnect { disk: disk.clone(), socket: fds.add(socket) };
-                    self.ask_block(&request, std::mem::take(&mut fds)).await?;
-                }
-                return Ok(since.elapsed());
+    async fn put_in_place(&mut self, since: Instant, repaired: Repaired) -> Result<Duration, String> {
+        match repaired {
+            Repaired::Process(served) => self.join(served).await,
+            Repaired::Device(Mended::Attach(device, socket)) => {
+                self.attach(vec![(device, socket)]).await.map_err(|error| chain(&error))
             }
-            Lost::Passt(nic) => {
-                for (_, socket) in sockets {
-                    let request = NetRequest::Reconnect { nic: nic.clone(), socket: fds.add(socket) };
-                    self.ask_net(&request, std::mem::take(&mut fds)).await?;
-                }
-                // What its backend has said of the connection before is over.
-                let net = self.incarnation.backends.iter_mut().find(|backend| backend.role == Role::Net);
-                if let Some(link) = net.and_then(|backend| backend.link.as_mut()) {
+            Repaired::Device(Mended::Tell(device, request, fds)) => {
+                let role = self.devices.of_device(&device).and_then(|class| class.role());
+                let backend = role.and_then(|role| self.backend(role));
+                let backend = backend.ok_or("its backend is being started again")?;
+                backend.ask(&request, fds).await.map_err(|error| chain(&error))?;
+                // What it has said of the connection before is over.
+                if let Some(link) = &mut backend.link {
                     link.forget(
-                        |event| matches!(event, BackendEvent::ConnectionLost { device, .. } if device == nic),
+                        |event| matches!(event, BackendEvent::ConnectionLost { device: of, .. } if *of == device),
                     );
                 }
-                return Ok(since.elapsed());
+                Ok(since.elapsed())
             }
-            Lost::Own(_) | Lost::Foreign(_) | Lost::Switch(_) => {}
         }
+    }
+
+    /// A process serves: the runner attaches it, and it is one of the machine's. Returns how long its devices stood still.
+    pub(super) async fn join(&mut self, served: Served) -> Result<Duration, String> {
+        let Served { backend, sockets, serial } = served;
         let stalled = self.attach(sockets).await.map_err(|error| chain(&error))?;
-        if let Some(serial) = serial {
+        if let (Some(serial), Some(runner)) = (serial, &mut self.runner) {
+            let mut fds = Outgoing::default();
             let request = RunnerRequest::Serial(fds.add(serial));
-            let taken = self.talk_with(&request, fds.into_vec(), ANSWER, "taken another serial line");
+            let taken = runner.done_with(&request, fds.into_vec(), ANSWER, "taken another serial line");
             taken.await.map_err(|error| chain(&error))?;
         }
-        if let Some(backend) = backend {
-            self.join(backend).await;
-        }
+        self.losses.unmeasured = true;
+        self.backends.push(backend);
         Ok(stalled)
     }
 
-    /// A backend serves: it is one of the domain's.
-    async fn join(&mut self, backend: Backend) {
-        let role = backend.role;
-        self.incarnation.backends.push(backend);
-        self.keep();
-        if role == Role::Block {
-            self.learn_sizes().await;
-        }
-    }
-
-    /// Asks for the size of each disk whose requests are to fail after a time: what takes its place must be as large.
-    pub(in crate::domain) async fn learn_sizes(&mut self) {
-        let config = self.config.clone();
-        for disk in config.disks.iter().filter(|disk| matches!(disk.on_loss, OnLoss::ErrorAfter(_))) {
-            let request = BlockRequest::Statistics(disk.id.clone());
-            if let Ok(BackendReply::Disk(disk_is)) = self.ask_block(&request, Outgoing::default()).await
-                && let Some(kept) = &self.incarnation.kept
-            {
-                kept.disks.borrow_mut().keep_size(&disk.id, disk_is.bytes);
-                self.keep();
-            }
-        }
-    }
-
     /// Gives the runner new connections for its devices; returns how long these have stood still.
-    async fn attach(
-        &mut self,
-        sockets: Vec<(DeviceId, std::os::fd::OwnedFd)>,
-    ) -> Result<Duration, ChildError> {
-        if sockets.is_empty() {
+    async fn attach(&mut self, sockets: Vec<(DeviceId, OwnedFd)>) -> Result<Duration, ChildError> {
+        let Some(runner) = self.runner.as_mut().filter(|_| !sockets.is_empty()) else {
             return Ok(Duration::ZERO);
-        }
+        };
         let devices: Vec<_> = sockets.iter().map(|(device, _)| device.clone()).collect();
         let mut fds = Outgoing::default();
         let attachments =
             sockets.into_iter().map(|(device, socket)| Attachment { device, socket: fds.add(socket) });
         let request = RunnerRequest::Attach(attachments.collect());
-        let reply = self.talk_with(&request, fds.into_vec(), ANSWER, "taken another backend").await?;
+        let reply = runner.ask(&request, fds.into_vec(), ANSWER, "taken another backend").await?;
         // What it has said of the connections before is over.
-        if let Some(link) = self.incarnation.runner.as_mut().and_then(|runner| runner.link.as_mut()) {
+        if let Some(link) = &mut runner.link {
             link.forget(|event| matches!(event, RunnerEvent::DeviceLost(device) if devices.contains(device)));
         }
         match reply {
-            None => Ok(Duration::ZERO),
-            Some(RunnerReply::Attached { stalled_us }) => Ok(Duration::from_micros(stalled_us)),
-            Some(other) => {
-                Err(ChildError::Failed { role: Role::Runner, why: format!("answered with {other:?}") })
-            }
+            RunnerReply::Attached { stalled_us } => Ok(Duration::from_micros(stalled_us)),
+            other => Err(unexpected(Role::Runner, &other)),
         }
     }
 
-    /// Asks the block backend.
+    /// Asks the backend that such a request is for.
     ///
     /// # Errors
     /// One line; also if it is being started again.
-    pub(in crate::domain) async fn ask_block(
-        &mut self,
-        request: &BlockRequest,
-        fds: Outgoing,
-    ) -> Result<BackendReply, String> {
-        self.ask_backend(Role::Block, request, fds).await
-    }
-
-    /// Asks the network backend.
-    ///
-    /// # Errors
-    /// One line; also if it is being started again.
-    pub(in crate::domain) async fn ask_net(
-        &mut self,
-        request: &NetRequest,
-        fds: Outgoing,
-    ) -> Result<BackendReply, String> {
-        self.ask_backend(Role::Net, request, fds).await
-    }
-
-    async fn ask_backend<R: Serialize>(
+    pub(super) async fn ask_backend(
         &mut self,
         role: Role,
-        request: &R,
-        fds: Outgoing,
+        request: &Message,
     ) -> Result<BackendReply, String> {
-        let backend = self.incarnation.backends.iter_mut().find(|backend| backend.role == role);
-        let Some(Backend { process, link: Some(link), .. }) = backend else {
-            let what = if role == Role::Block { "disks" } else { "NICs" };
-            return Err(format!("its {what} are not served just now: see domus why"));
-        };
-        let exchange = async {
-            link.send(request, &fds.into_vec()).await?;
-            link.answer(process, ANSWER, "answered").await
-        };
-        exchange.await.map_err(|error| chain(&error))
+        let served = self.devices.in_role(role).map_or("devices", |class| class.plural());
+        let backend = self.backend(role).filter(|backend| backend.link.is_some());
+        let backend =
+            backend.ok_or_else(|| format!("its {served} are not served just now: see domus why"))?;
+        backend.ask(request, Vec::new()).await.map_err(|error| chain(&error))
     }
 
     /// A backend reports something.
-    pub(in crate::domain) fn backend_event(&mut self, role: Role, event: BackendEvent) {
+    pub(super) fn backend_event(&mut self, role: Role, event: BackendEvent) {
         match event {
             BackendEvent::DeviceFailed { device, why } => {
-                self.say_of_child(&format!("{role} device {device}: {}", one_line(&why)));
+                self.say_of_child(format!("{role} device {device}: {}", one_line(&why)));
             }
             BackendEvent::IoError { device, operation, offset, errno } => {
                 let operation = one_line(&operation);
@@ -398,97 +283,72 @@ impl Domain {
                     "a {operation} at byte {offset} failed: {} (errno {errno})",
                     Errno::from_raw(errno).desc()
                 );
-                self.happened_of_child(Kind::RequestHeld, &format!("disk {device}: {cause}"));
-                self.say_of_child(&format!("disk {device}: {cause}: the domain is paused"));
-                self.held.retain(|held| held.device != device);
-                self.held.push(Held { device, cause });
-                self.feed(&Event::Trouble);
-                self.tell();
-            }
-            BackendEvent::ConnectionLost { device, why } if role == Role::Net => {
-                self.passt_lost(device, format!("has hung up ({})", one_line(&why)));
+                self.event_of_child(Kind::RequestHeld, format!("disk {device}: {cause}"));
+                self.say_of_child(format!("disk {device}: {cause}: the domain is paused"));
+                self.losses.paused.retain(|paused| paused.device != device);
+                self.losses.paused.push(PausedRequest { device, cause });
+                self.notices.push(Notice::Trouble);
             }
             BackendEvent::ConnectionLost { device, why } => {
-                self.lost(Lost::Server(device), format!("is gone ({})", one_line(&why)), 0, Rc::default());
+                let Some(class) = self.devices.in_role(role) else { return };
+                match class.disconnected(device) {
+                    loss @ Loss::Passt(_) => {
+                        self.helper_lost(loss, format!("has hung up ({})", one_line(&why)));
+                    }
+                    loss => self.lost(loss, format!("is gone ({})", one_line(&why)), 0, Rc::default()),
+                }
             }
         }
-    }
-
-    /// The passt of a NIC has ended. Its backend may see that later, or not at all while nobody drives the NIC.
-    pub(in crate::domain) async fn passt_ended(&mut self, nic: DeviceId) {
-        let Some(kept) = self.incarnation.kept.clone() else { return };
-        let Some(passt) = kept.nets.borrow_mut().take_passt(&nic) else { return };
-        let how = passt.ended().await;
-        tokio::task::spawn_local(passt.reap());
-        if self.state.has_machine() {
-            self.passt_lost(nic, how);
-        }
-    }
-
-    pub(in crate::domain) fn passt_lost(&mut self, nic: DeviceId, how: String) {
-        if self.incarnation.reviving.iter().any(|one| one.lost == Lost::Own(Role::Net)) {
-            return;
-        }
-        let young = match self.young_passts.get(&nic) {
-            Some((young, last)) if last.elapsed() < GOOD_LIFE => young.saturating_add(1),
-            _ => 0,
-        };
-        self.young_passts.insert(nic.clone(), (young, Instant::now()));
-        self.lost(Lost::Passt(nic), how, young, Rc::default());
     }
 
     /// A request of this disk waits for an operator.
-    pub(in crate::domain) fn is_held(&self, disk: &DeviceId) -> bool {
-        self.held.iter().any(|held| held.device == *disk)
+    pub(super) fn is_paused(&self, disk: &DeviceId) -> bool {
+        self.losses.paused.iter().any(|paused| paused.device == *disk)
     }
 
-    /// This disk has nobody to serve it just now.
-    pub(in crate::domain) fn is_waiting(&self, disk: &DeviceId) -> bool {
-        self.incarnation.reviving.iter().any(|one| match &one.lost {
-            Lost::Own(role) => self.role_of(disk) == Some(*role),
-            Lost::Foreign(device) | Lost::Server(device) | Lost::Passt(device) | Lost::Switch(device) => {
-                device == disk
-            }
+    /// This device has nobody to serve it just now.
+    pub(super) fn is_waiting(&self, device: &DeviceId) -> bool {
+        let serves = |role| self.devices.in_role(role).is_some_and(|class| class.serves(device));
+        self.losses.open.iter().any(|repair| match &repair.loss {
+            Loss::Process(role) => serves(*role),
+            loss => loss.device() == Some(device),
         })
     }
 
-    /// Has the held requests done again.
-    pub(in crate::domain) async fn retry(&mut self) {
-        if self.held.is_empty() {
+    /// Has the requests done again that wait for an operator.
+    pub(super) async fn retry(&mut self) {
+        if std::mem::take(&mut self.losses.paused).is_empty() {
             return;
         }
-        self.held.clear();
-        if let Err(error) = self.ask_block(&BlockRequest::Retry, Outgoing::default()).await {
+        if let Err(error) = self.ask_backend(Role::Block, &Message::Block(BlockRequest::Retry)).await {
             // A new backend does them without being asked.
-            self.say(&format!("held requests: {error}"));
+            self.say(format!("held requests: {error}"));
         }
-        self.tell();
     }
 
-    /// Shows the troubles of the moment.
-    pub(in crate::domain) fn tell(&self) {
-        let name = &self.config.name;
-        let held = self.held.iter().map(|held| Trouble {
-            layer: format!("disk {}", held.device),
-            cause: held.cause.clone(),
+    /// The troubles of the moment.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let name = &self.owner.name;
+        let paused = self.losses.paused.iter().map(|paused| Trouble {
+            layer: format!("disk {}", paused.device),
+            cause: paused.cause.clone(),
             next: format!("mend it, then domus unpause {name}: the same request is done again"),
         });
-        let lost = self.incarnation.reviving.iter().map(|one| Trouble {
-            layer: one.lost.to_string(),
-            cause: match &one.problem {
-                None => one.how.clone(),
-                Some(problem) => format!("{}; attempt {} failed: {problem}", one.how, one.attempts),
+        let lost = self.losses.open.iter().map(|repair| Trouble {
+            layer: repair.loss.to_string(),
+            cause: match &repair.problem {
+                None => repair.how.clone(),
+                Some(problem) => {
+                    format!("{}; attempt {} failed: {problem}", repair.how, repair.attempts)
+                }
             },
             next: "its devices stand still, nothing is lost; it is tried again every few seconds".into(),
         });
-        let kept = self.incarnation.kept.as_ref();
-        let failing = kept.map(|kept| kept.disks.borrow().failing()).unwrap_or_default();
-        let failing = failing.into_iter().map(|disk| Trouble {
+        let failing = self.devices.disks.failing().into_iter().map(|disk| Trouble {
             layer: format!("disk {disk}"),
             cause: "it was not served for so long that its requests fail now (on_backend_loss)".into(),
             next: format!("domus backend upgrade {name} {disk}: it is served again"),
         });
-        let troubles = held.chain(lost).chain(failing).collect();
-        self.view.send_modify(|view| view.troubles = troubles);
+        paused.chain(lost).chain(failing).collect()
     }
 }

@@ -1,31 +1,88 @@
-//! What an operator asks of a running domain's machine itself: its runner does it.
+//! The runner of a machine, and what it is asked.
 
-use domus_startup::control::chain;
-use shared_abi::control::{RunnerReply, RunnerRequest};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use crate::domain::Domain;
-use crate::process::link::ANSWER;
+use shared_abi::Role;
+use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest};
+use tokio::sync::watch;
 
-impl Domain {
-    /// Has the runner do what it answers with "done". `act` is what is attempted, for a refusal: "reset".
+use crate::process::Process;
+use crate::process::link::{ANSWER, ChildError, ChildLink, unexpected};
+
+/// A runner with its link.
+#[derive(Debug)]
+pub struct Runner {
+    /// Its process.
+    pub process: Process,
+    /// Its control socket, once connected.
+    pub link: Option<ChildLink<RunnerReply, RunnerEvent>>,
+    /// True when an operator destroys the domain.
+    destroyed: watch::Receiver<bool>,
+}
+
+impl Runner {
+    /// A process that has been started.
+    pub fn new(process: Process, destroyed: watch::Receiver<bool>) -> Self {
+        Self { process, link: None, destroyed }
+    }
+
+    /// True while it owes an answer that was given up.
+    pub fn is_late(&self) -> bool {
+        self.link.as_ref().is_some_and(ChildLink::is_late)
+    }
+
+    /// Its answer. Does not keep an operator waiting who destroys the domain.
     ///
     /// # Errors
-    /// One line.
-    pub async fn machine(&mut self, request: &RunnerRequest, act: &str) -> Result<(), String> {
-        self.has_machine(act)?;
-        match self.talk(request, ANSWER, "done what it was asked").await {
-            Ok(Some(RunnerReply::Done)) => Ok(()),
-            Ok(Some(other)) => Err(format!("cannot {act}: the runner answered with {other:?}")),
-            Ok(None) => Err(format!("cannot {act}: the runner is gone")),
-            Err(error) => Err(format!("cannot {act}: {}", chain(&error))),
+    /// It refuses, has ended, or is silent for longer than `patience`; `done` is what it had to have done by then.
+    pub async fn ask(
+        &mut self,
+        request: &RunnerRequest,
+        fds: Vec<OwnedFd>,
+        patience: Duration,
+        done: &'static str,
+    ) -> Result<RunnerReply, ChildError> {
+        let role = Role::Runner;
+        let Self { process, link, destroyed } = self;
+        let Some(link) = link else {
+            return Err(ChildError::Failed { role, why: "is not connected".into() });
+        };
+        let exchange = async {
+            link.send(request, &fds).await?;
+            link.answer(process, patience, done).await
+        };
+        tokio::select! {
+            biased;
+            Ok(_) = destroyed.wait_for(|destroyed| *destroyed) => {
+                Err(ChildError::Failed { role, why: "the domain is being destroyed".into() })
+            }
+            answer = exchange => answer,
         }
     }
 
-    /// Refuses what needs a machine whose vCPUs can run.
-    pub(in crate::domain) fn has_machine(&self, act: &str) -> Result<(), String> {
-        match self.state.has_machine() {
-            true => Ok(()),
-            false => Err(format!("cannot {act}: the domain {}", self.state)),
+    /// Has it do what it answers with "done".
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn done(&mut self, request: &RunnerRequest, done: &'static str) -> Result<(), ChildError> {
+        self.done_with(request, Vec::new(), ANSWER, done).await
+    }
+
+    /// The same, with descriptors and patience of its own.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn done_with(
+        &mut self,
+        request: &RunnerRequest,
+        fds: Vec<OwnedFd>,
+        patience: Duration,
+        done: &'static str,
+    ) -> Result<(), ChildError> {
+        match self.ask(request, fds, patience, done).await? {
+            RunnerReply::Done | RunnerReply::Ready => Ok(()),
+            other => Err(unexpected(Role::Runner, &other)),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! gets what the one before it had.
 
 use crate::config::DomainConfig;
-use crate::domain::Domain;
+use crate::domain::machine::Machine;
 use crate::host::vcpus::{self, VcpuThread};
 use crate::value::cpus::{CpuSet, Scheduling};
 use crate::value::place::ConfigError;
@@ -28,10 +28,13 @@ pub fn check(config: &DomainConfig) -> Result<(), ConfigError> {
     refused.map_or(Ok(()), |why| Err(ConfigError::new(&config.file, "cpus", why)))
 }
 
-impl Domain {
-    /// Gives a machine that has just been built, and has not run yet, its part.
-    pub(in crate::domain) async fn settle(&self) -> Result<(), ConfigError> {
-        let refuse = |at: &str, why: String| ConfigError::new(&self.config.file, at, why);
+impl Machine {
+    /// Gives it its part, when it has been built and has not run yet.
+    ///
+    /// # Errors
+    /// [`ConfigError`] at the key that cannot be fulfilled.
+    pub async fn apply_scheduling(&self) -> Result<(), ConfigError> {
+        let refuse = |at: &str, why: String| self.owner.place(at).refuse(why);
         for thread in self.threads() {
             if let Some(cpus) = self.scheduling.pins.get(usize::from(thread.vcpu)) {
                 self.place(&thread, cpus).map_err(|why| refuse("cpus", why))?;
@@ -41,15 +44,14 @@ impl Domain {
         if weight.is_none() && cap.is_none() {
             return Ok(());
         }
-        let weighed = self.commons.providers.supervisor.weigh(&self.config.unit, weight, cap).await;
+        let weighed = self.from.supervisor.weigh(&self.owner.started_as, weight, cap).await;
         let at = if weight.is_some() { "cpu_weight" } else { "cpu_cap" };
         weighed.map_err(|why| refuse(at, format!("{why}; leave it out")))
     }
 
     fn threads(&self) -> Vec<VcpuThread> {
-        let runner = self.incarnation.runner.as_ref();
-        let mut threads = runner.map_or(Vec::new(), |runner| vcpus::vcpus(runner.process.pid().as_raw()));
-        threads.retain(|thread| thread.vcpu < self.config.vcpus);
+        let mut threads = self.runner().map_or(Vec::new(), vcpus::vcpus);
+        threads.retain(|thread| thread.vcpu < self.vcpus);
         threads
     }
 
@@ -58,14 +60,14 @@ impl Domain {
     }
 
     fn place(&self, thread: &VcpuThread, cpus: &CpuSet) -> Result<(), String> {
-        let runner = self.incarnation.runner.as_ref().ok_or("its runner is gone")?;
+        let runner = self.runner().ok_or("its runner is gone")?;
         let chosen = cpus.among(&vcpus::online())?;
-        vcpus::pin(runner.process.pid().as_raw(), thread, &chosen)
+        vcpus::pin(runner, thread, &chosen)
             .map_err(|error| format!("cannot let vCPU {} run on \"{cpus}\": {error}", thread.vcpu))
     }
 
     /// Reports on every vCPU.
-    pub fn vcpus(&self) -> Vec<VcpuReport> {
+    pub fn vcpu_reports(&self) -> Vec<VcpuReport> {
         let report = |thread: VcpuThread| VcpuReport { wanted: self.wanted(thread.vcpu), thread };
         self.threads().into_iter().map(report).collect()
     }
@@ -75,8 +77,7 @@ impl Domain {
     /// # Errors
     /// One line.
     pub fn pin(&mut self, vcpu: Option<u8>, cpus: CpuSet) -> Result<(), String> {
-        self.has_machine("pin a vCPU")?;
-        let count = self.config.vcpus;
+        let count = self.vcpus;
         if let Some(vcpu) = vcpu.filter(|vcpu| *vcpu >= count) {
             return Err(format!("there is no vCPU {vcpu}: the domain has 0 to {}", count - 1));
         }
@@ -91,7 +92,6 @@ impl Domain {
             }
         }
         self.scheduling.pins = pins;
-        self.keep();
         Ok(())
     }
 
@@ -100,15 +100,10 @@ impl Domain {
     /// # Errors
     /// One line; they are as before then.
     pub async fn weigh(&mut self, weight: Option<u32>, cap: Option<u32>) -> Result<Scheduling, String> {
-        if weight.is_none() && cap.is_none() {
-            return Ok(self.scheduling.clone());
-        }
-        self.has_machine("change its part of the CPUs")?;
-        self.commons.providers.supervisor.weigh(&self.config.unit, weight, cap).await?;
+        self.from.supervisor.weigh(&self.owner.started_as, weight, cap).await?;
         let Scheduling { weight: old_weight, cap: old_cap, .. } = self.scheduling;
         self.scheduling.weight = weight.or(old_weight);
         self.scheduling.cap = cap.or(old_cap);
-        self.keep();
         Ok(self.scheduling.clone())
     }
 }

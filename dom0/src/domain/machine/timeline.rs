@@ -1,10 +1,7 @@
 //! When a start came to what: dom0's moments, and those that its runner knows, on the one clock of the host.
 
 use nix::time::{ClockId, clock_gettime};
-use shared_abi::control::{MachineTimes, RunnerReply, RunnerRequest};
-
-use crate::domain::Domain;
-use crate::process::link::ANSWER;
+use shared_abi::control::MachineTimes;
 
 /// The end of one phase: its name, and `CLOCK_MONOTONIC` in nanoseconds.
 pub type Phase = (&'static str, u64);
@@ -23,7 +20,7 @@ impl Timeline {
     }
 
     /// With the runner's moments, in their order.
-    fn with(&self, times: &MachineTimes) -> Vec<Phase> {
+    pub fn with(&self, times: &MachineTimes) -> Vec<Phase> {
         let theirs = [
             ("machine", times.built_ns),
             ("kernel", times.loaded_ns),
@@ -35,22 +32,6 @@ impl Timeline {
         phases.extend(theirs.into_iter().filter_map(|(name, at)| Some((name, at?))));
         phases.sort_by_key(|(_, at)| *at);
         phases
-    }
-}
-
-impl Domain {
-    /// What the start of the machine that runs came to, and when; the later phases are there when they have come.
-    ///
-    /// # Errors
-    /// One line: it has no machine, or its runner does not answer.
-    pub async fn timeline(&mut self) -> Result<Vec<Phase>, String> {
-        match self.talk(&RunnerRequest::Times, ANSWER, "said when it did what").await {
-            Ok(Some(RunnerReply::Times(times))) => Ok(self.incarnation.timeline.with(&times)),
-            Ok(_) => Err(format!("cannot tell how it started: the domain {}", self.state)),
-            Err(error) => {
-                Err(format!("cannot tell how it started: {}", domus_startup::control::chain(&error)))
-            }
-        }
     }
 }
 

@@ -24,7 +24,8 @@ use uuid::Uuid;
 use crate::host::links::{Kind, Links};
 use crate::host::{proc, programs};
 use crate::network::managed::definition::{Forward, Network};
-use crate::network::managed::{NetworkError, dnsmasq, rules};
+use crate::network::managed::error::NetworkError;
+use crate::network::managed::{dnsmasq, rules};
 use crate::process::{Aid, Process, Supervisor};
 use crate::value::backoff::{self, GOOD_LIFE};
 

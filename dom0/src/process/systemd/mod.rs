@@ -106,14 +106,14 @@ impl Systemd {
         }
         let template = template(job.role);
         let whom = job.whom.strip_prefix("switch ").unwrap_or(job.whom);
-        for (n, name) in names::candidates(template, whom) {
+        for (n, name) in names::candidates(&template, whom) {
             let Some(unit) = self.take(&name) else { continue };
             // Loaded from here on, so that it can be asked how it ended.
             self.bus.manager("RefUnit", &(&*name,)).await?;
             if !unit.is_idle().await? {
                 continue;
             }
-            let environment = Environment::write(&names::environment(template, whom, n), job)?;
+            let environment = Environment::write(&names::environment(&template, whom, n), job)?;
             self.bus.job(&name, "StartUnit", &(&*name, "replace")).await?;
             drop(environment);
             let process = self.process(unit).await?;

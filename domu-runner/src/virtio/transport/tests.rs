@@ -98,8 +98,8 @@ fn echo_with(config: Vec<u8>) -> UnixStream {
     stream
 }
 
-fn device(queues: u16, config: DeviceConfig) -> Device {
-    Device {
+fn device(queues: u16, config: DeviceConfig) -> DeviceSpec {
+    DeviceSpec {
         id: "echo0".parse().unwrap(),
         virtio_type: 42,
         pci_class: 0xff_0000,
@@ -107,7 +107,7 @@ fn device(queues: u16, config: DeviceConfig) -> Device {
         queue_size: 256,
         config,
         features: DeviceFeatures::default(),
-        socket: shared_abi::control::FdIndex(0),
+        slot: None,
     }
 }
 
@@ -120,7 +120,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(device: &Device, socket: UnixStream, patience: Duration) -> Result<Self, TransportError> {
+    fn new(device: &DeviceSpec, socket: UnixStream, patience: Duration) -> Result<Self, TransportError> {
         let vm = Kvm::new().unwrap().create_vm().unwrap();
         vm.create_irq_chip().unwrap();
         let vm = Arc::new(vm);
@@ -130,7 +130,7 @@ impl Machine {
         let watcher = Watcher::start(patience, move |device| sender.send(device.clone()).unwrap()).unwrap();
         let (description, transport) = Transport::new(device, socket.into(), &ram, vm, router, &watcher)?;
         let mut root = Root::default();
-        root.add(description, transport.clone()).unwrap();
+        root.add(None, description, transport.clone()).unwrap();
         let machine = Self { root: Arc::new(root), transport, ram, lost: Mutex::new(lost) };
         // Memory decoding on, MSI-X on with every vector masked.
         machine.poke_config(0x04, &[6, 0]);
@@ -321,7 +321,7 @@ fn features_that_are_not_the_backends_matter_are_offered_or_not_and_it_never_hea
     let machine = Machine::new(&plain, echo(), MINUTE).unwrap();
     assert_eq!(offered(&machine) & (OWN | WITHHELD), WITHHELD);
     let features = DeviceFeatures { own: OWN, withheld: WITHHELD };
-    let machine = Machine::new(&Device { features, ..plain }, echo(), MINUTE).unwrap();
+    let machine = Machine::new(&DeviceSpec { features, ..plain }, echo(), MINUTE).unwrap();
     assert_eq!(offered(&machine) & (OWN | WITHHELD), OWN);
     // The backend breaks off if it is told of a feature that it does not offer.
     machine.start_with(1, VERSION_1 | OWN);
@@ -335,9 +335,9 @@ fn a_description_out_of_range_or_with_more_queues_than_the_backend_has_is_refuse
     for (bad, named) in [
         (device(0, given()), "queues is 0"),
         (device(65, given()), "queues is 65"),
-        (Device { queue_size: 3, ..device(1, given()) }, "queue_size is 3"),
-        (Device { virtio_type: 0, ..device(1, given()) }, "virtio_type is 0"),
-        (Device { pci_class: 1 << 24, ..device(1, given()) }, "pci_class is 16777216"),
+        (DeviceSpec { queue_size: 3, ..device(1, given()) }, "queue_size is 3"),
+        (DeviceSpec { virtio_type: 0, ..device(1, given()) }, "virtio_type is 0"),
+        (DeviceSpec { pci_class: 1 << 24, ..device(1, given()) }, "pci_class is 16777216"),
         (device(1, DeviceConfig::FromBackend(257)), "config is 257"),
     ] {
         let error = Machine::new(&bad, echo(), MINUTE).err().unwrap().to_string();

@@ -60,18 +60,6 @@ pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Resul
         StartError::Config(error) => anyhow!(error),
         error => anyhow!(explain(&Attempted::from(&config), &error)),
     })?;
-    let plan = Plan::of(&config, notes(&config));
+    let plan = Plan::of(&config);
     print(&if json { serde_json::to_string(&plan)? } else { plan.text() })
-}
-
-/// Warnings for the operator who starts this domain.
-fn notes(config: &config::DomainConfig) -> Vec<String> {
-    let at_switch = |(n, net): (usize, &dom0::device::net::config::Net)| match &net.link {
-        dom0::device::net::config::NetLink::Switch(switch) => Some(format!(
-            "nets[{n}].switch: the process of the switch \"{switch}\" can read and write all memory of this \
-             domain and of every other domain on it: put only domains there that may know each other's secrets"
-        )),
-        _ => None,
-    };
-    config.nets.iter().enumerate().filter_map(at_switch).collect()
 }

@@ -1,25 +1,18 @@
 //! The plan of a domain: every process, file, device and piece of memory that starting it would take.
 //!
-//! The plan follows from the config, by the rules of dom0 and of the runner; files are looked at and not opened.
+//! What devices take their classes in dom0 write down themselves; files are looked at and not opened.
 //! Whether the host has what the plan needs is checked before the plan is made.
 
 use std::fmt::Write;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use dom0::config::{DomainConfig, OnStop};
-use dom0::device::block::config::{Disk, DiskData, DiskSource, OnLoss};
-use dom0::device::net::config::{Net, NetLink};
+use dom0::device;
+use dom0::device::classes::Devices;
+use dom0::device::plan::{PlannedDevice, PlannedFile, PlannedProcess};
 use serde::Serialize;
-
-/// Where the RAM below 4 GiB ends, and devices begin.
-const LOW: u64 = 3 << 30;
-
-/// Where the rest of the RAM begins.
-const HIGH: u64 = 4 << 30;
-
-/// The first slot of the PCI root that devices are in; 0 is the root's own.
-const FIRST_SLOT: usize = 1;
+use shared_abi::Role;
+use shared_abi::limits::{HIGH_RAM_START, LOW_RAM_END};
 
 /// A domain, before it is made.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -32,11 +25,11 @@ pub struct Plan {
     ram: Vec<Ram>,
     boot: Boot,
     /// Programs that would be started for it, or that it would use.
-    processes: Vec<Process>,
+    processes: Vec<PlannedProcess>,
     /// What would be opened.
-    files: Vec<File>,
+    files: Vec<PlannedFile>,
     /// What the guest would see on its PCI bus.
-    devices: Vec<Device>,
+    devices: Vec<PlannedDevice>,
     policies: Policies,
     /// What somebody should know who starts it.
     notes: Vec<String>,
@@ -60,47 +53,6 @@ struct Boot {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Process {
-    program: &'static str,
-    /// How many there are.
-    count: usize,
-    /// The devices that it serves.
-    serves: Vec<String>,
-    /// It is the domain's own, and not shared.
-    own: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct File {
-    path: String,
-    /// `kernel`, `initrd`, or the id of a disk.
-    what: String,
-    /// `file`, `block device`, or `nbd`.
-    kind: &'static str,
-    /// Its length, if it has one; of a qcow2 image that is not its disk's size.
-    bytes: Option<u64>,
-    /// `none`; `shared`: others may read, too; `exclusive`: nobody else may use it.
-    lock: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct Device {
-    /// Its slot on the PCI root.
-    slot: usize,
-    id: String,
-    /// `block`, `net`, or `virtio` and the number of its type.
-    kind: String,
-    /// Virtqueues.
-    queues: u16,
-    /// Who serves it.
-    backend: String,
-    /// What is behind it: an image, a wire.
-    is: String,
-    /// What becomes of the domain if its backend is lost.
-    on_backend_loss: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
 struct Policies {
     on_poweroff: OnStop,
     on_reboot: OnStop,
@@ -111,12 +63,18 @@ struct Policies {
 
 impl Plan {
     /// Of a config that has been checked.
-    pub fn of(config: &DomainConfig, notes: Vec<String>) -> Self {
-        let low = config.memory.min(LOW);
+    pub fn of(config: &DomainConfig) -> Self {
+        let low = config.memory.min(LOW_RAM_END);
         let mut ram = vec![Ram { from: 0, bytes: low }];
         if config.memory > low {
-            ram.push(Ram { from: HIGH, bytes: config.memory - low });
+            ram.push(Ram { from: HIGH_RAM_START, bytes: config.memory - low });
         }
+        let device::plan::Plan { mut processes, mut files, devices, notes } =
+            Devices::new(&config.file, &config.devices).plan();
+        processes.insert(0, PlannedProcess::own(Role::Runner.program(), Vec::new()));
+        let mut boot = vec![PlannedFile::at(&config.kernel, "kernel".into(), "none")];
+        boot.extend(config.initrd.iter().map(|path| PlannedFile::at(path, "initrd".into(), "none")));
+        files.splice(0..0, boot);
         Self {
             name: config.name.to_string(),
             uuid: config.uuid.to_string(),
@@ -128,9 +86,9 @@ impl Plan {
                 initrd: config.initrd.clone(),
                 cmdline: config.cmdline.clone(),
             },
-            processes: processes(config),
-            files: files(config),
-            devices: devices(config),
+            processes,
+            files,
+            devices,
             policies: Policies {
                 on_poweroff: config.policy.on_poweroff,
                 on_reboot: config.policy.on_reboot,
@@ -151,17 +109,17 @@ impl Plan {
             let _ = writeln!(out, "  RAM      {from:#x} to {:#x}", from + bytes);
         }
         let _ = writeln!(out, "  boot     {} {:?}", self.boot.kernel.display(), self.boot.cmdline);
-        for Process { program, count, serves, own } in &self.processes {
+        for PlannedProcess { program, count, serves, own } in &self.processes {
             let shared = if *own { "" } else { ", shared with others" };
             let of = if serves.is_empty() { String::new() } else { format!(" for {}", serves.join(", ")) };
             let _ = writeln!(out, "  process  {count} {program}{of}{shared}");
         }
-        for File { path, what, kind, bytes, lock } in &self.files {
+        for PlannedFile { path, what, kind, bytes, lock } in &self.files {
             let size = bytes.map(|bytes| format!(" of {bytes} bytes")).unwrap_or_default();
             let lock = if *lock == "none" { String::new() } else { format!(", lock {lock}") };
             let _ = writeln!(out, "  file     {what}: {path}, {kind}{size}{lock}");
         }
-        for Device { slot, id, kind, queues, backend, is, on_backend_loss } in &self.devices {
+        for PlannedDevice { slot, id, kind, queues, backend, is, on_backend_loss } in &self.devices {
             let _ = writeln!(
                 out,
                 "  PCI {slot:<4} {id}: {kind}, {queues} queue(s), {is}, served by {backend}; \
@@ -189,145 +147,10 @@ impl Plan {
     }
 }
 
-fn processes(config: &DomainConfig) -> Vec<Process> {
-    let one = |program, serves: Vec<String>| Process { program, count: 1, serves, own: true };
-    let mut processes = vec![one("domu-runner", vec![]), one("domus-console", vec![])];
-    let disks: Vec<_> =
-        config.disks.iter().filter(|disk| disk.own().is_some()).map(|disk| disk.id.to_string()).collect();
-    if !disks.is_empty() {
-        processes.push(one("domus-block", disks));
-    }
-    let nics = |is: fn(&Net) -> bool| -> Vec<String> {
-        config.nets.iter().filter(|net| is(net)).map(|net| net.id.to_string()).collect()
-    };
-    let own = nics(Net::is_own);
-    if !own.is_empty() {
-        processes.push(one("domus-net", own));
-    }
-    let user = nics(|net| matches!(net.link, NetLink::User(_)));
-    if !user.is_empty() {
-        processes.push(Process { program: "passt", count: user.len(), serves: user, own: true });
-    }
-    let mut switches = std::collections::BTreeMap::<_, Vec<String>>::new();
-    for net in &config.nets {
-        if let NetLink::Switch(switch) = &net.link {
-            switches.entry(switch.as_str()).or_default().push(net.id.to_string());
-        }
-    }
-    for serves in switches.into_values() {
-        processes.push(Process { program: "domus-switch", count: 1, serves, own: false });
-    }
-    processes
-}
-
-fn files(config: &DomainConfig) -> Vec<File> {
-    let mut files = vec![file("kernel".into(), &config.kernel, "none")];
-    files.extend(config.initrd.iter().map(|path| file("initrd".into(), path, "none")));
-    for disk in &config.disks {
-        let Some(own) = disk.own() else { continue };
-        let lock = if own.read_only { "shared" } else { "exclusive" };
-        let id = disk.id.to_string();
-        match &own.data {
-            DiskData::Raw(path) => files.push(file(id, path, lock)),
-            DiskData::Qcow2(path, backing) => {
-                files.push(file(id.clone(), path, lock));
-                files.extend(backing.iter().map(|(path, _)| file(id.clone(), path, "shared")));
-            }
-            DiskData::Nbd(uri) => {
-                files.push(File { path: uri.to_string(), what: id, kind: "nbd", bytes: None, lock: "none" });
-            }
-        }
-    }
-    files
-}
-
-fn file(what: String, path: &Path, lock: &'static str) -> File {
-    let meta = std::fs::metadata(path).ok();
-    let is_block = meta.as_ref().is_some_and(|meta| meta.file_type().is_block_device());
-    // A block device has no length there; whoever opens it learns its size.
-    let bytes = meta.filter(|_| !is_block).map(|meta| meta.len());
-    let kind = if is_block { "block device" } else { "file" };
-    File { path: path.display().to_string(), what, kind, bytes, lock }
-}
-
-fn devices(config: &DomainConfig) -> Vec<Device> {
-    let disks = config.disks.iter().map(disk);
-    let nets = config.nets.iter().map(net);
-    let foreign = config.devices.iter().map(|device| Device {
-        slot: 0,
-        id: device.id.to_string(),
-        kind: format!("virtio {}", device.virtio_type),
-        queues: device.queues,
-        backend: device.socket.display().to_string(),
-        is: "a device of others'".into(),
-        on_backend_loss: "stall".into(),
-    });
-    let mut devices: Vec<_> = disks.chain(nets).chain(foreign).collect();
-    for (slot, device) in (FIRST_SLOT..).zip(&mut devices) {
-        device.slot = slot;
-    }
-    devices
-}
-
-fn disk(disk: &Disk) -> Device {
-    let (backend, is) = match &disk.source {
-        DiskSource::VhostUser(socket) => (socket.display().to_string(), "a disk of others'".into()),
-        DiskSource::Own(own) => {
-            let access = if own.read_only { "read only" } else { "read and write" };
-            let is = match &own.data {
-                DiskData::Raw(path) => format!("raw {}", path.display()),
-                DiskData::Qcow2(path, backing) => {
-                    format!("qcow2 {} on {} image(s)", path.display(), backing.len())
-                }
-                DiskData::Nbd(uri) => uri.to_string(),
-            };
-            ("domus-block".into(), format!("{is}, {access}"))
-        }
-    };
-    let on_backend_loss = match disk.on_loss {
-        OnLoss::Stall => "stall".into(),
-        OnLoss::Pause => "pause".into(),
-        OnLoss::PauseAfter(seconds) => format!("pause after {seconds} s"),
-        OnLoss::ErrorAfter(seconds) => format!("error after {seconds} s"),
-    };
-    Device {
-        slot: 0,
-        id: disk.id.to_string(),
-        kind: "block".into(),
-        queues: disk.queues,
-        backend,
-        is,
-        on_backend_loss,
-    }
-}
-
-fn net(net: &Net) -> Device {
-    let (backend, wire) = match &net.link {
-        // The tap is called by the domain's number, which it gets when it is made.
-        NetLink::Bridge(bridge) => ("domus-net".to_owned(), format!("a new tap on the bridge {bridge}")),
-        NetLink::Tap(tap) => ("domus-net".into(), format!("the tap {tap}")),
-        NetLink::Macvtap(below) => ("domus-net".into(), format!("a new macvtap on {below}")),
-        NetLink::Network(network) => ("domus-net".into(), format!("a new tap on the network {network}")),
-        NetLink::Switch(switch) => ("domus-switch".into(), format!("the switch {switch}")),
-        NetLink::VhostUser(socket) => (socket.display().to_string(), "a NIC of others'".into()),
-        NetLink::User(ports) => {
-            ("domus-net".into(), format!("passt with {} port(s) to the guest", ports.len()))
-        }
-    };
-    let cable = if net.up { "" } else { ", its cable pulled" };
-    Device {
-        slot: 0,
-        id: net.id.to_string(),
-        kind: "net".into(),
-        queues: net.virtqueues(net.pairs),
-        backend,
-        is: format!("{wire}, {}, MTU {}{cable}", net.mac, net.mtu),
-        on_backend_loss: "stall".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -345,12 +168,12 @@ mod tests {
             "devices": [ { "id": "fs", "virtio_type": 26, "queues": 2, "vhost_user_socket": "fs.sock" } ]
         }"#;
         let config = dom0::config::parse(Path::new("web1.json"), Path::new("/srv"), text).unwrap();
-        let plan = Plan::of(&config, vec!["take care".into()]);
+        let plan = Plan::of(&config);
         let json = serde_json::to_value(&plan).unwrap();
-        assert_eq!(json["ram"][0]["bytes"], LOW);
+        assert_eq!(json["ram"][0]["bytes"], LOW_RAM_END);
         assert_eq!(
             (&json["ram"][1]["from"], &json["ram"][1]["bytes"]),
-            (&HIGH.into(), &(2_u64 << 30).into())
+            (&HIGH_RAM_START.into(), &(2_u64 << 30).into())
         );
         let programs: Vec<_> =
             plan.processes.iter().map(|it| (it.program, it.serves.join(" "), it.own)).collect();
@@ -387,7 +210,7 @@ mod tests {
         for part in [
             "error after 5 s",
             "its cable pulled",
-            "take care",
+            "put only domains there that may know",
             "0x100000000 to 0x180000000",
             "lock exclusive",
         ] {

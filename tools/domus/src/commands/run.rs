@@ -78,8 +78,7 @@ pub async fn run(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> 
     let run = RunDir::open(&dir.map_or_else(run_dir::default_path, Path::to_owned))?;
     let cleanup = CleanupProcess::start(run.path(), &config.name)?;
     let supervisor = Rc::new(Direct::new(libexec_dir, true));
-    let commons = Environment::of_command(&run, Path::new(run_dir::CONFIG), supervisor);
-    let dom0 = Dom0::new(run, commons);
+    let dom0 = Dom0::new(Environment::of_command(&run, Path::new(run_dir::CONFIG), supervisor));
     let created = tokio::select! {
         created = dom0.create(config) => created,
         () = signals.any() => {

@@ -11,31 +11,35 @@
 //! | preserved | takes over the console |
 //! | anything, under another name than its processes have | the same: the directory's name is the domain's, the other one is in it |
 //! | being removed | removes what is left, and builds the next one where it was to be restarted |
+//!
+//! A record of version 1, which dom0 wrote before there was a number, is read as one of version 2: see [`v1`].
+
+mod v1;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use shared_abi::control::IoLimits;
-use shared_abi::{DeviceId, DomId, DomainName, Role};
+use shared_abi::{DomId, DomainName, Role};
 
-use crate::device::block::open::DiskRecord;
-use crate::device::net::attach::NicRecord;
+use crate::device::classes::DeviceRecords;
 use crate::domain::lifecycle::State;
-use crate::domain::machine::build::Incarnation;
 use crate::host::proc::ProcessId;
 use crate::value::cpus::Scheduling;
+
+/// The version of the records that this dom0 writes.
+const VERSION: u32 = 2;
 
 /// A domain as it is on its way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The domain's number.
-    pub domid: DomId,
+    /// The version of this record.
+    pub version: u32,
     /// The process of the dom0 that wrote this.
     pub owner: u32,
     /// It is a `domus run`'s: nobody takes it over.
     pub foreground: bool,
-    /// The running config.
+    /// The config that its machine was made from.
     pub source: Source,
     /// What its next machine is made from, if that is something else.
     #[serde(default)]
@@ -50,40 +54,76 @@ pub struct Record {
     pub crashed: bool,
     /// Backends that were started again, or connected to again.
     pub restarts: u64,
-    /// The name that its processes were started under, if it has another one now.
-    #[serde(default)]
-    pub unit: Option<DomainName>,
+    /// What runs.
+    #[serde(flatten)]
+    pub machine: MachineRecord,
+}
+
+/// A machine: what runs, whatever has become of the text that it was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// The domain's number.
+    pub domid: DomId,
+    /// The name that its processes were started under.
+    pub started_as: DomainName,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Its part of the host's CPUs.
+    pub scheduling: Scheduling,
     /// What is started in place of the installed programs.
     pub programs: BTreeMap<Role, PathBuf>,
-    /// Its part of the host's CPUs; the config's, if a dom0 wrote this that knew of none.
-    #[serde(default)]
-    pub scheduling: Option<Scheduling>,
     /// Its own processes.
     pub processes: Vec<ProcessRecord>,
-    /// The passts of its NICs.
-    pub passts: Vec<(DeviceId, ProcessId)>,
-    /// Its disks, as far as they have changed since they were opened.
-    pub disks: Vec<DiskRecord>,
-    /// What all of its disks together may do.
-    pub disk_limits: IoLimits,
-    /// Its NICs, in the same way.
-    pub nics: Vec<NicRecord>,
+    /// Its devices, each with what the guest sees of it.
+    pub devices: DeviceRecords,
 }
 
 impl Record {
-    /// The same, with what there is of the domain now.
-    pub fn of(mut self, incarnation: &Incarnation) -> Self {
-        self.processes = incarnation.processes();
-        let Some(kept) = &incarnation.kept else { return self };
-        (self.disks, self.disk_limits) = kept.disks.borrow().records();
-        (self.nics, self.passts) = kept.nets.borrow().records();
-        self
+    /// What is known of a domain beside its machine: the rest is to be filled in.
+    pub fn new(state: State, source: Source, machine: MachineRecord) -> Self {
+        Self {
+            version: VERSION,
+            owner: std::process::id(),
+            foreground: false,
+            source,
+            next: None,
+            state,
+            created: false,
+            ended: None,
+            crashed: false,
+            restarts: 0,
+            machine,
+        }
+    }
+
+    /// Reads what a dom0 wrote of the domain that is called `name` now.
+    ///
+    /// # Errors
+    /// It is no record, or one of a version that this dom0 does not know.
+    pub fn read(json: &[u8], name: &DomainName) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            #[serde(default = "first")]
+            version: u32,
+        }
+        fn first() -> u32 {
+            1
+        }
+        match serde_json::from_slice::<Versioned>(json)?.version {
+            1 => v1::read(json, name),
+            VERSION => serde_json::from_slice(json),
+            other => Err(serde::de::Error::custom(format_args!(
+                "a record of version {other}: this dom0 knows 1 to {VERSION}"
+            ))),
+        }
     }
 
     /// Every process that the domain has or may have.
     pub fn known(&self) -> impl Iterator<Item = ProcessId> {
-        let passts = self.passts.iter().map(|(_, known)| *known);
-        self.processes.iter().map(|process| process.known).chain(passts)
+        let own = self.machine.processes.iter().map(|process| process.known);
+        own.chain(self.machine.devices.processes())
     }
 }
 

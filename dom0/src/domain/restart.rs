@@ -1,0 +1,59 @@
+//! How soon a guest is started again. Pure, but for the clock.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The shortest time from one start of a guest to the next.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Upper bound of the restart delay. A guest that ran at least this long gets its delay reset.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The starts of one domain's machines.
+#[derive(Debug, Default)]
+pub struct Pace {
+    last: Option<Instant>,
+    /// The next start comes at least this long after the last one.
+    delay: Duration,
+}
+
+impl Pace {
+    /// When the machine that is to be started now may be, and counts it. None for the first one. `crashed` is how the one
+    /// before it ended.
+    pub fn next_start(&mut self, crashed: bool) -> Option<Instant> {
+        if let Some(last) = self.last {
+            self.delay = delay(self.delay, last.elapsed(), crashed);
+        }
+        let not_before = self.last.map(|last| last + self.delay);
+        let now = Instant::now();
+        self.last = Some(not_before.map_or(now, |at| at.max(now)));
+        not_before
+    }
+}
+
+/// The delay after a machine that lived so long, and that was started with the delay before.
+fn delay(before: Duration, lived: Duration, crashed: bool) -> Duration {
+    match crashed && lived < LONGEST {
+        true => (before * 2).clamp(SHORTEST, LONGEST),
+        false => SHORTEST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_crashes_in_a_loop_is_started_less_and_less_often() {
+        let seconds = Duration::from_secs;
+        let mut now = Duration::ZERO;
+        let delays = [(); 8].map(|()| {
+            now = delay(now, seconds(1), true);
+            now.as_secs()
+        });
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(delay(now, seconds(61), true), SHORTEST);
+        assert_eq!(delay(now, seconds(1), false), SHORTEST);
+    }
+}

@@ -1,0 +1,50 @@
+//! What others see of a domain.
+
+use std::path::PathBuf;
+
+use shared_abi::{DomId, DomainName};
+use uuid::Uuid;
+
+use crate::domain::lifecycle::State;
+
+/// What others see of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Its name.
+    pub name: DomainName,
+    /// The name that its processes have: nobody else can have it.
+    pub started_as: DomainName,
+    /// Where its console is.
+    pub console: PathBuf,
+    /// Its number; another one after each restart.
+    pub domid: DomId,
+    /// By which the host's other tools know it.
+    pub uuid: Uuid,
+    /// Where it is in its life.
+    pub state: State,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// The runner's process, while there is one.
+    pub runner: Option<i32>,
+    /// How the last machine ended, for people.
+    pub ended: Option<String>,
+    /// It ended by a crash.
+    pub crashed: bool,
+    /// Backends that were started again, or connected to again.
+    pub restarts: u64,
+    /// What is amiss just now.
+    pub troubles: Vec<Trouble>,
+}
+
+/// A loss, or a fault, that an operator may want to know of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What it is about: a disk, a backend.
+    pub layer: String,
+    /// What has happened.
+    pub cause: String,
+    /// What to do, or what is being done.
+    pub next: String,
+}
