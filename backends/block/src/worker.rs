@@ -31,8 +31,8 @@ const LOOKS: u32 = 32;
 
 /// What carries out the requests of one queue.
 pub trait Engine: Send + 'static {
-    /// Carries out the request in slot `index` of `requests`: answers it ([`Requests::answer`]), or submits something to
-    /// `ring` with a tag below 2^32.
+    /// Carries out the request in slot `index` of `requests`: answers it ([`Requests::answer`]), or submits an
+    /// operation to `ring` with a tag below 2^32.
     fn begin(&mut self, ring: &mut Uring, requests: &mut Requests, index: u16);
 
     /// Something that was submitted is completed.

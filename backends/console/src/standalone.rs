@@ -1,6 +1,6 @@
 //! A console for a frontend that Domus did not start, by vhost-user's backend program conventions.
 //!
-//! One frontend is served, then the program ends: a daemon of the crate `vhost-user-backend` takes no second connection.
+//! It serves one frontend and then ends: a daemon of the crate `vhost-user-backend` takes no second connection.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};

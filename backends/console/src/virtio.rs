@@ -7,11 +7,11 @@
 //!   driver ◀══ receiveq ═══ worker ◀─ socket ─── console thread ◀── the writer
 //! ```
 //!
-//! The console takes what the guest prints at once, so the worker may wait for the socket's room; what a client
-//! types waits in the socket until the driver offers a buffer.
+//! The console accepts the guest's output at once, so the worker may wait for room in the socket. A client's input
+//! waits in the socket until the driver offers a buffer.
 //!
-//! A worker of the crate `vhost-user-backend` ends without a word when it is given an error: none is given. A chain
-//! that cannot be read or written is given back empty.
+//! A worker of the crate `vhost-user-backend` ends silently when its device returns an error, so this device returns
+//! none. A chain that cannot be read or written is given back empty.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -168,7 +168,8 @@ impl VhostUserBackend for VirtioConsole {
         self.event_idx.store(enabled, Ordering::Relaxed);
     }
 
-    /// `struct virtio_console_config` (virtio 1.3 §5.3.4): all its fields belong to features not offered, so they are 0.
+    /// `struct virtio_console_config` (virtio 1.3 §5.3.4). All its fields belong to features that are not offered, so
+    /// they are 0.
     fn get_config(&self, _offset: u32, size: u32) -> Vec<u8> {
         vec![0; size.min(256) as usize]
     }

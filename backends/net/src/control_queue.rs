@@ -1,8 +1,8 @@
 //! The control queue (virtio 1.3 §5.1.6.5): one chain, one command, one byte of answer.
 //!
-//! Promises: every chain is given back; a command costs work in proportion to its length, of which [`MAX_COMMAND`] is the
-//! bound; when a command is acknowledged, it holds, and a process that takes over from this one knows it; no driver keeps the
-//! host's interfaces busy by setting its own for ever.
+//! Promises: every chain is given back. A command costs work in proportion to its length, at most [`MAX_COMMAND`]. An
+//! acknowledged command is in force, and a process that replaces this one knows the setting. No driver keeps the host's
+//! interfaces busy by repeating its settings without end.
 
 use std::sync::Arc;
 

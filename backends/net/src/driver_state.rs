@@ -1,13 +1,13 @@
-//! What a NIC's driver has set, in a memory file that outlives this process.
+//! The settings of a NIC's driver, in a memory file that outlives this process.
 //!
 //! ```text
-//!   0  generation u64: 0 nothing is kept, odd the first place, even the second
-//!   4096, 10240  two places: length u32, then the settings as JSON
+//!   0  generation u64: 0 for no settings, odd for the first slot, even for the second
+//!   4096, 10240  two slots: length u32, then the settings as JSON
 //! ```
 //!
-//! Settings are written to the place that is not in use, and are there when the generation is written: a process that is
-//! killed in between leaves what was there before. JSON, since whoever takes over may be another version of this program.
-//! The file may hold anything: what makes no sense is nothing.
+//! A save writes the settings to the unused slot, and then the generation that selects it: if the process is killed in
+//! between, the file still selects the settings from before. The format is JSON because the process that takes over may
+//! be another version of this program. The file may hold anything: contents that make no sense count as no settings.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! Looking at an empty ring for a moment before sleeping, where that has been worth it of late ([`PollTime`]).
+//! Polls an empty ring for a moment before the worker sleeps, if polling was worth it recently ([`PollTime`]).
 
 use domus_startup::time::monotonic as now;
 use vu_server::{PollTime, Queue};
@@ -15,7 +15,8 @@ pub struct RingPoll {
 }
 
 impl RingPoll {
-    /// The ring is empty, and the driver does not kick. True if something has come; otherwise it is time to ask for a kick.
+    /// Polls the empty ring, whose driver does not kick. True if the ring has a chain; otherwise the caller enables
+    /// kicks.
     pub fn look(&mut self, queue: &Queue) -> bool {
         let since = *self.empty_since.get_or_insert_with(now);
         let limit = self.poll_time.limit();

@@ -8,14 +8,14 @@
 //!     └──────────────────────────────── push ◀──────────────────────────────────── complete
 //! ```
 //!
-//! The length of a frame is known only when it has been read. So the last piece of every read is a buffer of our own,
-//! [`SPILL`] bytes: what the guest's buffers did not hold is copied from there when it gives more. While frames are
-//! small only as many buffers are offered as a small frame takes. The first piece is a buffer of our own, too: the virtio
-//! header and the addresses, which are looked at and copied to the guest afterwards.
+//! The length of a frame is known only after the read. So the last piece of every read is a private buffer of [`SPILL`]
+//! bytes: bytes beyond the guest's buffers are copied from there when the guest provides more buffers. While frames are
+//! small, only as many buffers are offered as a small frame takes. The first piece is a private buffer too: it receives
+//! the virtio header and the addresses, which are checked and then copied to the guest.
 //!
-//! Promises: no frame is cut; one that can never fit is dropped whole; with no buffer available, or with the limit
-//! reached, the wire is not read, so it drops what is too much; with the cable pulled it is emptied; buffers outside the
-//! guest's memory are given back empty.
+//! Promises: no frame is cut, and a frame that can never fit is dropped whole. Without a free buffer, or with the limit
+//! reached, the wire is not read, so the wire drops the excess. With the cable pulled, the wire is drained. Buffers
+//! outside the guest's memory are given back empty.
 
 use std::io;
 use std::os::fd::BorrowedFd;

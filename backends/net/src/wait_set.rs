@@ -1,8 +1,8 @@
-//! Where a worker sleeps: commands, the kick of its queue and the wire, waited for at once.
+//! The epoll of a worker: it waits for commands, the kick of its queue and the wire at once.
 //!
-//! Kicks and the wire are waited for by edges, so that nobody has to read a kick's counter and nothing wakes a worker twice.
-//! The wire is looked at only while a worker waits for it. A kick descriptor that is none (closed, at its end, a file)
-//! wakes it once at most.
+//! Kicks and the wire are edge-triggered, so no worker has to read a kick's counter and no event wakes a worker twice.
+//! The wire is watched only while a worker waits for it. A kick descriptor that cannot kick (closed, at its end, a
+//! file) wakes the worker once at most.
 
 use std::io;
 use std::os::fd::BorrowedFd;

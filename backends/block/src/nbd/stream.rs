@@ -43,7 +43,8 @@ impl Sender {
         while !head.is_empty() || !data.is_empty() {
             let parts = [head, data]
                 .map(|part| iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
-            // SAFETY: both slices are borrowed by this future, which drops the operation first; a write leaves them alone.
+            // SAFETY: this future borrows both slices and drops the operation before them; a write only reads from
+            // them.
             let sent = match unsafe { self.reactor.write(&self.socket, &parts, 0) }.await {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => usize::try_from(sent).unwrap_or(usize::MAX),

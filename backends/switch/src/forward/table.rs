@@ -1,8 +1,8 @@
-//! Who is where: MAC addresses and ports. Pure.
+//! The forwarding table: which MAC address is behind which port. Pure.
 //!
-//! An address that dom0 has given to a port leads there for ever. Others are learnt from what ports send that may use any
-//! address: at most [`MOST`] of one port, for [`AGE`] after they were last seen. When a port has that many, further ones are
-//! flooded until old ones have aged.
+//! An address that dom0 has given to a port is fixed to that port. Others are learnt from frames of the ports that may
+//! use any address: at most [`MOST`] from one port, kept for [`AGE`] after their last frame. When a port has that many,
+//! frames to further ones are flooded until old ones have aged.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
