@@ -93,7 +93,7 @@ impl Machine {
         ports.insert(I8042_PORT, I8042_PORTS, Arc::new(I8042(stop.clone())))?;
         ports.insert(ACPI_PORT, REGISTERS, power.clone())?;
 
-        // The only file that it is ever given to write to is that of a core: a runner that is its guest's cannot fill a disk.
+        // A core is the only file that a runner ever writes, so a runner under its guest's control cannot fill a disk.
         let core = start.memory + dump::BESIDE_RAM;
         setrlimit(Resource::RLIMIT_FSIZE, core, core).context("cannot limit the length of cores")?;
         sandbox::enter(start.identity.uid)?;
@@ -195,7 +195,7 @@ impl Machine {
         Ok(RunnerReply::Done)
     }
 
-    /// Writes a core. The vCPUs stand still meanwhile unless it is to be `live`; with `hold` they do so afterwards, too.
+    /// Writes a core. Pauses the vCPUs for the dump unless it is `live`; with `hold` they stay paused after it.
     fn dump(&self, file: OwnedFd, live: bool, hold: bool) -> Result<(), String> {
         let ours = !live && !self.vcpus.paused();
         if ours {

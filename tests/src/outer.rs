@@ -1,10 +1,12 @@
-//! The nested lab's outer machine: a Debian under QEMU's TCG, whose emulated SVM gives it a real /dev/kvm.
+//! The nested lab's machine: a Debian under QEMU's TCG, whose emulated SVM gives it a real /dev/kvm.
 //!
-//! QEMU before 10.2 can lose an interrupt at an SVM exit, and before 8.1 can translate half-patched code with two CPUs; so the machine has one
-//! CPU, `nested=0`, and a heartbeat: a byte every 100 ms on a second UART, which wakes it and which it echoes. No echo for
-//! [`SILENCE`] is the ground's failure, told apart from the tests'. Every run has a hard limit, and an error names the step that was under way.
+//! QEMU before 10.2 can lose an interrupt at an SVM exit, and before 8.1 can translate half-patched code with two CPUs.
+//! So the machine has one CPU, `nested=0`, and a heartbeat: this process sends a byte every 100 ms to a second UART,
+//! which wakes the machine, and the machine echoes it. No echo for [`SILENCE`] counts as a failure of the machine, not
+//! of the tests. Every run has a hard limit, and an error names the step that was under way.
 //!
-//! Folder `lab` of the run is `/lab` in the machine (virtiofs); `lab/step.sh` is what it does, `lab/status` its exit status.
+//! Folder `lab` of the run is `/lab` in the machine (virtiofs). The machine runs `lab/step.sh` and writes its exit
+//! status to `lab/status`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

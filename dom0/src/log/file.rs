@@ -1,7 +1,7 @@
-//! What is said about a domain, kept in a file of its own: for `domus logs`, where no journal has it.
+//! One log file per domain, for `domus logs` on hosts whose journal does not have the lines.
 //!
-//! Only dom0 writes; what children say comes as printable lines, bounded in length and number. A file that is full is kept
-//! once more beside the next one, so a domain has 2 MiB at most. A line that cannot be written is lost, and nobody waits.
+//! Only dom0 writes. Output of children comes as printable lines, bounded in length and number. A full file is kept
+//! once, beside the new one, so a domain has 2 MiB at most. A line that cannot be written is lost; nobody waits for it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

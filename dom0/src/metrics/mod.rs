@@ -1,8 +1,8 @@
-//! What Prometheus reads: domains, vCPU time, steal, memory, disks, NICs, restarts, stalls.
+//! The metrics for Prometheus: domains, vCPU time, steal, memory, disks, NICs, restarts, stalls.
 //!
-//! A small HTTP/1.1 server that answers `GET /metrics` and nothing else, on a socket in the file system or on an address of
-//! TCP; on one that others reach only if the operator has said so. A client is a stranger: its request is bounded in bytes
-//! and in time, there are only so many clients at once, and nothing it sends is looked at but the first line.
+//! A small HTTP/1.1 server that answers only `GET /metrics`, on a Unix socket or a TCP address. An address that other
+//! hosts reach needs the operator's consent. Clients are not trusted: a request is bounded in bytes and in time, the
+//! number of clients is bounded, and the server reads only the first line of a request.
 
 mod text;
 
@@ -110,8 +110,7 @@ impl Drop for Metrics {
 }
 
 impl Metrics {
-    /// Begins to listen. A socket that nobody listens on any more gives way, any other file does not. Must be called in a
-    /// runtime.
+    /// Begins to listen. A socket without a listener is replaced, any other file is kept. Must be called in a runtime.
     ///
     /// # Errors
     /// [`MetricsError`].

@@ -1,4 +1,4 @@
-//! Prometheus' text format, version 0.0.4: families of samples, each family once, with a name, a type and what it means.
+//! Prometheus' text format, version 0.0.4: families of samples, each family once, with its name, type and help text.
 
 use std::fmt::{Display, Write};
 

@@ -1,7 +1,7 @@
-//! Starts, watches and ends the processes of domains.
+//! Starts, watches and ends the processes of domains, through one trait: [`Supervisor`].
 //!
-//! Through one trait, so that a domain does not know who starts its processes: [`Direct`] does it itself, [`Systemd`] has
-//! it done. It must not matter to a child either: all it gets is the path of its control socket.
+//! A domain does not know which implementation starts its processes: [`Direct`] starts them itself, [`Systemd`] has
+//! systemd start them. A child must not depend on it either: it gets only the path of its control socket.
 
 mod cgroup;
 mod direct;

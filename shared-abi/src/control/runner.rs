@@ -42,8 +42,8 @@ pub enum RunnerRequest {
     /// These devices have new backends, which go on where the ones before them stopped or died; answered with
     /// [`RunnerReply::Attached`].
     Attach(Vec<Attachment>),
-    /// Another end for COM1, in the place of one that has hung up; answered with [`RunnerReply::Done`]. What the guest has
-    /// sent meanwhile, as far as it is kept, goes there first.
+    /// A new peer for COM1, after the old one has hung up; answered with [`RunnerReply::Done`]. The guest's output
+    /// since then, as far as the buffer holds it, goes there first.
     Serial(FdIndex),
     /// Report [`MachineTimes`].
     Times,

@@ -85,8 +85,8 @@ impl Events {
         lock(&self.0).tell(event);
     }
 
-    /// Sends an event that holds until it is [`Self::over`]: each controller that comes later is told as well. One for each
-    /// `about`, of which a program has a bounded number.
+    /// Sends an event that holds until [`Self::over`]: each later controller receives it too. A program uses a bounded
+    /// number of values for `about`, and each holds one event.
     pub fn stand<E: Serialize>(&self, about: &str, event: &E) {
         let mut current = lock(&self.0);
         current.tell(event);
@@ -156,9 +156,9 @@ impl Control {
     /// Accepts the first controller and receives the first request, which must be the start message.
     ///
     /// # Errors
-    /// [`ControlError::Nobody`] if none comes within a minute, [`ControlError::Start`] if it is no start message, or of no
-    /// version that this program speaks; the controller has been told. Does not return if the controller hangs up instead:
-    /// it has given this process up, and knows it.
+    /// [`ControlError::Nobody`] if no controller connects within a minute; [`ControlError::Start`] if the request is no
+    /// start message, or of a version that this program does not speak, and the controller has been told. Does not
+    /// return if the controller hangs up: it has given this process up on purpose.
     pub fn accept_start<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
         // Whoever starts this process may die before it connects: then nobody would ever end it.
         let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];

@@ -1,4 +1,5 @@
-//! Runs the lab's scenarios where ordinary guests can run, and QEMU as a stranger anywhere: one line each, then the count.
+//! Runs the lab's scenarios on hosts that run ordinary guests, and those of QEMU with Domus' backends on any host.
+//! Prints a line for each scenario, then the count.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

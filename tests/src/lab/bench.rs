@@ -1,4 +1,5 @@
-//! Figures of a start: from `domus create` to the guest's first instruction and to its init, and what the processes weigh then.
+//! Measures a start, from `domus create` to the guest's first instruction and to its init, and the memory of the
+//! processes.
 
 use std::collections::BTreeMap;
 use std::fs;

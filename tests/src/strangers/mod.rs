@@ -1,8 +1,10 @@
-//! QEMU as the frontend: it boots Debian kernels with `domus-block` and `domus-net` as its vhost-user backends, which know nothing of it.
+//! QEMU as the frontend: it boots Debian kernels with `domus-block` and `domus-net` as its vhost-user backends,
+//! unmodified.
 //!
-//! One of them is killed under it, again and again (`reconnect`).
+//! `reconnect` kills the block backend of a running QEMU, again and again.
 //!
-//! QEMU's TCG needs no /dev/kvm, so this runs on any machine; in a network namespace of its own, so nothing of the host's network is touched.
+//! QEMU's TCG needs no /dev/kvm, so these tests run on any machine. They run in a network namespace of their own and do
+//! not touch the host's network.
 
 mod reconnect;
 
@@ -141,7 +143,8 @@ impl Stranger<'_> {
         if let Some(net) = self.net {
             qemu.args(["-chardev", &format!("socket,id=net,path={}", net.display())]);
             qemu.args(["-netdev", "vhost-user,id=net,chardev=net,queues=1"]);
-            // vectors=0: without KVM, QEMU 7.2 dereferences a null pointer when vhost-user-net's MSI-X vectors are unmasked.
+            // vectors=0: QEMU 7.2 without KVM dereferences a null pointer when the guest unmasks MSI-X vectors of
+            // vhost-user-net.
             qemu.args(["-device", "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,vectors=0"]);
         }
         qemu.args(["-chardev", &format!("socket,id=console,path={},server=on,wait=on", console.display())]);

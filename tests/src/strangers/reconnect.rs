@@ -1,8 +1,8 @@
-//! A disk's backend that is killed while a guest of QEMU's writes: QEMU connects to the next one, which does again what the first had not
-//! given back.
+//! A block backend is killed while a guest of QEMU writes. QEMU connects to the next one, which repeats the requests
+//! that the first had not given back.
 //!
-//! The guest writes files, each with a sync, and says so. The kill comes at another moment of a file each time. Afterwards every file has the
-//! bytes that the guest has summed before they went to the disk.
+//! The guest writes files, each with a sync, and reports each. Each kill hits another moment of a file. Afterwards
+//! every file has the checksum that the guest computed before the write.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::images::{Images, KernelId};
 /// Kills, and one file more than them.
 const KILLS: u32 = 8;
 
-/// Past the page cache requests end in another order than they came in: only the log of what is in flight says which are left.
+/// Without the page cache requests complete out of order, so only the inflight log tells which requests are left.
 const CACHE: &str = "none";
 
 /// QEMU connects again after a second; then a file is written by an emulated machine.

@@ -98,7 +98,8 @@ fn nested(images: &Images, bin: &Path, smoke: bool) -> Result<()> {
     }
 }
 
-/// Places the demo's config into the machine, which must have a second disk, and returns what makes the rest ready there.
+/// Writes the demo's config into the machine, which must have a second disk, and returns the shell commands that
+/// prepare the rest there.
 fn prepare(outer: &Outer<'_>) -> Result<String> {
     fs::write(outer.share().join("demo.json"), config())?;
     let kernel = KERNEL.name();

@@ -72,7 +72,8 @@ pub fn tells(line: &str) -> bool {
     !line.starts_with(STEP) && !line.starts_with('[') && !line.starts_with("Powering off") && !line.is_empty()
 }
 
-/// Runs the scenarios `names` in a nested lab and prints their lines; a failure of the lab's own machine is tried once more.
+/// Runs the scenarios `names` in a nested lab and prints their lines. After a failure of the lab's own machine it tries
+/// once more.
 pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Result<Tally> {
     let step = format!(
         "{STEP_HEAD}set +e\n/run/bin/domus-lab scenarios --images /lab/images/images.json --bin /run/bin \
@@ -84,7 +85,8 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
     })
 }
 
-/// Installs the package `deb` in a lab's machine whose first process is systemd, and runs the scenarios of services there.
+/// Installs the package `deb` in a lab's machine whose first process is systemd, and runs the scenarios of services
+/// there.
 pub fn services(images: &Images, bin: &Path, deb: &Path) -> Result<Tally> {
     counted("services", || {
         let outer = outer(images, bin, "services", true, true, Duration::from_secs(25 * 60))?;
@@ -100,7 +102,8 @@ pub fn services(images: &Images, bin: &Path, deb: &Path) -> Result<Tally> {
     })
 }
 
-/// Runs the step in the machine that `make` makes, and prints and counts its lines; a failure of the machine itself is tried once more.
+/// Runs the step in the machine that `make` makes, and prints and counts its lines. After a failure of the machine
+/// itself it tries once more.
 fn counted<'a>(name: &str, make: impl Fn() -> Result<(Outer<'a>, String)>) -> Result<Tally> {
     for attempt in 1..=2 {
         let (outer, step) = make()?;

@@ -27,8 +27,8 @@ use workspace::Profile;
 
 /// Builds, tests, demonstrates and measures Domus.
 ///
-/// Missing Debian packages and cargo tools are listed and installed after a question. Images are made of Debian's own packages and
-/// kept in target/lab/images.
+/// Missing Debian packages and cargo tools are listed and installed after a question. Images are made of Debian's own
+/// packages and kept in target/lab/images.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Xtask {
@@ -40,8 +40,8 @@ struct Xtask {
 enum Task {
     /// Boot a Debian guest with `domus run` on this terminal; Ctrl-] leaves.
     ///
-    /// Where the machine cannot run ordinary guests, the same runs inside the nested lab: a Debian under QEMU's emulation whose
-    /// /dev/kvm is real.
+    /// Where the machine cannot run ordinary guests, the same runs inside the nested lab: a Debian under QEMU's
+    /// emulation whose /dev/kvm is real.
     Demo {
         #[command(flatten)]
         yes: Yes,

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything CI runs, in the order in which it fails fastest.
 //!
-//! A step that fails does not keep the others from running. What this machine cannot run is named with its reason; if it can run no real guest
-//! at all, that is a failure and no skip.
+//! A step that fails does not keep the others from running. A step that this machine cannot run is skipped with its
+//! reason; a machine that can run no real guest at all is a failure and no skip.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

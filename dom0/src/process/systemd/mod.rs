@@ -6,9 +6,9 @@
 //!      └──────────────────────────────── UnrefUnit: systemd forgets it ◀───────────────────┘
 //! ```
 //!
-//! dom0 ends the processes itself, by their pidfds, and starts them again; the units have no `Restart=`, and are parts of
-//! no other unit: dom0's own end and start is nothing to them. What they say goes to the journal. Programs of
-//! others' are transient units in the same slice.
+//! dom0 ends and restarts the processes itself, by their pidfds. So the units have no `Restart=` and are `PartOf=` no
+//! other unit: dom0's own stop and start do not affect them. Their output goes to the journal. Helper programs are
+//! transient units in the same slice.
 
 mod bus;
 mod machined;

@@ -1,4 +1,4 @@
-//! A whole Debian, made by mmdebstrap out of Debian's packages: root file system of the lab's outer machine and of the demo's guest.
+//! A Debian root file system, made by mmdebstrap from Debian's packages, for the lab's machine and the demo's guest.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The lab's images: made from Debian's packages when they are missing, kept by the hash of their recipes.
 //!
-//! An image is made under a temporary name and renamed when it is whole, so a build that was cut off leaves nothing that looks done.
-//! One process at a time makes images; others wait for it.
+//! An image is made under a temporary name and renamed when it is whole, so an interrupted build leaves no image that
+//! looks complete. One process at a time makes images; others wait for it.
 
 mod cpio;
 mod debian;

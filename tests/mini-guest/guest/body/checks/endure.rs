@@ -1,12 +1,12 @@
-//! A load that finds any request lost, doubled or done too late, whatever becomes of the backend meanwhile.
+//! A load that detects every request that is lost, done twice or done too late while its backend is killed or replaced.
 //!
 //! ```text
 //!   idle ─▶ write generation g ─▶ read it back ─▶ compare ─▶ idle, g + 1
 //! ```
 //!
-//! Each 4 KiB slot of the disk has at most one request in flight, so what is read must be the last generation: a write that
-//! was lost shows the one before, and one that was done once more after the guest had gone on shows it as well. A
-//! completion that comes twice is found by the ring.
+//! Each 4 KiB slot of the disk has at most one request in flight, so a read must return the last generation. A lost
+//! write shows as the generation before, and so does a write that is repeated after the guest has gone on. The ring
+//! detects a completion that comes twice.
 
 use crate::body::blk::{self, Blk, FLUSH, MQ, QUEUES, request, result};
 use crate::body::ring::{MOST, Segment};
