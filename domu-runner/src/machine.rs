@@ -46,7 +46,7 @@ use crate::vm::Vm;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How long each vCPU may take to do what it is asked; one that waits for its backend takes longer.
-const VCPU: Duration = Duration::from_millis(500);
+const VCPU_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A machine whose guest can run.
 pub struct Machine {
@@ -124,7 +124,7 @@ impl Machine {
             stopped: stopped.clone(),
         };
         threads::start("end".into(), move || end.wait(&reasons))?;
-        sandbox::seal(&[sandbox::COMMON, RULES, virtio::ALLOW].concat())?;
+        sandbox::seal(&[sandbox::COMMON, RULES, virtio::CALLS].concat())?;
 
         let entry = boot::load(&ram, &kernel, initrd.as_ref(), &start.cmdline, start.vcpus)?;
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
@@ -202,7 +202,7 @@ impl Machine {
             self.vcpus.pause(2 * PATIENCE);
         }
         let registers = |vcpu| -> Result<Registers, String> {
-            let read = self.vcpus.ask(vcpu, Registers::read, VCPU);
+            let read = self.vcpus.ask(vcpu, Registers::read, VCPU_TIMEOUT);
             let read = read.ok_or_else(|| format!("vCPU {vcpu} waits for its backend"))?;
             read.map_err(|error| format!("KVM does not tell the registers of vCPU {vcpu}: {error}"))
         };
@@ -231,7 +231,7 @@ impl Machine {
             Some(vcpu) => return Err(format!("there is no vCPU {vcpu}: the machine has 0 to {}", count - 1)),
         };
         for vcpu in wanted {
-            let nmi = self.vcpus.ask(vcpu, VcpuFd::nmi, VCPU);
+            let nmi = self.vcpus.ask(vcpu, VcpuFd::nmi, VCPU_TIMEOUT);
             let nmi =
                 nmi.ok_or_else(|| format!("vCPU {vcpu} waits for its backend: it gets its NMI then"))?;
             nmi.map_err(|error| format!("KVM cannot give vCPU {vcpu} an NMI: {error}"))?;

@@ -5,13 +5,13 @@
 
 pub mod checks;
 pub mod child;
-pub mod ground;
+pub mod environment;
 pub mod guest;
 pub mod images;
 pub mod lab;
+pub mod lab_vm;
 pub mod link;
 pub mod mini;
-pub mod outer;
+pub mod qemu_interop;
 pub mod report;
 pub mod smoke;
-pub mod strangers;

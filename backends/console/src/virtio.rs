@@ -34,13 +34,13 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 
 /// The event by which the worker learns that a client has typed. Those up to the number of queues are the crate's.
-pub const TYPED: u64 = QUEUES as u64 + 1;
+pub const INPUT_EVENT: u64 = QUEUES as u64 + 1;
 
 /// Most bytes of one chain: what follows in a longer one is dropped.
 const MAX_CHAIN: usize = 64 * 1024;
 
 /// Bytes copied at a time.
-const PART: usize = 4096;
+const COPY_LEN: usize = 4096;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Chain = DescriptorChain<GuestMemoryLoadGuard<GuestMemoryMmap>>;
@@ -97,9 +97,9 @@ impl VirtioConsole {
     fn print(&self, chain: Chain) -> Option<u32> {
         let memory = chain.memory().clone();
         let Ok(mut reader) = chain.reader(&memory) else { return Some(0) };
-        let (mut buffer, mut left) = ([0; PART], MAX_CHAIN);
+        let (mut buffer, mut left) = ([0; COPY_LEN], MAX_CHAIN);
         while left > 0 {
-            let part = left.min(PART);
+            let part = left.min(COPY_LEN);
             match reader.read(&mut buffer[..part]) {
                 Ok(count) if count > 0 => {
                     left -= count;
@@ -126,11 +126,11 @@ impl VirtioConsole {
     fn typed(&self, chain: Chain) -> Option<u32> {
         let memory = chain.memory().clone();
         let Ok(mut writer) = chain.writer(&memory) else { return Some(0) };
-        let room = writer.available_bytes().min(PART);
+        let room = writer.available_bytes().min(COPY_LEN);
         if room == 0 {
             return Some(0);
         }
-        let mut buffer = [0; PART];
+        let mut buffer = [0; COPY_LEN];
         let count = recv(self.socket.as_raw_fd(), &mut buffer[..room], MsgFlags::MSG_DONTWAIT).ok()?;
         if count == 0 {
             return None;
@@ -191,7 +191,7 @@ impl VhostUserBackend for VirtioConsole {
             (TRANSMIT, [_, transmit]) => self.pump(transmit, Self::print),
             // The socket is watched for changes only: so whatever comes, both are looked at.
             (RECEIVE, [receive, _]) => self.pump(receive, Self::typed),
-            (event, [receive, _]) if u64::from(event) == TYPED && receive.get_ref().is_enabled() => {
+            (event, [receive, _]) if u64::from(event) == INPUT_EVENT && receive.get_ref().is_enabled() => {
                 self.pump(receive, Self::typed);
             }
             _ => {}

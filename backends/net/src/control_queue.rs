@@ -22,7 +22,7 @@ const ERR: u8 = 1;
 const BURST: usize = 8;
 
 /// Nanoseconds to rest after a command for which the tap was set: 200 in a second are more than any driver needs.
-const REST: u64 = 5_000_000;
+const COSTLY_PAUSE: u64 = 5_000_000;
 
 /// The control queue's work.
 pub struct ControlQueue {
@@ -73,7 +73,7 @@ impl ControlQueue {
             let outcome = self.answer(queue);
             queue.publish();
             if outcome == Outcome::Costly {
-                return Wait::Time(REST);
+                return Wait::Time(COSTLY_PAUSE);
             }
         }
         Wait::Nothing

@@ -18,9 +18,9 @@ use shared_abi::limits::NIC_STATE_LEN;
 
 use crate::settings::Settings;
 
-const FIRST: u64 = 4096;
-/// Bytes of each place, its length included.
-const PLACE: u64 = (NIC_STATE_LEN - FIRST) / 2;
+const SLOTS_START: u64 = 4096;
+/// Bytes of each slot, its length included.
+const SLOT_LEN: u64 = (NIC_STATE_LEN - SLOTS_START) / 2;
 
 /// All that is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,15 +50,15 @@ impl DriverState {
     /// What is kept for a NIC with `pairs` queue pairs; none if there is nothing that makes sense.
     pub fn load(&self, pairs: u16) -> Option<Memory> {
         let file = self.0.as_ref()?;
-        let place = place(generation(file).ok().filter(|generation| *generation != 0)?);
+        let slot = slot(generation(file).ok().filter(|generation| *generation != 0)?);
         let mut length = [0; 4];
-        file.read_exact_at(&mut length, place).ok()?;
+        file.read_exact_at(&mut length, slot).ok()?;
         let length = u64::from(u32::from_le_bytes(length));
-        if length > PLACE - 4 {
+        if length > SLOT_LEN - 4 {
             return None;
         }
         let mut text = vec![0; length as usize];
-        file.read_exact_at(&mut text, place + 4).ok()?;
+        file.read_exact_at(&mut text, slot + 4).ok()?;
         let memory: Memory = serde_json::from_slice(&text).ok()?;
         memory.settings.sound(pairs).then_some(memory)
     }
@@ -71,10 +71,10 @@ impl DriverState {
         let Some(file) = &self.0 else { return Ok(()) };
         let text = serde_json::to_vec(memory)?;
         // The bounds of the settings are such that they fit; a test says so.
-        let fits = u32::try_from(text.len()).ok().filter(|length| u64::from(*length) <= PLACE - 4);
+        let fits = u32::try_from(text.len()).ok().filter(|length| u64::from(*length) <= SLOT_LEN - 4);
         let length = fits.ok_or(io::ErrorKind::FileTooLarge)?;
         let next = generation(file)?.checked_add(1).unwrap_or(1);
-        file.write_all_at(&[&length.to_le_bytes()[..], &text].concat(), place(next))?;
+        file.write_all_at(&[&length.to_le_bytes()[..], &text].concat(), slot(next))?;
         file.write_all_at(&next.to_le_bytes(), 0)
     }
 }
@@ -85,8 +85,8 @@ fn generation(file: &File) -> io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn place(generation: u64) -> u64 {
-    if generation % 2 == 1 { FIRST } else { FIRST + PLACE }
+fn slot(generation: u64) -> u64 {
+    if generation % 2 == 1 { SLOTS_START } else { SLOTS_START + SLOT_LEN }
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
         let file = file();
         let kept = DriverState::new(Some(file.try_clone().unwrap()));
         kept.save(&longest()).unwrap();
-        file.write_all_at(&[0xff; 100], place(2)).unwrap();
+        file.write_all_at(&[0xff; 100], slot(2)).unwrap();
         assert_eq!(kept.load(31), Some(longest()));
     }
 
@@ -157,7 +157,7 @@ mod tests {
             let kept = DriverState::new(Some(file.try_clone().unwrap()));
             kept.save(&longest()).unwrap();
             for (at, byte) in changes {
-                file.write_all_at(&[byte], FIRST + at).unwrap();
+                file.write_all_at(&[byte], SLOTS_START + at).unwrap();
             }
             if generation % 3 == 0 {
                 file.write_all_at(&generation.to_le_bytes(), 0).unwrap();

@@ -4,7 +4,7 @@ use domus_startup::time::monotonic as now;
 use vu_server::{PollTime, Queue};
 
 /// Looks at the ring between two looks at the clock.
-const LOOKS: u32 = 32;
+const POLLS: u32 = 32;
 
 /// One ring's.
 #[derive(Debug, Default)]
@@ -17,11 +17,11 @@ pub struct RingPoll {
 impl RingPoll {
     /// Polls the empty ring, whose driver does not kick. True if the ring has a chain; otherwise the caller enables
     /// kicks.
-    pub fn look(&mut self, queue: &Queue) -> bool {
+    pub fn poll(&mut self, queue: &Queue) -> bool {
         let since = *self.empty_since.get_or_insert_with(now);
         let limit = self.poll_time.limit();
         while limit > 0 && now().saturating_sub(since) <= limit {
-            for _ in 0..LOOKS {
+            for _ in 0..POLLS {
                 if queue.has_available() {
                     return true;
                 }
@@ -33,7 +33,7 @@ impl RingPoll {
 
     /// The ring is not empty.
     #[inline]
-    pub fn found(&mut self) {
+    pub fn not_empty(&mut self) {
         if let Some(since) = self.empty_since.take() {
             self.poll_time.came(now().saturating_sub(since));
         }

@@ -158,7 +158,7 @@ impl Hashing {
 }
 
 /// Bytes of a frame that [`Wanted::frame`] looks at: both addresses, and a VLAN tag.
-pub const LOOK: usize = 16;
+pub const CHECKED_LEN: usize = 16;
 
 /// Which frames a driver wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -125,7 +125,7 @@ impl<S: Sink> Transmit<S> {
                     None => continue,
                 }
             }
-            self.ring_poll.found();
+            self.ring_poll.not_empty();
             match self.send(queue) {
                 Ok(()) => {}
                 Err(Unsent::Dropped(reason)) => self.counters.dropped(reason),
@@ -148,7 +148,7 @@ impl<S: Sink> Transmit<S> {
             queue.enable_kicks();
             return Some(Wait::Command);
         }
-        if self.ring_poll.look(queue) {
+        if self.ring_poll.poll(queue) {
             return None;
         }
         if queue.enable_kicks() {

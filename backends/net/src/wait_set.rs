@@ -29,7 +29,7 @@ pub enum Wait {
 }
 
 /// Nanoseconds after which something is tried again for which the kernel had no memory.
-const SHORTAGE: u64 = 10_000_000;
+const RETRY_AFTER: u64 = 10_000_000;
 
 const COMMANDS: u64 = 0;
 const KICK: u64 = 1;
@@ -87,7 +87,7 @@ impl WaitSet {
         {
             // Only for want of memory: the next turn, soon, tries again.
             self.remove_wire(wire);
-            timeout = milliseconds(SHORTAGE);
+            timeout = milliseconds(RETRY_AFTER);
         }
         let mut events = [EpollEvent::empty(); 3];
         match self.epoll.wait(&mut events, timeout) {

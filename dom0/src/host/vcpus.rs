@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::value::cpus::CpuSet as Wanted;
 
 /// Threads of one process that are looked at: more than any runner has.
-const MOST: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 /// One vCPU's thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct VcpuThread {
 
 /// The vCPU threads of the runner `pid`, by number. A runner names its threads, so it can mislead only about its own.
 pub fn vcpus(pid: i32) -> Vec<VcpuThread> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().take(MOST);
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().take(MAX_THREADS);
     let mut vcpus: Vec<_> = threads.filter_map(|thread| vcpu(&thread.path())).collect();
     vcpus.sort_by_key(|thread| (thread.vcpu, thread.tid));
     vcpus.dedup_by_key(|thread| thread.vcpu);

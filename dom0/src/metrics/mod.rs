@@ -23,10 +23,10 @@ use crate::api::collect;
 use crate::service::Dom0;
 
 /// Clients at the same time; one more is hung up on.
-const MOST_CLIENTS: usize = 8;
+const MAX_CLIENTS: usize = 8;
 
 /// Longest head of a request, in bytes.
-const MOST_HEAD: usize = 8 * 1024;
+const MAX_HEAD_LEN: usize = 8 * 1024;
 
 /// How long a client may take for everything.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -165,7 +165,7 @@ impl Metrics {
 }
 
 fn begin(clients: &Rc<Cell<usize>>, dom0: &Rc<Dom0>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
-    if clients.get() >= MOST_CLIENTS {
+    if clients.get() >= MAX_CLIENTS {
         return;
     }
     clients.set(clients.get() + 1);
@@ -186,7 +186,7 @@ async fn answer(dom0: &Dom0, mut stream: impl AsyncRead + AsyncWrite + Unpin) ->
             return Ok(());
         }
         head.extend_from_slice(&buffer[..count]);
-        if head.len() > MOST_HEAD {
+        if head.len() > MAX_HEAD_LEN {
             return reply(
                 &mut stream,
                 "431 Request Header Fields Too Large",

@@ -21,15 +21,15 @@ use crate::service::Dom0;
 use crate::value::place::ConfigError;
 
 /// Says that guests have been started since the host was.
-const MARK: &str = "autostarted";
+const MARKER: &str = "autostarted";
 
 /// Most configs that are looked at.
-const MOST: usize = 4096;
+const MAX_CONFIGS: usize = 4096;
 
 /// Starts the guests that are to start with the host, one after another, and says which cannot be. Nothing is done if
 /// that has been done since the host was started.
 pub async fn start(dom0: Rc<Dom0>) {
-    let mark = fs::File::create_new(dom0.run_dir().path().join(MARK));
+    let mark = fs::File::create_new(dom0.run_dir().path().join(MARKER));
     match mark {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return,
@@ -113,7 +113,7 @@ fn read(config_dir: &Path) -> (Vec<(DomainConfig, Autostart)>, Vec<ConfigError>)
     let entries = fs::read_dir(config_dir.join("domains")).into_iter().flatten().flatten();
     let paths =
         entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
-    let mut paths: Vec<PathBuf> = paths.take(MOST).collect();
+    let mut paths: Vec<PathBuf> = paths.take(MAX_CONFIGS).collect();
     paths.sort();
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for path in paths {

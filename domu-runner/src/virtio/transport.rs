@@ -25,7 +25,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, BackendError, Session, Vring};
-use super::common::{self, Action, CARRIED, Common};
+use super::common::{self, Action, Common, PASSED_FEATURES};
 use super::watch::Watcher;
 use crate::irq::IrqRouter;
 use crate::memory::{GuestRam, RamRegion};
@@ -165,7 +165,7 @@ impl Transport {
             .collect::<Result<_, _>>()
             .map_err(|source| TransportError::EventFd { device: id.clone(), source })?;
         let DeviceFeatures { own, withheld } = device.features;
-        let features = (backend.features() & !withheld | own) & CARRIED;
+        let features = (backend.features() & !withheld | own) & PASSED_FEATURES;
         let description = describe(device, config.len() as u32);
         let state = State {
             common: Common::new(features, device.queues, device.queue_size, vectors),

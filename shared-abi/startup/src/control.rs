@@ -23,7 +23,7 @@ use crate::link::{Link, LinkError};
 use crate::lock;
 
 /// How long the first controller may take, in milliseconds.
-const FIRST: u16 = 60_000;
+const FIRST_CONTROLLER_MS: u16 = 60_000;
 
 /// How long to wait before accepting again where the host was short of descriptors or memory.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -43,7 +43,7 @@ pub enum ControlError {
     #[error("cannot accept a controller")]
     Accept(#[source] io::Error),
     /// Whoever started this process has not connected.
-    #[error("no controller has connected within {FIRST} ms")]
+    #[error("no controller has connected within {FIRST_CONTROLLER_MS} ms")]
     Nobody,
     /// The first message was not a proper start message.
     #[error("the first control message is refused")]
@@ -162,7 +162,7 @@ impl Control {
     pub fn accept_start<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
         // Whoever starts this process may die before it connects: then nobody would ever end it.
         let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut listener, FIRST) == Ok(0) {
+        if poll(&mut listener, FIRST_CONTROLLER_MS) == Ok(0) {
             return Err(ControlError::Nobody);
         }
         let given_up = |error| match error {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use domus_tests::images::Images;
-use domus_tests::{lab, smoke, strangers};
+use domus_tests::{lab, qemu_interop, smoke};
 
 /// Runs Domus' scenarios with real guests.
 #[derive(Debug, Parser)]
@@ -112,7 +112,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Smoke { bin, config } => smoke::run(&bin, &config),
         Command::Strangers { place } => {
-            strangers::run(&place.bin, &Images::load(&place.images)?, &place.folder)
+            qemu_interop::run(&place.bin, &Images::load(&place.images)?, &place.folder)
         }
     };
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -23,7 +23,7 @@ use crate::images::Images;
 /// The figure of each start is one of so many; the median is told.
 const STARTS: usize = 5;
 
-/// What a figure line begins with, among the lines of the outer machine.
+/// The beginning of a line with a figure, among the output lines of the lab's machine.
 pub const FIGURE: &str = "FIGURE ";
 
 /// Prints a line `FIGURE {"case", "ours", "unit"}` for each figure.

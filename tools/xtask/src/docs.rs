@@ -18,9 +18,9 @@ use serde_json::Value;
 use crate::{Xtask, manual, workspace};
 
 /// Most bytes of the README at the top.
-const MOST_BYTES: u64 = 10_240;
+const MAX_BYTES: u64 = 10_240;
 /// Most columns of a line of prose.
-const MOST_COLUMNS: usize = 120;
+const MAX_COLUMNS: usize = 120;
 /// Folders whose comments are wider still; each goes from this list once its comments are mended.
 const WIDE_COMMENTS: &[&str] = &[
     "backends/block/tests",
@@ -74,8 +74,8 @@ impl Document {
 
     fn too_wide(&self) -> Vec<String> {
         let prose = self.prose.iter().filter(|(_, line)| !line.starts_with('|'));
-        let wide = prose.filter(|(_, line)| line.chars().count() > MOST_COLUMNS);
-        wide.map(|(n, _)| self.at(*n, &format!("has more than {MOST_COLUMNS} columns"))).collect()
+        let wide = prose.filter(|(_, line)| line.chars().count() > MAX_COLUMNS);
+        wide.map(|(n, _)| self.at(*n, &format!("has more than {MAX_COLUMNS} columns"))).collect()
     }
 
     /// A span that goes on in the next line would be read as the text between spans.
@@ -281,8 +281,8 @@ fn files(ending: &str) -> Vec<(PathBuf, String)> {
 /// Every complaint about the comments of a Rust file.
 fn wide_comments(path: &Path, text: &str) -> Vec<String> {
     let comments = text.lines().zip(1..).filter(|(line, _)| line.trim_start().starts_with("//"));
-    let wide = comments.filter(|(line, _)| line.chars().count() > MOST_COLUMNS);
-    wide.map(|(_, n)| format!("{}:{n}: has more than {MOST_COLUMNS} columns", path.display())).collect()
+    let wide = comments.filter(|(line, _)| line.chars().count() > MAX_COLUMNS);
+    wide.map(|(_, n)| format!("{}:{n}: has more than {MAX_COLUMNS} columns", path.display())).collect()
 }
 
 /// Every complaint about a document.
@@ -322,7 +322,7 @@ fn comments_have_lines_that_can_be_read() {
 #[test]
 fn the_readme_is_read_in_one_go() {
     let bytes = fs::metadata(workspace::root().join("README.md")).unwrap().len();
-    assert!(bytes <= MOST_BYTES, "README.md has {bytes} bytes: at most {MOST_BYTES} would do");
+    assert!(bytes <= MAX_BYTES, "README.md has {bytes} bytes: at most {MAX_BYTES} would do");
 }
 
 #[test]

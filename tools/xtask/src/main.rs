@@ -213,7 +213,7 @@ fn run(task: Task) -> Result<()> {
             lab::script(yes.consent(), script.as_deref(), &with, systemd, !no_build)
         }
         Task::Services { yes, no_build } => test::services_only(yes.consent(), !no_build),
-        Task::Strangers { yes } => test::strangers_only(yes.consent()),
+        Task::Strangers { yes } => test::qemu_interop_only(yes.consent()),
         Task::Chaos { seconds, seed, no_build } => {
             let bin = if no_build { workspace::binaries() } else { workspace::build_binaries()? };
             chaos::chaos(&bin, seconds, seed)

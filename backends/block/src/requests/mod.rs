@@ -38,7 +38,7 @@ use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 /// completion ring overflows; another kind of descriptor may end it again and again.
 const VAIN_KICKS: u16 = 64;
 /// Answers that a driver is shown before its batch is done: it works on them beside us, and asks for more.
-const SOME: u16 = 4;
+const EARLY_ANSWERS: u16 = 4;
 /// Most requests in flight in one queue.
 pub const SLOTS: usize = 256;
 /// The requests of one queue. It lives as long as its worker; queues come and go.
@@ -208,7 +208,7 @@ impl Requests {
     /// Shows the driver what was answered, if it is enough to keep it busy while more is done.
     #[inline]
     pub fn publish_some(&mut self) {
-        if let Some(queue) = self.queue.as_deref_mut().filter(|queue| queue.unpublished() >= SOME) {
+        if let Some(queue) = self.queue.as_deref_mut().filter(|queue| queue.unpublished() >= EARLY_ANSWERS) {
             queue.publish();
         }
     }

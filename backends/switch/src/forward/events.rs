@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// Most events at once; what is left over comes with the next look.
-const MOST: usize = 64;
+const MAX_EVENTS: usize = 64;
 
 /// What has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Events {
             Some(0) => EpollTimeout::ZERO,
             Some(time) => u16::try_from(time.div_ceil(1_000_000)).unwrap_or(u16::MAX).into(),
         };
-        let mut events = [EpollEvent::empty(); MOST];
+        let mut events = [EpollEvent::empty(); MAX_EVENTS];
         match self.0.wait(&mut events, timeout) {
             Ok(count) => into.extend(events[..count].iter().map(|event| Event::from_token(event.data()))),
             // Interrupted, or nothing: the next look tells.

@@ -46,7 +46,7 @@ const PASSES: u32 = 64;
 const COMMANDS: usize = 64;
 
 /// Looks at the rings between two looks at the clock.
-const LOOKS: u32 = 32;
+const POLLS: u32 = 32;
 
 /// What the data thread is told of the ports.
 #[derive(Debug)]
@@ -306,7 +306,7 @@ impl Ports {
     fn look_out(&self, start: u64, limit: u64) -> bool {
         loop {
             let time = now();
-            for _ in 0..LOOKS {
+            for _ in 0..POLLS {
                 if self.transmit.iter().flatten().any(|transmit| transmit.has_work(time)) {
                     return true;
                 }

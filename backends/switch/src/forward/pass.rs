@@ -17,7 +17,7 @@ const BURST_BYTES: u64 = 1 << 20;
 /// Most segments of a frame for all ports, for each receiver that does not take it whole: 64 KiB of TCP with the
 /// smallest segments that Linux makes when it probes the path's MTU (512 bytes), and the most segments that Linux cuts
 /// a datagram into.
-const MOST_FOR_ALL: usize = 128;
+const MAX_FLOOD_SEGMENTS: usize = 128;
 
 /// Where the source address is in a frame, and the group bit of an address.
 const SOURCE: std::ops::Range<usize> = 6..12;
@@ -165,7 +165,7 @@ impl Ports {
                 Err(obstacle) => self.hold(receiver, obstacle, transmit.wait, now),
             });
         }
-        frame.most = MOST_FOR_ALL;
+        frame.most = MAX_FLOOD_SEGMENTS;
         for receiver in (0..MAX_PORTS).filter(|&receiver| receiver != slot) {
             if let Err(Obstacle::Full | Obstacle::Limit(_)) = self.deliver(receiver, &mut frame, now)?
                 && let Some(receive) = &self.receive[receiver]

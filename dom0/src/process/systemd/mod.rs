@@ -30,7 +30,7 @@ use crate::host::pidfd::open_pidfd;
 use crate::process::cgroup::{memory_limit, task_limit};
 use crate::process::systemd::bus::{Bus, Failure};
 use crate::process::systemd::machined::Machines;
-use crate::process::systemd::release::{Farewell, Farewells};
+use crate::process::systemd::release::{Release, Releases};
 use crate::process::systemd::unit::{Unit, Used};
 use crate::process::{Adopting, Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, Weighing};
 use crate::value::names::{self, template};
@@ -53,7 +53,7 @@ type Properties<'a> = Vec<(&'a str, Variant<'a>)>;
 pub struct Systemd {
     bus: Rc<Bus>,
     used: Used,
-    farewells: Farewells,
+    releases: Releases,
     machines: Machines,
     /// Domains whose slice has been made.
     slices: RefCell<BTreeSet<DomainName>>,
@@ -89,12 +89,12 @@ impl Systemd {
         let made = fs::DirBuilder::new().recursive(true).create(ENVIRONMENTS);
         made.map_err(|error| format!("--supervisor systemd: cannot make {ENVIRONMENTS}: {error}"))?;
         let bus = Rc::new(Bus::default());
-        let farewells = Farewells::start(bus.clone());
+        let releases = Releases::start(bus.clone());
         Ok(Self {
             machines: Machines::new(bus.clone()),
             bus,
             used: Used::default(),
-            farewells,
+            releases,
             slices: RefCell::default(),
             leaving: Cell::new(false),
         })
@@ -128,7 +128,7 @@ impl Systemd {
     }
 
     fn take(&self, name: &str) -> Option<Unit> {
-        Unit::take(&self.bus, &self.used, &self.farewells, name)
+        Unit::take(&self.bus, &self.used, &self.releases, name)
     }
 
     /// The process of a unit that has just been started.
@@ -163,7 +163,7 @@ impl Systemd {
             return Ok(());
         }
         if self.leaving.replace(false) {
-            self.farewells.passed_on().await;
+            self.releases.passed_on().await;
         }
         let slice = names::slice(domain.as_str());
         let limits = || {
@@ -310,6 +310,6 @@ impl Supervisor for Systemd {
     fn release(&self, domain: &DomainName) {
         self.slices.borrow_mut().remove(domain);
         self.leaving.set(true);
-        self.farewells.say(Farewell::Slice(names::slice(domain.as_str())));
+        self.releases.say(Release::Slice(names::slice(domain.as_str())));
     }
 }

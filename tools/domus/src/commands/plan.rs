@@ -13,10 +13,10 @@ use dom0::device::net::config::{Net, NetLink};
 use serde::Serialize;
 
 /// Where the RAM below 4 GiB ends, and devices begin.
-const LOW: u64 = 3 << 30;
+const LOW_RAM_END: u64 = 3 << 30;
 
 /// Where the rest of the RAM begins.
-const HIGH: u64 = 4 << 30;
+const HIGH_RAM: u64 = 4 << 30;
 
 /// The first slot of the PCI root that devices are in; 0 is the root's own.
 const FIRST_SLOT: usize = 1;
@@ -112,10 +112,10 @@ struct Policies {
 impl Plan {
     /// Of a config that has been checked.
     pub fn of(config: &DomainConfig, notes: Vec<String>) -> Self {
-        let low = config.memory.min(LOW);
+        let low = config.memory.min(LOW_RAM_END);
         let mut ram = vec![Ram { from: 0, bytes: low }];
         if config.memory > low {
-            ram.push(Ram { from: HIGH, bytes: config.memory - low });
+            ram.push(Ram { from: HIGH_RAM, bytes: config.memory - low });
         }
         Self {
             name: config.name.to_string(),
@@ -347,10 +347,10 @@ mod tests {
         let config = dom0::config::parse(Path::new("web1.json"), Path::new("/srv"), text).unwrap();
         let plan = Plan::of(&config, vec!["take care".into()]);
         let json = serde_json::to_value(&plan).unwrap();
-        assert_eq!(json["ram"][0]["bytes"], LOW);
+        assert_eq!(json["ram"][0]["bytes"], LOW_RAM_END);
         assert_eq!(
             (&json["ram"][1]["from"], &json["ram"][1]["bytes"]),
-            (&HIGH.into(), &(2_u64 << 30).into())
+            (&HIGH_RAM.into(), &(2_u64 << 30).into())
         );
         let programs: Vec<_> =
             plan.processes.iter().map(|it| (it.program, it.serves.join(" "), it.own)).collect();

@@ -52,10 +52,16 @@ fn qemu_boots(bin: &Path, images: &Images, kernel: KernelId, folder: &Path) -> R
     let tap = Link::tap("stranger-tap", Some(&bridge))?;
     let block = block(bin, &guest_disk(images, folder)?, "writeback", folder)?;
     let net = Backend::start(bin, "domus-net", folder, &["--tap", tap.name()])?;
-    let stranger =
-        Stranger { images, kernel, block: &block.socket, reconnect: false, net: Some(&net.socket), folder };
+    let machine = QemuMachine {
+        images,
+        kernel,
+        block: &block.socket,
+        reconnect: false,
+        net: Some(&net.socket),
+        folder,
+    };
     {
-        let (mut qemu, mut guest) = stranger.boot()?;
+        let (mut qemu, mut guest) = machine.boot()?;
         let ready = guest.wait_ready(BOOT)?;
         if ready.cpus != 2 {
             bail!("{} processors came up, 2 were asked for", ready.cpus);
@@ -118,7 +124,7 @@ impl Backend {
     }
 }
 
-struct Stranger<'a> {
+struct QemuMachine<'a> {
     images: &'a Images,
     kernel: KernelId,
     block: &'a Path,
@@ -128,7 +134,7 @@ struct Stranger<'a> {
     folder: &'a Path,
 }
 
-impl Stranger<'_> {
+impl QemuMachine<'_> {
     fn boot(&self) -> Result<(Running, Guest)> {
         let kernel = self.images.kernel(self.kernel)?;
         let console = self.folder.join("console.sock");

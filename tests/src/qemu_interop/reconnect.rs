@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{BOOT, Stranger, block, guest_disk};
+use super::{BOOT, QemuMachine, block, guest_disk};
 use crate::images::{Images, KernelId};
 
 /// Kills, and one file more than them.
@@ -29,9 +29,15 @@ pub fn nothing_is_lost_when_the_disk_backend_is_killed(
     let disk = guest_disk(images, folder)?;
     let mut backend = Some(block(bin, &disk, CACHE, folder)?);
     let socket = backend.as_ref().context("the backend was just started")?.socket.clone();
-    let stranger =
-        Stranger { images, kernel: KernelId::V6_12Cloud, block: &socket, reconnect: true, net: None, folder };
-    let (mut qemu, mut guest) = stranger.boot()?;
+    let machine = QemuMachine {
+        images,
+        kernel: KernelId::V6_12Cloud,
+        block: &socket,
+        reconnect: true,
+        net: None,
+        folder,
+    };
+    let (mut qemu, mut guest) = machine.boot()?;
     guest.wait_ready(BOOT)?;
     // Four files of 3 MiB at once, copied from RAM and summed there.
     let write = format!(

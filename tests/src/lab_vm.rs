@@ -43,7 +43,7 @@ pub enum Serial<'a> {
 
 /// What a run needs.
 #[derive(Clone, Debug)]
-pub struct Outer<'a> {
+pub struct LabVm<'a> {
     /// Kernel and root file system.
     pub images: &'a Images,
     /// An empty folder of this run's own.
@@ -63,8 +63,8 @@ pub struct Outer<'a> {
 /// Why a run gave no answer.
 #[derive(Clone, Debug)]
 pub enum Failure {
-    /// The outer machine itself stood still or did not come up: says nothing about what ran in it.
-    Ground(String),
+    /// The lab's machine itself hung or did not come up. This says nothing about the programs in it.
+    Machine(String),
     /// What ran in it did not end in time.
     Limit(String),
 }
@@ -72,7 +72,7 @@ pub enum Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Ground(what) => write!(f, "the lab's own machine failed: {what}"),
+            Self::Machine(what) => write!(f, "the lab's own machine failed: {what}"),
             Self::Limit(what) => f.write_str(what),
         }
     }
@@ -80,7 +80,7 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-impl Outer<'_> {
+impl LabVm<'_> {
     /// The folder that is `/lab` inside.
     pub fn share(&self) -> PathBuf {
         self.folder.join("lab")
@@ -145,12 +145,12 @@ impl Outer<'_> {
         let status = fs::read_to_string(self.share().join("status")).unwrap_or_default();
         match status.trim().parse() {
             Ok(status) => Ok(status),
-            Err(_) => Err(Failure::Ground("it ended without a status".into()).into()),
+            Err(_) => Err(Failure::Machine("it ended without a status".into()).into()),
         }
     }
 
     fn qemu(&self, virtiofs: &Path, heartbeat: &Path, terminal: bool) -> Result<std::process::Command> {
-        let kernel = self.images.kernel(KernelId::OUTER)?;
+        let kernel = self.images.kernel(KernelId::LAB)?;
         let memory = self.memory_mib;
         let root = self.images.debian.display();
         let mut qemu = tied("qemu-system-x86_64");
@@ -248,7 +248,7 @@ impl Outer<'_> {
             if pulse.silence() > SILENCE {
                 let seconds = SILENCE.as_secs();
                 return Err(
-                    Failure::Ground(format!("no heartbeat for {seconds} s; under way: {step}")).into()
+                    Failure::Machine(format!("no heartbeat for {seconds} s; under way: {step}")).into()
                 );
             }
         }
