@@ -256,7 +256,11 @@ impl Session {
             self.may_change("changing a domain's part of the CPUs")?;
         }
         cpus::check(weight, cap).map_err(|message| ApiError::Refused { message })?;
-        Ok(self.dom0.call(&name, move |domain| domain.weigh(weight, cap).boxed_local()).await?.into())
+        Ok(self
+            .dom0
+            .call(&name, move |domain| domain.set_cpu_limits(weight, cap).boxed_local())
+            .await?
+            .into())
     }
 
     async fn console(&self, name: String) -> Result<Console, ApiError> {

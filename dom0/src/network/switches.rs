@@ -31,7 +31,7 @@ use crate::host::run_dir::{RunDir, RunDirError};
 use crate::host::{orphans, proc};
 use crate::process::identity::uid;
 use crate::process::link::{ChildError, ChildLink};
-use crate::process::{Job, Process, Supervisor, SupervisorError};
+use crate::process::{Launch, Process, Supervisor, SupervisorError};
 use crate::value::backoff::{self, GOOD_LIFE};
 use crate::value::text::one_line;
 
@@ -287,8 +287,9 @@ impl Served {
         proc::end(&file);
         let _ = fs::remove_file(&control);
         let whom = format!("switch {}", self.name);
-        let job = Job { whom: &whom, role: Role::Switch, control: &control, program: None, limits: None };
-        let process = self.supervisor.start(job).await?;
+        let launch =
+            Launch { whom: &whom, role: Role::Switch, control: &control, program: None, limits: None };
+        let process = self.supervisor.start(launch).await?;
         proc::write(&file, process.pid()).map_err(io("write a switch's state"))?;
         let mut link = SwitchLink::connect(Role::Switch, &control, &process).await?;
         // A user of its own, as each domain has: the numbers come from one counter.

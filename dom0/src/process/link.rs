@@ -350,7 +350,7 @@ mod tests {
 
     use super::*;
     use crate::process::Direct;
-    use crate::process::{Job, Supervisor};
+    use crate::process::{Launch, Supervisor};
 
     type Runner = ChildLink<RunnerReply, RunnerEvent>;
 
@@ -364,9 +364,9 @@ mod tests {
         )
         .unwrap();
         let direct = Direct::new(Some(dir.into()), true);
-        let job =
-            Job { whom: "test", role: Role::Runner, control: Path::new("x"), program: None, limits: None };
-        direct.start(job).await.unwrap()
+        let launch =
+            Launch { whom: "test", role: Role::Runner, control: Path::new("x"), program: None, limits: None };
+        direct.start(launch).await.unwrap()
     }
 
     #[tokio::test(flavor = "current_thread")]

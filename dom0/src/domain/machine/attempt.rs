@@ -35,7 +35,7 @@ use crate::domain::error::StartError;
 use crate::domain::machine::backend::Backend;
 use crate::domain::machine::build::limits;
 use crate::host::{fault, nbd, sockets};
-use crate::process::{Job, Process};
+use crate::process::{Launch, Process};
 use crate::value::backoff;
 use crate::value::place::Place;
 
@@ -158,14 +158,14 @@ impl Means {
     async fn started(&self, role: Role, control: &Path) -> Result<Backend, StartError> {
         // The socket of a dead process may be there: nobody is to be taken for the new one.
         let _ = std::fs::remove_file(control);
-        let job = Job {
+        let launch = Launch {
             whom: self.owner.started_as.as_str(),
             role,
             control,
             program: self.program.as_deref(),
             limits: Some(limits(&self.config)),
         };
-        let mut backend = Backend::new(role, self.commons.providers.supervisor.start(job).await?);
+        let mut backend = Backend::new(role, self.commons.providers.supervisor.start(launch).await?);
         fault::point();
         backend.connect(control).await?;
         Ok(backend)

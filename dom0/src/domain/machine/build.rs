@@ -41,7 +41,7 @@ use crate::host::proc::ProcessId;
 use crate::host::{fault, memory, sockets};
 use crate::process::identity::uid;
 use crate::process::link::{ChildError, ChildLink, PATIENCE};
-use crate::process::{Job, Limits, Process};
+use crate::process::{Launch, Limits, Process};
 
 /// Bytes of `struct virtio_blk_config` that every backend knows (virtio 1.3 §5.2.4), up to the write-zeroes fields.
 const BLOCK_CONFIG: u16 = 60;
@@ -184,14 +184,14 @@ pub async fn build(
     // All at once: what each does before it listens goes on beside what dom0 does next.
     for role in roles(config) {
         let control = dir.control(role);
-        let job = Job {
+        let launch = Launch {
             whom: config.unit.as_str(),
             role,
             control: &control,
             program: None,
             limits: Some(limits(config)),
         };
-        let process = commons.providers.supervisor.start(job).await?;
+        let process = commons.providers.supervisor.start(launch).await?;
         fault::point();
         match role {
             Role::Runner => made.runner = Some(Runner { process, link: None }),

@@ -41,7 +41,7 @@ impl Domain {
         if weight.is_none() && cap.is_none() {
             return Ok(());
         }
-        let weighed = self.commons.providers.supervisor.weigh(&self.config.unit, weight, cap).await;
+        let weighed = self.commons.providers.supervisor.set_cpu_limits(&self.config.unit, weight, cap).await;
         let at = if weight.is_some() { "cpu_weight" } else { "cpu_cap" };
         weighed.map_err(|why| refuse(at, format!("{why}; leave it out")))
     }
@@ -99,12 +99,16 @@ impl Domain {
     ///
     /// # Errors
     /// One line; they are as before then.
-    pub async fn weigh(&mut self, weight: Option<u32>, cap: Option<u32>) -> Result<Scheduling, String> {
+    pub async fn set_cpu_limits(
+        &mut self,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> Result<Scheduling, String> {
         if weight.is_none() && cap.is_none() {
             return Ok(self.scheduling.clone());
         }
         self.has_machine("change its part of the CPUs")?;
-        self.commons.providers.supervisor.weigh(&self.config.unit, weight, cap).await?;
+        self.commons.providers.supervisor.set_cpu_limits(&self.config.unit, weight, cap).await?;
         let Scheduling { weight: old_weight, cap: old_cap, .. } = self.scheduling;
         self.scheduling.weight = weight.or(old_weight);
         self.scheduling.cap = cap.or(old_cap);
