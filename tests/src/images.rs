@@ -1,4 +1,4 @@
-//! Where the lab's images are: written by the tools that make them, read by the tests that boot them.
+//! The paths of the lab's images: written by the tools that make them, read by the tests that boot them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

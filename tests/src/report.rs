@@ -1,4 +1,4 @@
-//! One line for each scenario, as it ends: `PASS name` or `FAIL name: reason`; `STEP name` as it begins.
+//! Reports a scenario in one line: `STEP name` at its begin, `PASS name` or `FAIL name: reason` at its end.
 
 use std::time::Instant;
 

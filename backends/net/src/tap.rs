@@ -1,4 +1,4 @@
-//! One queue of a tap or a macvtap, and the few things that can be set.
+//! One queue of a tap or a macvtap, and the settings that it accepts.
 #![expect(unsafe_code, reason = "the tun ioctls have no safe binding")]
 
 use std::ffi::c_int;

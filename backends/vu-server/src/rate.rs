@@ -1,4 +1,4 @@
-//! One rate with bursts, in pure arithmetic: times in, waiting times out.
+//! A rate limit with bursts, in pure arithmetic: times in, waiting times out.
 //!
 //! Each rate is kept by the virtual-scheduling form of a token bucket: `next` is the moment at which all that was let
 //! through so far would be done at the rate, and a request may go while that is no more than a tolerance ahead of now.

@@ -1,4 +1,4 @@
-//! From the file's types to a [`DomainConfig`]: ranges, names, and what excludes what.
+//! Checks a config: turns the file's types into a [`DomainConfig`], by ranges, names and keys that exclude each other.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What a process says on its standard output and error: read from a pipe and passed on, a line at a time.
+//! A process's standard output and error: read from a pipe and passed on, a line at a time.
 //!
 //! A process may be in its guest's hands. So it does not get dom0's own standard error, which may be the operator's
 //! terminal; what it says is passed on as printable lines of bounded length that begin with its name, and only so many

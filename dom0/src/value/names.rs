@@ -1,4 +1,4 @@
-//! How systemd writes names: of units, of slices, of objects on the bus. Pure.
+//! The names that systemd gives to units, slices and objects on the bus. Pure.
 //!
 //! A name's own `-` is escaped, so a `-` that is left separates: the second process of a role of `web1` is the instance
 //! `web1-2`, and `domus-web1-2.slice` lies inside `domus-web1.slice` because that is what `-` means in a slice's name.

@@ -1,4 +1,4 @@
-//! One virtio device as a PCI function: its BAR, and what its registers do to the backend, KVM and the interrupts.
+//! One virtio device as a PCI function: its BAR, and the effect of its registers on the backend, KVM and interrupts.
 //!
 //! ```text
 //! BAR 0   0x0000 common configuration   0x1000 ISR status   0x2000 device configuration

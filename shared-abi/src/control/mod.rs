@@ -1,4 +1,4 @@
-//! What dom0 and a child say to each other: one JSON value in each `SOCK_SEQPACKET` datagram.
+//! The control protocol between dom0 and a child: one JSON value in each `SOCK_SEQPACKET` datagram.
 //!
 //! ```text
 //! dom0                                child

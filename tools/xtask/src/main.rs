@@ -1,4 +1,4 @@
-//! What builds, tests, demonstrates and measures Domus: `cargo xtask --help`.
+//! Builds, tests, demonstrates and measures Domus: `cargo xtask --help`.
 
 mod bench;
 mod chaos;

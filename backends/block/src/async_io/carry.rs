@@ -1,4 +1,4 @@
-//! One request as a future: pieces of a bounded buffer between the guest and the disk.
+//! Carries out one request as a future: pieces of a bounded buffer between the guest and the disk.
 
 use std::cell::RefCell;
 use std::io;

@@ -1,4 +1,4 @@
-//! One unit of systemd's that dom0 has started: kept loaded until it is told how it ended.
+//! A systemd unit that dom0 has started: it stays loaded until systemd has told how it ended.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
