@@ -1,8 +1,8 @@
 //! The dom0 service: in the foreground, for a service manager or a terminal.
 //!
-//! Domains outlive it, however it ends: the next dom0 takes them over. SIGTERM and SIGHUP end it like that, when no domain is
-//! just being built or removed. SIGINT (Ctrl-C) shuts every domain down (ACPI power button), waits `--grace` seconds at most,
-//! destroys what is left, and ends; a second one destroys at once.
+//! Domains outlive dom0, however it ends: the next dom0 takes them over. SIGTERM and SIGHUP end dom0 in this way, once
+//! no domain is being built or removed. SIGINT (Ctrl-C) shuts every domain down (ACPI power button), waits `--grace`
+//! seconds at most, destroys the remaining domains, and ends dom0; a second SIGINT destroys them at once.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
 //! dom0's modules are layers: an import runs downwards, or stays in its own folder.
 //!
-//! A class of devices imports no other class, and its `config.rs` imports values and the device's description alone. What
-//! a role means stands in `process` and `device`, and what a config says of devices is read by their classes: a new class
-//! touches nothing else.
+//! A class of devices imports no other class, and its `config.rs` imports values and the device's description alone.
+//! What a role means stands in `process` and `device`, and what a config says of devices is read by their classes: a
+//! new class touches nothing else.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its sources has failed")]
 

@@ -1,4 +1,4 @@
-//! What `CPUID` tells each vCPU: what KVM supports, with this machine's topology put in.
+//! The `CPUID` leaves of each vCPU: those that KVM supports, with this machine's topology.
 //!
 //! One socket, one core for each vCPU, one thread for each core; the APIC id is the vCPU's number.
 

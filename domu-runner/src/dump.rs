@@ -1,12 +1,13 @@
-//! A core of the machine, as `gdb` and `crash` read it: ELF64 with a note for each vCPU and a segment for each piece of RAM.
+//! A core of the machine for `gdb` and `crash`: ELF64 with notes for each vCPU and a segment for each piece of RAM.
 //!
 //! ```text
 //! ELF header │ program headers: PT_NOTE, PT_LOAD… │ notes: CORE of each vCPU, QEMU of each vCPU │ RAM, page aligned
 //! ```
 //!
-//! Memory that the guest has never touched, and pages of zeros, are holes in the file. Addresses are physical, in `p_vaddr` as
-//! in `p_paddr`. The notes are those of QEMU's `dump-guest-memory` (`target/i386/arch_dump.c`): the general registers for
-//! gdb (`NT_PRSTATUS`), and what else a debugger needs to find a kernel's page tables (`QEMU`, version 1).
+//! Memory that the guest has never touched, and pages of zeros, are holes in the file. Addresses are physical, in
+//! `p_vaddr` and in `p_paddr`. The notes are those of QEMU's `dump-guest-memory` (`target/i386/arch_dump.c`): the
+//! general registers for gdb (`NT_PRSTATUS`), and the control registers that a debugger needs to find a kernel's page
+//! tables (`QEMU`, version 1).
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -260,7 +261,7 @@ fn data(file: &File, start: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
     Ok(Some((data, hole.clamp(data + 1, end))))
 }
 
-/// Writes the pages of `part`, which begins on a page, that are not all zeros; those that follow each other in one piece.
+/// Writes the pages of `part` that are not all zeros, adjacent ones in one write. `part` begins on a page boundary.
 fn copy(file: &mut File, at: u64, part: &[u8]) -> io::Result<()> {
     let page = |from: usize| &part[from..part.len().min(from + PAGE)];
     let mut from = 0;

@@ -1,4 +1,4 @@
-//! Where things are in a guest's physical address space and I/O space.
+//! The layout of a guest's physical address space and I/O space.
 //!
 //! ```text
 //! 0                     RAM, up to 3 GiB

@@ -45,7 +45,7 @@ use crate::vm::Vm;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How long each vCPU may take to do what it is asked; one that waits for its backend takes longer.
-const VCPU: Duration = Duration::from_millis(500);
+const VCPU_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A machine whose guest can run.
 pub struct Machine {
@@ -94,7 +94,7 @@ impl Machine {
         ports.insert(I8042_PORT, I8042_PORTS, Arc::new(I8042(stop.clone())))?;
         ports.insert(ACPI_PORT, REGISTERS, power.clone())?;
 
-        // The only file that it is ever given to write to is that of a core: a runner that is its guest's cannot fill a disk.
+        // A core is the only file that a runner ever writes, so a runner under its guest's control cannot fill a disk.
         let core = start.memory + dump::BESIDE_RAM;
         setrlimit(Resource::RLIMIT_FSIZE, core, core).context("cannot limit the length of cores")?;
         sandbox::enter(start.identity.uid)?;
@@ -125,7 +125,7 @@ impl Machine {
             stopped: stopped.clone(),
         };
         threads::start("end".into(), move || end.wait(&reasons))?;
-        sandbox::seal(&[sandbox::COMMON, RULES, virtio::ALLOW].concat())?;
+        sandbox::seal(&[sandbox::COMMON, RULES, virtio::CALLS].concat())?;
 
         let entry = boot::load(&ram, &kernel, initrd.as_ref(), &start.cmdline, start.vcpus)?;
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
@@ -196,14 +196,14 @@ impl Machine {
         Ok(RunnerReply::Done)
     }
 
-    /// Writes a core. The vCPUs stand still meanwhile unless it is to be `live`; with `hold` they do so afterwards, too.
+    /// Writes a core. Pauses the vCPUs for the dump unless it is `live`; with `hold` they stay paused after it.
     fn dump(&self, file: OwnedFd, live: bool, hold: bool) -> Result<(), String> {
         let ours = !live && !self.vcpus.paused();
         if ours {
             self.vcpus.pause(2 * PATIENCE);
         }
         let registers = |vcpu| -> Result<Registers, String> {
-            let read = self.vcpus.ask(vcpu, Registers::read, VCPU);
+            let read = self.vcpus.ask(vcpu, Registers::read, VCPU_TIMEOUT);
             let read = read.ok_or_else(|| format!("vCPU {vcpu} waits for its backend"))?;
             read.map_err(|error| format!("KVM does not tell the registers of vCPU {vcpu}: {error}"))
         };
@@ -232,7 +232,7 @@ impl Machine {
             Some(vcpu) => return Err(format!("there is no vCPU {vcpu}: the machine has 0 to {}", count - 1)),
         };
         for vcpu in wanted {
-            let nmi = self.vcpus.ask(vcpu, VcpuFd::nmi, VCPU);
+            let nmi = self.vcpus.ask(vcpu, VcpuFd::nmi, VCPU_TIMEOUT);
             let nmi =
                 nmi.ok_or_else(|| format!("vCPU {vcpu} waits for its backend: it gets its NMI then"))?;
             nmi.map_err(|error| format!("KVM cannot give vCPU {vcpu} an NMI: {error}"))?;

@@ -1,4 +1,4 @@
-//! What the runner may ask of the kernel once it is sealed: the common list, and this.
+//! The system calls of a sealed runner: the common list, and these.
 
 use domus_startup::sandbox::Allow;
 

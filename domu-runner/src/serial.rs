@@ -1,9 +1,9 @@
 //! COM1: the UART between the guest and a stream socket.
 //!
-//! What the guest sends goes into a buffer of fixed size, and a thread of its own moves it on, so that no vCPU
-//! ever waits for the other end. If the other end does not read, or is gone, the oldest output is lost, not
-//! the guest's time, and the newest waits for the end that comes next. Input is read from the socket only when the FIFO has
-//! room: none is lost.
+//! The guest's output goes into a buffer of fixed size, and a thread of its own sends it on, so that no vCPU ever waits
+//! for the other end. If the other end does not read, or is gone, the oldest output is lost and the guest loses no
+//! time; the newest output waits for the next connection. Input is read from the socket only when the FIFO has room, so
+//! none is lost.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,4 @@
-//! How a machine ends: whoever finds out says why, one thread acts.
+//! The end of a machine: any thread reports the reason, and one thread acts on it.
 //!
 //! The first reason counts. Saying it never waits, so devices and vCPU threads may.
 

@@ -1,7 +1,7 @@
 //! A 16550A as software sees it: registers, FIFO, interrupt causes. Knows neither sockets nor KVM.
 //!
-//! What is sent has left at once: the transmitter is always empty. What is received waits in the
-//! FIFO until it is read; [`Uart::room`] says how much more it takes, and nothing is ever lost in it.
+//! Output leaves at once: the transmitter is always empty. Input waits in the FIFO until the driver reads it.
+//! [`Uart::room`] says how much more input the FIFO takes, and no input is ever lost in it.
 
 use std::collections::VecDeque;
 
@@ -158,8 +158,9 @@ impl Uart {
         effect
     }
 
-    /// The bits of the line status that what is received sets. That of a break stays until the break is read, not until it is
-    /// first looked at: a driver that polls while it sends cannot miss it.
+    /// The bits of the line status that received bytes set. The bit of a break stays until the break is read from the
+    /// FIFO, not until the first read of the line status: a driver that polls the status while it sends cannot miss a
+    /// break.
     fn received_status(&self) -> u8 {
         let mut status = if self.received.is_empty() { 0 } else { DATA_READY };
         if self.breaks() {

@@ -1,4 +1,5 @@
-//! What goes over a console socket (`tty.sock` in the domain's run directory): frames of a kind, a length and a payload.
+//! The protocol of a console socket (`tty.sock` in the domain's run directory): frames of a kind, a length and a
+//! payload.
 //!
 //! ```text
 //! offset 0   1 byte   kind

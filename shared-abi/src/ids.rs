@@ -96,8 +96,8 @@ checked_name!(
 );
 
 checked_name!(
-    /// The name of a network that dom0 manages: 1 to 15 of `a-z A-Z 0-9 _ -`, the first a letter or digit. Its bridge is
-    /// called the same, and an interface name has 15 bytes.
+    /// The name of a network that dom0 manages: 1 to 15 of `a-z A-Z 0-9 _ -`, the first a letter or digit. Its bridge
+    /// has the same name, and an interface name has at most 15 bytes.
     NetworkName,
     15,
     "_-"

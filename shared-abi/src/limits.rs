@@ -27,7 +27,8 @@ pub const MAX_DEVICES: usize = 31;
 /// Most virtqueues of one device. A queue has one MSI-X vector, and one more is for the configuration.
 pub const MAX_QUEUES: u16 = 64;
 
-/// Most queue pairs of a NIC: with the control queue they are [`MAX_QUEUES`] at most, and a guest has [`MAX_VCPUS`] vCPUs.
+/// Most queue pairs of a NIC: with the control queue they have at most [`MAX_QUEUES`] queues, and a guest has at most
+/// [`MAX_VCPUS`] vCPUs.
 pub const MAX_QUEUE_PAIRS: u16 = 31;
 
 /// Bytes of the memory file in which a NIC's backend keeps what the driver has set.

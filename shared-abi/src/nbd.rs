@@ -1,4 +1,4 @@
-//! Where an NBD server is, as its URI says: `nbd://HOST[:PORT][/EXPORT]`, `nbd+unix:///[EXPORT]?socket=PATH`.
+//! The URI of an NBD server: `nbd://HOST[:PORT][/EXPORT]`, `nbd+unix:///[EXPORT]?socket=PATH`.
 //!
 //! The form is that of the NBD project's `doc/uri.md`, without TLS and user names.
 

@@ -1,4 +1,5 @@
-//! A rate as configs and command lines write it: `RATE[:BURST[:SECONDS]]`, such as `500`, `50MiB` or `100MiB:400MiB:10`.
+//! The grammar of a rate in configs and on command lines: `RATE[:BURST[:SECONDS]]`, such as `500` or
+//! `100MiB:400MiB:10`.
 
 use std::str::FromStr;
 

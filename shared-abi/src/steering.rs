@@ -1,10 +1,10 @@
 //! The table by which a tap with several queues chooses the queue of a frame, in memory that the kernel, dom0 and the
 //! NIC's backend share.
 //!
-//! dom0 makes it as a BPF array with one element that can be mapped, and puts a program on the tap that reads it; the
-//! backend maps it and writes it when a driver sets its rules (`VIRTIO_NET_CTRL_MQ_RSS_CONFIG`, virtio 1.3 §5.1.6.5.6.4).
-//! The hash is Toeplitz' over the addresses, and the ports if the rules say so. So that a program without loops can
-//! compute it, the key is kept as what each byte value at each place adds to the hash:
+//! dom0 makes the table as a BPF array with one mappable element, and attaches a program that reads it to the tap. The
+//! backend maps the table and writes it when a driver sets its rules (`VIRTIO_NET_CTRL_MQ_RSS_CONFIG`, virtio 1.3
+//! §5.1.6.5.6.4). The hash is the Toeplitz hash over the addresses, and over the ports if the rules say so. BPF must
+//! compute it without loops, so the table holds, for each byte value at each place, its contribution to the hash:
 //!
 //! ```text
 //! word 0        hash types (HASH_…)

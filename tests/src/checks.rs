@@ -1,4 +1,4 @@
-//! What a guest is asked to prove about its disk and its NIC, whoever's virtual machine it is in.
+//! Checks of a guest's disk and NIC, from inside the guest, with any VMM.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,4 +1,5 @@
-//! Child processes that cannot outlive their test: killed when their owner is dropped, and by the kernel when this process dies.
+//! Child processes that cannot outlive their test: dropping the owner kills the child, and the kernel kills it when
+//! this process dies.
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,7 +1,8 @@
-//! Talks to a test guest over its console: waits for what it prints, gives it commands and takes their status.
+//! Drives a test guest over its console: waits for output, sends commands and receives their status.
 //!
-//! The guest's init prints `domus-guest: ready …`, reads lines `<id> <shell command>`, and answers each with its output and
-//! `domus-guest: done <id> <status>`. Ids count up, so an answer that comes late is not taken for the next one's.
+//! The guest's init prints `domus-guest: ready …`, reads lines `<id> <shell command>`, and answers each with the
+//! command's output and `domus-guest: done <id> <status>`. Ids count up, so a late answer is not taken for the next
+//! command's.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Where the lab's images are: written by the tools that make them, read by the tests that boot them.
+//! The paths of the lab's images: written by the tools that make them, read by the tests that boot them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ pub enum KernelId {
 }
 
 impl KernelId {
-    /// The kernel of the lab's outer machine: has nvme and virtiofs built in, and `kvm-amd`.
-    pub const OUTER: Self = Self::V6_12Cloud;
+    /// The kernel of the lab's machine: it has nvme and virtiofs built in, and `kvm-amd`.
+    pub const LAB: Self = Self::V6_12Cloud;
 
     /// The name as it is written in files and on the command line.
     pub fn name(self) -> &'static str {
@@ -52,7 +52,7 @@ pub struct Images {
     pub kernels: BTreeMap<KernelId, KernelFiles>,
     /// ext4 image with the test guests' root file system; copied before it is written to.
     pub guest: PathBuf,
-    /// ext4 image with a whole Debian: outer machine of the lab, guest of the demo.
+    /// ext4 image with a whole Debian, for the lab's machine and the demo's guest.
     pub debian: PathBuf,
 }
 

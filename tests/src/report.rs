@@ -1,4 +1,4 @@
-//! One line for each scenario, as it ends: `PASS name` or `FAIL name: reason`; `STEP name` as it begins.
+//! Reports a scenario in one line: `STEP name` at its begin, `PASS name` or `FAIL name: reason` at its end.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ pub struct Tally {
 impl Tally {
     /// Runs one scenario and prints how it went. Its error becomes one line.
     pub fn run(&mut self, name: &str, scenario: impl FnOnce() -> Result<()>) {
-        println!("{}{name}", crate::outer::STEP);
+        println!("{}{name}", crate::lab_vm::STEP);
         let start = Instant::now();
         match scenario() {
             Ok(()) => {

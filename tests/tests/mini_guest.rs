@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use domus_startup::fds::Outgoing;
-use domus_tests::ground::Ground;
+use domus_tests::environment::Environment;
 use domus_tests::mini::machine::{Disk, Machine, Plan};
 use domus_tests::mini::report::{Line, number};
 use domus_tests::mini::{programs, tap};
@@ -18,9 +18,9 @@ use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, StopReason};
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn start(plan: Plan) -> Result<Machine> {
-    let ground = Ground::detect();
-    println!("ground: {ground}");
-    ensure!(ground != Ground::None, "not run: the mini guest needs a /dev/kvm");
+    let environment = Environment::detect();
+    println!("ground: {environment}");
+    ensure!(environment != Environment::None, "not run: the mini guest needs a /dev/kvm");
     Machine::start(&programs(), plan)
 }
 

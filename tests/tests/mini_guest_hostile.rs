@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use domus_tests::ground::Ground;
+use domus_tests::environment::Environment;
 use domus_tests::mini::machine::{Machine, Plan};
 use domus_tests::mini::report::Line;
 use domus_tests::mini::{programs, tap};
@@ -28,9 +28,9 @@ fn attack(name: &str) -> Result<()> {
 }
 
 fn attack_with(name: &str, vcpus: u8, tap: impl Fn() -> Result<Option<OwnedFd>>) -> Result<()> {
-    let ground = Ground::detect();
-    println!("ground: {ground}");
-    ensure!(ground != Ground::None, "not run: the mini guest needs a /dev/kvm");
+    let environment = Environment::detect();
+    println!("ground: {environment}");
+    ensure!(environment != Environment::None, "not run: the mini guest needs a /dev/kvm");
     let folder = tempfile::tempdir()?;
     let image = |name: &str| -> Result<PathBuf> {
         let path = folder.path().join(name);
@@ -50,12 +50,12 @@ fn attack_with(name: &str, vcpus: u8, tap: impl Fn() -> Result<Option<OwnedFd>>)
         plan.vcpus = vcpus;
         plan.tap = tap()?;
         let mut machine = Machine::start(&programs(), plan)?;
-        let before = machine.footprints()?;
+        let before = machine.resource_usages()?;
         machine.done(MINUTE * 3).with_context(|| format!("attack {name}, seed {seed}"))?;
         machine.all_alive()?;
-        let after = machine.footprints()?;
+        let after = machine.resource_usages()?;
         std::thread::sleep(Duration::from_millis(500));
-        let later = machine.footprints()?;
+        let later = machine.resource_usages()?;
         for ((before, after), later) in before.iter().zip(&after).zip(&later) {
             before.check(after)?;
             after.check_idle(later)?;

@@ -1,4 +1,4 @@
-//! What dom0 asks of disks that are being served: limits, another size, "do it again", numbers.
+//! dom0's requests to disks in service: set limits, resize, retry held requests, report statistics.
 //!
 //! Refused: a disk that is not here, a size that is no whole number of blocks, a size for what has one of its own.
 //! Promised: an answer within seconds, whatever the storage does; when a smaller size is answered, nothing that was

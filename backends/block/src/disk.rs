@@ -1,4 +1,4 @@
-//! What every disk has, whatever its data is in: a size, a shape, a name, limits, and what becomes of its errors.
+//! The properties that every disk has, whatever its data is in: size, shape, name, limits and error policy.
 //!
 //! One disk is shared by the threads of its queues, its vhost-user thread and the control thread. What changes while it
 //! is served is atomic: its size ([`Disk::resize`]) and whether its driver can flush.

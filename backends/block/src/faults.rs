@@ -1,4 +1,4 @@
-//! What becomes of a request that fails: the guest is told, or it is held until dom0 says "again".
+//! The error policy of a disk: a failed request is answered with an error, or held until dom0 says "again".
 //!
 //! ```text
 //!   Going on ──a request is held: dom0 is told once──▶ Held ──Retry──▶ Going on (all held are done again)

@@ -1,4 +1,4 @@
-//! One request in flight: where its data goes, how far it has come, and how it will be answered.
+//! One request in flight: its buffers, its progress and its answer.
 
 use libc::iovec;
 use vu_server::Segment;

@@ -1,17 +1,18 @@
 //! The disks of one domain as vhost-user-blk devices: raw images, block devices, qcow2 images, exports of NBD servers.
 //!
-//! One process serves all disks of a domain, one io_uring each thread. A raw disk has one thread each queue: the kernel
-//! moves the data between image and guest memory, this process touches the 16 bytes of a request's header and its status
-//! byte only. A disk that takes more than that ([`qcow2`], [`nbd`]) has one thread, through which its data goes.
+//! One process serves all disks of a domain, with one io_uring per thread. A raw disk has one thread per queue: the
+//! kernel moves the data between image and guest memory, and this process touches only the 16 bytes of a request's
+//! header and its status byte. A qcow2 image ([`qcow2`]) and an NBD export ([`nbd`]) have one thread, which copies the
+//! data.
 //!
 //! ```text
 //!   queue ─▶ chain ─▶ request::parse (pure) ─▶ limits ─▶ engine (io_uring) ─▶ status byte ─▶ used ring
 //! ```
 //!
 //! Refused: reads and writes beyond the end of the disk or not in whole sectors, writes to a read-only disk, requests
-//! of a shape that virtio does not allow. Promised: nothing is acknowledged before the kernel has done it, and after a
-//! flush is acknowledged everything acknowledged before it survives a power cut. What is in flight when this process is
-//! killed is done again by the one that replaces it.
+//! of a shape that virtio does not allow. Promised: a request is acknowledged only after the kernel has done it. After
+//! a flush is acknowledged, every write acknowledged before it survives a power cut. When this process is killed, its
+//! successor does the requests in flight again.
 //!
 //! | module | does |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! From what a start message or a command line names to a disk: first descriptors are looked at, then, after the seal and
-//! in the disk's own thread, metadata is parsed and servers are talked to.
+//! Opens the disk that a start message or a command line names, in two steps. Before the seal only the descriptors are
+//! checked. After the seal the disk's own thread parses metadata and talks to servers.
 
 use std::fs::File;
 use std::future::Future;

@@ -1,4 +1,4 @@
-//! What a guest asks of a disk, checked: bytes and lengths in, a request or a refusal out. Nothing else happens here.
+//! Parses and checks a guest's request to a disk: bytes and lengths in, a request or a refusal out. Pure.
 //!
 //! The rules are those of virtio 1.3 §5.2.6; the lengths are the guest's and may be anything. A discard or
 //! write-zeroes comes in two steps: [`parse`] says how many segments there are, [`segment`] checks each.

@@ -1,4 +1,4 @@
-//! From the description of one disk to its rings, the same way for dom0 and for a command line.
+//! Makes the rings of one disk from its description, in the same way for dom0 and for a command line.
 
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};

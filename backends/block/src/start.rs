@@ -1,11 +1,13 @@
 //! The start-up contract: one start message with all disks of a domain, then the sandbox, then serving for ever.
 //!
 //! ```text
-//! listen ─▶ start message ─▶ disks, rings ─▶ sandbox::enter ─▶ threads ─▶ sandbox::seal ─▶ open images ─▶ Ready ─▶ serve
+//! listen ─▶ start message ─▶ disks, rings ─▶ sandbox::enter ─▶ threads ─▶ sandbox::seal
+//!                                                                              │
+//!                                                serve ◀─ Ready ◀─ open images ◀┘
 //! ```
 //!
-//! A guest's bytes are looked at after the seal only: the vhost-user sockets are not read before, nor is what a guest may
-//! have written into an image's metadata, nor what a server says.
+//! Untrusted bytes are read only after the seal: from the vhost-user sockets, from an image's metadata, which a guest
+//! may have written, and from a server.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;

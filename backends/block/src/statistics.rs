@@ -1,6 +1,6 @@
-//! What a disk has done, counted where it is done: each worker writes its own counters, the control thread adds them up.
+//! The counters of a disk. Each worker writes its own counters, and the control thread adds them up.
 //!
-//! A counter has one writer, so that counting is a load and a store and no locked instruction.
+//! A counter has one writer, so counting takes a load and a store and no locked instruction.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! What is behind a disk, as far as its size is concerned.
+//! The storage of a disk, seen by its size: measure it and change it.
 
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a sealed `domus-block` may ask of the kernel.
+//! The system calls of a sealed `domus-block`.
 
 use domus_startup::sandbox::{Allow, COMMON};
 use vu_server::server;

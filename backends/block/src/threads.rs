@@ -164,7 +164,8 @@ impl Prepared {
         (self.disk.clone(), self.counters.clone(), self.ports.clone())
     }
 
-    /// Starts the threads; when this returns each has its ring in use and needs no more system calls than [`syscalls::calls`](crate::syscalls::calls).
+    /// Starts the threads. On return every thread has enabled its ring and needs only the system calls in
+    /// [`syscalls::calls`](crate::syscalls::calls).
     ///
     /// # Errors
     /// [`ThreadsError`].

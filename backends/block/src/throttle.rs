@@ -1,4 +1,4 @@
-//! What a disk, and all disks of a domain together, may do: limits that every queue shares and that change at any time.
+//! The limits of a disk, and of all disks of a domain together: every queue shares them, and they change at any time.
 //!
 //! A [`Gate`] belongs to one disk and knows the domain's limits too. Asking it costs one relaxed load where there is
 //! no limit, and a lock that is held for a few additions where there is one.

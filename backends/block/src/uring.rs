@@ -1,11 +1,12 @@
 //! The io_uring of one queue thread: made before the sandbox is closed, restricted to what a disk needs.
 //!
-//! A system-call filter does not see what an io_uring is asked to do, so the ring itself refuses everything but reading,
-//! writing, allocating, syncing, polling and cancelling: it can open and connect nothing.
+//! A seccomp filter cannot see the operations that are submitted to an io_uring. So the ring itself refuses everything
+//! except reading, writing, allocating, syncing, polling and cancelling: it can neither open a file nor connect a
+//! socket.
 //!
-//! A ring holds the files that are registered with it until the kernel has freed it, and that is after it has finished
-//! everything that it was asked to do: after the process has ended, if that was killed. Images are not registered: each
-//! operation holds its own until it is done, so that the locks on them end with the last one, which is sooner.
+//! A ring holds its registered files until the kernel has freed it, that is after all its operations have ended; for a
+//! killed process this is after the process has ended. So images are not registered: each operation holds its own image
+//! until it is done, and the locks on an image end earlier, with its last operation.
 #![expect(
     unsafe_code,
     reason = "the kernel works with the addresses in submitted entries until it completes them"
@@ -103,7 +104,7 @@ impl NewUring {
         Err(UringError::Setup(last.unwrap_or_else(|| io::ErrorKind::Unsupported.into())))
     }
 
-    /// Puts the ring in use by the calling thread, and its restrictions in force. Needs `io_uring_register`, so it comes
+    /// Enables the ring for the calling thread, with its restrictions in force. Needs `io_uring_register`, so it comes
     /// before the seal.
     ///
     /// # Errors
@@ -134,9 +135,9 @@ impl Uring {
     /// Queues filling `buffers` from `offset` of `file`.
     ///
     /// # Safety
-    /// The file must stay open until the next [`wait`](Self::wait) has returned. The buffers must stay mapped until this
-    /// completes; the array itself, if there is more than one buffer, until the
-    /// next [`wait`](Self::wait) or [`room`](Self::room) has returned.
+    /// The file must stay open until the next [`wait`](Self::wait) has returned. The buffers must stay mapped until the
+    /// operation completes. The array itself, if it has more than one buffer, must stay until the next
+    /// [`wait`](Self::wait) or [`room`](Self::room) has returned.
     pub unsafe fn read(&mut self, file: BorrowedFd<'_>, buffers: &[iovec], offset: u64, tag: u64) {
         let fd = types::Fd(file.as_raw_fd());
         let entry = match buffers {
@@ -228,8 +229,8 @@ impl Uring {
         }
     }
 
-    /// Hands the kernel what is queued, and waits. Makes no system call if there is nothing to hand over, to wait for or
-    /// to fetch.
+    /// Submits the queued operations, and waits. Makes no system call if there is nothing to submit, to wait for or to
+    /// fetch.
     pub fn wait(&mut self, wait: Wait) {
         if wait != Wait::Not || self.is_behind() {
             self.enter(wait);
@@ -261,7 +262,8 @@ impl Uring {
         match entered.map_err(|error| error.raw_os_error()) {
             Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME)) => {}
             Err(errno) => {
-                // The kernel holds addresses of guest memory that this thread could then neither wait for nor take back.
+                // The kernel holds addresses of guest memory that this thread could neither wait for nor take back any
+                // more.
                 domus_startup::say(format_args!(
                     "io_uring_enter failed with errno {errno:?}: nothing can be served any more"
                 ));

@@ -27,12 +27,12 @@ const COMMANDS: u64 = KICK + 1;
 const CANCELLED: u64 = KICK + 2;
 
 /// Looks at the rings between two looks at the clock.
-const LOOKS: u32 = 32;
+const POLLS: u32 = 32;
 
 /// What carries out the requests of one queue.
 pub trait Engine: Send + 'static {
-    /// Carries out the request in slot `index` of `requests`: answers it ([`Requests::answer`]), or submits something to
-    /// `ring` with a tag below 2^32.
+    /// Carries out the request in slot `index` of `requests`: answers it ([`Requests::answer`]), or submits an
+    /// operation to `ring` with a tag below 2^32.
     fn begin(&mut self, ring: &mut Uring, requests: &mut Requests, index: u16);
 
     /// Something that was submitted is completed.
@@ -139,7 +139,7 @@ impl<E: Engine> Worker<E> {
         self.ring.wait(Wait::Not);
         let start = time::monotonic();
         loop {
-            for _ in 0..LOOKS {
+            for _ in 0..POLLS {
                 if self.requests.expect_more() || self.ring.has_completed() {
                     return true;
                 }

@@ -1,4 +1,4 @@
-//! What the control thread tells the workers of a disk, besides starting and stopping their queues.
+//! The control thread's commands to the workers of a disk, besides starting and stopping their queues.
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::SyncSender;

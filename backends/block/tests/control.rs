@@ -277,7 +277,8 @@ fn small_file_system(dir: &Path) -> Option<()> {
     Some(())
 }
 
-/// Fills the disk of a small file system with writes, of which some are held, in a ring with an inflight log or without.
+/// Fills the disk of a small file system with writes, of which some are held, in a ring with an inflight log or
+/// without.
 fn filled(dir: &Path, logged: bool) -> Option<(Process, Link, Driver, Vec<BackendEvent>)> {
     let small = dir.join("small");
     std::fs::create_dir(&small).unwrap();

@@ -1,4 +1,5 @@
-//! Guests and frontends that do what is worth a line in the host's log, as often as they can: the log does not grow with them.
+//! Guests and frontends that do what is worth a line in the host's log, as often as they can: the log does not grow
+//! with them.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 

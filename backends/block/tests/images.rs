@@ -146,7 +146,8 @@ fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() 
         driver.start(queue, 0);
     }
     let mut redone = 0;
-    // What was acknowledged last at each place. Nothing is flushed before the end: the guest lives on, and so must this.
+    // What was acknowledged last at each place. Nothing is flushed before the end: the guest lives on, and so must
+    // this.
     let mut known = [0_u8; PLACES as usize];
     for round in 0..25_u64 {
         let byte = round as u8 + 1;

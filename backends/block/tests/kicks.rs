@@ -1,4 +1,5 @@
-//! A frontend that gives something else than an eventfd to be kicked by: it costs nobody's processor time, and the next one is served.
+//! A frontend that gives something else than an eventfd to be kicked by: it costs nobody's processor time, and the next
+//! one is served.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 

@@ -24,8 +24,8 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// What is wrong with the imports of a file of `module`, in which `depth` times `super` is the crate. Its unit tests are
-/// not looked at: they may build upon anything.
+/// What is wrong with the imports of a file of `module`, in which `depth` times `super` is the crate. Its unit tests
+/// are not looked at: they may build upon anything.
 fn violations(module: &str, depth: usize, source: &str) -> Vec<String> {
     let Some(own) = layer(module) else { return vec![format!("{module} is in no layer")] };
     let code = source.split("#[cfg(test)]").next().unwrap_or("").lines();

@@ -1,5 +1,5 @@
-//! What a killed `domus-block` leaves behind: its lifeline hangs up when the kernel has finished everything that the process
-//! asked for and has freed its rings; a lock on an image ends with the last operation on it, which is sooner.
+//! What a killed `domus-block` leaves behind: its lifeline hangs up when the kernel has finished everything that the
+//! process asked for and has freed its rings; a lock on an image ends with the last operation on it, which is sooner.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod driver;

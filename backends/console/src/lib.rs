@@ -16,7 +16,8 @@
 //! | [`history`], [`session`], [`console`] | all decisions, without I/O |
 //! | [`server`], [`log`] | sockets, one `poll` loop, the log file |
 //! | [`start`] | one console for dom0, sealed |
-//! | [`virtio`], [`standalone`], [`syscalls`], [`relay`] | the same console as a vhost-user virtio-console device for QEMU and others |
+//! | [`virtio`], [`relay`] | the same console as a vhost-user virtio-console device |
+//! | [`standalone`], [`syscalls`] | that device for QEMU and others, sealed |
 
 pub mod console;
 pub mod history;

@@ -1,11 +1,12 @@
-//! Carries a vhost-user connection on to another socket, descriptors included.
+//! Forwards a vhost-user connection to another socket, descriptors included.
 //!
-//! The daemon of the crate `vhost-user-backend` connects or listens by path and starts its threads as it does so. Behind
-//! a relay it is connected and running before the process is sealed, and the frontend may come later, by a
-//! descriptor or a path. Only the few messages of the set-up pass here: kicks, calls and rings do not.
+//! The daemon of the crate `vhost-user-backend` connects or listens by path, and starts its threads as it does so.
+//! Behind a relay the daemon is connected and running before the process is sealed; the frontend may connect later, by
+//! a descriptor or a path. The relay forwards only the few messages of the set-up: kicks, calls and rings bypass it.
 //!
-//! Messages are read one at a time, by the length in their header: a socket gives the descriptors of a message together
-//! with what was sent before it, if that is read in one go, and the receiver would take them for another's.
+//! The relay reads one message at a time, by the length in its header. If several messages are read at once, a socket
+//! delivers the descriptors of the last one together with the bytes of the ones before, and the receiver would assign
+//! them to the wrong message.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -1,4 +1,4 @@
-//! One client's half of a conversation: what it has been told, what it is still owed. No I/O.
+//! One client's session: the frames it has been sent and those it is still owed. No I/O.
 //!
 //! ```text
 //! Waiting ──Attach──▶ Attached ──end of the guest's output, all of it sent──▶ Closing

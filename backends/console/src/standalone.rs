@@ -1,6 +1,6 @@
 //! A console for a frontend that Domus did not start, by vhost-user's backend program conventions.
 //!
-//! One frontend is served, then the program ends: a daemon of the crate `vhost-user-backend` takes no second connection.
+//! It serves one frontend and then ends: a daemon of the crate `vhost-user-backend` takes no second connection.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,7 +19,7 @@ use crate::relay::{self, Ended};
 use crate::server::Server;
 use crate::start;
 use crate::syscalls::CALLS;
-use crate::virtio::{TYPED, VirtioConsole};
+use crate::virtio::{INPUT_EVENT, VirtioConsole};
 
 /// The command line of a stand-alone console.
 #[derive(Debug, clap::Args)]
@@ -114,7 +114,7 @@ fn start_device(
     for worker in daemon.get_epoll_handlers() {
         // Only changes wake the worker: what was typed may have to wait in the socket for a buffer of the driver's.
         worker
-            .register_listener(watched.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, TYPED)
+            .register_listener(watched.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, INPUT_EVENT)
             .context("cannot watch the console")?;
     }
     daemon

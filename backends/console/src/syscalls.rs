@@ -1,4 +1,4 @@
-//! What a sealed stand-alone console may ask of the kernel, beyond what every process may.
+//! The system calls of a sealed stand-alone console, beyond those of every process.
 
 use domus_startup::sandbox::Allow;
 

@@ -7,11 +7,11 @@
 //!   driver ◀══ receiveq ═══ worker ◀─ socket ─── console thread ◀── the writer
 //! ```
 //!
-//! The console takes what the guest prints at once, so the worker may wait for the socket's room; what a client
-//! types waits in the socket until the driver offers a buffer.
+//! The console accepts the guest's output at once, so the worker may wait for room in the socket. A client's input
+//! waits in the socket until the driver offers a buffer.
 //!
-//! A worker of the crate `vhost-user-backend` ends without a word when it is given an error: none is given. A chain
-//! that cannot be read or written is given back empty.
+//! A worker of the crate `vhost-user-backend` ends silently when its device returns an error, so this device returns
+//! none. A chain that cannot be read or written is given back empty.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -34,13 +34,13 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 
 /// The event by which the worker learns that a client has typed. Those up to the number of queues are the crate's.
-pub const TYPED: u64 = QUEUES as u64 + 1;
+pub const INPUT_EVENT: u64 = QUEUES as u64 + 1;
 
 /// Most bytes of one chain: what follows in a longer one is dropped.
 const MAX_CHAIN: usize = 64 * 1024;
 
 /// Bytes copied at a time.
-const PART: usize = 4096;
+const COPY_LEN: usize = 4096;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Chain = DescriptorChain<GuestMemoryLoadGuard<GuestMemoryMmap>>;
@@ -97,9 +97,9 @@ impl VirtioConsole {
     fn print(&self, chain: Chain) -> Option<u32> {
         let memory = chain.memory().clone();
         let Ok(mut reader) = chain.reader(&memory) else { return Some(0) };
-        let (mut buffer, mut left) = ([0; PART], MAX_CHAIN);
+        let (mut buffer, mut left) = ([0; COPY_LEN], MAX_CHAIN);
         while left > 0 {
-            let part = left.min(PART);
+            let part = left.min(COPY_LEN);
             match reader.read(&mut buffer[..part]) {
                 Ok(count) if count > 0 => {
                     left -= count;
@@ -126,11 +126,11 @@ impl VirtioConsole {
     fn typed(&self, chain: Chain) -> Option<u32> {
         let memory = chain.memory().clone();
         let Ok(mut writer) = chain.writer(&memory) else { return Some(0) };
-        let room = writer.available_bytes().min(PART);
+        let room = writer.available_bytes().min(COPY_LEN);
         if room == 0 {
             return Some(0);
         }
-        let mut buffer = [0; PART];
+        let mut buffer = [0; COPY_LEN];
         let count = recv(self.socket.as_raw_fd(), &mut buffer[..room], MsgFlags::MSG_DONTWAIT).ok()?;
         if count == 0 {
             return None;
@@ -168,7 +168,8 @@ impl VhostUserBackend for VirtioConsole {
         self.event_idx.store(enabled, Ordering::Relaxed);
     }
 
-    /// `struct virtio_console_config` (virtio 1.3 §5.3.4): all its fields belong to features not offered, so they are 0.
+    /// `struct virtio_console_config` (virtio 1.3 §5.3.4). All its fields belong to features that are not offered, so
+    /// they are 0.
     fn get_config(&self, _offset: u32, size: u32) -> Vec<u8> {
         vec![0; size.min(256) as usize]
     }
@@ -190,7 +191,7 @@ impl VhostUserBackend for VirtioConsole {
             (TRANSMIT, [_, transmit]) => self.pump(transmit, Self::print),
             // The socket is watched for changes only: so whatever comes, both are looked at.
             (RECEIVE, [receive, _]) => self.pump(receive, Self::typed),
-            (event, [receive, _]) if u64::from(event) == TYPED && receive.get_ref().is_enabled() => {
+            (event, [receive, _]) if u64::from(event) == INPUT_EVENT && receive.get_ref().is_enabled() => {
                 self.pump(receive, Self::typed);
             }
             _ => {}

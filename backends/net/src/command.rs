@@ -128,7 +128,7 @@ fn address(data: &[u8], rights: Rights) -> Result<MacAddress, Refused> {
     if allowed { Ok(mac) } else { Err(Refused) }
 }
 
-/// `struct virtio_net_rss_config`: types, mask, unclassified, table, the number of transmit queues, length of the key, key.
+/// `struct virtio_net_rss_config`: hash types, mask, unclassified, table, number of transmit queues, key length, key.
 fn hashing(data: &[u8], rights: Rights) -> Result<(u16, Hashing), Refused> {
     fn word<'a>(data: &mut &'a [u8]) -> Result<u16, Refused> {
         let (word, rest): (&'a [u8; 2], _) = data.split_first_chunk().ok_or(Refused)?;

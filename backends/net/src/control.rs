@@ -1,4 +1,4 @@
-//! What dom0 asks of NICs that are served: the cable, limits, an announcement, numbers, a new connection.
+//! dom0's requests to NICs in service: the cable, limits, an announcement, statistics, a new connection.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The control queue (virtio 1.3 §5.1.6.5): one chain, one command, one byte of answer.
 //!
-//! Promises: every chain is given back; a command costs work in proportion to its length, of which [`MAX_COMMAND`] is the
-//! bound; when a command is acknowledged, it holds, and a process that takes over from this one knows it; no driver keeps the
-//! host's interfaces busy by setting its own for ever.
+//! Promises: every chain is given back. A command costs work in proportion to its length, at most [`MAX_COMMAND`]. An
+//! acknowledged command is in force, and a process that replaces this one knows the setting. No driver keeps the host's
+//! interfaces busy by repeating its settings without end.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ const ERR: u8 = 1;
 const BURST: usize = 8;
 
 /// Nanoseconds to rest after a command for which the tap was set: 200 in a second are more than any driver needs.
-const REST: u64 = 5_000_000;
+const COSTLY_PAUSE: u64 = 5_000_000;
 
 /// The control queue's work.
 pub struct ControlQueue {
@@ -73,7 +73,7 @@ impl ControlQueue {
             let outcome = self.answer(queue);
             queue.publish();
             if outcome == Outcome::Costly {
-                return Wait::Time(REST);
+                return Wait::Time(COSTLY_PAUSE);
             }
         }
         Wait::Nothing

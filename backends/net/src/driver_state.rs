@@ -1,13 +1,13 @@
-//! What a NIC's driver has set, in a memory file that outlives this process.
+//! The settings of a NIC's driver, in a memory file that outlives this process.
 //!
 //! ```text
-//!   0  generation u64: 0 nothing is kept, odd the first place, even the second
-//!   4096, 10240  two places: length u32, then the settings as JSON
+//!   0  generation u64: 0 for no settings, odd for the first slot, even for the second
+//!   4096, 10240  two slots: length u32, then the settings as JSON
 //! ```
 //!
-//! Settings are written to the place that is not in use, and are there when the generation is written: a process that is
-//! killed in between leaves what was there before. JSON, since whoever takes over may be another version of this program.
-//! The file may hold anything: what makes no sense is nothing.
+//! A save writes the settings to the unused slot, and then the generation that selects it: if the process is killed in
+//! between, the file still selects the settings from before. The format is JSON because the process that takes over may
+//! be another version of this program. The file may hold anything: contents that make no sense count as no settings.
 
 use std::fs::File;
 use std::io;
@@ -18,9 +18,9 @@ use shared_abi::limits::NIC_STATE_LEN;
 
 use crate::settings::Settings;
 
-const FIRST: u64 = 4096;
-/// Bytes of each place, its length included.
-const PLACE: u64 = (NIC_STATE_LEN - FIRST) / 2;
+const SLOTS_START: u64 = 4096;
+/// Bytes of each slot, its length included.
+const SLOT_LEN: u64 = (NIC_STATE_LEN - SLOTS_START) / 2;
 
 /// All that is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,15 +50,15 @@ impl DriverState {
     /// What is kept for a NIC with `pairs` queue pairs; none if there is nothing that makes sense.
     pub fn load(&self, pairs: u16) -> Option<Memory> {
         let file = self.0.as_ref()?;
-        let place = place(generation(file).ok().filter(|generation| *generation != 0)?);
+        let slot = slot(generation(file).ok().filter(|generation| *generation != 0)?);
         let mut length = [0; 4];
-        file.read_exact_at(&mut length, place).ok()?;
+        file.read_exact_at(&mut length, slot).ok()?;
         let length = u64::from(u32::from_le_bytes(length));
-        if length > PLACE - 4 {
+        if length > SLOT_LEN - 4 {
             return None;
         }
         let mut text = vec![0; length as usize];
-        file.read_exact_at(&mut text, place + 4).ok()?;
+        file.read_exact_at(&mut text, slot + 4).ok()?;
         let memory: Memory = serde_json::from_slice(&text).ok()?;
         memory.settings.sound(pairs).then_some(memory)
     }
@@ -71,10 +71,10 @@ impl DriverState {
         let Some(file) = &self.0 else { return Ok(()) };
         let text = serde_json::to_vec(memory)?;
         // The bounds of the settings are such that they fit; a test says so.
-        let fits = u32::try_from(text.len()).ok().filter(|length| u64::from(*length) <= PLACE - 4);
+        let fits = u32::try_from(text.len()).ok().filter(|length| u64::from(*length) <= SLOT_LEN - 4);
         let length = fits.ok_or(io::ErrorKind::FileTooLarge)?;
         let next = generation(file)?.checked_add(1).unwrap_or(1);
-        file.write_all_at(&[&length.to_le_bytes()[..], &text].concat(), place(next))?;
+        file.write_all_at(&[&length.to_le_bytes()[..], &text].concat(), slot(next))?;
         file.write_all_at(&next.to_le_bytes(), 0)
     }
 }
@@ -85,8 +85,8 @@ fn generation(file: &File) -> io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn place(generation: u64) -> u64 {
-    if generation % 2 == 1 { FIRST } else { FIRST + PLACE }
+fn slot(generation: u64) -> u64 {
+    if generation % 2 == 1 { SLOTS_START } else { SLOTS_START + SLOT_LEN }
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
         let file = file();
         let kept = DriverState::new(Some(file.try_clone().unwrap()));
         kept.save(&longest()).unwrap();
-        file.write_all_at(&[0xff; 100], place(2)).unwrap();
+        file.write_all_at(&[0xff; 100], slot(2)).unwrap();
         assert_eq!(kept.load(31), Some(longest()));
     }
 
@@ -157,7 +157,7 @@ mod tests {
             let kept = DriverState::new(Some(file.try_clone().unwrap()));
             kept.save(&longest()).unwrap();
             for (at, byte) in changes {
-                file.write_all_at(&[byte], FIRST + at).unwrap();
+                file.write_all_at(&[byte], SLOTS_START + at).unwrap();
             }
             if generation % 3 == 0 {
                 file.write_all_at(&generation.to_le_bytes(), 0).unwrap();

@@ -1,20 +1,22 @@
 //! The NICs of one domain: each a vhost-user-net device on a tap, with its offloads, or on a stream.
 //!
 //! ```text
-//! guest ══ transmit ring ══▶ tx thread ── filter, limit, write ──▶ wire ── readv ──▶ rx thread ══ receive ring ══▶ guest
-//!       ══ control ring ═══▶ ctl thread ── what the driver sets: kept in a memory file, told to tap and rx threads
+//! guest ══ transmit ring ══▶ tx thread ─ filter, limit, write ─▶ wire ─ readv ─▶ rx thread ══ receive ring ══▶ guest
+//!       ══ control ring ═══▶ ctl thread ─ settings: kept in a memory file, sent to the tap and the rx threads
 //! ```
 //!
-//! Frames go between a tap and the guest's memory without a copy, but for their beginning, which is checked. A checksum
-//! that the guest left open and a large segment that it did not cut pass as they are, both ways, as far as its driver takes
-//! that; the kernel does the rest. When this process is killed, the next one finds all that the driver has set.
+//! Frames go between a tap and the guest's memory without a copy; only their beginning is copied, to be checked.
+//! Checksums that the sender left open and large segments that it did not cut pass unchanged, both ways, as far as the
+//! driver has negotiated them; the kernel completes them. When this process is killed, its successor finds all settings
+//! of the driver.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`features`], [`header`], [`filter`], [`stream`], [`offload`], [`rx_buffers`] | what is decided of frames without I/O |
-//! | [`settings`], [`command`], [`driver_state`] | what a driver has set: what it means, how it changes, where it is kept |
+//! | [`features`], [`header`], [`filter`], [`stream`] | decisions about frames, without I/O |
+//! | [`offload`], [`rx_buffers`] | the same: checksums and segmentation in software, the guest's receive buffers |
+//! | [`settings`], [`command`], [`driver_state`] | the driver's settings: meaning, changes, storage |
 //! | [`rate_limit`], [`statistics`], [`link_state`] | limits and counters |
-//! | [`tap`], [`vectored_io`], [`steering`] | the tun ioctls, `readv` and `writev`, the table on a tap: the only unsafe code |
+//! | [`tap`], [`vectored_io`], [`steering`] | tun ioctls, `readv` and `writev`, a tap's table: the only unsafe code |
 //! | [`wire`], [`on_stream`] | where frames come from and go to: a tap's queue, or a stream |
 //! | [`rx`], [`tx`], [`control_queue`] | the work of one queue each |
 //! | [`worker`], [`wait_set`], [`ring_poll`], [`worker_command`] | the thread behind it |

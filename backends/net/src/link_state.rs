@@ -1,4 +1,4 @@
-//! What all threads of a NIC look at while they work: whether the cable is plugged in, and how much may pass.
+//! State that all threads of a NIC read while they work: whether the cable is plugged in, and the limits.
 
 use std::sync::atomic::AtomicBool;
 

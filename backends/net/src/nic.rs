@@ -1,4 +1,4 @@
-//! One NIC: what its driver is told and has set, and what follows from that for the tap and the receivers.
+//! One NIC: what its driver has negotiated and set, and the resulting settings of the tap and the receivers.
 //!
 //! ```text
 //!   process starts ─▶ features settled: what the driver had set is read back ─▶ commands, each kept before it holds
@@ -6,7 +6,7 @@
 //!                          └── another process or another connection ◀──────────┘
 //! ```
 //!
-//! A connection that ends changes nothing: the tap may have another owner by then.
+//! The end of a connection changes nothing, because the tap may belong to another process by then.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -222,8 +222,8 @@ impl Nic {
         self.apply(&mut driver);
     }
 
-    /// The connection is gone. The driver may go on with another process, which may serve the tap already; where nothing
-    /// is kept for that, the next driver is another one.
+    /// The connection is gone. The driver may go on with another process, which may serve the tap already. Without a
+    /// state file the settings end here: the next driver is another one.
     pub fn abandoned(&self) {
         if !self.driver().kept.is_kept() {
             self.forget_driver();

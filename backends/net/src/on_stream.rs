@@ -1,8 +1,8 @@
 //! The two ends of a stream wire: a socket on which frames follow their lengths ([`crate::stream`]).
 //!
-//! Whoever notices first that nobody is there shuts the socket down, so that the other end notices, too; the reader reports
-//! it. Until the next connection nothing is received, and what is sent is lost. A frame that the socket has taken a part of is
-//! finished before the next one: what is left of it is kept here, one frame at most.
+//! The end that first notices a lost peer shuts the socket down, so that the other end notices too; the reader reports
+//! the loss. Until the next connection nothing is received, and frames that are sent are lost. A frame of which the
+//! socket has taken a part is finished before the next one: the rest is kept here, one frame at most.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;

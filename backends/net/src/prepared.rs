@@ -119,8 +119,8 @@ impl Prepared {
         matches!(self.ends[..], [End::Stream(_)])
     }
 
-    /// Starts one thread for each queue and returns the server for the connection. `lost` makes what a receiver calls when
-    /// its wire cannot be read any more.
+    /// Starts one thread for each queue and returns the server for the connection. Each receiver gets a callback from
+    /// `lost` and calls it when its wire cannot be read any more.
     ///
     /// # Errors
     /// A thread could not be started.

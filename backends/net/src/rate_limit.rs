@@ -1,6 +1,6 @@
-//! How much a NIC may carry: limits that all its queues share and that change at any time.
+//! The rate limits of a NIC. All its queues share them, and dom0 may change them at any time.
 //!
-//! Asking costs one relaxed load where there is no limit, and a lock that is held for a few additions where there is one.
+//! Without a limit a check costs one relaxed load. With a limit it takes a lock for a few additions.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,8 +67,8 @@ impl RateLimit {
         if self.closed.load(Ordering::Relaxed) { self.ask(now(), Some(bytes)) } else { Ok(()) }
     }
 
-    /// Whether a frame whose length is not known yet may come, or how many nanoseconds later to ask again. What has come
-    /// is [charged](Self::charge).
+    /// Allows a frame of unknown length, or says after how many nanoseconds to ask again. A frame that was received is
+    /// [charged](Self::charge) afterwards.
     ///
     /// # Errors
     /// The time, at least 1.

@@ -1,10 +1,10 @@
-//! Looking at an empty ring for a moment before sleeping, where that has been worth it of late ([`PollTime`]).
+//! Polls an empty ring for a moment before the worker sleeps, if polling was worth it recently ([`PollTime`]).
 
 use domus_startup::time::monotonic as now;
 use vu_server::{PollTime, Queue};
 
 /// Looks at the ring between two looks at the clock.
-const LOOKS: u32 = 32;
+const POLLS: u32 = 32;
 
 /// One ring's.
 #[derive(Debug, Default)]
@@ -15,12 +15,13 @@ pub struct RingPoll {
 }
 
 impl RingPoll {
-    /// The ring is empty, and the driver does not kick. True if something has come; otherwise it is time to ask for a kick.
-    pub fn look(&mut self, queue: &Queue) -> bool {
+    /// Polls the empty ring, whose driver does not kick. True if the ring has a chain; otherwise the caller enables
+    /// kicks.
+    pub fn poll(&mut self, queue: &Queue) -> bool {
         let since = *self.empty_since.get_or_insert_with(now);
         let limit = self.poll_time.limit();
         while limit > 0 && now().saturating_sub(since) <= limit {
-            for _ in 0..LOOKS {
+            for _ in 0..POLLS {
                 if queue.has_available() {
                     return true;
                 }
@@ -32,7 +33,7 @@ impl RingPoll {
 
     /// The ring is not empty.
     #[inline]
-    pub fn found(&mut self) {
+    pub fn not_empty(&mut self) {
         if let Some(since) = self.empty_since.take() {
             self.poll_time.came(now().saturating_sub(since));
         }

@@ -8,14 +8,14 @@
 //!     └──────────────────────────────── push ◀──────────────────────────────────── complete
 //! ```
 //!
-//! The length of a frame is known only when it has been read. So the last piece of every read is a buffer of our own,
-//! [`SPILL`] bytes: what the guest's buffers did not hold is copied from there when it gives more. While frames are
-//! small only as many buffers are offered as a small frame takes. The first piece is a buffer of our own, too: the virtio
-//! header and the addresses, which are looked at and copied to the guest afterwards.
+//! The length of a frame is known only after the read. So the last piece of every read is a private buffer of [`SPILL`]
+//! bytes: bytes beyond the guest's buffers are copied from there when the guest provides more buffers. While frames are
+//! small, only as many buffers are offered as a small frame takes. The first piece is a private buffer too: it receives
+//! the virtio header and the addresses, which are checked and then copied to the guest.
 //!
-//! Promises: no frame is cut; one that can never fit is dropped whole; with no buffer available, or with the limit
-//! reached, the wire is not read, so it drops what is too much; with the cable pulled it is emptied; buffers outside the
-//! guest's memory are given back empty.
+//! Promises: no frame is cut, and a frame that can never fit is dropped whole. Without a free buffer, or with the limit
+//! reached, the wire is not read, so the wire drops the excess. With the cable pulled, the wire is drained. Buffers
+//! outside the guest's memory are given back empty.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -33,7 +33,7 @@ use crate::header::{LEN, MAX_FRAME};
 use crate::link_state::LinkState;
 use crate::ring_poll::RingPoll;
 use crate::rx_buffers::RxBuffers;
-use crate::settings::{LOOK, Wanted};
+use crate::settings::{CHECKED_LEN, Wanted};
 use crate::statistics::Counters;
 use crate::vectored_io::{Part, VectoredIo};
 use crate::wait_set::Wait;
@@ -50,7 +50,7 @@ const BURST: usize = 64;
 const MAX_PIECES: usize = 256;
 
 /// After so many small frames in a row the window is small again.
-const CALM: u32 = 256;
+const SMALL_AGAIN: u32 = 256;
 
 /// What a receiver reports: the wire cannot be read any more.
 pub type Lost = Box<dyn FnMut(io::Error) + Send>;
@@ -68,7 +68,7 @@ pub struct Receive<S> {
     window: RxBuffers,
     pieces: VectoredIo,
     /// The virtio header and the first bytes of the frame in work.
-    head: [u8; LEN + LOOK],
+    head: [u8; LEN + CHECKED_LEN],
     spill: Box<[u8]>,
     /// A frame that takes more than this many bytes is large.
     small: u64,
@@ -105,10 +105,10 @@ impl<S: Source> Receive<S> {
             chain: Chain::default(),
             window: RxBuffers::default(),
             pieces: VectoredIo::default(),
-            head: [0; LEN + LOOK],
+            head: [0; LEN + CHECKED_LEN],
             spill: vec![0; SPILL].into_boxed_slice(),
             small: u64::from(mtu) + 18 + LEN as u64,
-            calm: CALM,
+            calm: SMALL_AGAIN,
             filled: Vec::new(),
             taken: 0,
             first: Vec::new(),
@@ -124,7 +124,7 @@ impl<S: Source> Receive<S> {
     /// given back either before those that were popped earlier: only the last ones can be put back.
     fn refill(&mut self, queue: &mut Queue) -> bool {
         let merge = queue.features() & MRG_RXBUF != 0;
-        let wanted = if self.calm < CALM { MAX_FRAME + LEN as u64 } else { self.small };
+        let wanted = if self.calm < SMALL_AGAIN { MAX_FRAME + LEN as u64 } else { self.small };
         for _ in 0..queue.size() {
             let enough = if merge { self.window.bytes() >= wanted } else { !self.window.is_empty() };
             if enough || self.window.segments().len() >= MAX_PIECES || !queue.pop(&mut self.chain) {
@@ -150,7 +150,7 @@ impl<S: Source> Receive<S> {
     fn read(&mut self, queue: &Queue) -> io::Result<(usize, usize)> {
         let header = header_len(queue.features());
         // Every buffer holds at least a header.
-        let look = (header + LOOK).min(usize::try_from(self.window.bytes()).unwrap_or(usize::MAX));
+        let look = (header + CHECKED_LEN).min(usize::try_from(self.window.bytes()).unwrap_or(usize::MAX));
         let (memory, segments) = (queue.memory(), self.window.segments());
         let buffers = Part { memory, segments, skip: look as u64, limit: u64::MAX };
         let length = self.wire.read(header, &mut self.head[..look], buffers, &mut self.spill)?;
@@ -259,7 +259,7 @@ impl<S: Source> Receive<S> {
             };
             if stuck {
                 queue.publish();
-                if !queue.is_broken() && self.ring_poll.look(queue) {
+                if !queue.is_broken() && self.ring_poll.poll(queue) {
                     continue;
                 }
                 return match (queue.is_broken(), queue.enable_kicks()) {
@@ -268,7 +268,7 @@ impl<S: Source> Receive<S> {
                     (false, false) => Wait::Kick,
                 };
             }
-            self.ring_poll.found();
+            self.ring_poll.not_empty();
             queue.disable_kicks();
             if self.window.is_empty() {
                 continue;

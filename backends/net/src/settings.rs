@@ -1,7 +1,8 @@
-//! What a driver has set over the control queue (virtio 1.3 §5.1.6.5), and which frames it wants by that.
+//! The settings that a driver makes over the control queue (virtio 1.3 §5.1.6.5), and the frames that it wants by them.
 //!
-//! Promises: whatever is read back from a memory that anybody may have written ([`Settings::sound`]) is in range. A driver
-//! that has set nothing wants everything. The filter is the driver's own: it saves it work and protects nobody.
+//! Promises: settings read back from a memory that anybody may have written ([`Settings::sound`]) are in range. A
+//! driver without settings wants every frame. The filter belongs to the driver: it saves the driver work and protects
+//! nobody.
 
 use serde::{Deserialize, Serialize};
 use shared_abi::MacAddress;
@@ -157,7 +158,7 @@ impl Hashing {
 }
 
 /// Bytes of a frame that [`Wanted::frame`] looks at: both addresses, and a VLAN tag.
-pub const LOOK: usize = 16;
+pub const CHECKED_LEN: usize = 16;
 
 /// Which frames a driver wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

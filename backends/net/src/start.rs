@@ -23,12 +23,12 @@ use crate::steering::Steering;
 use crate::syscalls::CALLS;
 use crate::tap::{Tap, TapError};
 
-/// Descriptors of a queue pair, at most: its tap's, two of each worker for commands and sleep, and kick and call of each ring,
-/// with one to spare.
+/// Descriptors of a queue pair, at most: its tap's, two of each worker (commands, epoll), kick and call of each ring,
+/// and one to spare.
 const PAIR_FILES: usize = 10;
 
-/// Descriptors of a NIC besides, at most: its control queue's, its state's, its frontend's socket twice, and those of the
-/// guest's memory.
+/// Further descriptors of a NIC, at most: its control queue's, its state's, its frontend's socket twice, and those of
+/// the guest's memory.
 const NIC_FILES: usize = 10;
 
 /// Most descriptors of all NICs: a sealed process may have 1024 open.

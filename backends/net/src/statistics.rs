@@ -1,4 +1,4 @@
-//! What a NIC has done, counted where it is done: each worker writes its own counters, the control thread adds them up.
+//! The counters of a NIC. Each worker writes its own counters, and the control thread adds them up.
 //!
 //! A counter has one writer, so that counting is a load and a store and no locked instruction.
 

@@ -1,4 +1,4 @@
-//! How a tap with several queues spreads frames over them: the table that its program reads ([`shared_abi::steering`]).
+//! The steering table by which a tap with several queues spreads frames over them ([`shared_abi::steering`]).
 //!
 //! A frame that arrives while the table is written may be hashed by half the old rules and half the new: it comes on a
 //! queue that works, and that is all a driver may expect (virtio 1.3 §5.1.6.5.6.4).

@@ -1,4 +1,4 @@
-//! What a sealed `domus-net` may ask of the kernel, beyond what every process may.
+//! The system calls of a sealed `domus-net`, beyond those of every process.
 
 use domus_startup::sandbox::Allow;
 
@@ -14,7 +14,8 @@ pub const CALLS: &[Allow] = &[
     // What a driver sets is kept in a memory file, and read from it.
     Allow::Call(libc::SYS_pread64),
     Allow::Call(libc::SYS_pwrite64),
-    // A stream's next connection is made non-blocking, as the first was, and one on which nobody is any more is shut down.
+    // A new connection of a stream is made non-blocking, as the first was, and a connection without a peer is shut
+    // down.
     Allow::Ioctl(&[libc::FIONBIO]),
     Allow::Call(libc::SYS_shutdown),
     // A ring starts: its eventfds are cloned for the worker.

@@ -1,4 +1,4 @@
-//! One queue of a tap or a macvtap, and the few things that can be set.
+//! One queue of a tap or a macvtap, and the settings that it accepts.
 #![expect(unsafe_code, reason = "the tun ioctls have no safe binding")]
 
 use std::ffi::c_int;
@@ -74,7 +74,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// A socket that keeps datagrams apart, in a tap's place, for tests that have none: frames pass, nothing can be set.
+    /// A datagram socket in the place of a tap, for tests without one: frames pass, nothing can be set.
     ///
     /// # Errors
     /// It cannot be made non-blocking.
@@ -146,11 +146,11 @@ impl Tap {
         Errno::result(result).map(drop).map_err(Into::into)
     }
 
-    /// Lets frames come on this queue of a tap with several, or no more (`TUNSETQUEUE`). Frames that wait in it are lost
-    /// when none may come any more.
+    /// Attaches or detaches this queue of a multi-queue tap (`TUNSETQUEUE`): only an attached queue receives frames. A
+    /// detach loses the frames that wait in the queue.
     ///
     /// # Errors
-    /// What the kernel says. That it is so already is none.
+    /// What the kernel says. It is no error if the queue is in that state already.
     pub fn attach(&self, attached: bool) -> io::Result<()> {
         let mut request = request("");
         let flags = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };

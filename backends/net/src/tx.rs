@@ -1,19 +1,19 @@
 //! Frames from the guest: one chain, one `write` to the wire.
 //!
 //! ```text
-//!   pop ─▶ copy header and head ─▶ check both ─▶ limit ─▶ write the copy, then the rest from the guest's memory ─▶ push
+//!   pop ─▶ copy header and head ─▶ check both ─▶ limit ─▶ write the copy and the rest from the guest's memory ─▶ push
 //! ```
 //!
-//! The beginning of a frame is copied out of the guest's memory once, checked, and that copy is sent: what was checked is
-//! what is sent, whatever the guest writes meanwhile. The rest of a long frame goes without a copy; a short one is copied
-//! whole, which costs less than a second piece.
+//! The beginning of a frame is copied out of the guest's memory once. That copy is checked and sent, so the checked
+//! bytes are the sent bytes, whatever the guest writes meanwhile. The rest of a long frame is sent without a copy. A
+//! short frame is copied whole, which costs less than a second piece.
 //!
-//! Refused, and counted: what [`header::check`] refuses, chains without a whole header, what the NIC's filter does not let
-//! pass, buffers outside the memory, and packets whose own headers the kernel finds wrong. Their chains are given back like
+//! Refused, and counted: frames that [`header::check`] or the NIC's filter refuses, chains without a whole header,
+//! buffers outside the memory, and packets whose own headers the kernel finds wrong. Their chains are given back like
 //! all others. With the limit reached, frames wait in the ring.
 //!
-//! Where frames have come one soon after the other, the worker looks at the ring for some microseconds ([`RingPoll`])
-//! before it sleeps, which spares the guest its kicks; a NIC that rests costs nothing.
+//! While frames come in quick succession, the worker polls the ring for some microseconds ([`RingPoll`]) before it
+//! sleeps, which spares the guest its kicks. An idle NIC costs nothing.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -125,7 +125,7 @@ impl<S: Sink> Transmit<S> {
                     None => continue,
                 }
             }
-            self.ring_poll.found();
+            self.ring_poll.not_empty();
             match self.send(queue) {
                 Ok(()) => {}
                 Err(Unsent::Dropped(reason)) => self.counters.dropped(reason),
@@ -148,7 +148,7 @@ impl<S: Sink> Transmit<S> {
             queue.enable_kicks();
             return Some(Wait::Command);
         }
-        if self.ring_poll.look(queue) {
+        if self.ring_poll.poll(queue) {
             return None;
         }
         if queue.enable_kicks() {

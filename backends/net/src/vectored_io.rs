@@ -47,9 +47,9 @@ impl VectoredIo {
         self.push(head.as_mut_ptr(), head.len());
         self.append(buffers)?;
         self.push(spill.as_mut_ptr(), spill.len());
-        // SAFETY: the first and the last address are `head` and `spill`, borrowed mutably here; `append` took the others
-        // from memory that is borrowed here and thus mapped, and checked their lengths. Guest memory is never behind a
-        // reference.
+        // SAFETY: the first and the last address are `head` and `spill`, borrowed mutably here. `append` took the
+        // others from memory that is borrowed here and thus mapped, and checked their lengths. No reference points to
+        // guest memory.
         let result = unsafe { libc::readv(from.as_raw_fd(), self.0.as_ptr(), self.0.len() as c_int) };
         Ok(Errno::result(result)? as usize)
     }

@@ -1,8 +1,8 @@
-//! Where a worker sleeps: commands, the kick of its queue and the wire, waited for at once.
+//! The epoll of a worker: it waits for commands, the kick of its queue and the wire at once.
 //!
-//! Kicks and the wire are waited for by edges, so that nobody has to read a kick's counter and nothing wakes a worker twice.
-//! The wire is looked at only while a worker waits for it. A kick descriptor that is none (closed, at its end, a file)
-//! wakes it once at most.
+//! Kicks and the wire are edge-triggered, so no worker has to read a kick's counter and no event wakes a worker twice.
+//! The wire is watched only while a worker waits for it. A kick descriptor that cannot kick (closed, at its end, a
+//! file) wakes the worker once at most.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -29,7 +29,7 @@ pub enum Wait {
 }
 
 /// Nanoseconds after which something is tried again for which the kernel had no memory.
-const SHORTAGE: u64 = 10_000_000;
+const RETRY_AFTER: u64 = 10_000_000;
 
 const COMMANDS: u64 = 0;
 const KICK: u64 = 1;
@@ -87,7 +87,7 @@ impl WaitSet {
         {
             // Only for want of memory: the next turn, soon, tries again.
             self.remove_wire(wire);
-            timeout = milliseconds(SHORTAGE);
+            timeout = milliseconds(RETRY_AFTER);
         }
         let mut events = [EpollEvent::empty(); 3];
         match self.epoll.wait(&mut events, timeout) {

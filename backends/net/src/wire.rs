@@ -1,7 +1,7 @@
-//! What is at the other end of a NIC's cable, as its queues see it: something that frames come from and go to.
+//! The other end of a NIC's cable, as its queues see it: a source and a sink of frames.
 //!
-//! Whatever it is, a frame has a virtio header before it here. A wire that knows none ignores what is sent and gives
-//! zeros.
+//! Here every frame has a virtio header before it. A wire without virtio headers ignores the header of a sent frame and
+//! gives a header of zeros with a received one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +17,7 @@ pub trait Source {
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Reads one frame with a header of `header` bytes before it: into `head`, which has room for the header, then into
-    /// the guest's buffers, then into `spill`. Returns the length of all together; what is longer than the room is lost.
+    /// the guest's buffers, then into `spill`. Returns the total length; bytes beyond the room are lost.
     ///
     /// # Errors
     /// `WouldBlock` if there is none, `NotConnected` if nobody is there, others as [`VectoredIo::read`].
@@ -54,12 +54,12 @@ pub trait Sink {
     /// What becomes writable when there is room; none if nobody is there.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Sends one frame: its virtio header of `header` bytes and its beginning are in `head`, which may be overwritten, the
-    /// rest is in the guest's buffers.
+    /// Sends one frame: its virtio header of `header` bytes and its beginning are in `head`, which may be overwritten,
+    /// the rest is in the guest's buffers.
     ///
     /// # Errors
-    /// `WouldBlock` if there is no room, `NotConnected` if nobody is there, others as [`VectoredIo::write`]; the frame was not
-    /// sent, not even a part of it.
+    /// `WouldBlock` if there is no room, `NotConnected` if nobody is there, others as [`VectoredIo::write`]. No part of
+    /// the frame was sent then.
     fn write(&mut self, header: usize, head: &mut [u8], rest: Part<'_>) -> io::Result<()>;
 
     /// Sends what is left of frames that were taken already.
@@ -85,8 +85,9 @@ pub struct OnTap {
 }
 
 impl OnTap {
-    /// This one. One that follows has frames coming only while its receive ring runs: for frontends that have the control
-    /// queue themselves, and run the rings of the pairs that are in use. It is [detached](Tap::attach) to start with.
+    /// A wire on this queue. With `follows` the queue receives frames only while its receive ring runs, and is
+    /// [detached](Tap::attach) at the start: for frontends that implement the control queue themselves and run the
+    /// rings of the pairs in use.
     pub fn new(tap: Arc<Tap>, follows: bool) -> Self {
         Self { tap, pieces: VectoredIo::default(), follows }
     }

@@ -1,10 +1,10 @@
-//! The thread behind one queue: commands, and turns of work.
+//! The thread of one queue: it obeys commands, and does the queue's work in turns.
 //!
 //! ```text
-//!   turn: do what can be done ─▶ wait for what is missing (a command always; a kick, the wire or time if named) ─▶ turn …
+//!   turn: work until something is missing ─▶ wait for it (a kick, the wire or time) or for a command ─▶ turn …
 //! ```
 //!
-//! An idle queue wakes nobody.
+//! The thread of an idle queue sleeps.
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,7 @@ use crate::settings::Wanted;
 use crate::wait_set::{Wait, WaitSet};
 use crate::worker_command::NicCommand;
 
-/// What a queue is worked with: [`crate::rx::Receive`], [`crate::tx::Transmit`] or [`crate::control_queue::ControlQueue`].
+/// The work of a queue: [`crate::rx::Receive`], [`crate::tx::Transmit`] or [`crate::control_queue::ControlQueue`].
 pub trait Work {
     /// The queue to work with, if it runs.
     fn queue(&mut self) -> &mut Option<Box<Queue>>;
@@ -67,7 +67,7 @@ pub trait Work {
 pub struct Desk {
     commands: Commands<NicCommand>,
     wait_set: WaitSet,
-    /// The control queue's worker, for the queue whose number is the control queue's for drivers that know of one pair only.
+    /// The control queue's worker. With a driver that knows one pair only, the control queue has this queue's number.
     control: Option<Port<NicCommand>>,
     /// Queues that were started and are not worked with: no driver has two control queues.
     surplus: Vec<Queue>,

@@ -1,4 +1,4 @@
-//! What the workers of a NIC are told besides starting and stopping their queues.
+//! The commands to the workers of a NIC, besides starting and stopping their queues.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! What dom0 asks of a switch: ports in and out, and what can be asked about a NIC.
+//! The requests of dom0 to a switch: plug and unplug ports, and ask and set what a NIC has.
 //!
-//! Refused: a port beyond [`MAX_PORTS`](crate::MAX_PORTS), a MAC address that another port has, more than one queue pair. Promised: when a
-//! port is unplugged, the memory of its guest is not mapped any more; a port that is plugged again has nothing of the one
-//! before.
+//! Refused: a port beyond [`MAX_PORTS`](crate::MAX_PORTS), a MAC address that another port has, more than one queue
+//! pair. Promised: after a port is unplugged, the memory of its guest is not mapped any more; a port that is plugged
+//! again inherits nothing from the one before.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

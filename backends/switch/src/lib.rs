@@ -1,5 +1,5 @@
-//! A switch in user space: each port is a vhost-user-net device, and a frame goes from one guest's memory to another's with
-//! one copy and without the kernel's network.
+//! A switch in user space: each port is a vhost-user-net device, and a frame goes from one guest's memory to another's
+//! with one copy and without the kernel's network.
 //!
 //! ```text
 //!   guest A ══ transmit ring ══▶ ┌──────────────── data thread ────────────────┐ ══ receive ring ══▶ guest B
@@ -8,23 +8,24 @@
 //!   dom0 ───── control ────────▶ main thread ──────── ports ────▶ │            │
 //! ```
 //!
-//! The price is isolation: this process maps the RAM of all its guests, so a guest that takes it over has them all. That is
-//! why nothing but a NIC's config puts a domain on a switch.
+//! The price is isolation: this process maps the RAM of all its guests, so a guest that takes the process over controls
+//! them all. So a domain is on a switch only if its config names the switch.
 //!
-//! One thread moves all frames, so that nothing on their way is shared or locked; the threads of the connections are made
+//! One thread moves all frames, so no state on their way is shared or locked. The threads of the connections are made
 //! before the seal, one for each of [`MAX_PORTS`] ports.
 //!
 //! Promised:
-//! - A guest that lies in its rings stands still alone, and a frontend that breaks the protocol loses its own port
-//!   ([`SwitchEvent::PortFailed`](shared_abi::control::SwitchEvent)). Memory that could shrink under this process is refused.
-//! - What a guest sends is checked as by `domus-net`, on a private copy of the frame's head that is what is sent. A MAC
-//!   address that dom0 has given to a port leads to that port alone, whoever else sends from it.
-//! - A receiver without room holds its sender back for a moment ([`forward::HOLD`]) and then loses frames; it never holds
-//!   up ports that send to others. Frames for all are never waited for.
-//! - A switch that rests costs nothing.
+//! - A guest with invalid rings stops only its own traffic, and a frontend that breaks the protocol loses only its own
+//!   port ([`SwitchEvent::PortFailed`](shared_abi::control::SwitchEvent)). Memory that could shrink under this process
+//!   is refused.
+//! - A guest's frames are filtered as by `domus-net`, on a private copy of the frame's head, and that copy is sent. A
+//!   MAC address that dom0 has given to a port leads to that port alone, whichever port sends from it.
+//! - A receiver without room delays its sender for a moment ([`forward::HOLD`]) and then loses frames; it never delays
+//!   ports that send to others. A frame for all ports waits for no receiver.
+//! - An idle switch costs nothing.
 //!
-//! Its NICs have one queue pair and no control queue: a driver there needs nothing that it could set. After a switch has
-//! died, dom0 plugs all ports again with new sockets, and the guests go on where their used rings stand.
+//! Its NICs have one queue pair and no control queue: their drivers have nothing to set. After a switch has died, dom0
+//! plugs all ports again with new sockets, and the guests go on from their used rings.
 //!
 //! | module | does |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What a sealed switch may ask of the kernel, beyond what every process may.
+//! The system calls of a sealed switch, beyond those of every process.
 
 use domus_startup::sandbox::Allow;
 

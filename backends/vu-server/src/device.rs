@@ -1,4 +1,4 @@
-//! What a device class must say of itself: nothing of sockets, nothing of rings.
+//! What a device class tells the server: nothing about sockets, nothing about rings.
 
 use std::fmt::Debug;
 
@@ -8,8 +8,8 @@ use crate::memory::MAX_REGIONS;
 ///
 /// Every argument is chosen by an untrusted frontend.
 pub trait Device: Send + 'static {
-    /// What its workers are told besides the commands that all have ([`WorkerCommand::Device`](crate::WorkerCommand::Device));
-    /// [`Infallible`](std::convert::Infallible) if nothing.
+    /// The class's own command to its workers, besides the common ones
+    /// ([`WorkerCommand::Device`](crate::WorkerCommand::Device)); [`Infallible`](std::convert::Infallible) for none.
     type Command: Debug + Send + 'static;
 
     /// The device-specific feature bits offered (virtio 1.3 §2.2: 0 to 23 and 50 to 127). The ring features
@@ -38,8 +38,8 @@ pub trait Device: Send + 'static {
         false
     }
 
-    /// Refuse memory whose file could become shorter (`F_SEAL_SHRINK`): reading it would end this process, which a process
-    /// that serves several guests cannot leave to one of them.
+    /// Refuse memory whose file could become shorter (`F_SEAL_SHRINK`). A read beyond its end would kill this process;
+    /// a process that serves several guests must not give one of them that power.
     fn sealed_memory(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! How long to look for work before sleeping: pure.
+//! Decides how long a worker polls for work before it sleeps. Pure.
 //!
 //! The rule is that of KVM's halt polling: look only where the last pauses were so short that looking would have met
 //! the next request, and give up at the first pause that was longer.

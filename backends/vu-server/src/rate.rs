@@ -1,4 +1,4 @@
-//! One rate with bursts, in pure arithmetic: times in, waiting times out.
+//! A rate limit with bursts, in pure arithmetic: times in, waiting times out.
 //!
 //! Each rate is kept by the virtual-scheduling form of a token bucket: `next` is the moment at which all that was let
 //! through so far would be done at the rate, and a request may go while that is no more than a tolerance ahead of now.
@@ -15,7 +15,7 @@ use shared_abi::control::Rate;
 const SECOND: u128 = 1_000_000_000;
 
 /// A share of a second that may always come at once: a driver works in batches.
-const SLACK: u64 = 10;
+const BURST_DIVISOR: u64 = 10;
 
 /// A token bucket.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +61,8 @@ impl Limiter {
     pub fn new(rate: Rate) -> Self {
         let above = rate.burst.saturating_sub(rate.per_second);
         let burst = above.saturating_mul(rate.burst_seconds.into());
-        let average = Bucket::new(rate.per_second, burst.saturating_add(rate.per_second / SLACK));
-        let peak = (above > 0).then(|| Bucket::new(rate.burst, rate.burst / SLACK));
+        let average = Bucket::new(rate.per_second, burst.saturating_add(rate.per_second / BURST_DIVISOR));
+        let peak = (above > 0).then(|| Bucket::new(rate.burst, rate.burst / BURST_DIVISOR));
         Self { average, peak }
     }
 
@@ -141,11 +141,11 @@ mod tests {
                     // The last one is let go by what went before it.
                     let amount: u128 = sizes[from..to].iter().map(|&size| u128::from(size)).sum();
                     let at = |rate: u64| u128::from(rate) * time / SECOND;
-                    let holds = u128::from(more) * u128::from(burst_seconds) + u128::from(per_second / SLACK);
+                    let holds = u128::from(more) * u128::from(burst_seconds) + u128::from(per_second / BURST_DIVISOR);
                     // Each bucket's tolerance is rounded up by less than a nanosecond.
                     let round = |rate: u64| u128::from(rate) / SECOND + 1;
                     prop_assert!(amount <= at(per_second) + holds + round(per_second));
-                    let holds = u128::from(rate.burst / SLACK);
+                    let holds = u128::from(rate.burst / BURST_DIVISOR);
                     prop_assert!(amount <= at(rate.burst) + holds + round(rate.burst));
                 }
             }

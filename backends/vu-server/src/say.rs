@@ -1,4 +1,4 @@
-//! One line to standard error, however often a guest makes us want to say it: at most ten in ten seconds.
+//! Rate-limited log lines on standard error: at most ten in ten seconds, however often a guest causes them.
 
 use std::fmt;
 use std::sync::Mutex;

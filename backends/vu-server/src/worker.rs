@@ -1,11 +1,12 @@
-//! What a worker thread is told: a channel with an eventfd beside it, so that it can wait for commands and kicks at once.
+//! The commands of a worker thread: a channel with an eventfd, so that the worker can wait for commands and kicks at
+//! once.
 //!
 //! ```text
 //!   Start(queue) ─▶ serve it ─▶ Stop{index} ─▶ finish what is in flight ─▶ reply.done(queue)
 //! ```
 //!
-//! A worker pops what is available as soon as it is given a queue, without waiting for a kick: after a backend was
-//! replaced, the kick may have come before it was there.
+//! A worker pops the available chains as soon as it gets a queue, without waiting for a kick: after a backend was
+//! replaced, the kick may have come before the worker was there.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +18,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::queue::Queue;
 
-/// What a worker is to do. `T` is what its device class has to say besides ([`Device::Command`](crate::Device::Command)).
+/// A command to a worker. `T` is the device class's own command ([`Device::Command`](crate::Device::Command)).
 #[derive(Debug)]
 pub enum WorkerCommand<T> {
     /// Serve this queue from now on.

@@ -1,4 +1,4 @@
-//! What a client is told when dom0 refuses, and when a domain could not be started.
+//! The API's errors: for a request that dom0 refuses, and for a domain that could not be started.
 
 use domus_api::ApiError;
 use domus_startup::control::chain;

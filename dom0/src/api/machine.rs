@@ -1,4 +1,4 @@
-//! What the API knows of a domain's machine.
+//! The API's view of a domain's machine.
 
 use std::path::PathBuf;
 

@@ -30,7 +30,7 @@ use crate::value::text::MAX_CONFIG;
 use crate::{config, log};
 
 /// Within this time an answer has been sent.
-const ANSWERED: Duration = Duration::from_millis(50);
+const ANSWER_SENT: Duration = Duration::from_millis(50);
 
 /// What a connection may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,7 +273,7 @@ impl Session {
             async move {
                 match (weight, cap) {
                     (None, None) => Ok(domain.machine().scheduling().clone()),
-                    _ => domain.running(act)?.weigh(weight, cap).await,
+                    _ => domain.running(act)?.set_cpu_limits(weight, cap).await,
                 }
             }
             .boxed_local()
@@ -428,7 +428,7 @@ impl Session {
         let dom0 = self.dom0.clone();
         // After the answer, which would be lost with the connection.
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(ANSWERED).await;
+            tokio::time::sleep(ANSWER_SENT).await;
             dom0.succeed();
         });
         Ok(())

@@ -1,4 +1,4 @@
-//! What domains have used and done, all of them at once: for `domus top` and for metrics.
+//! The statistics of all domains at once, for `domus top` and for metrics.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! From the file's types to a [`DomainConfig`]: ranges, names, and what excludes what.
+//! Checks a config: turns the file's types into a [`DomainConfig`], by ranges, names and keys that exclude each other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,13 +20,13 @@ use crate::value::place::{ConfigError, Context};
 use crate::value::size::MemorySize;
 
 /// The namespace of the UUIDs that are made from domains' names (RFC 9562 §5.5).
-const DOMAINS: Uuid = uuid::uuid!("3b0d8a52-6e2f-4c1b-8f64-9d2a7c5e1f30");
+const UUID_NAMESPACE: Uuid = uuid::uuid!("3b0d8a52-6e2f-4c1b-8f64-9d2a7c5e1f30");
 
 pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<DomainConfig, ConfigError> {
     let context = Context { file, directory };
     let name = domain_name(&text.name).map_err(|problem| context.refuse("name", problem))?;
     let uuid = match text.uuid {
-        None => Uuid::new_v5(&DOMAINS, name.as_str().as_bytes()),
+        None => Uuid::new_v5(&UUID_NAMESPACE, name.as_str().as_bytes()),
         Some(text) => match Uuid::try_parse(&text) {
             Ok(uuid) if !uuid.is_nil() => uuid,
             _ => {

@@ -1,5 +1,5 @@
-//! The devices of a domain, by class: what a config says of one, what its guest sees, what dom0 keeps open of it, and what
-//! its backend is told.
+//! The devices of a domain, by class: what a config says of one, what its guest sees, what dom0 keeps open of it, and
+//! what its backend is told.
 //!
 //! A class is one folder behind one trait, [`Backend`]. [`classes::Devices`] is the table of them.
 
@@ -42,9 +42,10 @@ pub type Step<'a, T> = LocalBoxFuture<'a, Result<T, DeviceError>>;
 
 /// All devices of one class in one machine, and what stands behind them.
 ///
-/// The machine calls [`Self::prepare`] and [`Self::open`] once each, then [`Self::start`] as often as a process is started
-/// for them, and [`Self::close`] or [`Self::leave`] at last. An adopted one begins with [`Self::adopt`]. A step may be
-/// dropped at any `.await`: what it had made by then is kept here, and [`Self::close`] removes it. No step waits on a guest.
+/// The machine calls [`Self::prepare`] and [`Self::open`] once each, then [`Self::start`] as often as a process is
+/// started for them, and [`Self::close`] or [`Self::leave`] at last. An adopted one begins with [`Self::adopt`]. A step
+/// may be dropped at any `.await`: what it had made by then is kept here, and [`Self::close`] removes it. No step waits
+/// on a guest.
 pub trait Backend: fmt::Debug {
     /// What the guest sees, in the order of the config. The number of a NIC's queues is known after [`Self::open`].
     fn specs(&self) -> Vec<DeviceSpec>;
@@ -82,8 +83,8 @@ pub trait Backend: fmt::Debug {
         self.check(networks)
     }
 
-    /// Opens what the next process is given and is not open: all of it for the first one. The process before it has ended
-    /// where [`Self::handover`] is [`Handover::Exclusive`].
+    /// Opens what the next process is given and is not open: all of it for the first one. The process before it has
+    /// ended where [`Self::handover`] is [`Handover::Exclusive`].
     fn open<'a>(&'a self, _owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
         ready(Ok(())).boxed_local()
     }

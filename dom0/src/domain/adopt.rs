@@ -6,8 +6,8 @@
 //!                                            └─ it has stopped, or is gone: on_poweroff, on_reboot, on_crash
 //! ```
 //!
-//! Nothing of a running guest is touched: its backends have their own connections to its runner. What dom0 alone has open for
-//! backends to come (images, taps) is opened again when one is needed.
+//! Nothing of a running guest is touched: its backends have their own connections to its runner. What dom0 alone has
+//! open for backends to come (images, taps) is opened again when one is needed.
 
 use domus_startup::control::chain;
 

@@ -4,9 +4,10 @@
 //! /run/domus/domains/NAME/ runner.sock, block.sock, net.sock, console.sock, tty.sock, state.json, nicN.state
 //! ```
 //!
-//! The directory is the domain's claim on the name: it is made with the domain, locked while the dom0 lives that has it,
-//! and removed with the domain. One that is not locked was left by a dom0 that has ended: the next one takes it over.
-//! `state.json` says what it needs for that, and which processes there are, so that there is no doubt about who they are.
+//! The directory is the domain's claim on the name: it is made with the domain, locked while the dom0 lives that has
+//! it, and removed with the domain. One that is not locked was left by a dom0 that has ended: the next one takes it
+//! over. `state.json` says what it needs for that, and which processes there are, so that there is no doubt about who
+//! they are.
 
 use std::cell::RefCell;
 use std::fs::{self, DirBuilder, File};
@@ -76,8 +77,8 @@ impl RunDir {
         Err(RunDirError::NameTaken { name: name.clone(), owner: "it comes and goes".into() })
     }
 
-    /// Ends what a killed dom0 has left of a domain, waits for that, and removes its directory. False if nothing is left
-    /// of it. Blocks, for [`END`] at most.
+    /// Ends what a killed dom0 has left of a domain, waits for that, and removes its directory. False if nothing is
+    /// left of it. Blocks, for [`END`] at most.
     ///
     /// # Errors
     /// [`RunDirError::NameTaken`] if it is not left over, [`RunDirError::DoNotEnd`].
@@ -128,8 +129,8 @@ impl RunDir {
         left.collect()
     }
 
-    /// Takes over what a dom0 before this one has left of a domain, with a record if it had come so far. None if there is
-    /// nothing, or it is somebody's.
+    /// Takes over what a dom0 before this one has left of a domain, with a record if it had come so far. None if there
+    /// is nothing, or it is somebody's.
     pub fn take_over(&self, name: &DomainName) -> Option<(DomainDir, Option<Record>)> {
         let path = self.domain_path(name);
         let lock = self.lock_domain(name, &path).ok()??;

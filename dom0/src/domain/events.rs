@@ -1,7 +1,8 @@
 //! What has happened to domains: numbered, kept for a while, and told to whoever follows.
 //!
-//! The last [`KEPT`] events are kept for those who ask later. A follower that takes them more slowly than they come loses the
-//! oldest and is told how many; nobody is ever waited for. What a domain's own processes cause is bounded by the domain.
+//! The last [`KEPT`] events are kept for those who ask later. A follower that takes them more slowly than they come
+//! loses the oldest and is told how many; nobody is ever waited for. What a domain's own processes cause is bounded by
+//! the domain.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

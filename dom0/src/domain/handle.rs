@@ -58,8 +58,8 @@ impl Handle {
         self.view.borrow().name.clone()
     }
 
-    /// Has the domain's task do something with its domain, and waits for what comes of it. For what ends within seconds: the
-    /// task does nothing else meanwhile. None if the domain is gone.
+    /// Has the domain's task do something with its domain, and waits for what comes of it. For what ends within
+    /// seconds: the task does nothing else meanwhile. None if the domain is gone.
     pub async fn call<T: 'static>(
         &self,
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,

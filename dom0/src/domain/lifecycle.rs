@@ -19,9 +19,9 @@
 //! An action that fails takes the state back to where it was before the event; a guest that was built and cannot be
 //! resumed is removed.
 //!
-//! Promises, tested with random events and actions that fail: `Dead` is final; a new machine is built only after everything
-//! of the old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs in `Running` and `Stopping` and in
-//! no other state; a core is written before the machine is removed.
+//! Promises, tested with random events and actions that fail: `Dead` is final; a new machine is built only after
+//! everything of the old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs in `Running` and
+//! `Stopping` and in no other state; a core is written before the machine is removed.
 
 use std::collections::VecDeque;
 use std::fmt;

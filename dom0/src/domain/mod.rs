@@ -6,8 +6,8 @@
 //!     └────────── View ──────────────┴──────────────── Notice ◀───────────────────┘
 //! ```
 //!
-//! A [`task::Domain`] is what an operator has named: its config, its policies, its state. A [`machine::Machine`] is what
-//! runs of it, from one start of the guest to the next.
+//! A [`task::Domain`] is what an operator has named: its config, its policies, its state. A [`machine::Machine`] is
+//! what runs of it, from one start of the guest to the next.
 
 mod adopt;
 pub mod check;

@@ -1,8 +1,9 @@
-//! Another config for a running domain: its next machine is made from it, what it says of the end of this one counts at once.
+//! Another config for a running domain: its next machine is made from it, what it says of the end of this one counts at
+//! once.
 //!
 //! Refused is what makes it another domain (name, UUID), and what this host could not start now whatever becomes of the
-//! machine that runs: its kernel, its memory, its CPUs. Images and NICs are this machine's until it has ended, so they are
-//! looked at when the next one is built.
+//! machine that runs: its kernel, its memory, its CPUs. Images and NICs are this machine's until it has ended, so they
+//! are looked at when the next one is built.
 
 use domus_startup::control::chain;
 

@@ -1,8 +1,9 @@
 //! Another name for a domain that runs on.
 //!
-//! Its directory is its claim on the name and takes the new one in one step (rename(2)), with the sockets in it, so whoever
-//! comes after a dom0 that dies meanwhile finds it under one of the two. What the host calls its processes (cgroup, units)
-//! keeps the name that they were started under, until the next machine is built; nobody else can have that name till then.
+//! Its directory is its claim on the name and takes the new one in one step (rename(2)), with the sockets in it, so
+//! whoever comes after a dom0 that dies meanwhile finds it under one of the two. What the host calls its processes
+//! (cgroup, units) keeps the name that they were started under, until the next machine is built; nobody else can have
+//! that name till then.
 
 use shared_abi::DomainName;
 

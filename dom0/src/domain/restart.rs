@@ -19,8 +19,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// When the machine that is to be started now may be, and counts it. None for the first one. `crashed` is how the one
-    /// before it ended.
+    /// When the machine that is to be started now may be, and counts it. None for the first one. `crashed` is how the
+    /// one before it ended.
     pub fn next_start(&mut self, crashed: bool) -> Option<Instant> {
         if let Some(last) = self.last {
             self.delay = delay(self.delay, last.elapsed(), crashed);

@@ -1,7 +1,7 @@
 //! One domain: a task that feeds its [state machine](crate::domain::lifecycle) and does what that says.
 //!
-//! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once. After each
-//! step the view and the record on disk say what is.
+//! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once.
+//! After each step the view and the record on disk say what is.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -65,7 +65,8 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// Makes the task of a domain whose name is claimed by `dir`; [`Self::run`] it. The result is told of its first start.
+    /// Makes the task of a domain whose name is claimed by `dir`; [`Self::run`] it. The result is told of its first
+    /// start.
     pub fn new(
         config: DomainConfig,
         dir: DomainDir,
@@ -457,8 +458,8 @@ impl Domain {
         }
     }
 
-    /// The machine that is built next. Nothing of the one before it is left; what the supervisor calls its processes is the
-    /// domain's name again.
+    /// The machine that is built next. Nothing of the one before it is left; what the supervisor calls its processes is
+    /// the domain's name again.
     fn next_machine(&mut self, domid: DomId, is_another: bool) {
         let Owner { name, started_as, .. } = self.machine.owner();
         if name != started_as {

@@ -28,8 +28,8 @@ pub enum Command<D> {
     Status(oneshot::Sender<RunnerStatus>),
 }
 
-/// What a domain's task does with its domain when its turn comes; it is given the reason where there is nothing to do it
-/// with.
+/// What a domain's task does with its domain when its turn comes; it is given the reason where there is nothing to do
+/// it with.
 pub struct Verb<D>(pub Box<Work<D>>);
 
 /// What a verb does, with the domain or the reason why there is none.

@@ -1,7 +1,7 @@
-//! Places where a dom0 under test can be killed: between any two steps that outlive it.
+//! Fault injection for tests: points at which dom0 can be killed, before and after each step that outlives dom0.
 //!
-//! With `DOMUS_FAULT=N` in the environment the process kills itself, as by `kill -9`, at the N-th of them. Compiled into
-//! builds with debug assertions only: debug and lab builds.
+//! With `DOMUS_FAULT=N` in the environment dom0 kills itself, as by `kill -9`, at the N-th point. Compiled into builds
+//! with debug assertions only: debug and lab builds.
 
 /// A step is done, or about to be.
 #[cfg(debug_assertions)]

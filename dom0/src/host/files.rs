@@ -1,4 +1,4 @@
-//! Opens kernels, initrds and disk images. Their contents are never looked at here.
+//! Opens kernels, initrds and disk images, and never reads their contents.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -114,11 +114,11 @@ pub fn id(file: &File) -> io::Result<FileId> {
     Ok((meta.dev(), meta.ino(), device))
 }
 
-/// Opens the file at the JSON path `place` to append to it; makes it where it is missing, for its owner alone. For a check
-/// nothing is made, so there may be none.
+/// Opens the file at the JSON path `place` for appending, and creates it, readable by its owner alone, if it is
+/// missing. A check creates no file, so it may return none.
 ///
 /// # Errors
-/// [`ConfigError`] if it is no regular file, or cannot be written.
+/// [`ConfigError`] if the path names anything but a regular file, or cannot be written.
 pub fn appended(place: &Place<'_>, path: &Path, why: For) -> Result<Option<File>, ConfigError> {
     let refuse = |problem: String| place.refuse(problem);
     let cure = "name a regular file in a directory that dom0 may write to";
@@ -147,11 +147,11 @@ pub fn appended(place: &Place<'_>, path: &Path, why: For) -> Result<Option<File>
     options.custom_flags(flags.bits()).open(path).map(Some).map_err(|error| refuse(says(path, &error, cure)))
 }
 
-/// Opens the image at the JSON path `place` and locks it: one writer, or any number of readers. To be used, an image that
-/// is in use is waited for a moment. Whether it is open with `O_DIRECT` its flags tell ([`is_direct`]).
+/// Opens the image at the JSON path `place` and locks it for one writer, or for any number of readers. An open for use
+/// waits a moment for an image that is in use. The file's flags tell whether `O_DIRECT` is in force ([`is_direct`]).
 ///
 /// # Errors
-/// [`ConfigError`]; if somebody else has it, the text says who as far as that can be known.
+/// [`ConfigError`]; if another process has the image, the text names that process as far as it is known.
 pub async fn image(
     place: &Place<'_>,
     path: &Path,
@@ -233,8 +233,8 @@ pub async fn image(
     }
 }
 
-/// Goes round the page cache from now on. A file system that takes the flag may refuse to read with it, so that is tried;
-/// what is read is not looked at.
+/// Turns on `O_DIRECT`. A file system may accept the flag and then refuse to read with it, so one page is read as a
+/// trial.
 fn go_direct(image: &File) -> io::Result<()> {
     fcntl(image, FcntlArg::F_SETFL(OFlag::O_DIRECT))?;
     let mut buffer = vec![0; 2 * PAGE];

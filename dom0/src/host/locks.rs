@@ -1,8 +1,8 @@
-//! Locks on disk images (`F_OFD_SETLK`, fcntl(2)): they stay with the open file, so the block backend that is handed
-//! the descriptor keeps the lock for as long as it lives, whatever happens to dom0. QEMU locks in the same way.
+//! Locks on disk images (`F_OFD_SETLK`, fcntl(2)). A lock belongs to the open file, so the block backend that receives
+//! the descriptor keeps the lock for its whole life, whatever happens to dom0. QEMU locks in the same way.
 //!
-//! Beyond every image's end there is room for [`Mark`]s, by which dom0 sees when an open file that it has given away is
-//! closed for good.
+//! A [`Mark`] is a lock on one byte far beyond every image's end. It shows dom0 when the last use of an open file that
+//! dom0 has handed out has ended.
 
 #![expect(unsafe_code, reason = "nix has no OFD locks with F_OFD_GETLK's result")]
 
@@ -72,8 +72,8 @@ impl Mark {
         libc::flock { l_start: self.byte, l_len: 1, ..flock(lock) }
     }
 
-    /// True once the open file is closed, in every process and every operation. Where the file system does not say, it is
-    /// taken for closed.
+    /// True once the open file is closed, in every process and every operation; also true if the file system does not
+    /// tell.
     pub fn is_gone(&self) -> bool {
         test(&self.image, self.flock(Lock::Write)).unwrap_or(true)
     }
@@ -126,8 +126,8 @@ fn test(file: &File, mut request: libc::flock) -> io::Result<bool> {
     }
 }
 
-/// A process that has the file open, such as `domain web1 (domus-block, pid 77)`: one of a domain's rather than the dom0
-/// that keeps the file for it. Only as good as dom0's rights.
+/// A process that has the file open, such as `domain web1 (domus-block, pid 77)`. A domain's process is preferred to
+/// the dom0 that keeps the file for it. Finds only processes that dom0 has the right to inspect.
 pub fn holder(dev: u64, ino: u64) -> Option<String> {
     let own = std::process::id();
     let mut other = None;
@@ -149,8 +149,8 @@ pub fn holder(dev: u64, ino: u64) -> Option<String> {
     other.map(describe)
 }
 
-/// Device and inode of what a link in `/proc/PID/fd` leads to: the file itself, even if its name is gone. What the kernel
-/// knows already, without asking a file server that may be gone.
+/// Device and inode of the target of a link in `/proc/PID/fd`: the file itself, even if its name is gone. Reads the
+/// kernel's cached values and asks no file server, which may be gone.
 fn identity(fd: &Path) -> Option<(u64, u64)> {
     let path = CString::new(fd.as_os_str().as_bytes()).ok()?;
     let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;

@@ -1,4 +1,4 @@
-//! What the host has: memory and CPUs.
+//! The host's memory and CPUs.
 
 use std::fs;
 

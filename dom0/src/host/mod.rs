@@ -1,4 +1,4 @@
-//! What only the host can tell or give: files, locks, links, sockets, processes, CPUs, the run directory.
+//! Access to the host: files, locks, links, sockets, processes, CPUs, the run directory.
 //!
 //! Every failure that a config's value causes is a [`ConfigError`](crate::value::place::ConfigError) at that value.
 

@@ -1,7 +1,7 @@
-//! Processes of a dom0 that was killed between their start and the moment it had written them down.
+//! Ends orphans: processes that a dom0 started and did not record, because it was killed in between.
 //!
-//! Nobody knows them but by their command line, which names a control socket in this run directory. That is good enough to
-//! end them: whoever has such a command line and is none of ours has made itself look like it.
+//! An orphan is known by its command line, which names a control socket in this run directory. That is reason enough to
+//! end it: any other process with such a command line imitates one of Domus.
 
 use std::fs;
 use std::path::Path;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::pidfd::{open_pidfd, signal};
 
 /// Within this time a process that was killed ends, in milliseconds.
-const END: u16 = 1000;
+const KILL_TIMEOUT: u16 = 1000;
 
 /// One process, and no other that has got its pid since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,8 @@ impl ProcessId {
             && self.lives()
         {
             signal(pidfd.as_fd(), Signal::SIGKILL);
-            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(END));
+            let _ =
+                poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(KILL_TIMEOUT));
         }
     }
 }

@@ -147,7 +147,7 @@ impl RunDir {
         let mut file = at(&path, open)?;
         let mut pid = String::new();
         let _ = (&file).take(16).read_to_string(&mut pid);
-        // A dom0 that was killed while it started a child leaves its lock with that child, until it executes its program.
+        // A dom0 that is killed while it starts a child leaves its lock with the child until the child's exec.
         let holder = pid.trim().parse().ok().map(Pid::from_raw);
         let is_dead = || holder.is_some_and(|holder| ProcessId::of(holder).is_none());
         let deadline = Instant::now() + LOCK_FREED;
@@ -169,7 +169,8 @@ impl RunDir {
         }
     }
 
-    /// The next domain number. Counted in a file, since several dom0s (`domus run`) share the host's interfaces and uids.
+    /// The next domain number. The counter is a file, since several dom0s (`domus run`) share the host's interfaces and
+    /// uids.
     ///
     /// # Errors
     /// [`RunDirError::Io`].

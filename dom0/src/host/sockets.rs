@@ -27,10 +27,10 @@ pub fn has_unread(socket: &OwnedFd) -> bool {
     recv(socket.as_raw_fd(), &mut byte, flags).is_ok_and(|count| count > 0)
 }
 
-/// Connects to a vhost-user backend at the JSON path `place`; with `connect` false only looks whether there is a socket.
+/// Connects to a vhost-user backend at the JSON path `place`; with `connect` false only checks that the socket exists.
 ///
 /// # Errors
-/// [`ConfigError`] if there is none, or nobody listens.
+/// [`ConfigError`] if the socket is missing, or nobody listens on it.
 pub fn foreign(place: &Place<'_>, path: &Path, connect: bool) -> Result<Option<OwnedFd>, ConfigError> {
     let refuse = |problem: String| place.refuse(problem);
     let cure = "start the vhost-user backend first, and name the socket it listens on";

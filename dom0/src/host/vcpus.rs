@@ -1,4 +1,4 @@
-//! The vCPU threads of a runner as the host's scheduler has them: where they run, for how long, and where they may.
+//! The vCPU threads of a runner, as the host's scheduler reports them: CPU time, current CPU, allowed CPUs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::value::cpus::CpuSet as Wanted;
 
 /// Threads of one process that are looked at: more than any runner has.
-const MOST: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 /// One vCPU's thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +30,9 @@ pub struct VcpuThread {
     pub allowed: BTreeSet<u16>,
 }
 
-/// The vCPU threads of the runner `pid`, by number. A runner names its threads itself: whatever it says, they are its own.
+/// The vCPU threads of the runner `pid`, by number. A runner names its threads, so it can mislead only about its own.
 pub fn vcpus(pid: i32) -> Vec<VcpuThread> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().take(MOST);
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().take(MAX_THREADS);
     let mut vcpus: Vec<_> = threads.filter_map(|thread| vcpu(&thread.path())).collect();
     vcpus.sort_by_key(|thread| (thread.vcpu, thread.tid));
     vcpus.dedup_by_key(|thread| thread.vcpu);
@@ -81,8 +81,8 @@ pub fn pin(pid: i32, thread: &VcpuThread, cpus: &BTreeSet<u16>) -> io::Result<()
     for cpu in cpus {
         set.set(usize::from(*cpu))?;
     }
-    // A number that is free again is given out only after all others: whoever has it a moment after it was looked up is who
-    // had it then. A runner's threads live as long as it does, and it cannot make new ones.
+    // The kernel reuses a thread id only after all others, so a moment after this look the id still names the same
+    // thread. A runner's threads live as long as the runner, and a sealed runner cannot make new ones.
     if !Path::new(&format!("/proc/{pid}/task/{}", thread.tid)).exists() {
         return Err(io::ErrorKind::NotFound.into());
     }

@@ -1,7 +1,7 @@
-//! What is said about a domain, kept in a file of its own: for `domus logs`, where no journal has it.
+//! One log file per domain, for `domus logs` on hosts whose journal does not have the lines.
 //!
-//! Only dom0 writes; what children say comes as printable lines, bounded in length and number. A file that is full is kept
-//! once more beside the next one, so a domain has 2 MiB at most. A line that cannot be written is lost, and nobody waits.
+//! Only dom0 writes. Output of children comes as printable lines, bounded in length and number. A full file is kept
+//! once, beside the new one, so a domain has 2 MiB at most. A line that cannot be written is lost; nobody waits for it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use shared_abi::DomainName;
 use crate::value::time;
 
 /// Bytes of one file.
-const FULL: u64 = 1 << 20;
+const MAX_LEN: u64 = 1 << 20;
 
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
@@ -46,7 +46,7 @@ pub fn files(folder: &Path, domain: &DomainName) -> [PathBuf; 2] {
 /// Keeps a line about a domain.
 pub fn line(domain: &DomainName, text: &str) {
     if let Some(folder) = folder() {
-        let _ = append(folder, domain, text, FULL);
+        let _ = append(folder, domain, text, MAX_LEN);
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
         let web1: DomainName = "web1".parse().unwrap();
         let [_, newer] = files(dir.path(), &web1);
         std::os::unix::fs::symlink(dir.path().join("other"), newer).unwrap();
-        assert!(append(dir.path(), &web1, "x", FULL).is_err());
+        assert!(append(dir.path(), &web1, "x", MAX_LEN).is_err());
         assert!(!dir.path().join("other").exists());
     }
 }

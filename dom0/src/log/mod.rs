@@ -1,7 +1,8 @@
-//! Lines about a domain, in the journal beside those of the domain's own units.
+//! dom0's log lines about a domain, shown in the journal beside the lines of the domain's own units.
 //!
-//! `journalctl -u 'domus-*@web1*'` would not show what dom0 says otherwise: it says it as `dom0.service`. An entry of root's may name
-//! another unit that it is about (systemd.journal-fields(7), `OBJECT_SYSTEMD_UNIT=`), and is then shown with both.
+//! dom0 logs as `dom0.service`, so `journalctl -u 'domus-*@web1*'` alone would not show these lines. An entry of root
+//! may name a second unit (systemd.journal-fields(7), `OBJECT_SYSTEMD_UNIT=`), and the journal then shows the entry for
+//! both.
 
 pub mod file;
 pub mod stderr;

@@ -1,4 +1,4 @@
-//! What dom0 tells people, a line at a time, on standard error.
+//! dom0's log lines on standard error.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};

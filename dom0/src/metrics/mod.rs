@@ -1,8 +1,8 @@
-//! What Prometheus reads: domains, vCPU time, steal, memory, disks, NICs, restarts, stalls.
+//! The metrics for Prometheus: domains, vCPU time, steal, memory, disks, NICs, restarts, stalls.
 //!
-//! A small HTTP/1.1 server that answers `GET /metrics` and nothing else, on a socket in the file system or on an address of
-//! TCP; on one that others reach only if the operator has said so. A client is a stranger: its request is bounded in bytes
-//! and in time, there are only so many clients at once, and nothing it sends is looked at but the first line.
+//! A small HTTP/1.1 server that answers only `GET /metrics`, on a Unix socket or a TCP address. An address that other
+//! hosts reach needs the operator's consent. Clients are not trusted: a request is bounded in bytes and in time, the
+//! number of clients is bounded, and the server reads only the first line of a request.
 
 mod text;
 
@@ -23,10 +23,10 @@ use crate::api::collect;
 use crate::service::Dom0;
 
 /// Clients at the same time; one more is hung up on.
-const MOST_CLIENTS: usize = 8;
+const MAX_CLIENTS: usize = 8;
 
 /// Longest head of a request, in bytes.
-const MOST_HEAD: usize = 8 * 1024;
+const MAX_HEAD_LEN: usize = 8 * 1024;
 
 /// How long a client may take for everything.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -110,8 +110,7 @@ impl Drop for Metrics {
 }
 
 impl Metrics {
-    /// Begins to listen. A socket that nobody listens on any more gives way, any other file does not. Must be called in a
-    /// runtime.
+    /// Begins to listen. A socket without a listener is replaced, any other file is kept. Must be called in a runtime.
     ///
     /// # Errors
     /// [`MetricsError`].
@@ -166,7 +165,7 @@ impl Metrics {
 }
 
 fn begin(clients: &Rc<Cell<usize>>, dom0: &Rc<Dom0>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
-    if clients.get() >= MOST_CLIENTS {
+    if clients.get() >= MAX_CLIENTS {
         return;
     }
     clients.set(clients.get() + 1);
@@ -187,7 +186,7 @@ async fn answer(dom0: &Dom0, mut stream: impl AsyncRead + AsyncWrite + Unpin) ->
             return Ok(());
         }
         head.extend_from_slice(&buffer[..count]);
-        if head.len() > MOST_HEAD {
+        if head.len() > MAX_HEAD_LEN {
             return reply(
                 &mut stream,
                 "431 Request Header Fields Too Large",

@@ -1,4 +1,4 @@
-//! Prometheus' text format, version 0.0.4: families of samples, each family once, with a name, a type and what it means.
+//! Prometheus' text format, version 0.0.4: families of samples, each family once, with its name, type and help text.
 
 use std::fmt::{Display, Write};
 
@@ -74,37 +74,37 @@ fn whole(out: &mut String, domains: &[DomainStatistics]) {
             family.sample("", &[("domain", &domain.domain.name)], value(domain));
         }
     };
-    each("domus_domain_id", "gauge", "The number that a domain has now", &|it| it.domain.id.into());
-    each("domus_domain_vcpus", "gauge", "vCPUs that a domain has", &|it| it.domain.vcpus.into());
-    each("domus_domain_memory_bytes", "gauge", "RAM that a domain has", &|it| {
-        (it.domain.memory_mib << 20) as f64
+    each("domus_domain_id", "gauge", "The number that a domain has now", &|domain| domain.domain.id.into());
+    each("domus_domain_vcpus", "gauge", "vCPUs that a domain has", &|domain| domain.domain.vcpus.into());
+    each("domus_domain_memory_bytes", "gauge", "RAM that a domain has", &|domain| {
+        (domain.domain.memory_mib << 20) as f64
     });
     each(
         "domus_domain_resident_bytes",
         "gauge",
         "Memory of the host that a domain's runner has touched, the guest's with it",
-        &|it| it.resident_bytes as f64,
+        &|domain| domain.resident_bytes as f64,
     );
     each(
         "domus_domain_cpu_seconds_total",
         "counter",
         "CPU time of a domain's runner, its vCPUs with it",
-        &|it| it.domain.cpu_seconds,
+        &|domain| domain.domain.cpu_seconds,
     );
     each(
         "domus_domain_backend_restarts_total",
         "counter",
         "Backends of a domain that were started again, or connected to again",
-        &|it| it.domain.restarts as f64,
+        &|domain| domain.domain.restarts as f64,
     );
-    each("domus_domain_troubles", "gauge", "Things that are amiss with a domain, see domus why", &|it| {
-        it.troubles as f64
+    each("domus_domain_troubles", "gauge", "Things that are amiss with a domain, see domus why", &|domain| {
+        domain.troubles as f64
     });
     let mut state = family(out, "domus_domain_state", "gauge", "1 for the state that a domain is in");
     for domain in domains {
-        for is in STATES {
-            let value = u8::from(domain.domain.state == is);
-            state.sample("", &[("domain", &domain.domain.name), ("state", is)], value);
+        for name in STATES {
+            let value = u8::from(domain.domain.state == name);
+            state.sample("", &[("domain", &domain.domain.name), ("state", name)], value);
         }
     }
 }
@@ -119,11 +119,11 @@ fn vcpus(out: &mut String, domains: &[DomainStatistics]) {
             }
         }
     };
-    each("domus_vcpu_seconds_total", "Time that a vCPU has run", &|it| it.ran_ns);
+    each("domus_vcpu_seconds_total", "Time that a vCPU has run", &|vcpu| vcpu.ran_ns);
     each(
         "domus_vcpu_steal_seconds_total",
         "Time that a vCPU was ready to run while others had the host's CPUs",
-        &|it| it.steal_ns,
+        &|vcpu| vcpu.steal_ns,
     );
 }
 
@@ -152,16 +152,16 @@ fn disks(out: &mut String, domains: &[DomainStatistics]) {
             family.sample("", &[("domain", domain), ("disk", disk)], value(counters));
         }
     };
-    each("domus_disk_in_flight", "gauge", "Requests taken from a guest and not answered yet", &|it| {
-        it.in_flight
+    each("domus_disk_in_flight", "gauge", "Requests taken from a guest and not answered yet", &|disk| {
+        disk.in_flight
     });
-    each("domus_disk_held", "gauge", "Requests held after an error until the domain is unpaused", &|it| {
-        it.held
+    each("domus_disk_held", "gauge", "Requests held after an error until the domain is unpaused", &|disk| {
+        disk.held
     });
-    each("domus_disk_throttled_total", "counter", "Requests that had to wait for a limit", &|it| {
-        it.throttled
+    each("domus_disk_throttled_total", "counter", "Requests that had to wait for a limit", &|disk| {
+        disk.throttled
     });
-    each("domus_disk_stalls_total", "counter", "Times that a disk could not go on", &|it| it.stalls);
+    each("domus_disk_stalls_total", "counter", "Times that a disk could not go on", &|disk| disk.stalls);
     let mut by_op = |name, help, value: &dyn Fn(&OpInfo) -> u64| {
         let mut family = family(out, name, "counter", help);
         for (domain, disk, counters) in counted() {
@@ -170,8 +170,8 @@ fn disks(out: &mut String, domains: &[DomainStatistics]) {
             }
         }
     };
-    by_op("domus_disk_errors_total", "Requests that failed", &|it| it.errors);
-    by_op("domus_disk_bytes_total", "Bytes of requests that did not fail", &|it| it.bytes);
+    by_op("domus_disk_errors_total", "Requests that failed", &|op| op.errors);
+    by_op("domus_disk_bytes_total", "Bytes of requests that did not fail", &|op| op.bytes);
     let mut latency =
         family(out, "domus_disk_request_seconds", "histogram", "Time from taking a request to answering it");
     for (domain, disk, counters) in counted() {
@@ -193,12 +193,12 @@ fn disks(out: &mut String, domains: &[DomainStatistics]) {
     }
 }
 
-fn ops(it: &DiskCounters) -> [(&'static str, &OpInfo); 4] {
-    [("read", &it.read), ("write", &it.write), ("flush", &it.flush), ("discard", &it.discard)]
+fn ops(disk: &DiskCounters) -> [(&'static str, &OpInfo); 4] {
+    [("read", &disk.read), ("write", &disk.write), ("flush", &disk.flush), ("discard", &disk.discard)]
 }
 
-fn ways(it: &NicCounters) -> [(&'static str, &TrafficInfo); 2] {
-    [("receive", &it.receive), ("transmit", &it.transmit)]
+fn directions(nic: &NicCounters) -> [(&'static str, &TrafficInfo); 2] {
+    [("receive", &nic.receive), ("transmit", &nic.transmit)]
 }
 
 fn nics(out: &mut String, domains: &[DomainStatistics]) {
@@ -221,17 +221,25 @@ fn nics(out: &mut String, domains: &[DomainStatistics]) {
     let mut each = |name, help, value: &dyn Fn(&TrafficInfo) -> u64| {
         let mut family = family(out, name, "counter", help);
         for (domain, nic, counters) in counted() {
-            for (way, traffic) in ways(counters) {
-                family.sample("", &[("domain", domain), ("nic", nic), ("direction", way)], value(traffic));
+            for (direction, traffic) in directions(counters) {
+                family.sample(
+                    "",
+                    &[("domain", domain), ("nic", nic), ("direction", direction)],
+                    value(traffic),
+                );
             }
         }
     };
-    each("domus_nic_packets_total", "Frames passed on, as the guest sees their direction", &|it| it.packets);
-    each("domus_nic_bytes_total", "Bytes of frames passed on", &|it| it.bytes);
-    each("domus_nic_throttled_total", "Times that frames had to wait for a limit", &|it| it.throttled);
+    each("domus_nic_packets_total", "Frames passed on, as the guest sees their direction", &|traffic| {
+        traffic.packets
+    });
+    each("domus_nic_bytes_total", "Bytes of frames passed on", &|traffic| traffic.bytes);
+    each("domus_nic_throttled_total", "Times that frames had to wait for a limit", &|traffic| {
+        traffic.throttled
+    });
     let mut drops = family(out, "domus_nic_dropped_packets_total", "counter", "Frames lost, by reason");
     for (domain, nic, counters) in counted() {
-        for (way, traffic) in ways(counters) {
+        for (direction, traffic) in directions(counters) {
             // A reason is one of a few; a backend that names one twice would make two samples of one name.
             let mut told = std::collections::BTreeMap::<&str, u64>::new();
             for drop in &traffic.drops {
@@ -239,7 +247,7 @@ fn nics(out: &mut String, domains: &[DomainStatistics]) {
                 *sum = sum.saturating_add(drop.packets);
             }
             for (reason, packets) in told {
-                let labels = [("domain", domain), ("nic", nic), ("direction", way), ("reason", reason)];
+                let labels = [("domain", domain), ("nic", nic), ("direction", direction), ("reason", reason)];
                 drops.sample("", &labels, packets);
             }
         }

@@ -1,4 +1,4 @@
-//! What the NICs of several domains share: networks that dom0 manages, and switches in user space.
+//! The parts of the network that domains share: networks that dom0 manages, and switches in user space.
 
 pub mod managed;
 pub mod switches;

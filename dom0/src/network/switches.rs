@@ -1,13 +1,13 @@
-//! Switches in user space: one process for each name that NICs have, from the first of them to the last.
+//! Switches in user space: one process per switch name, which lives as long as the name has NICs.
 //!
 //! ```text
 //!   first port ─▶ started ─▶ serves ─┬─ last port gone ─▶ ended
 //!                    ▲               │
-//!                    └── (pause) ◀───┴─ died: every runner hears it hang up, and its domain plugs the port again
+//!                    └── (pause) ◀───┴─ died: every runner sees the hang-up, and its domain plugs the port again
 //! ```
 //!
-//! Each has a task of its own, so that no domain waits for what another does there, and none for longer than
-//! some seconds. A switch belongs to the service: the domains of a `domus run` have nobody to share one with.
+//! Each switch has a task of its own, so that no domain waits for another domain's request, and none longer than some
+//! seconds. A switch belongs to the service: the domain of a `domus run` has no other domain to share a switch with.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ use crate::host::run_dir::{RunDir, RunDirError};
 use crate::host::{orphans, proc};
 use crate::process::identity::uid;
 use crate::process::link::{ChildError, ChildLink};
-use crate::process::{Job, Process, Supervisor, SupervisorError};
+use crate::process::{Launch, Process, Supervisor, SupervisorError};
 use crate::value::backoff::{self, GOOD_LIFE};
 use crate::value::text::one_line;
 
@@ -90,8 +90,8 @@ impl Switches {
         Self { run, supervisor, switches: RefCell::default() }
     }
 
-    /// Takes over the switches that a service before this one has left. Those that no domain [resumes](Self::resume) end
-    /// with [`Self::settle`].
+    /// Takes over the switches of the service before this one. [`Self::settle`] ends those that no domain has
+    /// [resumed](Self::resume).
     pub fn begin(&self) {
         for dir in self.dirs() {
             if let Some(name) = dir.file_name().and_then(|name| name.to_str()?.parse::<SwitchName>().ok()) {
@@ -287,8 +287,9 @@ impl Served {
         proc::end(&file);
         let _ = fs::remove_file(&control);
         let whom = format!("switch {}", self.name);
-        let job = Job { whom: &whom, role: Role::Switch, control: &control, program: None, limits: None };
-        let process = self.supervisor.start(job).await?;
+        let launch =
+            Launch { whom: &whom, role: Role::Switch, control: &control, program: None, limits: None };
+        let process = self.supervisor.start(launch).await?;
         proc::write(&file, process.pid()).map_err(io("write a switch's state"))?;
         let mut link = SwitchLink::connect(Role::Switch, &control, &process).await?;
         // A user of its own, as each domain has: the numbers come from one counter.

@@ -120,11 +120,17 @@ impl Cgroups {
         File::open(&path).ok().map(OwnedFd::from)
     }
 
-    /// Changes what a domain may have of the CPUs; see [`Supervisor::weigh`](crate::process::Supervisor::weigh).
+    /// Changes a domain's weight and cap of CPU time, as
+    /// [`Supervisor::set_cpu_limits`](crate::process::Supervisor::set_cpu_limits) says.
     ///
     /// # Errors
     /// One line.
-    pub fn weigh(&self, domain: &DomainName, weight: Option<u32>, cap: Option<u32>) -> Result<(), String> {
+    pub fn set_cpu_limits(
+        &self,
+        domain: &DomainName,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> Result<(), String> {
         let path = self.path(domain);
         let write = |file: &str, value: String| {
             let file = path.join(file);

@@ -11,7 +11,8 @@ use shared_abi::{DomainName, Role};
 use crate::process::cgroup::Cgroups;
 use crate::process::spawn::{Surroundings, spawn};
 use crate::process::{
-    Adopting, Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, Weighing, output,
+    Adopting, HelperProgram, Launch, Limits, Process, SettingCpuLimits, Starting, Supervisor,
+    SupervisorError, output,
 };
 
 /// Starts processes as children of dom0.
@@ -66,12 +67,12 @@ impl Direct {
         Ok(path)
     }
 
-    fn start_now(&self, job: Job<'_>) -> Result<Process, SupervisorError> {
-        let program = match job.program {
+    fn start_now(&self, launch: Launch<'_>) -> Result<Process, SupervisorError> {
+        let program = match launch.program {
             Some(program) => program.into(),
-            None => self.program(job.role)?,
+            None => self.program(launch.role)?,
         };
-        let limits = self.cgroups.as_ref().zip(job.limits);
+        let limits = self.cgroups.as_ref().zip(launch.limits);
         let group = limits
             .and_then(|(cgroups, Limits { domain, memory, vcpus, .. })| cgroups.group(domain, memory, vcpus));
         let around = Surroundings {
@@ -80,8 +81,15 @@ impl Direct {
             alone: true,
             gives: None,
         };
-        let args: [&[u8]; 2] = [b"--control", job.control.as_os_str().as_bytes()];
-        started(&program, job.role.program(), job.whom, job.limits.map(|limits| limits.domain), &args, around)
+        let args: [&[u8]; 2] = [b"--control", launch.control.as_os_str().as_bytes()];
+        started(
+            &program,
+            launch.role.program(),
+            launch.whom,
+            launch.limits.map(|limits| limits.domain),
+            &args,
+            around,
+        )
     }
 }
 
@@ -114,27 +122,28 @@ fn started(
 }
 
 impl Direct {
-    fn aid_now(&self, aid: Aid<'_>) -> Result<Process, SupervisorError> {
-        let group = self.cgroups.as_ref().zip(aid.domain).and_then(|(cgroups, domain)| cgroups.there(domain));
+    fn start_helper_now(&self, helper: HelperProgram<'_>) -> Result<Process, SupervisorError> {
+        let group =
+            self.cgroups.as_ref().zip(helper.domain).and_then(|(cgroups, domain)| cgroups.there(domain));
         let around = Surroundings {
             cgroup: group.as_ref().map(AsFd::as_fd),
             dies_with_parent: self.dies_with_parent,
             alone: false,
-            gives: aid.gives,
+            gives: helper.gives,
         };
-        let name = aid.program.file_name().unwrap_or_default().to_string_lossy();
-        let args: Vec<&[u8]> = aid.args.iter().map(|arg| arg.as_bytes()).collect();
-        started(aid.program, &name, aid.whom, aid.domain, &args, around)
+        let name = helper.program.file_name().unwrap_or_default().to_string_lossy();
+        let args: Vec<&[u8]> = helper.args.iter().map(|arg| arg.as_bytes()).collect();
+        started(helper.program, &name, helper.whom, helper.domain, &args, around)
     }
 }
 
 impl Supervisor for Direct {
-    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
-        Box::pin(std::future::ready(self.start_now(job)))
+    fn start<'a>(&'a self, launch: Launch<'a>) -> Starting<'a> {
+        Box::pin(std::future::ready(self.start_now(launch)))
     }
 
-    fn aid<'a>(&'a self, aid: Aid<'a>) -> Starting<'a> {
-        Box::pin(std::future::ready(self.aid_now(aid)))
+    fn start_helper<'a>(&'a self, helper: HelperProgram<'a>) -> Starting<'a> {
+        Box::pin(std::future::ready(self.start_helper_now(helper)))
     }
 
     fn adopt<'a>(&'a self, _: &'a mut Process) -> Adopting<'a> {
@@ -142,9 +151,14 @@ impl Supervisor for Direct {
         Box::pin(std::future::ready(()))
     }
 
-    fn weigh<'a>(&'a self, domain: &'a DomainName, weight: Option<u32>, cap: Option<u32>) -> Weighing<'a> {
+    fn set_cpu_limits<'a>(
+        &'a self,
+        domain: &'a DomainName,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> SettingCpuLimits<'a> {
         let weighed = match &self.cgroups {
-            Some(cgroups) => cgroups.weigh(domain, weight, cap),
+            Some(cgroups) => cgroups.set_cpu_limits(domain, weight, cap),
             None => Err("this dom0 runs domains without cgroups: see its log".into()),
         };
         Box::pin(std::future::ready(weighed))

@@ -31,7 +31,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 pub const ANSWER: Duration = Duration::from_secs(30);
 
 /// Messages that a child may send within an hour without being asked. One that works sends a few.
-const UNASKED: u16 = 512;
+const MAX_UNASKED: u16 = 512;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The error for an answer that is none to its request.
@@ -207,7 +207,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             link,
             early: VecDeque::new(),
             late: 0,
-            unasked_left: UNASKED,
+            unasked_left: MAX_UNASKED,
             hour: Instant::now(),
             answers: PhantomData,
         })
@@ -249,7 +249,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
     /// Counts a message that nobody asked for.
     fn unasked(&mut self) -> Result<(), ChildError> {
         if self.hour.elapsed() > HOUR {
-            (self.unasked_left, self.hour) = (UNASKED, Instant::now());
+            (self.unasked_left, self.hour) = (MAX_UNASKED, Instant::now());
         }
         match self.unasked_left.checked_sub(1) {
             Some(left) => self.unasked_left = left,
@@ -355,7 +355,7 @@ mod tests {
 
     use super::*;
     use crate::process::Direct;
-    use crate::process::{Job, Supervisor};
+    use crate::process::{Launch, Supervisor};
 
     type Runner = ChildLink<RunnerReply, RunnerEvent>;
 
@@ -369,9 +369,9 @@ mod tests {
         )
         .unwrap();
         let direct = Direct::new(Some(dir.into()), true);
-        let job =
-            Job { whom: "test", role: Role::Runner, control: Path::new("x"), program: None, limits: None };
-        direct.start(job).await.unwrap()
+        let launch =
+            Launch { whom: "test", role: Role::Runner, control: Path::new("x"), program: None, limits: None };
+        direct.start(launch).await.unwrap()
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -418,7 +418,7 @@ mod tests {
         let control = Control::listen(&path).unwrap();
         std::thread::spawn(move || {
             let (_, _) = control.accept_start::<RunnerRequest>().unwrap();
-            for n in 0..UNASKED {
+            for n in 0..MAX_UNASKED {
                 // Waits for a dom0 that reads.
                 control.events().send(&RunnerEvent::DeviceLost(format!("d{n}").parse().unwrap()));
             }

@@ -1,7 +1,7 @@
-//! Starts, watches and ends the processes of domains.
+//! Starts, watches and ends the processes of domains, through one trait: [`Supervisor`].
 //!
-//! Through one trait, so that a domain does not know who starts its processes: [`Direct`] does it itself, [`Systemd`] has
-//! it done. It must not matter to a child either: all it gets is the path of its control socket.
+//! A domain does not know which implementation starts its processes: [`Direct`] starts them itself, [`Systemd`] has
+//! systemd start them. A child must not depend on it either: it gets only the path of its control socket.
 
 mod cgroup;
 mod direct;
@@ -60,7 +60,7 @@ pub enum SupervisorError {
 
 /// A process to start.
 #[derive(Debug, Clone, Copy)]
-pub struct Job<'a> {
+pub struct Launch<'a> {
     /// Whom it serves, for messages: a domain, a switch.
     pub whom: &'a str,
     /// What it is for.
@@ -86,9 +86,9 @@ pub struct Limits<'a> {
     pub vcpus: u8,
 }
 
-/// A program of somebody else's to start.
+/// A helper program to start, such as passt or dnsmasq.
 #[derive(Debug, Clone, Copy)]
-pub struct Aid<'a> {
+pub struct HelperProgram<'a> {
     /// Whom it serves, for messages: a domain, a network.
     pub whom: &'a str,
     /// The program.
@@ -107,18 +107,18 @@ pub type Starting<'a> = Pin<Box<dyn Future<Output = Result<Process, SupervisorEr
 /// What [`Supervisor::adopt`] returns.
 pub type Adopting<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// What [`Supervisor::weigh`] returns.
-pub type Weighing<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
+/// What [`Supervisor::set_cpu_limits`] returns.
+pub type SettingCpuLimits<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
 
-/// Starts processes. Each job's process is started once; ending it is up to the [`Process`].
+/// Starts processes. A [`Launch`] starts one process; ending it is up to the [`Process`].
 pub trait Supervisor {
     /// Starts a process and returns without waiting for its socket.
-    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a>;
+    fn start<'a>(&'a self, launch: Launch<'a>) -> Starting<'a>;
 
-    /// Starts a program of somebody else's, which has no control socket. It sees the host's processes, as it expects.
-    fn aid<'a>(&'a self, aid: Aid<'a>) -> Starting<'a>;
+    /// Starts a helper program, which has no control socket. It sees the host's processes, as it expects.
+    fn start_helper<'a>(&'a self, helper: HelperProgram<'a>) -> Starting<'a>;
 
-    /// Makes a process that an earlier dom0 had started one of its own, as far as there is anything to do for that.
+    /// Adopts a process that an earlier dom0 started.
     fn adopt<'a>(&'a self, process: &'a mut Process) -> Adopting<'a>;
 
     /// Changes what the processes of a running domain may have of the CPUs: their weight beside other domains' (1 to
@@ -126,7 +126,12 @@ pub trait Supervisor {
     ///
     /// # Errors
     /// One line: it has no cgroup, or the system refuses.
-    fn weigh<'a>(&'a self, domain: &'a DomainName, weight: Option<u32>, cap: Option<u32>) -> Weighing<'a>;
+    fn set_cpu_limits<'a>(
+        &'a self,
+        domain: &'a DomainName,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> SettingCpuLimits<'a>;
 
     /// Called when every process of `domain` has ended: removes what was made for them.
     fn release(&self, domain: &DomainName);
@@ -256,7 +261,7 @@ mod tests {
     }
 
     async fn start(direct: &Direct, control: &Path) -> Result<Process, SupervisorError> {
-        direct.start(Job { whom: "test", role: Role::Runner, control, program: None, limits: None }).await
+        direct.start(Launch { whom: "test", role: Role::Runner, control, program: None, limits: None }).await
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -1,4 +1,4 @@
-//! What a process says on its standard output and error: read from a pipe and passed on, a line at a time.
+//! A process's standard output and error: read from a pipe and passed on, a line at a time.
 //!
 //! A process may be in its guest's hands. So it does not get dom0's own standard error, which may be the operator's
 //! terminal; what it says is passed on as printable lines of bounded length that begin with its name, and only so many
@@ -17,11 +17,11 @@ use crate::host::watch;
 use crate::value::text::one_line;
 
 /// Lines that one process may say within [`WINDOW`]. One that works says a few in its life.
-const LINES: u32 = 32;
+const MAX_LINES: u32 = 32;
 const WINDOW: Duration = Duration::from_secs(3600);
 
 /// Bytes of a line that are kept: enough for as many characters as [`one_line`] keeps.
-const LONGEST: usize = 2048;
+const MAX_LINE_LEN: usize = 2048;
 
 /// How long a process that has said too much is left alone between two reads.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -44,7 +44,7 @@ pub fn pass_on(pipe: OwnedFd, say: impl FnMut(&str) + Send + 'static) -> io::Res
 }
 
 async fn relay(pipe: AsyncFd<OwnedFd>, mut say: impl FnMut(&str)) {
-    let mut budget = Budget { since: Instant::now(), left: LINES };
+    let mut budget = Budget { since: Instant::now(), left: MAX_LINES };
     let mut line = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -63,7 +63,7 @@ async fn relay(pipe: AsyncFd<OwnedFd>, mut say: impl FnMut(&str)) {
         for &byte in read {
             match byte {
                 b'\n' => budget.spend(&std::mem::take(&mut line), &mut say),
-                _ if line.len() < LONGEST => line.push(byte),
+                _ if line.len() < MAX_LINE_LEN => line.push(byte),
                 _ => {}
             }
         }
@@ -84,7 +84,7 @@ struct Budget {
 impl Budget {
     fn spend(&mut self, line: &[u8], say: &mut impl FnMut(&str)) {
         if self.since.elapsed() > WINDOW {
-            *self = Self { since: Instant::now(), left: LINES };
+            *self = Self { since: Instant::now(), left: MAX_LINES };
         }
         let Some(left) = self.left.checked_sub(1) else { return };
         self.left = left;
@@ -131,7 +131,7 @@ mod tests {
         drop(theirs);
         tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
         let said = said.lock().unwrap();
-        assert_eq!(said.len(), LINES as usize + 1);
+        assert_eq!(said.len(), MAX_LINES as usize + 1);
         assert!(said.iter().all(|line| line.chars().count() <= 512));
         assert!(said.last().unwrap().contains("too much"));
     }

@@ -1,8 +1,8 @@
-//! Guests that start with the host, and all guests when it stops.
+//! Starts guests with the host, and shuts all guests down when the host stops.
 //!
-//! dom0 starts those whose configs in `/etc/domus/domains` say `autostart`, once in a boot of the host: a file in the run
-//! directory, which does not outlive the host's running, says that this has been done. So a guest that somebody has
-//! destroyed stays away when dom0 itself is started again.
+//! dom0 starts the guests whose configs in `/etc/domus/domains` set `autostart`, once per boot of the host. A file in
+//! the run directory, which a reboot clears, records the start: a guest that an operator has destroyed is not started
+//! again when dom0 itself restarts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,15 +21,15 @@ use crate::service::Dom0;
 use crate::value::place::ConfigError;
 
 /// Says that guests have been started since the host was.
-const MARK: &str = "autostarted";
+const MARKER: &str = "autostarted";
 
 /// Most configs that are looked at.
-const MOST: usize = 4096;
+const MAX_CONFIGS: usize = 4096;
 
 /// Starts the guests that are to start with the host, one after another, and says which cannot be. Nothing is done if
 /// that has been done since the host was started.
 pub async fn start(dom0: Rc<Dom0>) {
-    let mark = fs::File::create_new(dom0.run_dir().path().join(MARK));
+    let mark = fs::File::create_new(dom0.run_dir().path().join(MARKER));
     match mark {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return,
@@ -69,8 +69,8 @@ pub struct Stopped {
     pub destroyed: Vec<String>,
 }
 
-/// Shuts all guests down: first those that do not start with the host, then the others, the last one started first. What
-/// still runs at its turn's end is destroyed; the turns share `grace` evenly.
+/// Shuts all guests down in turns: first the guests without `autostart`, then the others in reverse order of their
+/// start. A guest that still runs at the end of its turn is destroyed. The turns share `grace` evenly.
 pub async fn stop(dom0: &Dom0, grace: Duration) -> Stopped {
     let configs = in_order(read(&dom0.env().config_dir).0);
     let ranks: BTreeMap<_, _> =
@@ -113,7 +113,7 @@ fn read(config_dir: &Path) -> (Vec<(DomainConfig, Autostart)>, Vec<ConfigError>)
     let entries = fs::read_dir(config_dir.join("domains")).into_iter().flatten().flatten();
     let paths =
         entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
-    let mut paths: Vec<PathBuf> = paths.take(MOST).collect();
+    let mut paths: Vec<PathBuf> = paths.take(MAX_CONFIGS).collect();
     paths.sort();
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for path in paths {

@@ -1,4 +1,4 @@
-//! All domains of one dom0: their names, their tasks, and what an operator can do with them.
+//! All domains of one dom0: their names, their tasks, and the operations on them.
 
 pub mod autostart;
 pub mod notify;
@@ -129,8 +129,9 @@ impl Dom0 {
         created.await.unwrap_or(Err(StartError::Cancelled))
     }
 
-    /// Takes over what a service before this one has left: switches, domains, and processes that nobody has written down.
-    /// Must be called in a `LocalSet`, by the service that holds the [lock](Self::lock), before anything is created.
+    /// Takes over the switches and domains of the service before this one, and ends the processes that it did not
+    /// record. Must be called in a `LocalSet`, by the service that holds the [lock](Self::lock), before anything is
+    /// created.
     pub fn adopt(self: &Rc<Self>) {
         self.env.providers.switches.begin();
         for name in self.env.run.names() {
@@ -194,7 +195,8 @@ impl Dom0 {
         self.domains.borrow().iter().find(|handle| handle.view.borrow().name == *name).cloned()
     }
 
-    /// Waits until no domain is on its way from one state to the next, for `patience` at most: a good moment to leave them.
+    /// Waits until no domain is on its way from one state to the next, for `patience` at most: a good moment to leave
+    /// them.
     pub async fn quiet(&self, patience: Duration) {
         self.stopping.set(true);
         let moving = |view: &View| matches!(view.state, State::Building | State::Dying(_));

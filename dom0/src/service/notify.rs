@@ -1,4 +1,4 @@
-//! Tells the service manager how far this process is (sd_notify(3)), if it asked for that.
+//! Reports this process's state to the service manager (sd_notify(3)), if the service manager asked for it.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +10,8 @@ pub fn ready() {
     tell("READY=1");
 }
 
-/// Says that the service lives, as often as the service manager wants to hear it; never, if it does not. Run by the loop
-/// that serves, this tells of it: a loop that stands still is silent.
+/// Sends the watchdog's keep-alive, three times per interval of `$WATCHDOG_USEC`; never without one. It must run in the
+/// loop that serves, so that a loop that hangs stops sending.
 pub async fn keep_alive() {
     let asked = std::env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok()).filter(|us| *us > 0);
     let Some(microseconds) = asked else { return };

@@ -1,7 +1,7 @@
-//! The installed program in the place of the one that runs: another version of dom0, while its domains go on.
+//! Replaces the running dom0 with the installed program, such as another version, while its domains go on.
 //!
-//! Under systemd dom0 ends, and is started again as `Restart=` says. Otherwise the process becomes the program that is at its own path
-//! now. Either way the next one takes the domains over as it would after a crash.
+//! Under a service manager dom0 ends, and `Restart=` starts it again. Otherwise the process executes the program that
+//! its own path names now. Either way the next dom0 takes the domains over as after a crash.
 
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -1,4 +1,4 @@
-//! How soon something that has died is started again. Pure.
+//! The delay before a process that has died is started again. Pure.
 
 use std::time::Duration;
 

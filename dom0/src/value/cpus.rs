@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use shared_abi::limits::MAX_VCPUS;
 
 /// CPUs that can be named: what a `cpu_set_t` holds.
-const MOST: u16 = 1024;
+const MAX_CPUS: u16 = 1024;
 
 /// The weight of a domain that says none.
 pub const USUAL_WEIGHT: u32 = 100;
@@ -84,7 +84,7 @@ impl FromStr for CpuSet {
             };
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             let number = |text: &str| match text.parse::<u16>() {
-                Ok(cpu) if cpu < MOST && text.bytes().all(|b| b.is_ascii_digit()) => Ok(cpu),
+                Ok(cpu) if cpu < MAX_CPUS && text.bytes().all(|b| b.is_ascii_digit()) => Ok(cpu),
                 _ => Err(refused()),
             };
             let (first, last) = (number(first)?, number(last)?);

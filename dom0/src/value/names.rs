@@ -1,4 +1,4 @@
-//! How systemd writes names: of units, of slices, of objects on the bus. Pure.
+//! The names that systemd gives to units, slices and objects on the bus. Pure.
 //!
 //! A name's own `-` is escaped, so a `-` that is left separates: the second process of a role of `web1` is the instance
 //! `web1-2`, and `domus-web1-2.slice` lies inside `domus-web1.slice` because that is what `-` means in a slice's name.
@@ -27,8 +27,8 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// The names that a unit of `template` for `whom` may have, with their numbers, the usual one first. Words of `whom` that are no part of its
-/// name (`network lan`, `web1: eth0`) are separated by `-`.
+/// The possible names of a unit of `template` for `whom`, with their numbers, the usual one first. A space or colon in
+/// `whom` (`network lan`, `web1: eth0`) becomes a `-` between words.
 pub fn candidates(template: &str, whom: &str) -> impl Iterator<Item = (u8, String)> {
     let words = whom.split([' ', ':']).filter(|word| !word.is_empty());
     let instance = words.map(escape).collect::<Vec<_>>().join("-");

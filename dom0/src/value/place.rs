@@ -1,4 +1,4 @@
-//! Where a value of a config stands: the file and the JSON path. Every refusal of a config is made here.
+//! The place of a value in a config: the file and the JSON path. Every refusal of a config is made here.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

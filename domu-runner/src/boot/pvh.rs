@@ -1,5 +1,5 @@
-//! The PVH boot protocol: what a kernel is told in memory (`hvm_start_info`, xen/include/public/arch-x86/hvm/start_info.h) and
-//! the registers it is entered with (xen/docs/misc/pvh.pandoc).
+//! The PVH boot protocol: the structures that a kernel gets in memory (`hvm_start_info`,
+//! xen/include/public/arch-x86/hvm/start_info.h) and the registers at its entry (xen/docs/misc/pvh.pandoc).
 //!
 //! ```text
 //! 0x6000  hvm_start_info, then one module entry

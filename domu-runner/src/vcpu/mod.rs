@@ -4,9 +4,9 @@
 //! waiting for its vCPU ─▶ parked ◀─pause, ask / resume─▶ running ─▶ ended (parked for ever)
 //! ```
 //!
-//! A thread looks at its flag before each `KVM_RUN`; a signal makes a running one come back, sent
-//! again until every thread is parked, since the first may arrive between the look and the call. A parked thread does
-//! what is asked of its vCPU, also when the machine has ended.
+//! A thread checks its flag before each `KVM_RUN`. A signal makes a running thread return from `KVM_RUN`; it is sent
+//! again until every thread is parked, since the first may arrive between the check and the ioctl. A parked thread
+//! carries out the jobs for its vCPU, also after the machine has ended.
 
 mod exit;
 
@@ -56,8 +56,8 @@ struct Thread {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// For each thread: it is to leave `KVM_RUN` and park, if only to do a job. Set and cleared under the lock, so that a
-    /// cleared one says that the vCPU is to run and has no job.
+    /// For each thread: true if it must leave `KVM_RUN` to park or to do a job. Set and cleared under the lock, so a
+    /// cleared flag means that the vCPU is to run and has no job.
     leave: Vec<AtomicBool>,
     first_run: OnceLock<u64>,
     buses: Buses,
@@ -133,8 +133,8 @@ impl Vcpus {
         self.threads.len()
     }
 
-    /// Has the thread of vCPU `index`, which must exist, do a job between two `KVM_RUN`s, and returns what comes of it. None
-    /// if it has not come to it within `longest`; it does it when it can.
+    /// Has the thread of vCPU `index`, which must exist, do `job` between two `KVM_RUN`s, and returns its result. None
+    /// if the thread has not started the job within `longest`; it still does the job as soon as it can.
     pub fn ask<T: Send + 'static>(
         &self,
         index: usize,

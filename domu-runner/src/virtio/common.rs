@@ -35,7 +35,7 @@ pub const VERSION_1: u64 = 1 << 32;
 /// The features that this transport can carry (virtio 1.3 §6): all that belong to the device type, and of the
 /// general ones INDIRECT_DESC, EVENT_IDX, VERSION_1, IN_ORDER and ORDER_PLATFORM. Not ACCESS_PLATFORM (there is no
 /// IOMMU), RING_PACKED, SR_IOV, NOTIFICATION_DATA, RING_RESET or what the specification will add.
-pub const CARRIED: u64 =
+pub const PASSED_FEATURES: u64 =
     0x00ff_ffff | 1 << 28 | 1 << 29 | VERSION_1 | 1 << 35 | 1 << 36 | 0xfffc_0000_0000_0000;
 
 /// What a write asks the transport to do.

@@ -1,4 +1,4 @@
-//! One virtio device as a PCI function: its BAR, and what its registers do to the backend, KVM and the interrupts.
+//! One virtio device as a PCI function: its BAR, and the effect of its registers on the backend, KVM and interrupts.
 //!
 //! ```text
 //! BAR 0   0x0000 common configuration   0x1000 ISR status   0x2000 device configuration
@@ -25,7 +25,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, BackendError, Session, Vring};
-use super::common::{self, Action, CARRIED, Common};
+use super::common::{self, Action, Common, PASSED_FEATURES};
 use super::watch::Watcher;
 use crate::irq::IrqRouter;
 use crate::memory::{GuestRam, RamRegion};
@@ -165,7 +165,7 @@ impl Transport {
             .collect::<Result<_, _>>()
             .map_err(|source| TransportError::EventFd { device: id.clone(), source })?;
         let DeviceFeatures { own, withheld } = device.features;
-        let features = (backend.features() & !withheld | own) & CARRIED;
+        let features = (backend.features() & !withheld | own) & PASSED_FEATURES;
         let description = describe(device, config.len() as u32);
         let state = State {
             common: Common::new(features, device.queues, device.queue_size, vectors),

@@ -1,9 +1,9 @@
 //! Watches the sockets of all backends: for the peer's hang-up, and for a call that takes too long.
 //!
-//! One thread for all devices. A backend that answers nothing would hold the vCPU that asked it, and no timeout on
-//! the socket helps, since the `vhost` crate retries. So this thread shuts the socket down when a call has
-//! taken [`PATIENCE`], and the call fails. However a connection ends that was not [let go](Watched::let_go), it is reported
-//! once, from here.
+//! One thread serves all devices. A vCPU that calls a backend waits for the answer, and a timeout on the socket does
+//! not end the wait, since the `vhost` crate retries. So this thread shuts the socket down when a call has taken
+//! [`PATIENCE`], and the call fails. This thread reports the end of every connection once, unless it was [let
+//! go](Watched::let_go) before.
 
 use std::io;
 use std::net::Shutdown;

@@ -58,9 +58,9 @@ pub struct Created {
 /// The end of one phase of a domain's start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, introspect::CustomType)]
 pub struct PhaseInfo {
-    /// `config` (checked), `files` (opened), `processes` (started), `devices` (opened), `machine` (built), `kernel` (unpacked),
-    /// `ready` (every process), `run` (the first instruction), `output` (the first byte on COM1), `driver` (the first device
-    /// in use).
+    /// `config` (checked), `files` (opened), `processes` (started), `devices` (opened), `machine` (built), `kernel`
+    /// (unpacked), `ready` (every process), `run` (the first instruction), `output` (the first byte on COM1), `driver`
+    /// (the first device in use).
     pub name: String,
     /// `CLOCK_MONOTONIC` in nanoseconds.
     pub at_ns: u64,

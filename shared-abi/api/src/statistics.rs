@@ -1,4 +1,4 @@
-//! What domains have used and done, all of them at once.
+//! The statistics of all domains at once.
 
 use serde::{Deserialize, Serialize};
 use zlink::introspect;

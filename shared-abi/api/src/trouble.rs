@@ -1,4 +1,4 @@
-//! What is amiss with a domain, and the exchange of a backend.
+//! The troubles of a domain, and the replacement of a backend.
 
 use serde::{Deserialize, Serialize};
 use zlink::introspect;

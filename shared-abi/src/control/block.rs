@@ -11,25 +11,29 @@ use crate::ids::DeviceId;
 pub enum BlockRequest {
     /// Serve these disks; answered with [`BackendReply::Ready`](super::BackendReply::Ready).
     Start(Box<BlockStart>),
-    /// Throttle a disk, or with none all disks together, from now on; answered with [`BackendReply::Done`](super::BackendReply::Done).
+    /// Throttle a disk, or without one all disks together, from now on; answered with
+    /// [`BackendReply::Done`](super::BackendReply::Done).
     Limit {
         /// Which disk; none for the domain.
         disk: Option<DeviceId>,
         /// All its limits: what is not named is unlimited.
         limits: IoLimits,
     },
-    /// Give a disk another size; answered with [`BackendReply::Size`](super::BackendReply::Size) when requests are checked against it.
+    /// Give a disk another size; answered with [`BackendReply::Size`](super::BackendReply::Size) once requests are
+    /// checked against the new size.
     Resize {
         /// Which disk.
         disk: DeviceId,
         /// Its new size in bytes; none to measure what has grown by itself (a block device, a remote disk).
         bytes: Option<u64>,
     },
-    /// Do again the requests that are held ([`OnError::Pause`]); answered with [`BackendReply::Done`](super::BackendReply::Done).
+    /// Do again the requests that are held ([`OnError::Pause`]); answered with
+    /// [`BackendReply::Done`](super::BackendReply::Done).
     Retry,
     /// Report what a disk has done; answered with [`BackendReply::Disk`](super::BackendReply::Disk).
     Statistics(DeviceId),
-    /// A new connection to the server of a [`BlockSource::Nbd`] disk; answered with [`BackendReply::Done`](super::BackendReply::Done).
+    /// A new connection to the server of a [`BlockSource::Nbd`] disk; answered with
+    /// [`BackendReply::Done`](super::BackendReply::Done).
     Reconnect {
         /// Which disk.
         disk: DeviceId,
@@ -46,8 +50,8 @@ pub struct BlockStart {
     pub identity: Identity,
     /// One vhost-user-blk device each.
     pub disks: Vec<BlockDisk>,
-    /// Open files that hold the images' locks, to be kept open as long as the process lives and not to be used. Each image
-    /// to be used is another open file, which the kernel closes with the last operation on it.
+    /// Open files that hold the images' locks: the process keeps them open for its whole life and does not use them.
+    /// For its I/O each image is opened once more, and the kernel closes that open file with its last operation.
     pub locks: Vec<FdIndex>,
     /// What all disks together may do.
     pub limits: IoLimits,
@@ -125,7 +129,8 @@ pub enum BlockSource {
     },
     /// An NBD server's export.
     Nbd {
-        /// A connected stream socket; none if the server could not be reached yet ([`BackendEvent::ConnectionLost`](super::BackendEvent::ConnectionLost)).
+        /// A connected stream socket; none if the server could not be reached yet
+        /// ([`BackendEvent::ConnectionLost`](super::BackendEvent::ConnectionLost)).
         socket: Option<FdIndex>,
         /// The export's name; empty for the default one.
         export: String,

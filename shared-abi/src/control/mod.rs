@@ -1,4 +1,4 @@
-//! What dom0 and a child say to each other: one JSON value in each `SOCK_SEQPACKET` datagram.
+//! The control protocol between dom0 and a child: one JSON value in each `SOCK_SEQPACKET` datagram.
 //!
 //! ```text
 //! dom0                                child
@@ -11,11 +11,10 @@
 //!   │◀───────────── Event{…} ───────────│  at any time
 //! ```
 //!
-//! A controller that takes the place of another greets as the first did, and is told again every event that still holds.
+//! A controller that replaces another one greets in the same way, and then receives every event that still holds.
 //!
-//! A message has at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) bytes. An unknown field, a
-//! version other than the one agreed on or a descriptor that is missing, named twice or not named at all
-//! makes the whole message an error.
+//! A message has at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) bytes. An unknown field, a version other than the
+//! one agreed on or a descriptor that is missing, named twice or not named at all makes the whole message an error.
 
 mod backends;
 mod block;
@@ -47,7 +46,7 @@ use crate::ids::{DomId, DomainName};
 /// | 2 | a device's PCI slot in [`DeviceSpec`], [`RunnerReply::Refused`] |
 pub const VERSION: u32 = 2;
 
-/// The oldest version that this build still speaks: a dom0 that was upgraded drives children that were started before it.
+/// The oldest version that this build still speaks: an upgraded dom0 drives children that the older dom0 started.
 pub const OLDEST: u32 = 1;
 
 /// What a controller says first: which versions it speaks.

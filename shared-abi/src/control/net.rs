@@ -88,9 +88,9 @@ pub struct NetCard {
     pub limits: NicLimits,
     /// The cable is plugged in.
     pub link_up: bool,
-    /// A memory file of [`NIC_STATE_LEN`](crate::limits::NIC_STATE_LEN) bytes, sealed against changes of its size, that
-    /// belongs to this incarnation of the domain and is zero at its start: what the driver has set over the control queue is
-    /// kept there, so that a process that takes over knows it.
+    /// A memory file of [`NIC_STATE_LEN`](crate::limits::NIC_STATE_LEN) bytes, sealed against changes of its size. The
+    /// backend keeps there the settings that the driver makes over the control queue, so that its successor knows them.
+    /// The file belongs to one machine of the domain and is zero at the machine's start.
     pub state: FdIndex,
     /// The backend's end of the vhost-user socket.
     pub socket: FdIndex,
@@ -111,8 +111,8 @@ impl NetCard {
 pub enum NetWire {
     /// A tap or a macvtap.
     Tap {
-        /// One descriptor for each queue pair, attached (`TUNSETIFF`) with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with
-        /// `IFF_MULTI_QUEUE` if there are several; non-blocking.
+        /// One non-blocking descriptor for each queue pair, attached (`TUNSETIFF`) with
+        /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` if there are several.
         queues: Vec<FdIndex>,
         /// The table by which the tap chooses the queue of a frame ([`crate::steering`]), if it has one: then the NIC
         /// offers `VIRTIO_NET_F_RSS`. Without it the kernel lets a flow come back on the queue it was last sent on.
@@ -222,8 +222,7 @@ pub struct TrafficStatistics {
     pub segment_bytes: u64,
     /// Times that frames had to wait for a limit.
     pub throttled: u64,
-    /// Frames by their length: entry *n* counts those of less than 2^n bytes that no entry before it counts. Zeros at the
-    /// end are left out.
+    /// Frames by their length: entry *n* counts frames of 2^(n-1) to 2^n - 1 bytes. Zeros at the end are left out.
     pub sizes: Vec<u64>,
     /// Frames lost, by reason; reasons without any are left out.
     pub drops: Vec<Drops>,

@@ -42,8 +42,8 @@ pub enum RunnerRequest {
     /// These devices have new backends, which go on where the ones before them stopped or died; answered with
     /// [`RunnerReply::Attached`].
     Attach(Vec<Attachment>),
-    /// Another end for COM1, in the place of one that has hung up; answered with [`RunnerReply::Done`]. What the guest has
-    /// sent meanwhile, as far as it is kept, goes there first.
+    /// A new peer for COM1, after the old one has hung up; answered with [`RunnerReply::Done`]. The guest's output
+    /// since then, as far as the buffer holds it, goes there first.
     Serial(FdIndex),
     /// Report [`MachineTimes`].
     Times,
@@ -101,7 +101,8 @@ pub struct Device {
 pub struct DeviceSpec {
     /// Its id, for messages.
     pub id: DeviceId,
-    /// Its slot on PCI bus 0. None from a controller of version 1, whose devices take the lowest free slots in their order.
+    /// Its slot on PCI bus 0. None from a controller of version 1, whose devices take the lowest free slots in their
+    /// order.
     #[serde(default)]
     pub slot: Option<Slot>,
     /// The virtio device type (virtio 1.3 §5: 1 net, 2 block, 3 console, …).

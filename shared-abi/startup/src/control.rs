@@ -23,7 +23,7 @@ use crate::link::{Link, LinkError};
 use crate::lock;
 
 /// How long the first controller may take, in milliseconds.
-const FIRST: u16 = 60_000;
+const FIRST_CONTROLLER_MS: u16 = 60_000;
 
 /// How long to wait before accepting again where the host was short of descriptors or memory.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -43,7 +43,7 @@ pub enum ControlError {
     #[error("cannot accept a controller")]
     Accept(#[source] io::Error),
     /// Whoever started this process has not connected.
-    #[error("no controller has connected within {FIRST} ms")]
+    #[error("no controller has connected within {FIRST_CONTROLLER_MS} ms")]
     Nobody,
     /// The first message was not a proper start message.
     #[error("the first control message is refused")]
@@ -85,8 +85,8 @@ impl Events {
         lock(&self.0).tell(event);
     }
 
-    /// Sends an event that holds until it is [`Self::over`]: each controller that comes later is told as well. One for each
-    /// `about`, of which a program has a bounded number.
+    /// Sends an event that holds until [`Self::over`]: each later controller receives it too. A program uses a bounded
+    /// number of values for `about`, and each holds one event.
     pub fn stand<E: Serialize>(&self, about: &str, event: &E) {
         let mut current = lock(&self.0);
         current.tell(event);
@@ -156,13 +156,13 @@ impl Control {
     /// Accepts the first controller and receives the first request, which must be the start message.
     ///
     /// # Errors
-    /// [`ControlError::Nobody`] if none comes within a minute, [`ControlError::Start`] if it is no start message, or of no
-    /// version that this program speaks; the controller has been told. Does not return if the controller hangs up instead:
-    /// it has given this process up, and knows it.
+    /// [`ControlError::Nobody`] if no controller connects within a minute; [`ControlError::Start`] if the request is no
+    /// start message, or of a version that this program does not speak, and the controller has been told. Does not
+    /// return if the controller hangs up: it has given this process up on purpose.
     pub fn accept_start<R: DeserializeOwned>(&self) -> Result<(R, Fds), ControlError> {
         // Whoever starts this process may die before it connects: then nobody would ever end it.
         let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut listener, FIRST) == Ok(0) {
+        if poll(&mut listener, FIRST_CONTROLLER_MS) == Ok(0) {
             return Err(ControlError::Nobody);
         }
         let given_up = |error| match error {

@@ -139,8 +139,8 @@ impl Link {
     /// Receives the answer to [`Self::hello`].
     ///
     /// # Errors
-    /// [`LinkError::Refused`] if there is no version that both speak; [`LinkError::Version`] if the child claims one that this
-    /// build does not.
+    /// [`LinkError::Refused`] if there is no version that both speak; [`LinkError::Version`] if the child claims a
+    /// version that this build does not speak.
     pub fn welcome(&mut self) -> Result<(), LinkError> {
         match self.receive()?.0 {
             Welcome::Version(version) if (Hello::OWN.oldest..=Hello::OWN.newest).contains(&version) => {
@@ -152,8 +152,8 @@ impl Link {
         }
     }
 
-    /// A child's part of the greeting: hears which versions the controller speaks and says which it is to be. A controller
-    /// that is refused has been told.
+    /// The child's part of the greeting: receives the versions that the controller speaks and answers with the chosen
+    /// one. A refused controller has been told.
     ///
     /// # Errors
     /// See [`LinkError`].

@@ -1,4 +1,4 @@
-//! What a process tells people, a line at a time, on standard error.
+//! A process's log lines on standard error.
 //!
 //! Not by `eprintln!`, which panics if the line cannot be written: whoever started the process reads the other end of
 //! a pipe, and may be gone or slow. A line that cannot be written is lost, and nothing else.

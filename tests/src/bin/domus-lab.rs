@@ -1,4 +1,5 @@
-//! Runs the lab's scenarios where ordinary guests can run, and QEMU as a stranger anywhere: one line each, then the count.
+//! Runs the lab's scenarios on hosts that run ordinary guests, and those of QEMU with Domus' backends on any host.
+//! Prints a line for each scenario, then the count.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use domus_tests::images::Images;
-use domus_tests::{lab, smoke, strangers};
+use domus_tests::{lab, qemu_interop, smoke};
 
 /// Runs Domus' scenarios with real guests.
 #[derive(Debug, Parser)]
@@ -111,7 +112,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Smoke { bin, config } => smoke::run(&bin, &config),
         Command::Strangers { place } => {
-            strangers::run(&place.bin, &Images::load(&place.images)?, &place.folder)
+            qemu_interop::run(&place.bin, &Images::load(&place.images)?, &place.folder)
         }
     };
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

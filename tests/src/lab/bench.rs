@@ -1,4 +1,5 @@
-//! Figures of a start: from `domus create` to the guest's first instruction and to its init, and what the processes weigh then.
+//! Measures a start, from `domus create` to the guest's first instruction and to its init, and the memory of the
+//! processes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +23,7 @@ use crate::images::Images;
 /// The figure of each start is one of so many; the median is told.
 const STARTS: usize = 5;
 
-/// What a figure line begins with, among the lines of the outer machine.
+/// The beginning of a line with a figure, among the output lines of the lab's machine.
 pub const FIGURE: &str = "FIGURE ";
 
 /// Prints a line `FIGURE {"case", "ours", "unit"}` for each figure.

@@ -7,7 +7,7 @@ use super::{HOST, Lab, Scenario};
 use crate::checks;
 use crate::images::KernelId;
 
-/// Kernel, vCPUs, memory: every value of each at least twice, 5 GiB with both kernels (RAM above 4 GiB), two vCPUs with both.
+/// Kernel, vCPUs, memory: every value of each at least twice; 5 GiB (RAM above 4 GiB) and two vCPUs with both kernels.
 const MATRIX: &[(KernelId, u32, &str)] = &[
     (KernelId::V6_12Cloud, 1, "256MiB"),
     (KernelId::V6_1Cloud, 1, "256MiB"),

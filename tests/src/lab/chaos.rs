@@ -1,7 +1,8 @@
-//! Three Debians write, verify and send to each other while whatever serves them is killed at random: dom0, backends, consoles and
-//! commands, alone and in pairs. At the end no data is wrong, and ext4 and TCP have seen no error.
+//! Three Debian guests write, verify and send to each other while dom0, backends, consoles and commands are killed at
+//! random, alone and in pairs. At the end no data is wrong, and ext4 and TCP have seen no error.
 //!
-//! The same with a guest that finds every request lost, doubled or late, and many more kills: `cargo xtask chaos`.
+//! `cargo xtask chaos` does the same with more kills, and with a guest that detects every request lost, doubled or
+//! late.
 
 use std::fs;
 use std::process::Stdio;

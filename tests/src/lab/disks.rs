@@ -1,4 +1,4 @@
-//! Linux on disks whose backend is killed and exchanged, and whose host device fails: it sees pauses, and no error.
+//! Linux on disks whose backend is killed and replaced, or whose host device fails: the guest sees pauses and no error.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,8 @@ pub(super) const LOAD: &str = "mkdir -p /data/load; rm -f /tmp/stop; \
      dd if=/dev/urandom of=$f bs=64k count=8 conv=fsync 2>/dev/null || exit 1; md5sum $f >$f.md5 || exit 1; \
      echo $n >/tmp/rounds; done; sync; touch /tmp/stopped) >/tmp/load.log 2>&1 &";
 
-/// The root disk's backend is killed and upgraded while the guest writes; the data is whole, and ext4 has seen no error.
+/// The root disk's backend is killed and upgraded while the guest writes. The data is whole, and ext4 has seen no
+/// error.
 pub fn recovery(lab: &Lab) -> Result<()> {
     let (domain, mut console) = Domain::boot(lab, Spec::new("phoenix", 2))?;
     let name = domain.spec.name.as_str();
@@ -66,7 +67,8 @@ pub(super) fn check_load(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// A disk on a device of the host that fails now and then pauses the domain; one that grows is seen to; one gives space back.
+/// A disk on a host device that fails at times pauses the domain; the guest sees that a disk grows; a discard gives
+/// space back to the host.
 pub fn failing_disk(lab: &Lab) -> Result<()> {
     let faulty = Faulty::new(lab.folder())?;
     let grows = lab.folder().join("grows.qcow2");

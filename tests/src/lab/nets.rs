@@ -1,5 +1,5 @@
-//! One guest on four kinds of network: a managed one with DHCP, DNS and address translation, an isolated one, passt, and a bridge with
-//! two queue pairs; its net backend is killed under traffic, and the cable is pulled.
+//! One guest on four kinds of network: a managed one with DHCP, DNS and address translation, an isolated one, passt,
+//! and a bridge with two queue pairs. Its net backend is killed under traffic, and the cable is pulled.
 //!
 //! ```text
 //!   guest ─┬─ eth0 "lan"  (nat)      ─ bridge, dnsmasq, nftables ─┐
@@ -262,7 +262,8 @@ impl Drop for Networks<'_> {
     }
 }
 
-/// What the guests reach: a namespace with a server for TCP, UDP and names, behind a wire that is also the host's way out.
+/// The world outside the host: a namespace with servers for TCP, UDP and DNS, behind a veth that is also the host's
+/// default route.
 struct World {
     servers: Vec<Running>,
     _wire: Link,

@@ -1,4 +1,4 @@
-//! What `/proc` says of a domain's processes: what each may do, see and hold.
+//! Checks the sandbox of a domain's processes by `/proc`: what each may do, see and hold.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
-//! Domus as a Debian package under a real systemd: units, their story in the journal, dom0's own restarts, guests that start and stop
-//! with the host.
+//! Domus as a Debian package under a real systemd: units, their entries in the journal, restarts of dom0, guests that
+//! start and stop with the host.
 //!
-//! Runs in a machine of its own whose first process is systemd; the package is installed by the first scenario.
+//! Runs in a machine of its own whose first process is systemd. The first scenario installs the package.
 
 use std::fs;
 use std::path::{Path, PathBuf};

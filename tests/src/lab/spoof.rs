@@ -1,7 +1,7 @@
-//! A guest that pretends to be others: real frames, looked for in the guest that they are meant for.
+//! A guest that sends with others' addresses: real frames, searched for in the guest that they are addressed to.
 //!
-//! Each frame that must not arrive has a twin that must, with the same form and the sender's own addresses: what is looked for is
-//! known to arrive when it is let.
+//! Each frame that must not arrive has a twin of the same form with the sender's own addresses. The twin must arrive,
+//! which proves that the search would find the first.
 
 use std::fmt::Write;
 use std::fs;

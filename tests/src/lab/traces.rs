@@ -1,4 +1,4 @@
-//! What domains leave on a host while they run, and must not leave behind: interfaces, processes, sockets, cgroups, shared memory.
+//! Traces of domains on a host, which must be gone after them: interfaces, processes, sockets, cgroups, shared memory.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared_abi::control::FromChild;
 
-use super::footprint::Footprint;
+use super::resource_usage::ResourceUsage;
 use crate::child::{Running, tied};
 
 /// How long a process may take to listen, and to answer.
@@ -121,8 +121,8 @@ impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
     }
 
     /// What it has taken of the host so far.
-    pub fn footprint(&self) -> Result<Footprint> {
-        Footprint::of(self.process.name(), self.process.pid(), &self.log)
+    pub fn resource_usage(&self) -> Result<ResourceUsage> {
+        ResourceUsage::of(self.process.name(), self.process.pid(), &self.log)
     }
 
     /// The process itself.

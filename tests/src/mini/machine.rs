@@ -24,8 +24,8 @@ use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tempfile::TempDir;
 
 use super::child::Child;
-use super::footprint::Footprint;
 use super::report::Line;
+use super::resource_usage::ResourceUsage;
 
 /// A disk of the guest.
 #[derive(Debug, Clone)]
@@ -286,10 +286,10 @@ impl Machine {
     }
 
     /// What each process of the domain has taken of the host so far: the runner, then its backends.
-    pub fn footprints(&self) -> Result<Vec<Footprint>> {
+    pub fn resource_usages(&self) -> Result<Vec<ResourceUsage>> {
         let backends = [self.block.as_ref(), self.net.as_ref()];
-        let backends = backends.into_iter().flatten().map(Child::footprint);
-        [self.runner.footprint()].into_iter().chain(backends).collect()
+        let backends = backends.into_iter().flatten().map(Child::resource_usage);
+        [self.runner.resource_usage()].into_iter().chain(backends).collect()
     }
 
     /// All `value` lines so far.

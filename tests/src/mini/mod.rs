@@ -3,15 +3,15 @@
 //! | module | does |
 //! |---|---|
 //! | [`child`] | starts one process with its control socket, sends its start message, waits for its events |
-//! | [`footprint`] | what a process has taken of the host |
+//! | [`resource_usage`] | a process's use of the host |
 //! | [`machine`] | a whole domain: runner, block and net backends, the test's end of COM1 |
 //! | [`report`] | what the guest says, line by line |
 //! | [`tap`] | a tap in a network namespace of the test's own |
 
 pub mod child;
-pub mod footprint;
 pub mod machine;
 pub mod report;
+pub mod resource_usage;
 pub mod tap;
 
 use std::path::PathBuf;

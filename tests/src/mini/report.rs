@@ -1,4 +1,5 @@
-//! What the mini guest prints: lines that begin with `mini: `, as `mini-guest` documents them. Other lines are kept apart.
+//! The report of the mini guest: output lines that begin with `mini: `, as `mini-guest` documents them, and all other
+//! lines.
 
 /// One line of the report.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -37,8 +37,8 @@ pub fn in_own_namespace(address: Ipv4Addr) -> Result<OwnedFd> {
     Ok(tap)
 }
 
-/// Makes the tap `name`, of at most 15 bytes, with virtio-net headers and non-blocking, or attaches to it. One that is made is
-/// gone with its last descriptor.
+/// Makes the tap `name`, of at most 15 bytes, with virtio-net headers and non-blocking, or attaches to it. A tap that
+/// this call makes is removed with its last descriptor.
 ///
 /// # Errors
 /// Without root, or without /dev/net/tun.

@@ -1,4 +1,4 @@
-//! One attachment to a console: what the guest prints goes out, what is typed goes in.
+//! One attachment to a console: the guest's output goes to the terminal, the terminal's input to the guest.
 //!
 //! On a terminal, Ctrl-] leaves. Otherwise standard input is a pipe: its end ends only the writing, and the output is
 //! followed until the guest's side is gone, so that `echo reboot | domus console web1` and

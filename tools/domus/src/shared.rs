@@ -1,4 +1,4 @@
-//! What every command may take from dom0's crate beside the API: rules that both sides of the socket must agree on.
+//! The rules that a command shares with dom0, beside the API: both sides of the socket must agree on them.
 //!
 //! The commands that do a part of dom0's work themselves (`run`, `check`, `import`, `logs`, `disk`) link that crate;
 //! all others reach it through this file only, so that these rules can move into a contract of their own.

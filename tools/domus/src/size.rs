@@ -9,7 +9,7 @@ pub struct Size(pub u64);
 
 const UNITS: [(&str, u32); 5] = [("", 0), ("K", 10), ("M", 20), ("G", 30), ("T", 40)];
 /// What file systems can hold.
-const MOST: u64 = i64::MAX as u64;
+const MAX_BYTES: u64 = i64::MAX as u64;
 
 impl FromStr for Size {
     type Err = String;
@@ -21,7 +21,7 @@ impl FromStr for Size {
         let unit = unit.strip_suffix("iB").or_else(|| unit.strip_suffix('B')).unwrap_or(unit);
         let (_, shift) = UNITS.into_iter().find(|(name, _)| *name == unit).ok_or_else(refused)?;
         let number: u64 = number.parse().map_err(|_| refused())?;
-        let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= MOST).ok_or_else(refused)?;
+        let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= MAX_BYTES).ok_or_else(refused)?;
         if bytes < 512 {
             return Err(format!("\"{text}\" is less than a sector: 512 bytes at least"));
         }

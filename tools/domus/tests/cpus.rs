@@ -1,4 +1,4 @@
-//! What domains have of the host's CPUs, with the mini guest in the real processes.
+//! Tests of a domain's part of the host's CPUs, with the mini guest in the real processes.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

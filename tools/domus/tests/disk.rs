@@ -11,9 +11,9 @@ use dom0::host::locks::{Lock, take};
 use serde_json::Value;
 use tempfile::TempDir;
 
-struct Ground(TempDir);
+struct ImageFolder(TempDir);
 
-impl Ground {
+impl ImageFolder {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -73,14 +73,14 @@ impl Ground {
 
 #[test]
 fn what_is_created_is_what_qemu_img_sees() {
-    let ground = Ground::new();
-    ground.disk(&["create", "a.qcow2", "3G"]);
-    ground.disk(&["create", "b.img", "5M"]);
-    ground.disk(&["create", "c.qcow2", "--backing", "b.img"]);
-    ground.disk(&["create", "d", "1T", "--format", "qcow2", "--backing", "a.qcow2"]);
-    ground.qemu_img(&["check", "-q", "a.qcow2"]);
+    let folder = ImageFolder::new();
+    folder.disk(&["create", "a.qcow2", "3G"]);
+    folder.disk(&["create", "b.img", "5M"]);
+    folder.disk(&["create", "c.qcow2", "--backing", "b.img"]);
+    folder.disk(&["create", "d", "1T", "--format", "qcow2", "--backing", "a.qcow2"]);
+    folder.qemu_img(&["check", "-q", "a.qcow2"]);
     let info = |name: &str| -> Value {
-        serde_json::from_str(&ground.qemu_img(&["info", "--output=json", name])).unwrap()
+        serde_json::from_str(&folder.qemu_img(&["info", "--output=json", name])).unwrap()
     };
     assert_eq!(info("a.qcow2")["virtual-size"], 3_u64 << 30);
     assert_eq!(
@@ -91,85 +91,85 @@ fn what_is_created_is_what_qemu_img_sees() {
         (&info("c.qcow2")["backing-filename-format"], &info("c.qcow2")["virtual-size"]),
         (&"raw".into(), &(5 << 20).into())
     );
-    assert_eq!(info("d")["full-backing-filename"], ground.path("a.qcow2").to_str().unwrap());
-    let seen = ground.json(&["info", "d", "--format", "qcow2", "--json"]);
+    assert_eq!(info("d")["full-backing-filename"], folder.path("a.qcow2").to_str().unwrap());
+    let seen = folder.json(&["info", "d", "--format", "qcow2", "--json"]);
     assert_eq!((&seen["bytes"], &seen["qcow2"]["backing_format"]), (&(1_u64 << 40).into(), &"qcow2".into()));
-    assert!(ground.disk(&["info", "c.qcow2"]).contains("backed by"));
+    assert!(folder.disk(&["info", "c.qcow2"]).contains("backed by"));
 }
 
 #[test]
 fn a_conversion_there_and_back_changes_nothing() {
-    let ground = Ground::new();
-    ground.pattern("a.img", (10 << 20) + 512);
-    ground.disk(&["convert", "a.img", "b.qcow2"]);
-    ground.qemu_img(&["check", "-q", "b.qcow2"]);
-    ground.qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", "a.img", "b.qcow2"]);
-    ground.qemu_img(&["convert", "-q", "-c", "-O", "qcow2", "b.qcow2", "compressed.qcow2"]);
-    ground.disk(&["convert", "compressed.qcow2", "c.img"]);
-    assert!(fs::read(ground.path("a.img")).unwrap() == fs::read(ground.path("c.img")).unwrap());
-    ground.disk(&["create", "over.qcow2", "--backing", "a.img"]);
-    let refused = ground.refused(1, &["convert", "over.qcow2", "d.img"]);
+    let folder = ImageFolder::new();
+    folder.pattern("a.img", (10 << 20) + 512);
+    folder.disk(&["convert", "a.img", "b.qcow2"]);
+    folder.qemu_img(&["check", "-q", "b.qcow2"]);
+    folder.qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", "a.img", "b.qcow2"]);
+    folder.qemu_img(&["convert", "-q", "-c", "-O", "qcow2", "b.qcow2", "compressed.qcow2"]);
+    folder.disk(&["convert", "compressed.qcow2", "c.img"]);
+    assert!(fs::read(folder.path("a.img")).unwrap() == fs::read(folder.path("c.img")).unwrap());
+    folder.disk(&["create", "over.qcow2", "--backing", "a.img"]);
+    let refused = folder.refused(1, &["convert", "over.qcow2", "d.img"]);
     assert!(refused.contains("a.img") && refused.contains("\"backing\""), "{refused}");
-    ground.disk(&["convert", "over.qcow2", "d.img", "--backing", "a.img:raw"]);
-    assert!(fs::read(ground.path("a.img")).unwrap() == fs::read(ground.path("d.img")).unwrap());
+    folder.disk(&["convert", "over.qcow2", "d.img", "--backing", "a.img:raw"]);
+    assert!(fs::read(folder.path("a.img")).unwrap() == fs::read(folder.path("d.img")).unwrap());
 }
 
 #[test]
 fn an_image_is_made_shorter_only_if_that_is_said() {
-    let ground = Ground::new();
-    ground.pattern("a.img", 4 << 20);
-    ground.disk(&["convert", "a.img", "b.qcow2"]);
+    let folder = ImageFolder::new();
+    folder.pattern("a.img", 4 << 20);
+    folder.disk(&["convert", "a.img", "b.qcow2"]);
     for name in ["a.img", "b.qcow2"] {
-        assert!(ground.refused(1, &["resize", name, "1M"]).contains("--shrink"));
-        ground.disk(&["resize", name, "6M"]);
-        ground.disk(&["resize", name, "3M", "--shrink"]);
-        assert_eq!(ground.json(&["info", name, "--json"])["bytes"], 3 << 20);
+        assert!(folder.refused(1, &["resize", name, "1M"]).contains("--shrink"));
+        folder.disk(&["resize", name, "6M"]);
+        folder.disk(&["resize", name, "3M", "--shrink"]);
+        assert_eq!(folder.json(&["info", name, "--json"])["bytes"], 3 << 20);
     }
-    ground.qemu_img(&["check", "-q", "b.qcow2"]);
-    ground.qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", "a.img", "b.qcow2"]);
+    folder.qemu_img(&["check", "-q", "b.qcow2"]);
+    folder.qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", "a.img", "b.qcow2"]);
 }
 
 #[test]
 fn snapshots_are_overlays_or_inside() {
-    let ground = Ground::new();
-    ground.pattern("a.img", 2 << 20);
-    ground.disk(&["snapshot", "a.img", "over.qcow2"]);
-    ground.qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", "a.img", "over.qcow2"]);
-    ground.disk(&["convert", "a.img", "b.qcow2"]);
-    ground.disk(&["snapshot", "b.qcow2", "--create", "before"]);
-    assert_eq!(ground.json(&["snapshot", "b.qcow2", "--list", "--json"])[0]["name"], "before");
-    assert_eq!(ground.json(&["info", "b.qcow2", "--json"])["qcow2"]["snapshots"], 1);
-    ground.disk(&["snapshot", "b.qcow2", "--apply", "before"]);
-    ground.disk(&["snapshot", "b.qcow2", "--delete", "before"]);
-    assert_eq!(ground.json(&["snapshot", "b.qcow2", "--list", "--json"]).as_array().unwrap().len(), 0);
-    assert!(ground.refused(1, &["snapshot", "b.qcow2", "--delete", "before"]).contains("before"));
-    assert!(ground.refused(1, &["snapshot", "a.img", "--list"]).contains("overlay"));
+    let folder = ImageFolder::new();
+    folder.pattern("a.img", 2 << 20);
+    folder.disk(&["snapshot", "a.img", "over.qcow2"]);
+    folder.qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2", "a.img", "over.qcow2"]);
+    folder.disk(&["convert", "a.img", "b.qcow2"]);
+    folder.disk(&["snapshot", "b.qcow2", "--create", "before"]);
+    assert_eq!(folder.json(&["snapshot", "b.qcow2", "--list", "--json"])[0]["name"], "before");
+    assert_eq!(folder.json(&["info", "b.qcow2", "--json"])["qcow2"]["snapshots"], 1);
+    folder.disk(&["snapshot", "b.qcow2", "--apply", "before"]);
+    folder.disk(&["snapshot", "b.qcow2", "--delete", "before"]);
+    assert_eq!(folder.json(&["snapshot", "b.qcow2", "--list", "--json"]).as_array().unwrap().len(), 0);
+    assert!(folder.refused(1, &["snapshot", "b.qcow2", "--delete", "before"]).contains("before"));
+    assert!(folder.refused(1, &["snapshot", "a.img", "--list"]).contains("overlay"));
 }
 
 #[test]
 fn what_fails_says_why_and_leaves_nothing() {
-    let ground = Ground::new();
-    fs::write(ground.path("bad.qcow2"), vec![0x51; 4096]).unwrap();
-    ground.disk(&["create", "a.img", "1M"]);
-    assert!(ground.refused(1, &["create", "a.img", "1M"]).contains("there already"));
-    assert!(ground.refused(1, &["info", "bad.qcow2"]).contains("no qcow2 image"));
-    assert!(ground.refused(1, &["convert", "bad.qcow2", "new.img"]).contains("no qcow2 image"));
-    assert!(ground.refused(1, &["create", "no/a.img", "1M"]).contains("no/a.img"));
-    assert!(ground.refused(1, &["create", "new.qcow2", "--backing", "bad.qcow2"]).contains("no qcow2 image"));
-    assert!(ground.refused(1, &["create", "new.img", "--backing", "a.img"]).contains("--format qcow2"));
-    assert!(ground.refused(1, &["info", "."]).contains("no image"));
-    ground.refused(2, &["create", "new.img", "five"]);
-    ground.refused(2, &["create", "new.img"]);
-    ground.refused(2, &["snapshot", "a.img"]);
-    ground.refused(2, &["snapshot", "a.img", "over.qcow2", "--list"]);
-    assert_eq!(ground.names(), ["a.img", "bad.qcow2"]);
+    let folder = ImageFolder::new();
+    fs::write(folder.path("bad.qcow2"), vec![0x51; 4096]).unwrap();
+    folder.disk(&["create", "a.img", "1M"]);
+    assert!(folder.refused(1, &["create", "a.img", "1M"]).contains("there already"));
+    assert!(folder.refused(1, &["info", "bad.qcow2"]).contains("no qcow2 image"));
+    assert!(folder.refused(1, &["convert", "bad.qcow2", "new.img"]).contains("no qcow2 image"));
+    assert!(folder.refused(1, &["create", "no/a.img", "1M"]).contains("no/a.img"));
+    assert!(folder.refused(1, &["create", "new.qcow2", "--backing", "bad.qcow2"]).contains("no qcow2 image"));
+    assert!(folder.refused(1, &["create", "new.img", "--backing", "a.img"]).contains("--format qcow2"));
+    assert!(folder.refused(1, &["info", "."]).contains("no image"));
+    folder.refused(2, &["create", "new.img", "five"]);
+    folder.refused(2, &["create", "new.img"]);
+    folder.refused(2, &["snapshot", "a.img"]);
+    folder.refused(2, &["snapshot", "a.img", "over.qcow2", "--list"]);
+    assert_eq!(folder.names(), ["a.img", "bad.qcow2"]);
 }
 
 #[test]
 fn an_image_in_use_is_left_alone() {
-    let ground = Ground::new();
-    ground.disk(&["create", "a.qcow2", "1M"]);
-    let user = File::options().read(true).write(true).open(ground.path("a.qcow2")).unwrap();
+    let folder = ImageFolder::new();
+    folder.disk(&["create", "a.qcow2", "1M"]);
+    let user = File::options().read(true).write(true).open(folder.path("a.qcow2")).unwrap();
     assert!(take(&user, Lock::Write).unwrap());
     for args in [
         &["resize", "a.qcow2", "2M"][..],
@@ -177,12 +177,12 @@ fn an_image_in_use_is_left_alone() {
         &["snapshot", "a.qcow2", "over.qcow2"],
         &["snapshot", "a.qcow2", "--create", "x"],
     ] {
-        let refused = ground.refused(1, args);
+        let refused = folder.refused(1, args);
         assert!(
             refused.contains("in use by") && refused.contains(&format!("pid {}", std::process::id())),
             "{refused}"
         );
     }
-    assert!(ground.json(&["info", "a.qcow2", "--json"])["in_use_by"].is_string());
-    assert_eq!(ground.names(), ["a.qcow2"]);
+    assert!(folder.json(&["info", "a.qcow2", "--json"])["in_use_by"].is_string());
+    assert_eq!(folder.names(), ["a.qcow2"]);
 }

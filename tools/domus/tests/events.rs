@@ -1,4 +1,4 @@
-//! What happens to domains, as those see it who follow, and what is said about them.
+//! Tests of events and log lines about domains.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 

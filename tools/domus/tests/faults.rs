@@ -16,14 +16,14 @@ use nix::sys::signal::Signal;
 const SHELL: &str = "console=ttyS0 mini.test=shell mini.end=poweroff";
 
 /// More than any action here has.
-const MOST: u32 = 60;
+const MAX_STEPS: u32 = 60;
 
 /// Does `act` under a dom0 that dies at each of its steps in turn, until one does not die of it. `begun` is done
 /// first, by a dom0 that lives. After each death the next dom0 is looked at by `check`, and told to destroy what is
 /// there.
 fn at_every_step(begin: impl Fn(&Host), act: &[&str], check: impl Fn(&Host, u32)) {
     let mut deaths = 0;
-    for step in 1..MOST {
+    for step in 1..MAX_STEPS {
         let mut host = Host::with_service(true);
         let before = host.traces();
         begin(&host);

@@ -1,4 +1,4 @@
-//! What an operator does to a running domain's machine, with the mini guest in the real processes.
+//! Tests of an operator's commands to a running machine, with the mini guest in the real processes.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

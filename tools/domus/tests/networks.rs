@@ -1,4 +1,4 @@
-//! Networks that dom0 manages, with guests and strangers in network namespaces of their own.
+//! Networks that dom0 manages, with guests and with other hosts' programs in network namespaces of their own.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

@@ -1,4 +1,4 @@
-//! What is seen of domains from outside: counters, `domus top`, and what Prometheus reads.
+//! Tests of the counters of domains, as `domus top` and Prometheus read them.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

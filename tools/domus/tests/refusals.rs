@@ -1,4 +1,4 @@
-//! What is wrong is said in one line, with the right exit status, and leaves nothing behind.
+//! Tests of refusals: one line, the right exit status, and nothing left behind.
 
 #![allow(clippy::unwrap_used, reason = "only tests")]
 

@@ -1,4 +1,4 @@
-//! What `--json` prints, command by command, is what `tools/domus/json.md` says: programs depend on it.
+//! Tests that `--json` prints, command by command, what `tools/domus/json.md` says: programs depend on it.
 //!
 //! `DOMUS_BLESS=1` writes that file anew; look at what has changed before you commit it.
 

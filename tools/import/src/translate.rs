@@ -12,7 +12,7 @@ use crate::config::Config;
 const MAX_LOST: usize = 1000;
 
 /// Characters of a foreign text that are quoted.
-const QUOTED: usize = 100;
+const MAX_QUOTED: usize = 100;
 
 /// Where a config without a kernel says that it is to be put.
 const NO_KERNEL: &str = "vmlinuz";
@@ -179,7 +179,7 @@ impl Translation {
 /// A foreign text as one printable line that is not too long.
 pub(crate) fn quoted(text: &str) -> String {
     let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut short: String = chars.by_ref().take(QUOTED).collect();
+    let mut short: String = chars.by_ref().take(MAX_QUOTED).collect();
     if chars.next().is_some() {
         short.push('…');
     }

@@ -9,29 +9,29 @@ use serde_json::{Value, json};
 
 /// Reads a sample; what it is made into is a config to dom0.
 fn sample(text: &str) -> (Value, Translation) {
-    let found = import(text).unwrap();
-    let config = serde_json::to_string(&found.config).unwrap();
+    let translation = import(text).unwrap();
+    let config = serde_json::to_string(&translation.config).unwrap();
     if let Err(error) = dom0::config::parse(Path::new("made.json"), Path::new("/srv"), &config) {
         panic!("{error}: {config}");
     }
-    (serde_json::from_str(&config).unwrap(), found)
+    (serde_json::from_str(&config).unwrap(), translation)
 }
 
 /// The lines of what is listed, with each one's reason.
-fn lost(found: &Translation) -> Vec<(u32, String)> {
-    found.lost.iter().map(|lost| (lost.line, format!("{}: {}", lost.what, lost.why))).collect()
+fn lost(translation: &Translation) -> Vec<(u32, String)> {
+    translation.lost.iter().map(|lost| (lost.line, format!("{}: {}", lost.what, lost.why))).collect()
 }
 
 #[track_caller]
-fn lists(found: &Translation, line: u32, parts: &[&str]) {
-    let lost = lost(found);
+fn lists(translation: &Translation, line: u32, parts: &[&str]) {
+    let lost = lost(translation);
     let is = |(at, text): &&(u32, String)| *at == line && parts.iter().all(|part| text.contains(part));
     assert!(lost.iter().any(|lost| is(&lost)), "line {line} {parts:?} is not in\n{lost:#?}");
 }
 
 #[test]
 fn a_guest_of_xl_s_documentation_is_a_config_and_what_is_lost_is_listed_by_line() {
-    let (config, found) = sample(include_str!("samples/xl-guest.cfg"));
+    let (config, translation) = sample(include_str!("samples/xl-guest.cfg"));
     assert_eq!(
         config,
         json!({
@@ -57,35 +57,35 @@ fn a_guest_of_xl_s_documentation_is_a_config_and_what_is_lost_is_listed_by_line(
             "on_crash": "restart"
         })
     );
-    lists(&found, 1, &["no kernel", "no boot loader", "vmlinuz"]);
-    lists(&found, 2, &["type = \"hvm\"", "no firmware"]);
-    lists(&found, 6, &["maxmem", "memory is fixed"]);
-    lists(&found, 11, &["commas.qcow2", "backing"]);
-    lists(&found, 13, &["image.iso", "no CD-ROM"]);
-    lists(&found, 14, &["without a medium"]);
-    lists(&found, 15, &["vnc", "no display"]);
-    lists(&found, 18, &["rename-restart", "\"restart\""]);
+    lists(&translation, 1, &["no kernel", "no boot loader", "vmlinuz"]);
+    lists(&translation, 2, &["type = \"hvm\"", "no firmware"]);
+    lists(&translation, 6, &["maxmem", "memory is fixed"]);
+    lists(&translation, 11, &["commas.qcow2", "backing"]);
+    lists(&translation, 13, &["image.iso", "no CD-ROM"]);
+    lists(&translation, 14, &["without a medium"]);
+    lists(&translation, 15, &["vnc", "no display"]);
+    lists(&translation, 18, &["rename-restart", "\"restart\""]);
     // What is so anyway is not lost: maxvcpus, serial, acpi, the bridge's script.
-    assert_eq!(found.lost.len(), 8, "{:#?}", found.lost);
+    assert_eq!(translation.lost.len(), 8, "{:#?}", translation.lost);
 }
 
 #[test]
 fn a_paravirtual_guest_keeps_its_kernel_and_gets_a_console_that_is_there() {
-    let (config, found) = sample(include_str!("samples/xl-pv.cfg"));
+    let (config, translation) = sample(include_str!("samples/xl-pv.cfg"));
     assert_eq!(config["boot"]["kernel"], "/boot/vmlinuz-6.1");
     assert_eq!(config["boot"]["initrd"], "/boot/initrd.img-6.1");
     assert_eq!(config["boot"]["cmdline"], "root=/dev/xvda1 ro console=ttyS0 quiet panic=5");
     assert_eq!(config["memory"], "512MiB");
     assert_eq!(config["disks"], json!([{ "id": "xvda1", "path": "/srv/pv.qcow2", "format": "qcow2" }]));
     assert_eq!(config["nets"][0]["addresses"], json!(["192.0.2.7", "2001:db8::7"]));
-    lists(&found, 3, &["xvda", "/dev/vda"]);
-    lists(&found, 3, &["console=hvc0", "console=ttyS0"]);
-    lists(&found, 10, &["cpus = […]"]);
+    lists(&translation, 3, &["xvda", "/dev/vda"]);
+    lists(&translation, 3, &["console=hvc0", "console=ttyS0"]);
+    lists(&translation, 10, &["cpus = […]"]);
 }
 
 #[test]
 fn a_domain_of_libvirt_s_is_a_config_and_each_element_that_is_lost_is_listed() {
-    let (config, found) = sample(include_str!("samples/libvirt-debian.xml"));
+    let (config, translation) = sample(include_str!("samples/libvirt-debian.xml"));
     assert_eq!(
         config,
         json!({
@@ -116,33 +116,33 @@ fn a_domain_of_libvirt_s_is_a_config_and_each_element_that_is_lost_is_listed() {
             "on_crash": "preserve"
         })
     );
-    lists(&found, 4, &["<metadata>"]);
-    lists(&found, 23, &["host-passthrough", "KVM"]);
-    lists(&found, 33, &["io=\"native\"", "domus-block"]);
-    lists(&found, 47, &["<address", "PCI slots"]);
-    lists(&found, 56, &["cdrom", "without a medium"]);
-    lists(&found, 67, &["burst=\"1024\""]);
-    lists(&found, 75, &["e1000e", "virtio-net"]);
-    lists(&found, 87, &["<channel"]);
-    lists(&found, 90, &["<graphics", "no display"]);
-    lists(&found, 95, &["<rng", "devices[]"]);
+    lists(&translation, 4, &["<metadata>"]);
+    lists(&translation, 23, &["host-passthrough", "KVM"]);
+    lists(&translation, 33, &["io=\"native\"", "domus-block"]);
+    lists(&translation, 47, &["<address", "PCI slots"]);
+    lists(&translation, 56, &["cdrom", "without a medium"]);
+    lists(&translation, 67, &["burst=\"1024\""]);
+    lists(&translation, 75, &["e1000e", "virtio-net"]);
+    lists(&translation, 87, &["<channel"]);
+    lists(&translation, 90, &["<graphics", "no display"]);
+    lists(&translation, 95, &["<rng", "devices[]"]);
 }
 
 #[test]
 fn a_name_a_number_of_vcpus_and_wires_that_domus_does_not_have_become_ones_that_it_has() {
-    let (config, found) = sample(include_str!("samples/libvirt-uefi.xml"));
+    let (config, translation) = sample(include_str!("samples/libvirt-uefi.xml"));
     assert_eq!((&config["name"], &config["vcpus"]), (&json!("Fedora-Server--1"), &json!(32)));
     assert_eq!(config["memory"], "4096MiB");
     assert_eq!(config["disks"], json!([{ "id": "sda", "path": "/dev/vg0/fedora" }]));
     assert_eq!(config["nets"][0], json!({ "id": "eth0", "macvtap": "eth0" }));
     assert_eq!(config["nets"][1], json!({ "id": "eth1", "vhost_user_socket": "/run/vhost.sock" }));
-    lists(&found, 3, &["Fedora Server #1", "Fedora-Server--1"]);
-    lists(&found, 5, &["currentMemory"]);
-    lists(&found, 6, &["48", "1 to 32"]);
-    lists(&found, 7, &["firmware"]);
-    lists(&found, 15, &["writethrough"]);
-    lists(&found, 21, &["vepa", "bridge"]);
-    lists(&found, 28, &["<tpm"]);
+    lists(&translation, 3, &["Fedora Server #1", "Fedora-Server--1"]);
+    lists(&translation, 5, &["currentMemory"]);
+    lists(&translation, 6, &["48", "1 to 32"]);
+    lists(&translation, 7, &["firmware"]);
+    lists(&translation, 15, &["writethrough"]);
+    lists(&translation, 21, &["vepa", "bridge"]);
+    lists(&translation, 28, &["<tpm"]);
 }
 
 #[test]
@@ -172,9 +172,9 @@ proptest::proptest! {
     ) {
         let text = if xml { format!("<domain>{text}</domain>") } else { text };
         match import(&text) {
-            Ok(found) => {
+            Ok(translation) => {
                 let printable = |lost: &domus_import::Lost| !lost.what.contains(char::is_control);
-                proptest::prop_assert!(found.lost.iter().all(printable));
+                proptest::prop_assert!(translation.lost.iter().all(printable));
             }
             Err(error) => proptest::prop_assert!(!error.to_string().contains('\n')),
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use domus_tests::ground::Ground;
+use domus_tests::environment::Environment;
 
 use crate::command::{command, run};
 use crate::workspace;
@@ -13,7 +13,7 @@ pub const BINARY: &str = "package(domus) & binary(chaos)";
 
 /// Kills for so many seconds; the same seed kills the same at the same moments, as far as the machine lets it.
 pub fn chaos(programs: &Path, seconds: u32, seed: Option<u64>) -> Result<()> {
-    if Ground::detect() == Ground::None {
+    if Environment::detect() == Environment::None {
         bail!(
             "cannot run here: there is no /dev/kvm, and the chaos wants guests that do their work at full speed"
         );

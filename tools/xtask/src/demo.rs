@@ -8,14 +8,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use domus_tests::ground::Ground;
+use domus_tests::environment::Environment;
 use domus_tests::images::{Images, KernelId};
-use domus_tests::outer::{Outer, Serial};
+use domus_tests::lab_vm::{LabVm, Serial};
 use serde_json::json;
 
 use crate::command::{command, run, run_quiet};
 use crate::images::images;
-use crate::lab::{STEP_HEAD, outer, tells};
+use crate::lab::{STEP_HEAD, lab_vm, tells};
 use crate::packages::{Consent, install_packages, is_root};
 use crate::terminal::Terminal;
 use crate::workspace;
@@ -46,15 +46,15 @@ pub fn demo(consent: Consent, smoke: bool) -> Result<()> {
     install_packages(consent)?;
     let bin = workspace::build_binaries()?;
     let images = images(&[KERNEL])?;
-    smoke_or_terminal(Ground::detect(), &images, &bin, smoke)
+    smoke_or_terminal(Environment::detect(), &images, &bin, smoke)
 }
 
-fn smoke_or_terminal(ground: Ground, images: &Images, bin: &Path, smoke: bool) -> Result<()> {
-    match ground {
-        Ground::Hardware => direct(images, bin, smoke),
-        Ground::Paravirtual | Ground::None => {
+fn smoke_or_terminal(environment: Environment, images: &Images, bin: &Path, smoke: bool) -> Result<()> {
+    match environment {
+        Environment::Hardware => direct(images, bin, smoke),
+        Environment::Paravirtual | Environment::None => {
             println!(
-                "This machine cannot run ordinary guests itself ({ground}); the demo runs inside it, a little slowly."
+                "This machine cannot run ordinary guests itself ({environment}); the demo runs inside it, a little slowly."
             );
             nested(images, bin, smoke)
         }
@@ -80,17 +80,17 @@ fn config() -> String {
 
 fn nested(images: &Images, bin: &Path, smoke: bool) -> Result<()> {
     let limit = if smoke { SMOKE_LIMIT } else { TERMINAL_LIMIT };
-    let outer = outer(images, bin, "demo", true, false, limit)?;
-    let mut step = format!("{STEP_HEAD}{}", prepare(&outer)?);
+    let vm = lab_vm(images, bin, "demo", true, false, limit)?;
+    let mut step = format!("{STEP_HEAD}{}", prepare(&vm)?);
     if smoke {
         step.push_str("exec /run/bin/domus-lab smoke --bin /run/bin demo.json\n");
-        let status = outer.run(&step, Serial::Lines(&mut print_line))?;
+        let status = vm.run(&step, Serial::Lines(&mut print_line))?;
         return verdict(status);
     }
     step.push_str(PING);
     step.push_str("exec /run/bin/domus run demo.json\n");
     let terminal = Terminal::save()?;
-    let status = outer.run(&step, Serial::Terminal);
+    let status = vm.run(&step, Serial::Terminal);
     drop(terminal);
     match status? {
         0 => Ok(()),
@@ -98,9 +98,10 @@ fn nested(images: &Images, bin: &Path, smoke: bool) -> Result<()> {
     }
 }
 
-/// Places the demo's config into the machine, which must have a second disk, and returns what makes the rest ready there.
-fn prepare(outer: &Outer<'_>) -> Result<String> {
-    fs::write(outer.share().join("demo.json"), config())?;
+/// Writes the demo's config into the machine, which must have a second disk, and returns the shell commands that
+/// prepare the rest there.
+fn prepare(vm: &LabVm<'_>) -> Result<String> {
+    fs::write(vm.share().join("demo.json"), config())?;
     let kernel = KERNEL.name();
     Ok(format!(
         "{BRIDGE_UP}mkdir /run/demo\ncd /run/demo\ncp /lab/demo.json .\n\
@@ -110,8 +111,8 @@ fn prepare(outer: &Outer<'_>) -> Result<String> {
 }
 
 /// What checks the demo in a machine where the package is installed.
-pub fn installed(outer: &Outer<'_>) -> Result<String> {
-    Ok(format!("{}/run/bin/domus-lab smoke --bin /usr/bin demo.json\n", prepare(outer)?))
+pub fn installed(vm: &LabVm<'_>) -> Result<String> {
+    Ok(format!("{}/run/bin/domus-lab smoke --bin /usr/bin demo.json\n", prepare(vm)?))
 }
 
 fn direct(images: &Images, bin: &Path, smoke: bool) -> Result<()> {

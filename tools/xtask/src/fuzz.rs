@@ -1,4 +1,5 @@
-//! A few seconds of each fuzz target on its saved corpus: finds what a change has just broken, not what took a night to find.
+//! Runs each fuzz target for a few seconds on its saved corpus: this finds what a change has just broken, not what
+//! needs a night.
 
 use anyhow::Result;
 

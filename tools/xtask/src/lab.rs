@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use domus_tests::images::{Images, KernelFiles};
-use domus_tests::outer::{Failure, Outer, STEP, Serial};
+use domus_tests::lab_vm::{Failure, LabVm, STEP, Serial};
 use domus_tests::report::Tally;
 
 use crate::command::{command, read};
@@ -20,32 +20,32 @@ use crate::workspace;
 const MEMORY_MIB: u32 = 8192;
 
 /// A run of the lab's machine with Domus' binaries in `/lab/bin` and the images in `/lab/images`.
-pub fn outer<'a>(
+pub fn lab_vm<'a>(
     images: &'a Images,
     bin: &Path,
     name: &str,
     second_disk: bool,
     systemd: bool,
     limit: Duration,
-) -> Result<Outer<'a>> {
+) -> Result<LabVm<'a>> {
     let folder = free_folder(name)?;
-    let outer = Outer { images, folder, memory_mib: MEMORY_MIB, second_disk, systemd, counted: false, limit };
-    outer.prepare()?;
+    let vm = LabVm { images, folder, memory_mib: MEMORY_MIB, second_disk, systemd, counted: false, limit };
+    vm.prepare()?;
     for binary in workspace::BINARIES {
-        outer.place(&bin.join(binary), &format!("bin/{binary}"))?;
+        vm.place(&bin.join(binary), &format!("bin/{binary}"))?;
     }
     let mut inside = images.clone();
     for (id, files) in &images.kernels {
         let (vmlinuz, initrd) = (format!("vmlinuz-{}", id.name()), format!("initrd-{}", id.name()));
-        outer.place(&files.vmlinuz, &format!("images/{vmlinuz}"))?;
-        outer.place(&files.initrd, &format!("images/{initrd}"))?;
+        vm.place(&files.vmlinuz, &format!("images/{vmlinuz}"))?;
+        vm.place(&files.initrd, &format!("images/{initrd}"))?;
         inside.kernels.insert(*id, KernelFiles { vmlinuz: vmlinuz.into(), initrd: initrd.into() });
     }
-    outer.place(&images.guest, "images/guest.ext4")?;
+    vm.place(&images.guest, "images/guest.ext4")?;
     inside.guest = "guest.ext4".into();
     inside.debian = "/dev/nvme1n1".into();
-    inside.save(&outer.share().join("images/images.json"))?;
-    Ok(outer)
+    inside.save(&vm.share().join("images/images.json"))?;
+    Ok(vm)
 }
 
 /// A folder for a run that no other process uses: two `cargo xtask` may be at work in one tree.
@@ -72,7 +72,8 @@ pub fn tells(line: &str) -> bool {
     !line.starts_with(STEP) && !line.starts_with('[') && !line.starts_with("Powering off") && !line.is_empty()
 }
 
-/// Runs the scenarios `names` in a nested lab and prints their lines; a failure of the lab's own machine is tried once more.
+/// Runs the scenarios `names` in a nested lab and prints their lines. After a failure of the lab's own machine it tries
+/// once more.
 pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Result<Tally> {
     let step = format!(
         "{STEP_HEAD}set +e\n/run/bin/domus-lab scenarios --images /lab/images/images.json --bin /run/bin \
@@ -80,32 +81,34 @@ pub fn nested(images: &Images, bin: &Path, name: &str, names: &[String]) -> Resu
         names.join(" ")
     );
     counted(name, || {
-        Ok((outer(images, bin, name, false, false, Duration::from_secs(25 * 60))?, step.clone()))
+        Ok((lab_vm(images, bin, name, false, false, Duration::from_secs(25 * 60))?, step.clone()))
     })
 }
 
-/// Installs the package `deb` in a lab's machine whose first process is systemd, and runs the scenarios of services there.
+/// Installs the package `deb` in a lab's machine whose first process is systemd, and runs the scenarios of services
+/// there.
 pub fn services(images: &Images, bin: &Path, deb: &Path) -> Result<Tally> {
     counted("services", || {
-        let outer = outer(images, bin, "services", true, true, Duration::from_secs(25 * 60))?;
-        outer.place(deb, "domus.deb")?;
+        let vm = lab_vm(images, bin, "services", true, true, Duration::from_secs(25 * 60))?;
+        vm.place(deb, "domus.deb")?;
         // The demo needs the package, and tells more than the first failure if the scenarios fail.
         let step = format!(
             "{STEP_HEAD}set +e\n/run/bin/domus-lab services --package /lab/domus.deb \
              --images /lab/images/images.json --folder /var/tmp/domus-lab\nfailed=$?\n{}failed=$((failed | $?))\n\
              cp /var/tmp/domus-lab/*.log /lab\njournalctl --no-pager --boot >/lab/journal.log\nexit $failed\n",
-            demo::installed(&outer)?
+            demo::installed(&vm)?
         );
-        Ok((outer, step))
+        Ok((vm, step))
     })
 }
 
-/// Runs the step in the machine that `make` makes, and prints and counts its lines; a failure of the machine itself is tried once more.
-fn counted<'a>(name: &str, make: impl Fn() -> Result<(Outer<'a>, String)>) -> Result<Tally> {
+/// Runs the step in the machine that `make` makes, and prints and counts its lines. After a failure of the machine
+/// itself it tries once more.
+fn counted<'a>(name: &str, make: impl Fn() -> Result<(LabVm<'a>, String)>) -> Result<Tally> {
     for attempt in 1..=2 {
-        let (outer, step) = make()?;
+        let (vm, step) = make()?;
         let mut tally = Tally::default();
-        let result = outer.run(
+        let result = vm.run(
             &step,
             Serial::Lines(&mut |line| {
                 tally.count(line);
@@ -117,14 +120,14 @@ fn counted<'a>(name: &str, make: impl Fn() -> Result<(Outer<'a>, String)>) -> Re
         match result {
             Ok(status) => {
                 if (status == 0) != (tally.failed == 0 && tally.passed > 0) {
-                    bail!("{name}: status {status} after {tally}; see {}", outer.folder.display());
+                    bail!("{name}: status {status} after {tally}; see {}", vm.folder.display());
                 }
                 return Ok(tally);
             }
-            Err(error) if attempt == 1 && matches!(error.downcast_ref(), Some(Failure::Ground(_))) => {
+            Err(error) if attempt == 1 && matches!(error.downcast_ref(), Some(Failure::Machine(_))) => {
                 println!("[{name}] {error:#}: starting it once more");
             }
-            Err(error) => return Err(error.context(format!("{name}; see {}", outer.folder.display()))),
+            Err(error) => return Err(error.context(format!("{name}; see {}", vm.folder.display()))),
         }
     }
     bail!("{name}: the lab's machine failed twice")
@@ -141,20 +144,20 @@ pub fn script(
     install_packages(consent)?;
     let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
     let images = images(KERNELS)?;
-    let outer = outer(&images, &bin, "outer", true, systemd, Duration::from_secs(3600))?;
+    let vm = lab_vm(&images, &bin, "outer", true, systemd, Duration::from_secs(3600))?;
     for file in extra {
         let name = file.file_name().context("a file to place needs a name")?.to_string_lossy().into_owned();
-        outer.place(file, &format!("extra/{name}"))?;
+        vm.place(file, &format!("extra/{name}"))?;
     }
     let status = match script {
         Some(script) => {
             let text = std::fs::read_to_string(script)
                 .with_context(|| format!("cannot read {}", script.display()))?;
-            outer.run(&format!("{STEP_HEAD}{text}"), Serial::Lines(&mut |line| println!("{line}")))?
+            vm.run(&format!("{STEP_HEAD}{text}"), Serial::Lines(&mut |line| println!("{line}")))?
         }
         None => {
             let _terminal = Terminal::save()?;
-            outer.run(
+            vm.run(
                 &format!(
                     "{STEP_HEAD}stty sane
 exec setsid -c bash -i\n"

@@ -1,4 +1,4 @@
-//! What builds, tests, demonstrates and measures Domus: `cargo xtask --help`.
+//! Builds, tests, demonstrates and measures Domus: `cargo xtask --help`.
 
 mod bench;
 mod chaos;
@@ -27,8 +27,8 @@ use workspace::Profile;
 
 /// Builds, tests, demonstrates and measures Domus.
 ///
-/// Missing Debian packages and cargo tools are listed and installed after a question. Images are made of Debian's own packages and
-/// kept in target/lab/images.
+/// Missing Debian packages and cargo tools are listed and installed after a question. Images are made of Debian's own
+/// packages and kept in target/lab/images.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Xtask {
@@ -40,8 +40,8 @@ struct Xtask {
 enum Task {
     /// Boot a Debian guest with `domus run` on this terminal; Ctrl-] leaves.
     ///
-    /// Where the machine cannot run ordinary guests, the same runs inside the nested lab: a Debian under QEMU's emulation whose
-    /// /dev/kvm is real.
+    /// Where the machine cannot run ordinary guests, the same runs inside the nested lab: a Debian under QEMU's
+    /// emulation whose /dev/kvm is real.
     Demo {
         #[command(flatten)]
         yes: Yes,
@@ -213,7 +213,7 @@ fn run(task: Task) -> Result<()> {
             lab::script(yes.consent(), script.as_deref(), &with, systemd, !no_build)
         }
         Task::Services { yes, no_build } => test::services_only(yes.consent(), !no_build),
-        Task::Strangers { yes } => test::strangers_only(yes.consent()),
+        Task::Strangers { yes } => test::qemu_interop_only(yes.consent()),
         Task::Chaos { seconds, seed, no_build } => {
             let bin = if no_build { workspace::binaries() } else { workspace::build_binaries()? };
             chaos::chaos(&bin, seconds, seed)

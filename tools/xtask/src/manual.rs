@@ -1,9 +1,9 @@
 //! Man pages: `domus(1)` with its hand-written end, and `domus-domain.json(5)` from the JSON Schema.
 //!
-//! `domus manual` writes what clap knows: one page a command. What no option can say (exit status, how domains are named)
-//! is in `tools/packaging/man/domus.1.end` and goes to the end of `domus.1`. The page of the config takes each key's
-//! type, range, default and description from `dom0/schema/domain.schema.json`; what concerns several keys is in
-//! `domus-domain.json.5.end`. A default is written down in one place: where the schema has it.
+//! `domus manual` writes one page per command from clap. Facts that no option holds (exit status, how domains are
+//! named) are in `tools/packaging/man/domus.1.end`, the end of `domus.1`. The page of the config takes each key's type,
+//! range, default and description from `dom0/schema/domain.schema.json`; facts that concern several keys are in
+//! `domus-domain.json.5.end`. Each default is written once, in the schema.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,7 +1,8 @@
-//! What the host must have installed, and how it gets there.
+//! The Debian packages that the host needs, and their installation.
 //!
-//! Asks before it changes the host (`--yes`, or `CI=true` in the environment, is the answer of machines), installs from the
-//! host's own Debian sources only, and says in one line when it has to put an older version in a newer one's place.
+//! Asks before it changes the host; on machines without an operator `--yes`, or `CI=true` in the environment, is the
+//! answer. Installs from the host's own Debian sources only, and prints a line when it has to replace a newer version
+//! by an older one.
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
@@ -111,7 +112,8 @@ fn missing_packages() -> Result<Vec<(&'static str, &'static str)>> {
     Ok(PACKAGES.iter().copied().filter(|(name, _)| !installed.contains(name)).collect())
 }
 
-/// Some hosts carry a package from backports that refuses the release's own QEMU: it is set back to the release's version.
+/// Some hosts have a package from backports that conflicts with the release's own QEMU. This sets it back to the
+/// release's version.
 fn install_with_downgrades(names: &[&str]) -> Result<()> {
     let release = codename()?;
     let mut blockers = Vec::new();

@@ -1,13 +1,13 @@
 //! `cargo xtask test`: everything CI runs, in the order in which it fails fastest.
 //!
-//! A step that fails does not keep the others from running. What this machine cannot run is named with its reason; if it can run no real guest
-//! at all, that is a failure and no skip.
+//! A step that fails does not keep the others from running. A step that this machine cannot run is skipped with its
+//! reason; a machine that can run no real guest at all is a failure and no skip.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use domus_tests::ground::Ground;
+use domus_tests::environment::Environment;
 use domus_tests::images::Images;
 use domus_tests::report::Tally;
 
@@ -19,8 +19,8 @@ use crate::{chaos, deb, demo, fuzz, lab, workspace};
 
 /// Runs everything.
 pub fn test(consent: Consent) -> Result<()> {
-    let ground = Ground::detect();
-    println!("This machine: {ground}");
+    let environment = Environment::detect();
+    println!("This machine: {environment}");
     let start = Instant::now();
     install_packages(consent)?;
     install_cargo_tools(consent)?;
@@ -38,8 +38,8 @@ pub fn test(consent: Consent) -> Result<()> {
         run(doc.current_dir(workspace::root()).env("RUSTDOCFLAGS", "-D warnings"))
     });
     let programs = steps.run("programs", workspace::build_binaries);
-    steps.run("nextest", || nextest(ground, programs.as_deref()));
-    if let (Some(programs), true) = (&programs, ground != Ground::None) {
+    steps.run("nextest", || nextest(environment, programs.as_deref()));
+    if let (Some(programs), true) = (&programs, environment != Environment::None) {
         steps.run("chaos", || chaos::chaos(programs, 60, None));
     }
     steps.run("fuzz", fuzz::short_runs);
@@ -48,11 +48,11 @@ pub fn test(consent: Consent) -> Result<()> {
     let built = steps.run("binaries and images", || Ok((workspace::build_binaries()?, images(KERNELS)?)));
     if let Some((bin, images)) = built {
         steps.run("strangers", || {
-            let counted = strangers(&bin, &images)?;
+            let counted = qemu_interop(&bin, &images)?;
             add(&mut tally, counted)
         });
         steps.run("lab", || {
-            let counted = guests(ground, &bin, &images)?;
+            let counted = guests(environment, &bin, &images)?;
             add(&mut tally, counted)
         });
         steps.run("services", || {
@@ -74,8 +74,8 @@ pub fn lab_only(consent: Consent, names: &[String], build: bool) -> Result<()> {
     install_packages(consent)?;
     let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
     let images = images(KERNELS)?;
-    let tally = match Ground::detect() {
-        Ground::Hardware => direct(&bin, &images, names)?,
+    let tally = match Environment::detect() {
+        Environment::Hardware => direct(&bin, &images, names)?,
         _ if names.is_empty() => side_by_side(&bin, &images)?,
         _ => lab::nested(&images, &bin, "lab", names)?,
     };
@@ -99,16 +99,16 @@ pub fn services_only(consent: Consent, build: bool) -> Result<()> {
     Ok(())
 }
 
-/// The package, installed in a Debian of its own. On every ground: who runs the tests may not want it on their host.
+/// Tests the package in a Debian of its own, in every environment: the host of the tests may not want the package.
 fn services(bin: &Path, images: &Images) -> Result<Tally> {
     lab::services(images, bin, &deb::pack(bin, Profile::Lab)?)
 }
 
-/// Runs QEMU as a stranger to our backends, alone.
-pub fn strangers_only(consent: Consent) -> Result<()> {
+/// Runs the tests with QEMU as the frontend, alone.
+pub fn qemu_interop_only(consent: Consent) -> Result<()> {
     install_packages(consent)?;
     let bin = workspace::build_binaries()?;
-    let tally = strangers(&bin, &images(KERNELS)?)?;
+    let tally = qemu_interop(&bin, &images(KERNELS)?)?;
     println!("{tally}");
     if tally.failed > 0 {
         bail!("the strangers failed");
@@ -126,15 +126,15 @@ const NEEDS_KVM: &str = "binary(/^mini_guest/) \
     | (package(domu-runner) & (binary(boot) | test(/^(vm|virtio::transport|pci::msix)::/)))";
 
 /// Unit and integration tests. Those that launch Domus find its programs in `programs`.
-fn nextest(ground: Ground, programs: Option<&Path>) -> Result<()> {
+fn nextest(environment: Environment, programs: Option<&Path>) -> Result<()> {
     let mut nextest = command("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
     // The chaos has a step of its own.
-    let left_out = match ground {
-        Ground::None => {
+    let left_out = match environment {
+        Environment::None => {
             println!("Cannot run here, there is no /dev/kvm: the tests {NEEDS_KVM}");
             NEEDS_KVM
         }
-        Ground::Hardware | Ground::Paravirtual => chaos::BINARY,
+        Environment::Hardware | Environment::Paravirtual => chaos::BINARY,
     };
     nextest.args(["-E", &format!("not ({left_out})")]);
     if let Some(programs) = programs {
@@ -144,15 +144,15 @@ fn nextest(ground: Ground, programs: Option<&Path>) -> Result<()> {
 }
 
 /// Domus' backends under QEMU, in a network namespace of their own.
-fn strangers(bin: &Path, images: &Images) -> Result<Tally> {
+fn qemu_interop(bin: &Path, images: &Images) -> Result<Tally> {
     let wrapper: &[&str] = if is_root() { &["unshare", "--net"] } else { &["sudo", "unshare", "--net"] };
     lab::here(wrapper, bin, images, "strangers", &[])
 }
 
-fn guests(ground: Ground, bin: &Path, images: &Images) -> Result<Tally> {
-    match ground {
-        Ground::Hardware => direct(bin, images, &[]),
-        Ground::Paravirtual | Ground::None => side_by_side(bin, images),
+fn guests(environment: Environment, bin: &Path, images: &Images) -> Result<Tally> {
+    match environment {
+        Environment::Hardware => direct(bin, images, &[]),
+        Environment::Paravirtual | Environment::None => side_by_side(bin, images),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where things are, and the binaries the lab and the demo run.
+//! The paths of the workspace, and the binaries that the lab and the demo run.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! One request as a future: pieces of a bounded buffer between the guest and the disk.
+//! Carries out one request as a future: pieces of a bounded buffer between the guest and the disk.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,7 +13,7 @@ use crate::request::Range;
 /// Bytes of each piece, and of each buffer.
 const PIECE: usize = 256 << 10;
 /// Most buffers that are kept for the next requests.
-const KEEP: usize = 8;
+const MAX_SPARE_BUFFERS: usize = 8;
 
 /// Buffers that are not in use.
 #[derive(Default)]
@@ -27,7 +27,7 @@ impl Pool {
 
     fn give(&self, buffer: IoBuffer) {
         let mut kept = self.0.borrow_mut();
-        if kept.len() < KEEP {
+        if kept.len() < MAX_SPARE_BUFFERS {
             kept.push(buffer);
         }
     }

@@ -1,14 +1,14 @@
-//! What disks have in common whose work is asynchronous code: images with metadata, disks at a server.
+//! The common part of disks that need asynchronous code: images with metadata (qcow2) and exports of a server (NBD).
 //!
-//! One thread serves all queues of such a disk with one ring. Each request is a future; what it asks of the kernel is an
-//! operation of the ring ([`reactor`]), whose completion wakes it.
+//! One thread serves all queues of such a disk with one io_uring. Each request is a future. A future submits operations
+//! to the ring ([`reactor`]), and the completion of an operation wakes its future.
 //!
 //! ```text
 //!   queues ─▶ chains ─▶ futures over a bounded buffer ─▶ AsyncDisk ─▶ ring ─▶ wake ─▶ status byte ─▶ used ring
 //! ```
 //!
-//! The guest's memory is only copied from and to: the guest may change it at any time, and neither imago nor a server's
-//! socket is given addresses in it.
+//! Data is copied between guest memory and private buffers. The guest may change its memory at any time, so imago and a
+//! server's socket never get addresses in it.
 //!
 //! | module | does |
 //! |---|---|
@@ -31,9 +31,9 @@ use crate::worker_command::Offer;
 
 /// A source of bytes whose work is asynchronous. It knows nothing of virtio.
 ///
-/// Ranges are within the disk's size and whole sectors: they were checked. Buffers are copies that nobody else sees; they
-/// come back with the result. Several calls may be under way at once; what overlaps in time is in no order, except that a
-/// flush covers everything that was done before it began.
+/// The caller has checked every range: it lies within the disk's size and consists of whole sectors. A buffer is a
+/// private copy and comes back with the result. Several calls may run at once. Calls that overlap in time have no
+/// order, except that a flush covers everything that was done before the flush began.
 pub trait AsyncDisk: 'static {
     /// Fills the first `len` bytes of `buffer` from `offset`.
     fn read(

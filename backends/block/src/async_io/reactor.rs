@@ -1,4 +1,4 @@
-//! One ring as the place where futures wait: what is asked of the kernel is a future, and its completion wakes it.
+//! The reactor of futures: each operation of the io_uring is a future, and its completion wakes the future's task.
 //!
 //! ```text
 //!   read/write/… ─▶ Operation (a future) ─poll▶ Pending … wait ─▶ completion ─▶ wake ─poll▶ Ready(bytes)

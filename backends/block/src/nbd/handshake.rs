@@ -1,4 +1,4 @@
-//! From a connected socket to an export: the fixed newstyle handshake with `NBD_OPT_GO`, and nothing else negotiated.
+//! Turns a connected socket into an export: the fixed newstyle handshake with `NBD_OPT_GO`, without further options.
 
 use std::io;
 

@@ -4,10 +4,11 @@
 //!   connected socket ─▶ handshake ─▶ send, receive ─lost▶ wait for the next socket ─▶ handshake ─▶ send again …
 //! ```
 //!
-//! Spoken: the fixed newstyle handshake with `NBD_OPT_GO`, simple replies, and of the commands those that the server
-//! offers. Not spoken: TLS, structured replies, several connections. The server is not trusted: lengths, cookies and sizes
-//! are checked, and one that breaks a rule is hung up on. Promised: a request is answered once, when a server has said that
-//! it is done; without a server it waits, and after a reconnect everything unanswered is sent again in its order.
+//! Spoken: the fixed newstyle handshake with `NBD_OPT_GO`, simple replies, and those commands that the server offers.
+//! Not spoken: TLS, structured replies, several connections. The server is not trusted: the client checks lengths,
+//! cookies and sizes, and disconnects from a server that breaks a rule. Promised: a request is answered once, after a
+//! server has reported it done. Without a connection a request waits, and after a reconnect the client sends all
+//! unanswered requests again in their order.
 //!
 //! | module | does |
 //! |---|---|

@@ -14,7 +14,7 @@ use libc::iovec;
 use crate::async_io::reactor::Reactor;
 
 /// Bytes received ahead: many replies without data, or the headers before some.
-const AHEAD: usize = 16 << 10;
+const READ_AHEAD: usize = 16 << 10;
 
 /// The sending side. Futures of this module are polled to their end or dropped, and never leaked.
 #[derive(Debug, Clone)]
@@ -43,7 +43,8 @@ impl Sender {
         while !head.is_empty() || !data.is_empty() {
             let parts = [head, data]
                 .map(|part| iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
-            // SAFETY: both slices are borrowed by this future, which drops the operation first; a write leaves them alone.
+            // SAFETY: this future borrows both slices and drops the operation before them; a write only reads from
+            // them.
             let sent = match unsafe { self.reactor.write(&self.socket, &parts, 0) }.await {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => usize::try_from(sent).unwrap_or(usize::MAX),
@@ -81,12 +82,12 @@ impl Receiver {
     pub(super) async fn receive(&mut self, into: &mut [u8]) -> io::Result<()> {
         let mut done = self.take(into);
         while done < into.len() {
-            if into.len() - done >= AHEAD {
+            if into.len() - done >= READ_AHEAD {
                 done += self.sender.receive(&mut into[done..]).await?;
                 continue;
             }
             self.taken = 0;
-            self.ahead.resize(AHEAD, 0);
+            self.ahead.resize(READ_AHEAD, 0);
             let received = self.sender.receive(&mut self.ahead).await?;
             self.ahead.truncate(received);
             done += self.take(&mut into[done..]);

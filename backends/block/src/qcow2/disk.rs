@@ -6,9 +6,9 @@
 //!               └──────────────────────▶ cached changes? ─ yes ─▶ write back, one for all that wait ─▶ acknowledge
 //! ```
 //!
-//! imago keeps mappings and reference counts in its cache until it is flushed. A guest outlives this process, and so does
-//! its idea of what it has written: hence nothing is acknowledged before the metadata is in the file, flush or no flush.
-//! Once everything is allocated, nothing is cached and nothing is written back.
+//! imago caches mappings and reference counts until a flush. The guest outlives this process and relies on every write
+//! that was acknowledged. So a write is acknowledged only after its metadata is in the file, with or without a flush by
+//! the guest. Once all clusters are allocated, nothing is cached and nothing is written back.
 
 use std::cell::Cell;
 use std::io;

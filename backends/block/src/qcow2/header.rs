@@ -137,9 +137,10 @@ pub fn check(bytes: &[u8; LEN]) -> Result<Facts, HeaderError> {
     }
 }
 
-/// Checks the refcount table of an image that is to be written to: the blocks of counts that it lists come without a gap.
+/// Checks the refcount table of an image that is to be written to: its list of refcount blocks must have no gap.
 ///
-/// All programs write it so. With a gap where it looks for free clusters first, imago calls itself without an end.
+/// All programs write it without a gap. Given a gap at the place where it first searches for free clusters, imago
+/// recurses without end.
 ///
 /// # Errors
 /// [`HeaderError::Gaps`].

@@ -1,10 +1,10 @@
 //! Images with their backing chains, through imago: qcow2, and raw ones behind them.
 //!
 //! Refused: a backing image that the config does not list, or that is named twice in one chain; external data files,
-//! encryption, extended L2 entries ([`header`]). A format is never guessed: the config says it. Promised: what
-//! is acknowledged is in the file, data and the metadata that leads to it, so that it is there for the process that
-//! replaces this one; and mappings get there after the reference counts that they need, so that a process killed
-//! at any time leaks clusters at the worst.
+//! encryption, extended L2 entries ([`header`]). A format is never guessed: the config names it. Promised: an
+//! acknowledged write is in the file, both its data and the metadata that leads to the data, so that the process that
+//! replaces this one finds it. A mapping is written after the reference counts that it needs, so a process killed at
+//! any time leaks clusters at the worst.
 
 mod disk;
 pub mod header;
@@ -189,8 +189,8 @@ impl Image {
     }
 }
 
-/// Makes a file a qcow2 image of `bytes` bytes, of which everything is zeros or, with the path and format of one, what is
-/// in the backing image.
+/// Formats a file as a qcow2 image of `bytes` bytes. It reads as zeros or, with the path and format of a backing image,
+/// as that image.
 ///
 /// # Errors
 /// What imago or the system says.

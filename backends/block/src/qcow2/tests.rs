@@ -10,12 +10,12 @@ use crate::uring::NewUring;
 
 const MIB: u64 = 1 << 20;
 
-struct Ground {
+struct ImageFolder {
     dir: TempDir,
     reactor: Arc<Reactor>,
 }
 
-impl Ground {
+impl ImageFolder {
     fn new() -> Self {
         let ring = NewUring::new(&[]).unwrap().enable().unwrap();
         Self { dir: tempfile::tempdir().unwrap(), reactor: Arc::new(Reactor::new(ring)) }
@@ -62,17 +62,17 @@ impl Ground {
 
 #[test]
 fn what_is_flushed_is_what_qemu_img_reads() {
-    let ground = Ground::new();
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "disk.qcow2", "64M"]);
-    let image = ground.open("disk.qcow2", &[]).unwrap();
-    assert_eq!(ground.reactor.block_on(image.size()), 64 * MIB);
-    ground.write(&image, 7, 200 << 10, 5 * MIB + 512);
-    ground.write(&image, 9, 4096, 64 * MIB - 4096);
-    ground.reactor.block_on(image.flush()).unwrap();
+    let folder = ImageFolder::new();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "disk.qcow2", "64M"]);
+    let image = folder.open("disk.qcow2", &[]).unwrap();
+    assert_eq!(folder.reactor.block_on(image.size()), 64 * MIB);
+    folder.write(&image, 7, 200 << 10, 5 * MIB + 512);
+    folder.write(&image, 9, 4096, 64 * MIB - 4096);
+    folder.reactor.block_on(image.flush()).unwrap();
     drop(image);
-    ground.qemu_img(&["check", "-q", "disk.qcow2"]);
-    ground.qemu_img(&["convert", "-O", "raw", "disk.qcow2", "disk.raw"]);
-    let raw = std::fs::read(ground.dir.path().join("disk.raw")).unwrap();
+    folder.qemu_img(&["check", "-q", "disk.qcow2"]);
+    folder.qemu_img(&["convert", "-O", "raw", "disk.qcow2", "disk.raw"]);
+    let raw = std::fs::read(folder.dir.path().join("disk.raw")).unwrap();
     let at = |offset: u64| raw[offset as usize];
     assert_eq!((at(5 * MIB), at(5 * MIB + 512), at(5 * MIB + (200 << 10) + 511)), (0, 7, 7));
     assert_eq!((at(64 * MIB - 4097), at(64 * MIB - 1), at(0)), (0, 9, 0));
@@ -80,10 +80,10 @@ fn what_is_flushed_is_what_qemu_img_reads() {
 
 #[test]
 fn a_chain_is_read_through_and_written_at_its_top_only() {
-    let ground = Ground::new();
-    std::fs::write(ground.dir.path().join("base.raw"), vec![1; MIB as usize]).unwrap();
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "middle.qcow2"]);
-    ground.qemu_img(&[
+    let folder = ImageFolder::new();
+    std::fs::write(folder.dir.path().join("base.raw"), vec![1; MIB as usize]).unwrap();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "middle.qcow2"]);
+    folder.qemu_img(&[
         "create",
         "-q",
         "-f",
@@ -96,52 +96,52 @@ fn a_chain_is_read_through_and_written_at_its_top_only() {
         "2M",
     ]);
     let listed = [(ImageFormat::Qcow2, "middle.qcow2"), (ImageFormat::Raw, "base.raw")];
-    let image = ground.open("top.qcow2", &listed).unwrap();
-    ground.write(&image, 3, 512, 64 << 10);
+    let image = folder.open("top.qcow2", &listed).unwrap();
+    folder.write(&image, 3, 512, 64 << 10);
     assert_eq!(
-        [0, 64 << 10, (64 << 10) + 512, MIB, 2 * MIB - 512].map(|at| ground.byte(&image, at)),
+        [0, 64 << 10, (64 << 10) + 512, MIB, 2 * MIB - 512].map(|at| folder.byte(&image, at)),
         [1, 3, 1, 0, 0]
     );
-    ground.reactor.block_on(image.flush()).unwrap();
-    ground.qemu_img(&["check", "-q", "top.qcow2"]);
-    assert_eq!(std::fs::read(ground.dir.path().join("base.raw")).unwrap(), vec![1; MIB as usize]);
+    folder.reactor.block_on(image.flush()).unwrap();
+    folder.qemu_img(&["check", "-q", "top.qcow2"]);
+    assert_eq!(std::fs::read(folder.dir.path().join("base.raw")).unwrap(), vec![1; MIB as usize]);
 }
 
 #[test]
 fn a_backing_image_that_is_not_listed_is_refused_with_the_line_to_add() {
-    let ground = Ground::new();
-    std::fs::write(ground.dir.path().join("base.raw"), vec![1; 4096]).unwrap();
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "top.qcow2"]);
+    let folder = ImageFolder::new();
+    std::fs::write(folder.dir.path().join("base.raw"), vec![1; 4096]).unwrap();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "top.qcow2"]);
     let line =
-        format!(r#""backing": [{{"path": "{}/base.raw", "format": "raw"}}]"#, ground.dir.path().display());
-    let error = ground.open("top.qcow2", &[]).unwrap_err().to_string();
+        format!(r#""backing": [{{"path": "{}/base.raw", "format": "raw"}}]"#, folder.dir.path().display());
+    let error = folder.open("top.qcow2", &[]).unwrap_err().to_string();
     assert!(error.contains(&line), "{error}");
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "loop.qcow2", "1M"]);
-    ground.qemu_img(&["rebase", "-q", "-u", "-F", "qcow2", "-b", "loop.qcow2", "loop.qcow2"]);
-    let error = ground.open("loop.qcow2", &[(ImageFormat::Qcow2, "loop.qcow2")]).unwrap_err();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "loop.qcow2", "1M"]);
+    folder.qemu_img(&["rebase", "-q", "-u", "-F", "qcow2", "-b", "loop.qcow2", "loop.qcow2"]);
+    let error = folder.open("loop.qcow2", &[(ImageFormat::Qcow2, "loop.qcow2")]).unwrap_err();
     assert!(matches!(error, ChainError::Loop { .. }), "{error}");
 }
 
 #[test]
 fn a_raw_backing_image_that_looks_like_qcow2_is_raw() {
-    let ground = Ground::new();
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "base", "1M"]);
-    ground.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "base", "top.qcow2", "1M"]);
-    let image = ground.open("top.qcow2", &[(ImageFormat::Raw, "base")]).unwrap();
+    let folder = ImageFolder::new();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "base", "1M"]);
+    folder.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "base", "top.qcow2", "1M"]);
+    let image = folder.open("top.qcow2", &[(ImageFormat::Raw, "base")]).unwrap();
     let buffer = IoBuffer::new(512, 4096).unwrap();
-    let (buffer, read) = ground.reactor.block_on(image.read(buffer, 512, 0));
+    let (buffer, read) = folder.reactor.block_on(image.read(buffer, 512, 0));
     read.unwrap();
     assert_eq!(&buffer.as_ref().into_slice()[..4], b"QFI\xfb");
 }
 
 #[test]
 fn features_that_are_not_served_are_refused_with_a_reason() {
-    let ground = Ground::new();
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "data.qcow2", "1M"]);
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "l2.qcow2", "1M"]);
-    ground.qemu_img(&["create", "-q", "-f", "raw", "raw", "1M"]);
+    let folder = ImageFolder::new();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "data.qcow2", "1M"]);
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "l2.qcow2", "1M"]);
+    folder.qemu_img(&["create", "-q", "-f", "raw", "raw", "1M"]);
     for (name, part) in [("data.qcow2", "external file"), ("l2.qcow2", "extended L2"), ("raw", "no qcow2")] {
-        let error = domus_startup::control::chain(&ground.open(name, &[]).unwrap_err());
+        let error = domus_startup::control::chain(&folder.open(name, &[]).unwrap_err());
         assert!(error.contains(name) && error.contains(part), "{error}");
     }
 }
@@ -149,45 +149,45 @@ fn features_that_are_not_served_are_refused_with_a_reason() {
 #[test]
 fn discarded_space_goes_back_to_the_host_and_zeros_read_as_zeros() {
     use std::os::unix::fs::MetadataExt;
-    let ground = Ground::new();
+    let folder = ImageFolder::new();
     for compat in ["compat=1.1", "compat=0.10"] {
-        ground.qemu_img(&["create", "-q", "-f", "qcow2", "-o", compat, "disk.qcow2", "64M"]);
-        let image = ground.open("disk.qcow2", &[]).unwrap();
-        let blocks = || std::fs::metadata(ground.dir.path().join("disk.qcow2")).unwrap().blocks();
+        folder.qemu_img(&["create", "-q", "-f", "qcow2", "-o", compat, "disk.qcow2", "64M"]);
+        let image = folder.open("disk.qcow2", &[]).unwrap();
+        let blocks = || std::fs::metadata(folder.dir.path().join("disk.qcow2")).unwrap().blocks();
         for at in 0..16 {
-            ground.write(&image, 5, MIB as usize, at * MIB);
+            folder.write(&image, 5, MIB as usize, at * MIB);
         }
         let before = blocks();
-        ground.reactor.block_on(image.discard(0, 8 * MIB)).unwrap();
+        folder.reactor.block_on(image.discard(0, 8 * MIB)).unwrap();
         assert!(blocks() + 12_000 < before, "{compat}: {before} blocks before, {} after", blocks());
-        ground.reactor.block_on(image.write_zeroes(9 * MIB, MIB, true)).unwrap();
-        ground.reactor.block_on(image.write_zeroes(11 * MIB, MIB + 512, false)).unwrap();
+        folder.reactor.block_on(image.write_zeroes(9 * MIB, MIB, true)).unwrap();
+        folder.reactor.block_on(image.write_zeroes(11 * MIB, MIB + 512, false)).unwrap();
         let read = [8 * MIB, 9 * MIB, 10 * MIB, 11 * MIB, 12 * MIB, 12 * MIB + 512];
-        assert_eq!(read.map(|at| ground.byte(&image, at)), [5, 0, 5, 0, 0, 5], "{compat}");
-        ground.reactor.block_on(image.flush()).unwrap();
-        ground.qemu_img(&["check", "-q", "disk.qcow2"]);
+        assert_eq!(read.map(|at| folder.byte(&image, at)), [5, 0, 5, 0, 0, 5], "{compat}");
+        folder.reactor.block_on(image.flush()).unwrap();
+        folder.qemu_img(&["check", "-q", "disk.qcow2"]);
     }
 }
 
 #[test]
 fn a_disk_grows_and_does_not_shrink() {
-    let ground = Ground::new();
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "disk.qcow2", "1M"]);
-    let image = ground.open("disk.qcow2", &[]).unwrap();
-    assert_eq!(ground.reactor.block_on(image.resize(Some(1 << 40))).unwrap(), 1 << 40);
-    ground.write(&image, 1, 4096, (1 << 40) - 4096);
-    assert!(ground.reactor.block_on(image.resize(Some(MIB))).is_err());
-    ground.reactor.block_on(image.flush()).unwrap();
-    ground.qemu_img(&["check", "-q", "disk.qcow2"]);
+    let folder = ImageFolder::new();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "disk.qcow2", "1M"]);
+    let image = folder.open("disk.qcow2", &[]).unwrap();
+    assert_eq!(folder.reactor.block_on(image.resize(Some(1 << 40))).unwrap(), 1 << 40);
+    folder.write(&image, 1, 4096, (1 << 40) - 4096);
+    assert!(folder.reactor.block_on(image.resize(Some(MIB))).is_err());
+    folder.reactor.block_on(image.flush()).unwrap();
+    folder.qemu_img(&["check", "-q", "disk.qcow2"]);
 }
 
 #[test]
 fn a_disk_that_grows_does_not_show_more_of_its_backing_image() {
-    let ground = Ground::new();
-    std::fs::write(ground.dir.path().join("base.raw"), vec![1; 4 * MIB as usize]).unwrap();
-    ground.qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "top.qcow2", "1M"]);
-    let image = ground.open("top.qcow2", &[(ImageFormat::Raw, "base.raw")]).unwrap();
-    ground.reactor.block_on(image.resize(Some(8 * MIB))).unwrap();
+    let folder = ImageFolder::new();
+    std::fs::write(folder.dir.path().join("base.raw"), vec![1; 4 * MIB as usize]).unwrap();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "top.qcow2", "1M"]);
+    let image = folder.open("top.qcow2", &[(ImageFormat::Raw, "base.raw")]).unwrap();
+    folder.reactor.block_on(image.resize(Some(8 * MIB))).unwrap();
     let read = [0, MIB - 512, MIB, 4 * MIB - 512, 4 * MIB];
-    assert_eq!(read.map(|at| ground.byte(&image, at)), [1, 1, 0, 0, 0]);
+    assert_eq!(read.map(|at| folder.byte(&image, at)), [1, 1, 0, 0, 0]);
 }

@@ -4,7 +4,7 @@
 //!   read, write ─▶ aligned? ── no ──▶ a bounce buffer, piece by piece ─┐
 //!       │ cached, or memory: done at once                              ├─▶ ring ─▶ the rest again ─▶ answer
 //!       └──────────────────────────────────────────────────────────────┘
-//!   discard, write-zeroes ─▶ punch, else zero, else write zeros: range by range ─▶ sync if it must be durable ─▶ answer
+//!   discard, write-zeroes ─▶ punch, else zero, else write zeros: range by range ─▶ sync if durable ─▶ answer
 //! ```
 
 use std::os::fd::AsFd;
@@ -119,9 +119,9 @@ impl RawEngine {
         };
         if slot.work == Work::Read {
             #[expect(unsafe_code, reason = "the kernel writes to guest memory")]
-            // SAFETY: the image is open as long as this engine lives; the buffers are guest memory, mapped until the slot is
-            // answered, or a bounce buffer that is this
-            // slot's until then; an array of several is the slot's and is not touched before completion.
+            // SAFETY: the image is open as long as this engine lives. Each buffer is guest memory, which stays mapped
+            // until the slot is answered, or a bounce buffer that belongs to this slot until then. An array of several
+            // buffers belongs to the slot and is not touched before completion.
             unsafe {
                 ring.read(self.raw.as_fd(), buffers, offset, tag);
             }

@@ -1,4 +1,4 @@
-//! What the system says of an open image: how its storage is laid out, and how direct I/O must be aligned.
+//! Probes an open image: the layout of its storage, and the alignment that direct I/O needs.
 #![expect(unsafe_code, reason = "ioctls that write an int, and statx of an open file")]
 
 use std::fs::File;

@@ -8,12 +8,13 @@
 //!              answered      waiting                           held
 //! ```
 //!
-//! It knows no storage: an engine takes slots from [`Requests::next_request`] and gives each back once, by [`Requests::answer`].
-//! Refused requests, ids, and flushes that have nothing to do are answered in here.
+//! This module knows no storage: an engine takes slots from [`Requests::next_request`] and gives each back once, by
+//! [`Requests::answer`]. Refused requests, requests for the disk's id, and flushes with nothing to flush are answered
+//! here.
 //!
-//! Promised: a request keeps its slot, and its buffers stay mapped, from there to its answer. A queue that is being
-//! stopped comes to an end although requests wait or are held: what waits is let through, what is held stays in the
-//! inflight log for the next backend, or is failed where there is no log.
+//! Promised: a request keeps its slot, and its buffers stay mapped, from `next_request` to its answer. A queue can
+//! always be stopped, although requests wait for a limit or are held after an error: waiting requests are let through;
+//! held requests stay in the inflight log for the next backend or, without a log, fail.
 
 mod take;
 mod waiting;
@@ -33,10 +34,11 @@ use crate::request::Refusal;
 use crate::statistics::Counters;
 use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 
-/// How often the poll of a kick eventfd may end without a chain: that of an eventfd ends when a ring overflows, and not by itself.
+/// Polls of a kick descriptor that may end without a new chain. The poll of an eventfd ends on its own only when the
+/// completion ring overflows; another kind of descriptor may end it again and again.
 const VAIN_KICKS: u16 = 64;
 /// Answers that a driver is shown before its batch is done: it works on them beside us, and asks for more.
-const SOME: u16 = 4;
+const EARLY_ANSWERS: u16 = 4;
 /// Most requests in flight in one queue.
 pub const SLOTS: usize = 256;
 /// The requests of one queue. It lives as long as its worker; queues come and go.
@@ -169,8 +171,9 @@ impl Requests {
         }
     }
 
-    /// The poll of the kick eventfd has ended, with this result: whether another is worth it. What is no eventfd may be reported
-    /// again and again, though nothing has come: the queue is not kicked any more then, and that is said.
+    /// The poll of the kick eventfd has ended with `result`. True if another poll is worth it. A descriptor that is no
+    /// eventfd may be reported ready again and again without a kick: the queue then takes no more kicks, and a log line
+    /// says so.
     pub fn kick_ended(&mut self, result: i32) -> bool {
         let dead = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
         self.vain += 1;
@@ -205,7 +208,7 @@ impl Requests {
     /// Shows the driver what was answered, if it is enough to keep it busy while more is done.
     #[inline]
     pub fn publish_some(&mut self) {
-        if let Some(queue) = self.queue.as_deref_mut().filter(|queue| queue.unpublished() >= SOME) {
+        if let Some(queue) = self.queue.as_deref_mut().filter(|queue| queue.unpublished() >= EARLY_ANSWERS) {
             queue.publish();
         }
     }

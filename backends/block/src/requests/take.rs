@@ -1,4 +1,4 @@
-//! From a chain to a request in its slot, and from an answer to the used ring.
+//! Turns a chain into a request in its slot, and an answer into an element of the used ring.
 
 use vu_server::{Chain, Queue, Segment};
 

@@ -1,7 +1,7 @@
-//! ARP (RFC 826): who says which address is where.
+//! ARP (RFC 826): which host claims which IP address.
 //!
-//! A probe (RFC 5227) has no sender address and asks for the one that its sender is about to use: by asking for another's a
-//! guest could keep that other one from using it.
+//! A probe (RFC 5227) has no sender address and asks for the address that its sender is about to use. By probing for
+//! another host's address a guest could keep that host from using it.
 
 use shared_abi::control::DropReason;
 

@@ -1,4 +1,4 @@
-//! What a guest may send: its frames checked for names that are not its own. Pure.
+//! The anti-spoofing filter: which frames a guest may send, by the addresses in them. Pure.
 //!
 //! ```text
 //!   Ethernet source ─▶ VLAN tags, 2 at most ─▶ ARP
@@ -6,27 +6,29 @@
 //!                                            └▶ IPv6, its extensions ─▶ UDP, TCP, ICMPv6
 //! ```
 //!
-//! | must be the guest's own | where |
-//! |---|---|
-//! | MAC address, unless `any_mac` | source of the frame; ARP's sender; link-layer options of neighbour discovery; a DHCP client's |
-//! | IP address, if `addresses` is given | source of the packet; ARP's sender; what a neighbour advertisement or the search for a duplicate is about |
+//! | must be the guest's own | if | where |
+//! |---|---|---|
+//! | MAC address | not `any_mac` | source of the frame, ARP's sender |
+//! | | | link-layer options of neighbour discovery, a DHCP client's hardware address |
+//! | IP address | `addresses` is given | source of the packet, ARP's sender |
+//! | | | target of a neighbour advertisement and of duplicate address detection |
 //!
-//! Without `addresses` only the MAC addresses of frame and ARP are looked at, and every other protocol passes. With them
-//! nothing but ARP, IPv4 and IPv6 does: LLDP, spanning tree and RARP carry no address that could be compared.
+//! Without `addresses` the filter checks only the MAC addresses of frame and ARP, and every other protocol passes. With
+//! `addresses` only ARP, IPv4 and IPv6 pass: LLDP, spanning tree and RARP carry no address that could be compared.
 //!
-//! Besides the addresses listed a guest has the link-local one made of its MAC address (RFC 4291 appendix A), and none
-//! where one has yet to be found: IPv4 for a DHCP client and ARP probes, IPv6 for the search for duplicates, router
-//! solicitations and multicast listener reports. A guest that makes its link-local address otherwise (RFC 7217) needs
-//! `fe80::/10` in its list.
+//! Besides the listed addresses a guest has the link-local address made of its MAC address (RFC 4291 appendix A). It
+//! may send from no address at all while it has none yet: IPv4 as a DHCP client and in ARP probes, IPv6 in duplicate
+//! address detection, router solicitations and multicast listener reports. A guest that makes its link-local address
+//! otherwise (RFC 7217) needs `fe80::/10` in its list.
 //!
-//! With `addresses`, what only a router says is refused: advertisements, redirects and multicast queries of ICMP, ICMPv6 and IGMP; and what
-//! only a DHCP server says. What another packet carries inside (tunnels) is not looked at.
+//! With `addresses` the filter refuses the messages that only a router or a DHCP server sends: advertisements,
+//! redirects and multicast queries of ICMP, ICMPv6 and IGMP, and DHCP replies. It does not look into tunnels.
 //!
-//! Refused as malformed is what cannot be judged: headers that end too early, or beyond [`HEAD`]; first fragments that
-//! do not show the ports and fragments that could write over them (RFC 1858, RFC 3128, RFC 7112). Neighbour discovery (RFC
-//! 6980) and DHCP are never in fragments.
+//! Frames that cannot be judged are refused as malformed: headers that end too early or beyond [`HEAD`], first
+//! fragments without the ports, and fragments that could overwrite them (RFC 1858, RFC 3128, RFC 7112), neighbour
+//! discovery (RFC 6980) and DHCP in fragments.
 //!
-//! Promises: no panic and no loop longer than [`HEAD`] whatever the bytes are, and no allocation.
+//! Promises: no panic, no loop longer than [`HEAD`] and no allocation, for any bytes.
 
 mod arp;
 mod icmpv6;

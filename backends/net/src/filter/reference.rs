@@ -1,4 +1,4 @@
-//! What a frame claims, read a second time and in another way, with the whole frame at hand: for tests.
+//! A second implementation of the filter, for tests: it reads a frame in another way, with the whole frame at hand.
 //!
 //! Whatever passes the filter has all its headers, so reading here panics where one is missing.
 

@@ -1,14 +1,14 @@
-//! In software what a receiver leaves to its device: checksums that the sender left open are filled in, and large
-//! segments are cut into frames of their own. Pure.
+//! The offloads that a receiver leaves to its device, in software: it fills in checksums that the sender left open, and
+//! cuts large segments into frames. Pure.
 //!
 //! | sender's header | becomes |
 //! |---|---|
 //! | `NEEDS_CSUM` | the frame with its checksum ([`fill`]) |
 //! | `GSO_TCPV4`, `GSO_TCPV6`, `GSO_UDP_L4` | frames with at most `gso_size` bytes of payload each ([`Cut`]) |
 //!
-//! The header has passed [`header::check`](crate::header::check); whether it fits the packet is found out here. Refused are
-//! segments that are no plain TCP or UDP in IPv4 or IPv6 (fragments, extension headers, tunnels), and those that would
-//! be cut into more than [`MAX_SEGMENTS`] pieces: one frame of a guest costs its receiver a bounded amount of work.
+//! The header has passed [`header::check`](crate::header::check); this module checks that it fits the packet. Refused
+//! are segments other than plain TCP or UDP in IPv4 or IPv6 (fragments, extension headers, tunnels), and segments that
+//! would become more than [`MAX_SEGMENTS`] frames: one frame of a guest costs its receiver a bounded amount of work.
 
 mod cut;
 mod sum;

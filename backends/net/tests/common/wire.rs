@@ -133,8 +133,8 @@ pub fn frame(seed: u8, length: usize) -> Vec<u8> {
 /// A header that says nothing.
 pub const PLAIN: [u8; 10] = [0; 10];
 
-/// A TCP segment over IPv4 of `payload` bytes with its checksum left open, and the header that says so: with segments of
-/// 1448 bytes if it is large.
+/// A TCP segment over IPv4 of `payload` bytes with its checksum left open, and the header that says so: with segments
+/// of 1448 bytes if it is large.
 pub fn tcp(payload: usize) -> ([u8; 10], Vec<u8>) {
     let mut frame = vec![0x52, 0x54, 0, 0, 0, 0, 0x52, 0x54, 0, 0, 0, 1, 8, 0];
     let total = (40 + payload) as u16;

@@ -85,9 +85,10 @@ impl<'a> Source<'a> {
                     continue;
                 }
                 let now = left.min(room);
-                // SAFETY: `from` has `left` bytes: it is a slice borrowed for this call, or a piece that `MemoryTable::iovecs`
-                // gave for a table that `self` borrows. `to` has `room` bytes by the same of `memory`. `copy` allows both to be
-                // the same memory, and what guests write meanwhile makes other bytes, not other addresses.
+                // SAFETY: `from` has `left` bytes: it is a slice borrowed for this call, or a piece that
+                // `MemoryTable::iovecs` gave for a table that `self` borrows. `to` has `room` bytes: `iovecs` gave it
+                // for `memory`. `copy` allows both to overlap, and a guest's concurrent writes change bytes, not
+                // addresses.
                 unsafe { std::ptr::copy(from, to, now) };
                 // At most the end of the piece, as `now` is at most `left` and `room`.
                 (from, to) = (from.wrapping_add(now), to.wrapping_add(now));

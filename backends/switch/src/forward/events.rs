@@ -1,7 +1,7 @@
-//! Where the data thread sleeps: one epoll for commands and kicks.
+//! The epoll of the data thread, for commands and kicks.
 //!
-//! Kicks are watched by edges, so that an eventfd need not be read: it is enough that something was written to it. What is
-//! watched is taken out before its descriptor is given back, as others may hold the same file.
+//! Kicks are edge-triggered, so the thread need not read an eventfd: a write to it is enough. A descriptor is removed
+//! from the epoll before it is closed, as other descriptors of the same file may keep it open.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// Most events at once; what is left over comes with the next look.
-const MOST: usize = 64;
+const MAX_EVENTS: usize = 64;
 
 /// What has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,14 +79,14 @@ impl Events {
         let _ = self.0.delete(fd);
     }
 
-    /// Waits for at most so many nanoseconds, rounded up to milliseconds, or for ever; adds what has happened to `into`.
+    /// Waits for at most this time, rounded up to milliseconds, or for ever; adds the events to `into`.
     pub fn wait(&self, nanoseconds: Option<u64>, into: &mut Vec<Event>) {
         let timeout = match nanoseconds {
             None => EpollTimeout::NONE,
             Some(0) => EpollTimeout::ZERO,
             Some(time) => u16::try_from(time.div_ceil(1_000_000)).unwrap_or(u16::MAX).into(),
         };
-        let mut events = [EpollEvent::empty(); MOST];
+        let mut events = [EpollEvent::empty(); MAX_EVENTS];
         match self.0.wait(&mut events, timeout) {
             Ok(count) => into.extend(events[..count].iter().map(|event| Event::from_token(event.data()))),
             // Interrupted, or nothing: the next look tells.

@@ -5,9 +5,10 @@
 //!   nothing left ─▶ look for a moment, if frames come one soon after the other ─▶ ask for kicks ─▶ sleep
 //! ```
 //!
-//! A frame for one port that has no room waits at the head of its sender's ring for up to [`HOLD`], and with it what the same
-//! guest sends after it. Then it is lost, and so is what follows, until that receiver takes a frame again: a guest that
-//! does not empty its ring holds others back for one moment in all. A frame for all ports never waits.
+//! A frame for one port waits at the head of its sender's ring while the receiver has no room, for up to [`HOLD`]; the
+//! sender's later frames wait behind it. After that time the frame is lost, and so are further frames to that receiver
+//! until it takes one again: a guest that does not empty its ring delays each sender only once. A frame for all ports
+//! never waits.
 
 mod copy;
 mod events;
@@ -45,7 +46,7 @@ const PASSES: u32 = 64;
 const COMMANDS: usize = 64;
 
 /// Looks at the rings between two looks at the clock.
-const LOOKS: u32 = 32;
+const POLLS: u32 = 32;
 
 /// What the data thread is told of the ports.
 #[derive(Debug)]
@@ -305,7 +306,7 @@ impl Ports {
     fn look_out(&self, start: u64, limit: u64) -> bool {
         loop {
             let time = now();
-            for _ in 0..LOOKS {
+            for _ in 0..POLLS {
                 if self.transmit.iter().flatten().any(|transmit| transmit.has_work(time)) {
                     return true;
                 }

@@ -1,4 +1,4 @@
-//! One frame after the other, from its sender to whom it is for.
+//! Forwards one frame after the other from its sender to its receivers.
 
 use domus_net::offload::MAX_SEGMENTS;
 use shared_abi::control::DropReason;
@@ -14,9 +14,10 @@ use crate::MAX_PORTS;
 const BURST: usize = 64;
 const BURST_BYTES: u64 = 1 << 20;
 
-/// Most pieces of a frame for all, for each of those who do not take it whole: 64 KiB of TCP with the smallest segments that
-/// Linux makes where it looks for the path's MTU (512 bytes), and what it cuts a datagram into at most.
-const MOST_FOR_ALL: usize = 128;
+/// Most segments of a frame for all ports, for each receiver that does not take it whole: 64 KiB of TCP with the
+/// smallest segments that Linux makes when it probes the path's MTU (512 bytes), and the most segments that Linux cuts
+/// a datagram into.
+const MAX_FLOOD_SEGMENTS: usize = 128;
 
 /// Where the source address is in a frame, and the group bit of an address.
 const SOURCE: std::ops::Range<usize> = 6..12;
@@ -164,7 +165,7 @@ impl Ports {
                 Err(obstacle) => self.hold(receiver, obstacle, transmit.wait, now),
             });
         }
-        frame.most = MOST_FOR_ALL;
+        frame.most = MAX_FLOOD_SEGMENTS;
         for receiver in (0..MAX_PORTS).filter(|&receiver| receiver != slot) {
             if let Err(Obstacle::Full | Obstacle::Limit(_)) = self.deliver(receiver, &mut frame, now)?
                 && let Some(receive) = &self.receive[receiver]

@@ -1,8 +1,8 @@
-//! The receiving side of a port: frames into as many of its guest's buffers as they take.
+//! The receive side of a port: it writes frames into as many of its guest's buffers as they need.
 //!
-//! Buffers are taken from the ring before a frame is written, and stay taken for the next frame if they are not enough for
-//! this one: then the ring's kick tells when there are more. Buffers that are too short for a header, or outside the
-//! guest's memory, are given back empty.
+//! Buffers are taken from the ring before a frame is written. If they are too few for the frame, they stay taken for
+//! the next one, and the ring's kick reports more. Buffers that are too short for a header, or outside the guest's
+//! memory, are given back empty.
 
 use std::sync::Arc;
 
@@ -216,7 +216,8 @@ impl Receive {
         header[10..].copy_from_slice(&(self.filled.len() as u16).to_le_bytes());
         let heads = [&header[..header_len], frame.head];
         let copied = frame.rest.copy(heads, queue.memory(), &self.target, &mut self.places);
-        // The buffers were looked at when they were taken, and the memory is the same; if not, they are given back empty.
+        // The buffers were checked when they were taken, and the memory is the same; after a failed copy they go back
+        // empty.
         let whole = copied == Ok(total);
         for &(head, used) in &self.filled {
             // At most a frame's length.

@@ -1,8 +1,8 @@
-//! Who is where: MAC addresses and ports. Pure.
+//! The forwarding table: which MAC address is behind which port. Pure.
 //!
-//! An address that dom0 has given to a port leads there for ever. Others are learnt from what ports send that may use any
-//! address: at most [`MOST`] of one port, for [`AGE`] after they were last seen. When a port has that many, further ones are
-//! flooded until old ones have aged.
+//! An address that dom0 has given to a port is fixed to that port. Others are learnt from frames of the ports that may
+//! use any address: at most [`MAX_LEARNT`] from one port, kept for [`AGE`] after their last frame. When a port has that
+//! many, frames to further ones are flooded until old ones have aged.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,7 +10,7 @@ use std::collections::hash_map::Entry;
 use crate::MAX_PORTS;
 
 /// Most addresses learnt from one port.
-pub const MOST: usize = 256;
+pub const MAX_LEARNT: usize = 256;
 
 /// How long an address is remembered, in nanoseconds: what bridges do.
 pub const AGE: u64 = 300 * SECOND;
@@ -59,10 +59,10 @@ impl Table {
 
     /// A frame has come from this address.
     pub fn learn(&mut self, mac: Mac, port: usize, now: u64) {
-        if self.learnt[port] >= MOST && now.saturating_sub(self.swept) > SECOND {
+        if self.learnt[port] >= MAX_LEARNT && now.saturating_sub(self.swept) > SECOND {
             self.sweep(now);
         }
-        let full = self.learnt[port] >= MOST;
+        let full = self.learnt[port] >= MAX_LEARNT;
         match self.places.entry(mac) {
             Entry::Occupied(mut found) => match *found.get() {
                 Place { seen: None, .. } => {}
@@ -139,7 +139,7 @@ mod tests {
     fn a_port_that_floods_the_table_fills_its_own_share_only() {
         let mut table = Table::default();
         (0..5000).for_each(|number| table.learn(mac(number), 0, 1));
-        assert_eq!((table.places.len(), table.find(mac(MOST), 1)), (MOST, None));
+        assert_eq!((table.places.len(), table.find(mac(MAX_LEARNT), 1)), (MAX_LEARNT, None));
         table.learn(mac(6000), 1, 1);
         assert_eq!(table.find(mac(6000), 1), Some(1));
         // It takes no address over either, but its own addresses go to others.
@@ -149,7 +149,7 @@ mod tests {
         // When the old ones have aged there is room again.
         (0..500).for_each(|number| table.learn(mac(7000 + number), 0, AGE + 2 * SECOND));
         assert_eq!(table.find(mac(7000), AGE + 2 * SECOND), Some(0));
-        assert!(table.places.len() <= 2 * MOST);
+        assert!(table.places.len() <= 2 * MAX_LEARNT);
     }
 
     proptest! {
@@ -169,7 +169,7 @@ mod tests {
                 for port in 0..4 {
                     let learnt = table.places.values().filter(|place| place.port == port && place.seen.is_some());
                     prop_assert_eq!(learnt.count(), table.learnt[port]);
-                    prop_assert!(table.learnt[port] <= MOST);
+                    prop_assert!(table.learnt[port] <= MAX_LEARNT);
                 }
             }
         }

@@ -99,8 +99,8 @@ impl Log {
         (0..self.size).filter(|&head| self.inflight(head).load(Ordering::Relaxed) != 0).collect()
     }
 
-    /// Takes the log up where a ring with this `used.idx` was left: the heads to be done again, in order. A log in which
-    /// nothing is in flight is begun anew.
+    /// Resumes the log of a ring that was left at this `used.idx`. Returns the heads to be done again, in order. A log
+    /// without heads in flight is initialized.
     pub fn recover(&mut self, used_index: u16) -> Result<Vec<u16>, LogError> {
         let (version, entries) =
             (self.version().load(Ordering::Acquire), self.entries().load(Ordering::Relaxed));

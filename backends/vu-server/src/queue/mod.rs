@@ -274,7 +274,8 @@ impl Queue {
         }
     }
 
-    /// Asks the driver to kick for the next chain. True if there is one already: then there may be no kick, so pop again.
+    /// Asks the driver to kick for the next chain. True if a chain is there already: its kick may be missing, so pop
+    /// again.
     pub fn enable_kicks(&mut self) -> bool {
         if self.features & F_EVENT_IDX != 0 {
             self.ring.set_available_event(self.next_available);

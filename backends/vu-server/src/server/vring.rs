@@ -1,4 +1,4 @@
-//! What a frontend has set of one ring, and whether it runs.
+//! The settings that a frontend has made for one ring, and whether the ring runs.
 //!
 //! ```text
 //!   Stopped ──(size, addresses, kick, enabled)──▶ Running ──(GET_VRING_BASE, disabled, reset, hang-up)──▶ Stopped

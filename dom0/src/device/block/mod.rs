@@ -61,8 +61,8 @@ impl Disks {
     pub fn are_inherited(&self) {
         for disk in self.disks.borrow_mut().iter_mut().filter(|open| open.disk.own().is_some()) {
             disk.inherited = true;
-            // The number is unlikely to be used by another marker. If it is, the lifeline still shows when the old process is
-            // gone.
+            // The number is unlikely to be used by another marker. If it is, the lifeline still shows when the old
+            // process is gone.
             disk.handouts = std::process::id().wrapping_mul(65_537);
         }
     }
@@ -206,8 +206,8 @@ impl Backend for Disks {
         self.with(device, |open| open.disk.own().is_some()).unwrap_or(false)
     }
 
-    /// Only a raw image may be open twice: of a qcow2 image one process reads metadata that the other writes, and an NBD
-    /// server may serve one client only.
+    /// Only a raw image may be open twice: of a qcow2 image one process reads metadata that the other writes, and an
+    /// NBD server may serve one client only.
     fn handover(&self) -> Handover {
         let overlaps = |open: &OpenDisk| match open.disk.own() {
             Some(own) => matches!(own.data, DiskData::Raw(_)) && (open.is_open || !open.inherited),

@@ -1,4 +1,5 @@
-//! A disk that `domus-block` serves: its image, what is behind that, or the connection to its server, opened and handed out.
+//! A disk that `domus-block` serves: its image, what is behind that, or the connection to its server, opened and handed
+//! out.
 //!
 //! dom0 keeps its own descriptor of every image: the next backend gets the same open file, whatever has become of the
 //! path, and the image's lock is held from the domain's first moment to its last.
@@ -35,7 +36,8 @@ pub struct OpenDisk {
     /// A connection to a remote disk's server, for the next backend.
     pub connection: Option<OwnedFd>,
     backing: Vec<(String, File, ImageFormat)>,
-    /// What image and backing files are, whatever their paths lead to later. Empty before they are opened for the first time.
+    /// What image and backing files are, whatever their paths lead to later. Empty before they are opened for the first
+    /// time.
     pub files: Vec<FileId>,
     /// It is open here, or nothing of it has to be.
     pub is_open: bool,

@@ -49,8 +49,8 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console whose output is appended to `log` of the config in `file`. What a dom0 before this one made for it is not
-    /// known here.
+    /// A console whose output is appended to `log` of the config in `file`. What a dom0 before this one made for it is
+    /// not known here.
     pub fn new(file: PathBuf, log: Option<PathBuf>) -> Self {
         Self {
             file,

@@ -107,7 +107,8 @@ impl OpenWire {
     }
 
     fn tap(queues: Vec<File>) -> Self {
-        // A macvtap takes no program, and a dom0 without privileges may not load one: the kernel chooses by itself then.
+        // A macvtap takes no program, and a dom0 without privileges may not load one: the kernel chooses by itself
+        // then.
         let steered = queues.first().filter(|_| queues.len() > 1);
         let steering = steered.and_then(|queue| steering::steer(queue).ok());
         Self::Tap { queues, steering }

@@ -8,8 +8,8 @@
 //! | [`tap`], [`steering`], [`passt`] | taps, the program that chooses among a tap's queues, passt |
 //! | [`report`], [`plan`] | what there is to say of a NIC, and before it is made |
 //!
-//! What a driver has set is in a file in the domain's directory, which goes to every backend in turn; limits and cables that
-//! an operator has changed are kept here.
+//! What a driver has set is in a file in the domain's directory, which goes to every backend in turn; limits and cables
+//! that an operator has changed are kept here.
 
 pub mod attach;
 pub mod config;
@@ -184,8 +184,8 @@ impl Nics {
         Ok(())
     }
 
-    /// Starts another passt for a NIC. The one before it has ended then: both want the same ports. None for a NIC that is on
-    /// no passt.
+    /// Starts another passt for a NIC. The one before it has ended then: both want the same ports. None for a NIC that
+    /// is on no passt.
     async fn another_passt(
         &self,
         owner: &Owner,
@@ -263,8 +263,8 @@ impl Backend for Nics {
         self.with(device, |open| open.nic.is_own()).unwrap_or(false)
     }
 
-    /// A backend resets its tap when it is let go of, and must be gone before the next one sets it up. A tap that is not open
-    /// here is opened when the process that has it is gone.
+    /// A backend resets its tap when it is let go of, and must be gone before the next one sets it up. A tap that is
+    /// not open here is opened when the process that has it is gone.
     fn handover(&self) -> Handover {
         match self.nics.borrow().iter().any(|open| open.was_opened && open.wire.is_closed_tap()) {
             true => Handover::Exclusive,
@@ -399,8 +399,8 @@ impl Backend for Nics {
         .boxed_local()
     }
 
-    /// A passt that follows a short-lived one is looked at for a moment, so that one that cannot serve says why to dom0 and
-    /// not by way of the backend. A switch is started again by its own task.
+    /// A passt that follows a short-lived one is looked at for a moment, so that one that cannot serve says why to dom0
+    /// and not by way of the backend. A switch is started again by its own task.
     fn mend<'a>(
         &'a self,
         loss: &'a Loss,

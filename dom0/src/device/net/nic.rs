@@ -21,8 +21,8 @@ use crate::host::sockets;
 
 /// A network backend that is no VMM's own has no idea of a NIC's address, MTU and link (bits 5, 3 and 16, virtio 1.3
 /// §5.1.3): vhost-user leaves them to the frontend. What only a control queue can do is left out, since such a backend
-/// serves none: CTRL_GUEST_OFFLOADS (2), CTRL_VQ to CTRL_MAC_ADDR (17 to 23, with GUEST_ANNOUNCE and MQ), and those from
-/// bit 50 on: DEVICE_STATS, VQ_NOTF_COAL, NOTF_COAL, HASH_REPORT, RSS, RSC_EXT, STANDBY and SPEED_DUPLEX.
+/// serves none: CTRL_GUEST_OFFLOADS (2), CTRL_VQ to CTRL_MAC_ADDR (17 to 23, with GUEST_ANNOUNCE and MQ), and those
+/// from bit 50 on: DEVICE_STATS, VQ_NOTF_COAL, NOTF_COAL, HASH_REPORT, RSS, RSC_EXT, STANDBY and SPEED_DUPLEX.
 const FRONTEND_FEATURES: DeviceFeatures =
     DeviceFeatures { own: 1 << 3 | 1 << 5 | 1 << 16, withheld: 1 << 2 | 0x7f << 17 | 0xfffc << 48 };
 
@@ -151,8 +151,8 @@ impl OpenNic {
     }
 }
 
-/// The memory of NIC `n` in the domain's run directory: what its driver has set, for as long as the domain runs. Made where
-/// it is missing.
+/// The memory of NIC `n` in the domain's run directory: what its driver has set, for as long as the domain runs. Made
+/// where it is missing.
 fn driver_state(directory: &Path, n: usize) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);

@@ -11,7 +11,7 @@ use shared_abi::{DeviceId, DomainName};
 
 use crate::device::net::forward::{Forward, Transport};
 use crate::host::programs::{self, NotInstalled};
-use crate::process::{Aid, Process, Supervisor, SupervisorError};
+use crate::process::{HelperProgram, Process, Supervisor, SupervisorError};
 
 /// Within this time a passt that cannot serve ends.
 pub const PASST_START: Duration = Duration::from_millis(200);
@@ -56,14 +56,14 @@ pub async fn start(
     let (ours, theirs) = crate::host::sockets::pair().map_err(PasstError::Socket)?;
     let whom = format!("{domain}: {nic}");
     let args = arguments(mtu, forwards);
-    let aid = Aid {
+    let helper = HelperProgram {
         whom: &whom,
         program: &program,
         args: &args,
         gives: Some(theirs.as_fd()),
         domain: Some(domain),
     };
-    Ok((supervisor.aid(aid).await?, ours))
+    Ok((supervisor.start_helper(helper).await?, ours))
 }
 
 fn arguments(mtu: u16, forwards: &[Forward]) -> Vec<String> {

@@ -10,8 +10,8 @@
 //!                                   └─ else ─▶ the pair for frames without a hash
 //! ```
 //!
-//! The program has no loop and looks at no more than the first 82 bytes. Loading it needs `CAP_BPF` or root; a dom0 that
-//! may not gets none, and its NICs offer no RSS.
+//! The program has no loop and looks at no more than the first 82 bytes. Loading it needs `CAP_BPF` or root; a dom0
+//! that may not gets none, and its NICs offer no RSS.
 
 #![expect(unsafe_code, reason = "bpf(2) and TUNSETSTEERINGEBPF have no safe interface")]
 
@@ -60,8 +60,8 @@ struct ProgLoad {
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: bpf reads `size_of::<T>()` bytes of attributes, a plain struct that lives until the call returns, and what
-    // these point to: the program and its license, which the caller keeps.
+    // SAFETY: bpf reads `size_of::<T>()` bytes of attributes, a plain struct that lives until the call returns, and
+    // what these point to: the program and its license, which the caller keeps.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     // A descriptor is a small number.
     let fd = Errno::result(fd)? as RawFd;
@@ -107,7 +107,8 @@ struct Insn {
     immediate: i32,
 }
 
-/// Registers: 0 result, 1–5 arguments and scratch, 6 the frame, 7 the hash, 8 where IP starts, 9 the table, 10 the stack's end.
+/// Registers: 0 result, 1–5 arguments and scratch, 6 the frame, 7 the hash, 8 where IP starts, 9 the table, 10 the
+/// stack's end.
 type Register = u8;
 
 /// The program's text. Jumps are to labels, which are set later.
@@ -212,7 +213,8 @@ impl Text {
         self.labels[label as usize] = self.code.len();
     }
 
-    /// Loads `length` bytes of the frame from the offset in register 2 to the stack; frames that are shorter have no hash.
+    /// Loads `length` bytes of the frame from the offset in register 2 to the stack; frames that are shorter have no
+    /// hash.
     fn load_frame(&mut self, stack: i16, length: i32) {
         self.copy(1, 6);
         self.copy(3, 10);
@@ -235,8 +237,8 @@ impl Text {
         }
     }
 
-    /// Goes to `ports` if the protocol in register 3 is one whose ports are hashed, else to `addresses` if these are, by
-    /// the types in register 4.
+    /// Goes to `ports` if the protocol in register 3 is one whose ports are hashed, else to `addresses` if these are,
+    /// by the types in register 4.
     fn choose(&mut self, tcp: u32, udp: u32, ports: Label, ip: u32, addresses: Label) {
         for (protocol, bit) in [(6, tcp), (17, udp)] {
             // Past the next instruction.

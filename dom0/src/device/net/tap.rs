@@ -1,7 +1,7 @@
 //! Taps and macvtaps: made for a domain, or an existing tap taken by name.
 //!
-//! A tap made here is not persistent: it is gone with the last descriptor of it, whoever dies first. A macvtap is a link
-//! that stays until it is removed ([`remove_macvtaps`]).
+//! A tap made here is not persistent: it is gone with the last descriptor of it, whoever dies first. A macvtap is a
+//! link that stays until it is removed ([`remove_macvtaps`]).
 
 #![expect(unsafe_code, reason = "TUNSETIFF and TUNGETIFF have no safe interface")]
 
@@ -63,8 +63,8 @@ fn set_interface(tap: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens `/dev/net/tun` once for each of `pairs` queues of the tap `name`, which is made if it does not exist. With `new`
-/// it must not.
+/// Opens `/dev/net/tun` once for each of `pairs` queues of the tap `name`, which is made if it does not exist. With
+/// `new` it must not.
 fn attach(name: &str, pairs: u16, new: bool) -> io::Result<Vec<File>> {
     let mut queues = Vec::new();
     for n in 0..pairs {
@@ -117,8 +117,8 @@ pub fn vif(domid: DomId, n: usize) -> String {
     format!("vif{domid}.{n}")
 }
 
-/// Checks what the NIC at `place` asks of the host, without any effect on it: that the link that its config calls `key` is there
-/// and of this kind. Returns its index.
+/// Checks what the NIC at `place` asks of the host, without any effect on it: that the link that its config calls `key`
+/// is there and of this kind. Returns its index.
 ///
 /// # Errors
 /// [`ConfigError`]: there is no such link, it is of another kind, or it is a tap that is busy.
@@ -259,8 +259,8 @@ fn open_macvtap(name: &str, index: u32, pairs: u16) -> io::Result<File> {
     let tap = open(&format!("/dev/tap{index}"))?;
     set_interface(&tap, name, flags(pairs))?;
     let mut found = request("", 0);
-    // SAFETY: TUNGETIFF writes one struct ifreq, which `found` is, for the length of the call; the pointer's type is that
-    // of the number in the ioctl's code, which is smaller.
+    // SAFETY: TUNGETIFF writes one struct ifreq, which `found` is, for the length of the call; the pointer's type is
+    // that of the number in the ioctl's code, which is smaller.
     unsafe { tun_get_iff(tap.as_raw_fd(), std::ptr::from_mut(&mut found).cast()) }?;
     let same = found.ifr_name.iter().map(|c| *c as u8).take_while(|c| *c != 0).eq(name.bytes());
     if same { Ok(tap) } else { Err(io::Error::other(format!("/dev/tap{index} is another interface"))) }

@@ -1,7 +1,8 @@
-//! The machine that a dom0 before this one has left: its processes are found and greeted, and nothing of them is touched.
+//! The machine that a dom0 before this one has left: its processes are found and greeted, and nothing of them is
+//! touched.
 //!
-//! Backends have their own connections to the runner. What dom0 alone has open for backends to come (images, taps) is opened
-//! again when one is needed.
+//! Backends have their own connections to the runner. What dom0 alone has open for backends to come (images, taps) is
+//! opened again when one is needed.
 
 use std::rc::Rc;
 use std::time::Duration;

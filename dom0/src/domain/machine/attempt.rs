@@ -28,7 +28,7 @@ use crate::domain::directory::beside;
 use crate::domain::error::StartError;
 use crate::domain::machine::backend::BackendProcess;
 use crate::host::fault;
-use crate::process::{Job, Limits};
+use crate::process::{Launch, Limits};
 use crate::value::backoff::{self, GOOD_LIFE};
 
 /// What a machine has lost, and what waits for an operator.
@@ -163,14 +163,14 @@ impl Launcher {
         // The socket of a dead process may be there: nobody is to be taken for the new one.
         let _ = std::fs::remove_file(control);
         let domain: &DomainName = &self.owner.started_as;
-        let job = Job {
+        let launch = Launch {
             whom: domain.as_str(),
             role: self.role,
             control,
             program: self.program.as_deref(),
             limits: Some(Limits { domain, uuid: self.uuid, memory: self.memory, vcpus: self.vcpus }),
         };
-        let process = self.from.supervisor.start(job).await?;
+        let process = self.from.supervisor.start(launch).await?;
         let mut backend = BackendProcess::new(self.role, process);
         fault::point();
         backend.connect(control).await?;

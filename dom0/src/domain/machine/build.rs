@@ -1,7 +1,7 @@
 //! Builds a machine: processes started at once, resources opened meanwhile, handed out, all ready.
 //!
-//! What was made is in the [`Machine`] as soon as it exists, so that a build that fails or is given up half-way is removed in
-//! the same way as a machine that has run.
+//! What was made is in the [`Machine`] as soon as it exists, so that a build that fails or is given up half-way is
+//! removed in the same way as a machine that has run.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -20,7 +20,7 @@ use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, scheduling};
 use crate::host::files;
 use crate::host::{fault, memory};
-use crate::process::Job;
+use crate::process::Launch;
 use crate::process::link::{ChildLink, PATIENCE, unexpected};
 use crate::value::text::one_line;
 
@@ -49,8 +49,8 @@ impl Machine {
         directory::control(&self.owner.directory, role)
     }
 
-    /// Builds it from its config; its vCPUs are paused when this returns. Cancel safe: what was made is written down by `keep`
-    /// as often as there is something new, and removed by [`Self::tear_down`].
+    /// Builds it from its config; its vCPUs are paused when this returns. Cancel safe: what was made is written down by
+    /// `keep` as often as there is something new, and removed by [`Self::tear_down`].
     ///
     /// # Errors
     /// [`StartError`]; the caller tears it down.
@@ -84,8 +84,8 @@ impl Machine {
         for role in roles {
             let control = self.control(role);
             let whom = self.owner.started_as.as_str();
-            let job = Job { whom, role, control: &control, program: None, limits: Some(self.limits()) };
-            let process = self.from.supervisor.start(job).await?;
+            let launch = Launch { whom, role, control: &control, program: None, limits: Some(self.limits()) };
+            let process = self.from.supervisor.start(launch).await?;
             fault::point();
             match role == Role::Runner {
                 true => self.runner = Some(Runner::new(process, self.destroyed.clone())),

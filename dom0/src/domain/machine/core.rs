@@ -1,7 +1,7 @@
 //! Cores of a domain's machine: the runner writes them into a file that dom0 has opened.
 //!
-//! dom0 never sees the guest's memory, the runner never a path. A file that is there is never written to, one that could not
-//! be written as a whole is removed.
+//! dom0 never sees the guest's memory, the runner never a path. A file that is there is never written to, one that
+//! could not be written as a whole is removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;

@@ -36,8 +36,8 @@ enum New {
 }
 
 impl Machine {
-    /// Exchanges the process that serves `device` for a new one, of `program` if given, while the guest runs; returns how
-    /// long its devices stood still.
+    /// Exchanges the process that serves `device` for a new one, of `program` if given, while the guest runs; returns
+    /// how long its devices stood still.
     ///
     /// # Errors
     /// One line. Whatever has failed, the device is served or will be, by the program from before.

@@ -5,8 +5,9 @@
 //!   left by another dom0 ──greet──▶ runs
 //! ```
 //!
-//! It knows nothing of policies and wishes: what has happened it hands on as [`Notice`]s. What describes it is what runs,
-//! in a [`MachineRecord`], and not a config's text. Whatever fails or is dropped half-way, [`Machine::tear_down`] removes it.
+//! It knows nothing of policies and wishes: what has happened it hands on as [`Notice`]s. What describes it is what
+//! runs, in a [`MachineRecord`], and not a config's text. Whatever fails or is dropped half-way, [`Machine::tear_down`]
+//! removes it.
 
 mod adopt;
 mod attempt;
@@ -124,8 +125,8 @@ impl Machine {
         }
     }
 
-    /// The machine after this one, of which nothing is left: from the same config, with what has been changed of it since, or
-    /// from another one, which says all of that itself. Exchanged programs stay.
+    /// The machine after this one, of which nothing is left: from the same config, with what has been changed of it
+    /// since, or from another one, which says all of that itself. Exchanged programs stay.
     pub fn successor(&mut self, owner: Owner, config: &DomainConfig, is_another: bool) -> Self {
         let next = Self::new(owner, config, self.from.clone(), self.destroyed.clone());
         let scheduling = if is_another { next.scheduling.clone() } else { mem::take(&mut self.scheduling) };
@@ -259,7 +260,8 @@ impl Machine {
         done.map_err(|error| format!("cannot {act}: {}", chain(&error)))
     }
 
-    /// What the runner says of itself. None if there is none, it owes an answer, or does not give one within `patience`.
+    /// What the runner says of itself. None if there is none, it owes an answer, or does not give one within
+    /// `patience`.
     pub async fn status(&mut self, patience: Duration) -> Option<RunnerStatus> {
         let runner = self.runner.as_mut().filter(|runner| !runner.is_late())?;
         match runner.ask(&RunnerRequest::Status, Vec::new(), patience, "said how it is").await {

@@ -219,7 +219,8 @@ impl Machine {
         }
     }
 
-    /// A process serves: the runner attaches it, and it is one of the machine's. Returns how long its devices stood still.
+    /// A process serves: the runner attaches it, and it is one of the machine's. Returns how long its devices stood
+    /// still.
     pub(super) async fn join(&mut self, served: Served) -> Result<Duration, String> {
         let Served { backend, sockets, serial } = served;
         let stalled = self.attach(sockets).await.map_err(|error| chain(&error))?;

@@ -1,7 +1,7 @@
 //! What a domain has of the host's CPUs: where its vCPUs may run, its weight beside other domains, its cap.
 //!
-//! A runner's threads keep their places when dom0 is replaced, and its cgroup its weight; a machine that is started again
-//! gets what the one before it had.
+//! A runner's threads keep their places when dom0 is replaced, and its cgroup its weight; a machine that is started
+//! again gets what the one before it had.
 
 use crate::config::DomainConfig;
 use crate::domain::machine::Machine;
@@ -44,9 +44,9 @@ impl Machine {
         if weight.is_none() && cap.is_none() {
             return Ok(());
         }
-        let weighed = self.from.supervisor.weigh(&self.owner.started_as, weight, cap).await;
+        let limited = self.from.supervisor.set_cpu_limits(&self.owner.started_as, weight, cap).await;
         let at = if weight.is_some() { "cpu_weight" } else { "cpu_cap" };
-        weighed.map_err(|why| refuse(at, format!("{why}; leave it out")))
+        limited.map_err(|why| refuse(at, format!("{why}; leave it out")))
     }
 
     fn threads(&self) -> Vec<VcpuThread> {
@@ -99,8 +99,12 @@ impl Machine {
     ///
     /// # Errors
     /// One line; they are as before then.
-    pub async fn weigh(&mut self, weight: Option<u32>, cap: Option<u32>) -> Result<Scheduling, String> {
-        self.from.supervisor.weigh(&self.owner.started_as, weight, cap).await?;
+    pub async fn set_cpu_limits(
+        &mut self,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> Result<Scheduling, String> {
+        self.from.supervisor.set_cpu_limits(&self.owner.started_as, weight, cap).await?;
         let Scheduling { weight: old_weight, cap: old_cap, .. } = self.scheduling;
         self.scheduling.weight = weight.or(old_weight);
         self.scheduling.cap = cap.or(old_cap);

@@ -1,5 +1,5 @@
-//! Records of version 1, whose machine is described by the text of its config alone: read once more, and its devices are in
-//! the slots that a dom0 of then gave them, which is their order in that text.
+//! Records of version 1, whose machine is described by the text of its config alone: read once more, and its devices
+//! are in the slots that a dom0 of then gave them, which is their order in that text.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -62,8 +62,8 @@ struct NicV1 {
 /// Reads one of the domain that is called `name` now.
 ///
 /// # Errors
-/// It is none. One whose text is no config any more has no devices: nobody can take that domain over, but its processes are
-/// known.
+/// It is none. One whose text is no config any more has no devices: nobody can take that domain over, but its processes
+/// are known.
 pub fn read(json: &[u8], name: &DomainName) -> Result<Record, serde_json::Error> {
     let old: RecordV1 = serde_json::from_slice(json)?;
     let Source { file, directory, text } = &old.source;

@@ -1,4 +1,4 @@
-//! What dnsmasq is told of a network, and what it tells of its leases. Pure.
+//! The configuration that dnsmasq gets for a network, and the leases that it reports. Pure.
 
 use std::net::IpAddr;
 use std::path::Path;

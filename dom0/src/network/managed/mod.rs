@@ -1,12 +1,12 @@
 //! Networks that dom0 manages: defined in files, started and stopped, used by NICs by name.
 //!
 //! ```text
-//! /etc/domus/networks/NAME.json    what is defined
-//! /run/domus/networks/NAME/        what runs: network.json (as it was when it started), leases, dnsmasq.json
+//! /etc/domus/networks/NAME.json    the definition
+//! /run/domus/networks/NAME/        while it runs: network.json (the definition at its start), leases, dnsmasq.json
 //! ```
 //!
-//! A network belongs to the service. A `domus run` uses one that runs, and starts none. A service that takes the place of
-//! one that was killed takes its networks over.
+//! A network belongs to the dom0 service. A `domus run` uses a running network and starts none. A dom0 service that
+//! replaces a killed one takes its networks over.
 
 mod definition;
 mod dnsmasq;
@@ -133,11 +133,11 @@ impl Networks {
         }
     }
 
-    /// Starts a network. No error if it runs. Goes on to its end even if the caller loses patience, so that no half of a
-    /// network is left by a domain that is destroyed while it is built.
+    /// Starts a network; does nothing if it runs. The start goes on to its end even if the caller gives up, so that a
+    /// domain destroyed while it is built leaves no half-made network.
     ///
     /// # Errors
-    /// [`NetworkError`]; nothing of it is left.
+    /// [`NetworkError`]; a failed start leaves nothing behind.
     pub async fn start(self: &Rc<Self>, name: &NetworkName) -> Result<(), NetworkError> {
         let (networks, own) = (self.clone(), name.clone());
         let started = tokio::task::spawn_local(async move { networks.start_now(&own).await }).await;

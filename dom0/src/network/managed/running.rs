@@ -26,7 +26,7 @@ use crate::host::{proc, programs};
 use crate::network::managed::definition::{Forward, Network};
 use crate::network::managed::error::NetworkError;
 use crate::network::managed::{dnsmasq, rules};
-use crate::process::{Aid, Process, Supervisor};
+use crate::process::{HelperProgram, Process, Supervisor};
 use crate::value::backoff::{self, GOOD_LIFE};
 
 /// Within this time a dnsmasq that cannot serve ends.
@@ -195,8 +195,8 @@ async fn start_dnsmasq(
     let user = if let Ok(Some(_)) = User::from_name("dnsmasq") { "dnsmasq" } else { "nobody" };
     let args = dnsmasq::arguments(network, &dir.join("leases"), user);
     let whom = format!("network {}", network.name);
-    let aid = Aid { whom: &whom, program: &program, args: &args, gives: None, domain: None };
-    let process = supervisor.aid(aid).await?;
+    let helper = HelperProgram { whom: &whom, program: &program, args: &args, gives: None, domain: None };
+    let process = supervisor.start_helper(helper).await?;
     let written = proc::write(&dir.join("dnsmasq.json"), process.pid());
     written.map_err(|error| network.io("write the network's state", error))?;
     Ok(process)

@@ -13,12 +13,12 @@ use uuid::Uuid;
 use crate::process::systemd::bus::Bus;
 
 /// machined's object.
-const AT: (&str, &str, &str) =
+const MACHINED: (&str, &str, &str) =
     ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager");
 
 /// How often, and how far apart, it is tried again.
 const TRIES: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(300);
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// The machines of one dom0.
 #[derive(Debug)]
@@ -40,14 +40,14 @@ impl Machines {
         tokio::task::spawn_local(async move {
             let id = uuid.as_bytes().as_slice();
             let machine = (&*name, id, "domus", "vm", leader, "");
-            let mut registered = bus.call(AT, "RegisterMachine", &machine).await;
+            let mut registered = bus.call(MACHINED, "RegisterMachine", &machine).await;
             // The one before a restart of the guest goes when systemd has told machined of its unit's end.
             for _ in 0..TRIES {
                 if registered.is_ok() || complained.get() {
                     break;
                 }
-                sleep(PAUSE).await;
-                registered = bus.call(AT, "RegisterMachine", &machine).await;
+                sleep(RETRY_PAUSE).await;
+                registered = bus.call(MACHINED, "RegisterMachine", &machine).await;
             }
             if let Err(error) = registered
                 && !complained.replace(true)

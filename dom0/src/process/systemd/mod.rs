@@ -6,9 +6,9 @@
 //!      └──────────────────────────────── UnrefUnit: systemd forgets it ◀───────────────────┘
 //! ```
 //!
-//! dom0 ends the processes itself, by their pidfds, and starts them again; the units have no `Restart=`, and are parts of
-//! no other unit: dom0's own end and start is nothing to them. What they say goes to the journal. Programs of
-//! others' are transient units in the same slice.
+//! dom0 ends and restarts the processes itself, by their pidfds. So the units have no `Restart=` and are `PartOf=` no
+//! other unit: dom0's own stop and start do not affect them. Their output goes to the journal. Helper programs are
+//! transient units in the same slice.
 
 mod bus;
 mod machined;
@@ -30,9 +30,11 @@ use crate::host::pidfd::open_pidfd;
 use crate::process::cgroup::{memory_limit, task_limit};
 use crate::process::systemd::bus::{Bus, Failure};
 use crate::process::systemd::machined::Machines;
-use crate::process::systemd::release::{Farewell, Farewells};
+use crate::process::systemd::release::{Release, Releases};
 use crate::process::systemd::unit::{Unit, Used};
-use crate::process::{Adopting, Aid, Job, Limits, Process, Starting, Supervisor, SupervisorError, Weighing};
+use crate::process::{
+    Adopting, HelperProgram, Launch, Limits, Process, SettingCpuLimits, Starting, Supervisor, SupervisorError,
+};
 use crate::value::names::{self, template};
 
 /// Where the installed programs are; the units say the same of their directories.
@@ -53,7 +55,7 @@ type Properties<'a> = Vec<(&'a str, Variant<'a>)>;
 pub struct Systemd {
     bus: Rc<Bus>,
     used: Used,
-    farewells: Farewells,
+    releases: Releases,
     machines: Machines,
     /// Domains whose slice has been made.
     slices: RefCell<BTreeSet<DomainName>>,
@@ -89,23 +91,23 @@ impl Systemd {
         let made = fs::DirBuilder::new().recursive(true).create(ENVIRONMENTS);
         made.map_err(|error| format!("--supervisor systemd: cannot make {ENVIRONMENTS}: {error}"))?;
         let bus = Rc::new(Bus::default());
-        let farewells = Farewells::start(bus.clone());
+        let releases = Releases::start(bus.clone());
         Ok(Self {
             machines: Machines::new(bus.clone()),
             bus,
             used: Used::default(),
-            farewells,
+            releases,
             slices: RefCell::default(),
             leaving: Cell::new(false),
         })
     }
 
-    async fn start_now(&self, job: Job<'_>) -> Result<Process, Failure> {
-        if let Some(limits) = job.limits {
+    async fn start_now(&self, launch: Launch<'_>) -> Result<Process, Failure> {
+        if let Some(limits) = launch.limits {
             self.slice(limits).await?;
         }
-        let template = template(job.role);
-        let whom = job.whom.strip_prefix("switch ").unwrap_or(job.whom);
+        let template = template(launch.role);
+        let whom = launch.whom.strip_prefix("switch ").unwrap_or(launch.whom);
         for (n, name) in names::candidates(&template, whom) {
             let Some(unit) = self.take(&name) else { continue };
             // Loaded from here on, so that it can be asked how it ended.
@@ -113,11 +115,11 @@ impl Systemd {
             if !unit.is_idle().await? {
                 continue;
             }
-            let environment = Environment::write(&names::environment(&template, whom, n), job)?;
+            let environment = Environment::write(&names::environment(&template, whom, n), launch)?;
             self.bus.job(&name, "StartUnit", &(&*name, "replace")).await?;
             drop(environment);
             let process = self.process(unit).await?;
-            if let (Role::Runner, Some(Limits { domain, uuid, .. })) = (job.role, job.limits) {
+            if let (Role::Runner, Some(Limits { domain, uuid, .. })) = (launch.role, launch.limits) {
                 self.machines.register(domain.as_str(), uuid, process.pid());
             }
             return Ok(process);
@@ -128,7 +130,7 @@ impl Systemd {
     }
 
     fn take(&self, name: &str) -> Option<Unit> {
-        Unit::take(&self.bus, &self.used, &self.farewells, name)
+        Unit::take(&self.bus, &self.used, &self.releases, name)
     }
 
     /// The process of a unit that has just been started.
@@ -163,7 +165,7 @@ impl Systemd {
             return Ok(());
         }
         if self.leaving.replace(false) {
-            self.farewells.passed_on().await;
+            self.releases.passed_on().await;
         }
         let slice = names::slice(domain.as_str());
         let limits = || {
@@ -186,16 +188,16 @@ impl Systemd {
         self.bus.job(unit, "StartTransientUnit", &(unit, "fail", properties, none)).await
     }
 
-    async fn aid_now(&self, aid: Aid<'_>) -> Result<Process, Failure> {
-        let program = aid.program.file_name().unwrap_or_default().to_string_lossy();
-        let path = utf8(aid.program)?;
-        let argv: Vec<&str> = std::iter::once(path).chain(aid.args.iter().map(String::as_str)).collect();
-        let slice = aid.domain.map_or("domus.slice".into(), |domain| names::slice(domain.as_str()));
+    async fn start_helper_now(&self, helper: HelperProgram<'_>) -> Result<Process, Failure> {
+        let program = helper.program.file_name().unwrap_or_default().to_string_lossy();
+        let path = utf8(helper.program)?;
+        let argv: Vec<&str> = std::iter::once(path).chain(helper.args.iter().map(String::as_str)).collect();
+        let slice = helper.domain.map_or("domus.slice".into(), |domain| names::slice(domain.as_str()));
         let mut error = String::new();
-        for (_, name) in names::candidates(&format!("domus-{program}"), aid.whom) {
+        for (_, name) in names::candidates(&format!("domus-{program}"), helper.whom) {
             let Some(unit) = self.take(&name) else { continue };
             let mut properties: Properties<'_> = vec![
-                ("Description", Variant::from(format!("Domus: {program} of {}", aid.whom))),
+                ("Description", Variant::from(format!("Domus: {program} of {}", helper.whom))),
                 ("Slice", Variant::from(&*slice)),
                 ("Type", Variant::from("exec")),
                 ("CollectMode", Variant::from("inactive-or-failed")),
@@ -205,7 +207,7 @@ impl Systemd {
                 // As the templates have it: at the host's shutdown guests need it until they are off.
                 ("Before", Variant::from(vec!["domus-guests.service"])),
             ];
-            if let Some(gives) = aid.gives {
+            if let Some(gives) = helper.gives {
                 properties.push(("StandardInputFileDescriptor", Variant::from(zbus::Fd::from(gives))));
             }
             match self.transient(&name, properties).await {
@@ -238,8 +240,8 @@ impl Systemd {
 struct Environment(PathBuf);
 
 impl Environment {
-    fn write(name: &str, job: Job<'_>) -> Result<Self, Failure> {
-        let text = environment(job)?;
+    fn write(name: &str, launch: Launch<'_>) -> Result<Self, Failure> {
+        let text = environment(launch)?;
         let file = Self(Path::new(ENVIRONMENTS).join(name));
         let folder = file.0.parent().unwrap_or(Path::new(ENVIRONMENTS));
         let written = fs::create_dir_all(folder).and_then(|()| fs::write(&file.0, text));
@@ -261,12 +263,12 @@ impl Drop for Environment {
 }
 
 /// What a unit is told.
-fn environment(job: Job<'_>) -> Result<String, Failure> {
-    let program = match job.program {
+fn environment(launch: Launch<'_>) -> Result<String, Failure> {
+    let program = match launch.program {
         Some(program) => program.to_owned(),
-        None => PathBuf::from(PROGRAMS).join(job.role.program()),
+        None => PathBuf::from(PROGRAMS).join(launch.role.program()),
     };
-    let (program, control) = (utf8(&program)?, utf8(job.control)?);
+    let (program, control) = (utf8(&program)?, utf8(launch.control)?);
     // env(1), which the units start, would take it for a variable.
     if program.contains('=') {
         return Err(format!("the program \"{program}\" has a = in its path: move it"));
@@ -285,15 +287,17 @@ fn refused(program: &Path, why: Failure) -> SupervisorError {
 }
 
 impl Supervisor for Systemd {
-    fn start<'a>(&'a self, job: Job<'a>) -> Starting<'a> {
+    fn start<'a>(&'a self, launch: Launch<'a>) -> Starting<'a> {
         Box::pin(async move {
-            let program = job.program.unwrap_or(Path::new(job.role.program()));
-            self.start_now(job).await.map_err(|why| refused(program, why))
+            let program = launch.program.unwrap_or(Path::new(launch.role.program()));
+            self.start_now(launch).await.map_err(|why| refused(program, why))
         })
     }
 
-    fn aid<'a>(&'a self, aid: Aid<'a>) -> Starting<'a> {
-        Box::pin(async move { self.aid_now(aid).await.map_err(|why| refused(aid.program, why)) })
+    fn start_helper<'a>(&'a self, helper: HelperProgram<'a>) -> Starting<'a> {
+        Box::pin(
+            async move { self.start_helper_now(helper).await.map_err(|why| refused(helper.program, why)) },
+        )
     }
 
     fn adopt<'a>(&'a self, process: &'a mut Process) -> Adopting<'a> {
@@ -303,13 +307,18 @@ impl Supervisor for Systemd {
         })
     }
 
-    fn weigh<'a>(&'a self, domain: &'a DomainName, weight: Option<u32>, cap: Option<u32>) -> Weighing<'a> {
+    fn set_cpu_limits<'a>(
+        &'a self,
+        domain: &'a DomainName,
+        weight: Option<u32>,
+        cap: Option<u32>,
+    ) -> SettingCpuLimits<'a> {
         Box::pin(self.weigh_now(domain, weight, cap))
     }
 
     fn release(&self, domain: &DomainName) {
         self.slices.borrow_mut().remove(domain);
         self.leaving.set(true);
-        self.farewells.say(Farewell::Slice(names::slice(domain.as_str())));
+        self.releases.say(Release::Slice(names::slice(domain.as_str())));
     }
 }

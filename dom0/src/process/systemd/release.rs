@@ -1,4 +1,4 @@
-//! What systemd is told when something is over. In its order, by one task, since those who say it cannot wait.
+//! Releases units and slices at systemd: in order, by one task, since the callers cannot wait for systemd.
 
 use std::rc::Rc;
 
@@ -6,9 +6,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::process::systemd::bus::Bus;
 
-/// Something that is over.
+/// One thing to release.
 #[derive(Debug)]
-pub enum Farewell {
+pub enum Release {
     /// A unit is not needed any more; it is forgotten when it has ended.
     Unit(String),
     /// Nothing is left in a slice.
@@ -17,21 +17,21 @@ pub enum Farewell {
     Until(oneshot::Sender<()>),
 }
 
-/// Where that is said.
+/// The queue of the task that releases.
 #[derive(Debug, Clone)]
-pub struct Farewells(mpsc::UnboundedSender<Farewell>);
+pub struct Releases(mpsc::UnboundedSender<Release>);
 
-impl Farewells {
+impl Releases {
     /// Starts the task, in the caller's `LocalSet`. It ends when nobody can say anything any more.
     pub fn start(bus: Rc<Bus>) -> Self {
-        let (sender, mut farewells) = mpsc::unbounded_channel();
+        let (sender, mut releases) = mpsc::unbounded_channel();
         tokio::task::spawn_local(async move {
-            while let Some(farewell) = farewells.recv().await {
+            while let Some(release) = releases.recv().await {
                 // What fails was forgotten already, or is by a systemd that was started again.
-                match farewell {
-                    Farewell::Unit(unit) => drop(bus.manager("UnrefUnit", &(&*unit,)).await),
-                    Farewell::Slice(slice) => drop(bus.manager("StopUnit", &(&*slice, "replace")).await),
-                    Farewell::Until(passed_on) => drop(passed_on.send(())),
+                match release {
+                    Release::Unit(unit) => drop(bus.manager("UnrefUnit", &(&*unit,)).await),
+                    Release::Slice(slice) => drop(bus.manager("StopUnit", &(&*slice, "replace")).await),
+                    Release::Until(passed_on) => drop(passed_on.send(())),
                 }
             }
         });
@@ -39,14 +39,14 @@ impl Farewells {
     }
 
     /// Says one, and returns at once.
-    pub fn say(&self, farewell: Farewell) {
-        let _ = self.0.send(farewell);
+    pub fn say(&self, release: Release) {
+        let _ = self.0.send(release);
     }
 
     /// Waits until all that was said before has been passed on.
     pub async fn passed_on(&self) {
         let (sender, passed_on) = oneshot::channel();
-        self.say(Farewell::Until(sender));
+        self.say(Release::Until(sender));
         let _ = passed_on.await;
     }
 }

@@ -1,4 +1,4 @@
-//! One unit of systemd's that dom0 has started: kept loaded until it is told how it ended.
+//! A systemd unit that dom0 has started: it stays loaded until systemd has told how it ended.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
@@ -9,11 +9,11 @@ use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
 use crate::process::systemd::bus::Bus;
-use crate::process::systemd::release::{Farewell, Farewells};
+use crate::process::systemd::release::{Release, Releases};
 use crate::process::{Telling, Witness};
 
 /// How often systemd is asked whether it has seen the end of a process, a millisecond apart at first.
-const ASKED: u32 = 60;
+const MAX_POLLS: u32 = 60;
 
 /// Exit statuses of systemd's own and of env(1), from before there was a program (systemd.exec(5)).
 const NOT_EXECUTED: [i32; 3] = [126, 127, 203];
@@ -27,7 +27,7 @@ pub struct Unit {
     bus: Rc<Bus>,
     name: String,
     used: Used,
-    farewells: Farewells,
+    releases: Releases,
     said: OnceCell<String>,
 }
 
@@ -36,12 +36,12 @@ pub type Used = Rc<RefCell<BTreeSet<String>>>;
 
 impl Unit {
     /// Takes the name of a unit; none if it is in use.
-    pub fn take(bus: &Rc<Bus>, used: &Used, farewells: &Farewells, name: &str) -> Option<Self> {
+    pub fn take(bus: &Rc<Bus>, used: &Used, releases: &Releases, name: &str) -> Option<Self> {
         if !used.borrow_mut().insert(name.to_owned()) {
             return None;
         }
-        let (bus, used, farewells) = (bus.clone(), used.clone(), farewells.clone());
-        Some(Self { bus, name: name.to_owned(), used, farewells, said: OnceCell::new() })
+        let (bus, used, releases) = (bus.clone(), used.clone(), releases.clone());
+        Some(Self { bus, name: name.to_owned(), used, releases, said: OnceCell::new() })
     }
 
     /// Its name.
@@ -59,7 +59,7 @@ impl Unit {
     }
 
     async fn ask(&self) -> Result<String, String> {
-        for asked in 0..ASKED {
+        for asked in 0..MAX_POLLS {
             if self.is_idle().await? {
                 break;
             }
@@ -100,7 +100,7 @@ impl Drop for Unit {
     fn drop(&mut self) {
         self.used.borrow_mut().remove(&self.name);
         // From then on systemd forgets it when it ends (CollectMode=).
-        self.farewells.say(Farewell::Unit(std::mem::take(&mut self.name)));
+        self.releases.say(Release::Unit(std::mem::take(&mut self.name)));
     }
 }
 

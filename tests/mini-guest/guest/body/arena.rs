@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// First byte of the arena, just after the image.
 pub const BASE: u64 = sys::IMAGE.end;
 /// The most it takes.
-const MOST: u64 = 48 << 20;
+const MAX_LEN: u64 = 48 << 20;
 
 static NEXT: AtomicU64 = AtomicU64::new(BASE);
 static END: AtomicU64 = AtomicU64::new(BASE);
 
 /// Takes the RAM that follows the image.
 pub fn init(start: &Start) -> Result<(), &'static str> {
-    let len = (4..=MOST >> 20).rev().map(|mib| mib << 20).find(|&len| start.is_ram(BASE, len));
+    let len = (4..=MAX_LEN >> 20).rev().map(|mib| mib << 20).find(|&len| start.is_ram(BASE, len));
     END.store(BASE + len.ok_or("no 4 MiB of RAM after the image")?, Ordering::Relaxed);
     Ok(())
 }

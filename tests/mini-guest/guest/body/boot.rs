@@ -1,4 +1,4 @@
-//! What PVH hands over: `hvm_start_info` version 1 (Xen public/arch-x86/hvm/start_info.h) and the command line in it.
+//! The PVH start info: `hvm_start_info` version 1 (Xen public/arch-x86/hvm/start_info.h) and the command line in it.
 
 use super::sys;
 

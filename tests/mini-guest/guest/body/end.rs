@@ -7,7 +7,8 @@ use super::{clock, say, sys};
 pub fn end(how: &str, acpi: &Acpi) -> ! {
     say!("end {how}");
     match how {
-        // ACPI 6.5 §4.8.3.7: SLP_TYP 5 (the DSDT's \_S5), SLP_EN. Without hardware-reduced ACPI, PM1a_CNT as QEMU's q35 has it.
+        // ACPI 6.5 §4.8.3.7: SLP_TYP 5 (the DSDT's \_S5), SLP_EN. Without hardware-reduced ACPI: PM1a_CNT, as on QEMU's
+        // q35.
         "poweroff" => match (acpi.sleep, acpi.pm1a) {
             (Some(register), _) => register.write(5 << 2 | 0x20),
             (None, Some(port)) => sys::outw(port, 0x2000),

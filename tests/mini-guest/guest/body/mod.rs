@@ -100,8 +100,8 @@ pub fn run(start_info: u64, trampoline: &'static [u8], floor: &'static AtomicU64
 
 /// Runs the list of checks on each line that arrives on COM1, until `quit`, or ends at once with `end HOW`.
 ///
-/// It sleeps meanwhile, and tells of a break and the key after it. With `mini.buttons=PORT` it looks at that register ten times a second: bit 0, the power
-/// button, is as good as `quit`.
+/// The guest sleeps between lines, and reports a break and the key after it. With `mini.buttons=PORT` it reads that
+/// register ten times a second: bit 0, the power button, has the effect of `quit`.
 fn shell(machine: &Machine, score: &mut Score) {
     let buttons = machine.start.line.number("mini.buttons").and_then(|port| u16::try_from(port).ok());
     let mut line = [0u8; 256];

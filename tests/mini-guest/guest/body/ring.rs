@@ -4,7 +4,7 @@ use super::virtio::{EVENT_IDX, INDIRECT};
 use super::{Failed, arena, ensure, sys};
 
 /// The largest queue it makes.
-pub const MOST: u16 = 256;
+pub const MAX_SIZE: u16 = 256;
 /// Entries in the indirect table that each descriptor has.
 const TABLE: u64 = 16;
 
@@ -43,10 +43,10 @@ pub struct Queue {
     notify: u64,
     tables: u64,
     features: u64,
-    free: [u16; MOST as usize],
+    free: [u16; MAX_SIZE as usize],
     free_len: u16,
-    chain_len: [u16; MOST as usize],
-    chain_next: [u16; MOST as usize],
+    chain_len: [u16; MAX_SIZE as usize],
+    chain_next: [u16; MAX_SIZE as usize],
     next_avail: u16,
     told: u16,
     next_used: u16,
@@ -55,7 +55,7 @@ pub struct Queue {
 impl Queue {
     /// Lays an empty queue out in the arena.
     pub fn new(index: u16, size: u16, notify: u64, features: u64) -> Self {
-        let size = size.clamp(1, MOST);
+        let size = size.clamp(1, MAX_SIZE);
         let n = u64::from(size);
         Self {
             index,
@@ -69,8 +69,8 @@ impl Queue {
             features,
             free: core::array::from_fn(|i| size.saturating_sub(1).saturating_sub(i as u16)),
             free_len: size,
-            chain_len: [0; MOST as usize],
-            chain_next: [0; MOST as usize],
+            chain_len: [0; MAX_SIZE as usize],
+            chain_next: [0; MAX_SIZE as usize],
             next_avail: 0,
             told: 0,
             next_used: 0,
@@ -233,8 +233,8 @@ mod tests {
             features: 0,
             free: core::array::from_fn(|i| size.saturating_sub(1).saturating_sub(i as u16)),
             free_len: size,
-            chain_len: [0; MOST as usize],
-            chain_next: [0; MOST as usize],
+            chain_len: [0; MAX_SIZE as usize],
+            chain_next: [0; MAX_SIZE as usize],
             next_avail: 0,
             told: 0,
             next_used: 0,

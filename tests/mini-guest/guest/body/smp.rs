@@ -3,13 +3,13 @@
 use super::{Machine, boot, clock, irq, say, sys};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-const MOST: usize = 32;
+const MAX_CPUS: usize = 32;
 type Work = fn(u32);
 
-static IDS: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
+static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 static UP: AtomicU32 = AtomicU32::new(1);
-static GIVEN: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
-static DONE: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
+static GIVEN: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+static DONE: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 static TASKS: [Work; 4] = [nothing, count_up, super::hostile::rage, super::hostile::scribble];
 /// The task that counts up.
 const COUNT: usize = 1;
@@ -17,7 +17,7 @@ const COUNT: usize = 1;
 pub const RAGE: usize = 2;
 /// See [`RAGE`].
 pub const SCRIBBLE: usize = 3;
-static BEFORE: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
+static BEFORE: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 /// What [`count_up`] adds to.
 pub static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -36,7 +36,7 @@ pub fn running() -> u32 {
 
 /// What an application processor does for the rest of its life.
 pub fn serve(cpu: u32) -> ! {
-    let index = cpu as usize % MOST;
+    let index = cpu as usize % MAX_CPUS;
     irq::enable_lapic();
     IDS[index].store(u32::from(irq::apic_id()), Ordering::SeqCst);
     UP.fetch_add(1, Ordering::SeqCst);

@@ -13,10 +13,10 @@ use crate::client::{Connection, answer, connect};
 use crate::terminal::Raw;
 
 /// Upper bound of the time without a console while the domain runs, and of the time without dom0.
-const AWAY: Duration = Duration::from_secs(30);
+const MAX_AWAY: Duration = Duration::from_secs(30);
 
 /// Interval between two attempts to reach them.
-const PAUSE: Duration = Duration::from_millis(20);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Which console of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -110,16 +110,16 @@ async fn next(
         match domain.state.as_str() {
             // Its socket outlives the process: the next one serves who waits there.
             "running" | "stopping" | "paused" if domain.id != ended || lost => {
-                sleep(PAUSE).await;
+                sleep(RETRY_INTERVAL).await;
                 return answer(connection.console(name).await).ok();
             }
             // Its end is not known yet.
-            "running" | "stopping" | "paused" if running.elapsed() > AWAY => return None,
+            "running" | "stopping" | "paused" if running.elapsed() > MAX_AWAY => return None,
             "running" | "stopping" | "paused" => {}
             "building" | "dying" => running = Instant::now(),
             _ => return None,
         }
-        sleep(PAUSE).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -129,8 +129,8 @@ async fn again(dir: Option<&Path>) -> Option<Connection> {
     loop {
         match connect(dir).await {
             Ok(connection) => return Some(connection),
-            Err(_) if since.elapsed() > AWAY => return None,
-            Err(_) => sleep(PAUSE).await,
+            Err(_) if since.elapsed() > MAX_AWAY => return None,
+            Err(_) => sleep(RETRY_INTERVAL).await,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::output::print;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often the next one is looked for.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The command line of `dom0`.
 #[derive(Debug, Args)]
@@ -49,7 +49,7 @@ pub async fn run(dir: Option<&Path>, args: Dom0Args) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     // It hangs up when it ends.
     while let Ok(Ok(Ok(_))) = timeout_at(deadline, old.info()).await {
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
     let next = async {
         loop {
@@ -58,7 +58,7 @@ pub async fn run(dir: Option<&Path>, args: Dom0Args) -> anyhow::Result<()> {
             {
                 return info;
             }
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
     };
     let Ok(after) = timeout_at(deadline, next).await else {

@@ -22,7 +22,7 @@ use crate::client::{answer, connect};
 use crate::output::print;
 
 /// Interval at which `--follow` looks for new lines.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The command line of `logs`.
 #[derive(Debug, Args)]
@@ -70,7 +70,7 @@ pub async fn run(dir: Option<&Path>, args: LogsArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         if let Some(file) = &mut last {
             rest(file, json)?;
         }

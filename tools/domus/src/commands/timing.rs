@@ -12,7 +12,7 @@ use crate::output::print;
 
 /// Upper bound of the wait for the guest's first output and for its first device in use.
 const PATIENCE: Duration = Duration::from_secs(10);
-const AGAIN: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The clock that dom0 and the runner stamp phases with, in nanoseconds.
 pub fn now() -> u64 {
@@ -33,7 +33,7 @@ pub async fn tell(
     let has = |phases: &[PhaseInfo], name| phases.iter().any(|phase| phase.name == name);
     // A guest may say nothing, and have no driver for what it has.
     while !(has(&phases, "output") && (has(&phases, "driver") || !devices)) && Instant::now() < end {
-        sleep(AGAIN).await;
+        sleep(POLL_INTERVAL).await;
         match answer(connection.timeline(&created.name).await) {
             Ok(timeline) => phases = timeline.phases,
             // It has ended meanwhile.

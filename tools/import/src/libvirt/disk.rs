@@ -6,7 +6,7 @@ use super::{Reader, elements, text};
 use crate::config::{Backing, Disk};
 
 /// Images behind one another.
-const MOST_BACKING: usize = 16;
+const MAX_BACKING: usize = 16;
 
 impl Reader {
     pub(super) fn disk(&mut self, node: Node<'_, '_>) {
@@ -116,7 +116,7 @@ impl Reader {
             let format = part("format").and_then(|format| format.attribute("type")).unwrap_or("raw");
             let path = source.attribute("file").or(source.attribute("dev"));
             match path {
-                Some(path) if matches!(format, "raw" | "qcow2") && list.len() < MOST_BACKING => {
+                Some(path) if matches!(format, "raw" | "qcow2") && list.len() < MAX_BACKING => {
                     list.push(Backing { path: path.into(), format: format.into() });
                 }
                 _ => {

@@ -13,10 +13,10 @@ use crate::config::Config;
 use crate::translate::{Translation, quoted};
 
 /// Nodes of a document that are read; a domain has some hundreds.
-const MOST: u32 = 20_000;
+const MAX_NODES: u32 = 20_000;
 
 /// What Domus has no counterpart for, by the element's name, and why.
-const LOST: &[(&str, &str)] = &[
+const UNSUPPORTED: &[(&str, &str)] = &[
     ("metadata", "is for other tools"),
     ("title", "has no counterpart"),
     ("description", "has no counterpart"),
@@ -83,7 +83,7 @@ pub fn read(text: &str) -> Result<Translation, ImportError> {
     let skipped = text.len() - text.trim_start().len();
     let skipped = text[..skipped].matches('\n').count() as u32;
     let text = text.trim_start();
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: MOST, ..ParsingOptions::default() };
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options)
         .map_err(|error| ImportError::Xml(quoted(&error.to_string())))?;
     let root = document.root_element();
@@ -117,7 +117,10 @@ impl Reader {
     pub(super) fn lose(&mut self, node: Node<'_, '_>, why: &str) {
         let name = node.tag_name().name();
         let usual = || {
-            LOST.iter().find(|(lost, _)| *lost == name).map_or("there is no such thing here", |(_, why)| *why)
+            UNSUPPORTED
+                .iter()
+                .find(|(lost, _)| *lost == name)
+                .map_or("there is no such thing here", |(_, why)| *why)
         };
         let why = if why.is_empty() { usual() } else { why };
         let mut what = format!("<{name}");

@@ -6,7 +6,7 @@ use super::{Reader, elements};
 use crate::config::Net;
 
 /// Most queue pairs of a NIC on a tap.
-const MOST_PAIRS: u64 = 31;
+const MAX_PAIRS: u64 = 31;
 
 impl Reader {
     pub(super) fn nic(&mut self, node: Node<'_, '_>) {
@@ -40,7 +40,7 @@ impl Reader {
                 "link" => net.link = (child.attribute("state") == Some("down")).then(|| "down".into()),
                 "driver" => {
                     if let Some(queues) = child.attribute("queues") {
-                        net.queues = self.translation.number(line, "<driver queues>", queues, 1, MOST_PAIRS);
+                        net.queues = self.translation.number(line, "<driver queues>", queues, 1, MAX_PAIRS);
                     }
                     self.only(child, &["name", "queues"], "is domus-net's to decide");
                 }

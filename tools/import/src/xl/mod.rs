@@ -9,7 +9,7 @@ use crate::translate::Translation;
 use syntax::{Setting, Value, settings};
 
 /// What Domus has no counterpart for, by the beginning of its key, and why. The first that fits.
-const LOST: &[(&str, &str)] = &[
+const UNSUPPORTED: &[(&str, &str)] = &[
     ("bios", "there is no firmware: the kernel is started by PVH"),
     ("firmware", "there is no firmware: the kernel is started by PVH"),
     ("bootloader", "no boot loader is run: name the guest's kernel in boot.kernel"),
@@ -67,7 +67,7 @@ const LOST: &[(&str, &str)] = &[
 ];
 
 /// What Domus always does: said in a config, it is not lost.
-const ALWAYS: &[(&str, &[&str])] = &[
+const ALWAYS_DONE: &[(&str, &[&str])] = &[
     ("acpi", &["1"]),
     ("apic", &["1"]),
     ("pae", &["1"]),
@@ -160,8 +160,8 @@ fn set(translation: &mut Translation, line: &mut CommandLine, setting: &Setting)
             translation.policy(at, key, wish)
         }
         // A single string is a list of one to xl.
-        ("disk", value) => each(translation, at, value, devices::disk),
-        ("vif", value) => each(translation, at, value, devices::nic),
+        ("disk", value) => for_each(translation, at, value, devices::disk),
+        ("vif", value) => for_each(translation, at, value, devices::nic),
         // Compared with what counts, at the end.
         ("maxmem" | "maxvcpus", Value::Text(_)) => {}
         _ => lose(translation, setting),
@@ -171,7 +171,7 @@ fn set(translation: &mut Translation, line: &mut CommandLine, setting: &Setting)
 /// Notes a setting that is not in the config, unless it says what is so anyway.
 fn lose(translation: &mut Translation, setting: &Setting) {
     let Setting { line, key, value } = setting;
-    let always = ALWAYS.iter().filter(|(always, _)| always == key).flat_map(|(_, values)| *values);
+    let always = ALWAYS_DONE.iter().filter(|(always, _)| always == key).flat_map(|(_, values)| *values);
     let mut said = always.filter(|always| text_of(value) == Some(always));
     if said.next().is_some() {
         return;
@@ -182,7 +182,7 @@ fn lose(translation: &mut Translation, setting: &Setting) {
              needs virtio drivers"
         }
         ("type" | "builder", _) => "the kernel is started by PVH, and needs virtio drivers in place of Xen's",
-        (key, _) => LOST
+        (key, _) => UNSUPPORTED
             .iter()
             .find(|(lost, _)| key.starts_with(lost))
             .map_or("there is no such thing here", |(_, why)| *why),
@@ -190,7 +190,12 @@ fn lose(translation: &mut Translation, setting: &Setting) {
     translation.lose(*line, &shown(setting), why);
 }
 
-fn each(translation: &mut Translation, at: u32, value: &Value, read: impl Fn(&mut Translation, u32, &str)) {
+fn for_each(
+    translation: &mut Translation,
+    at: u32,
+    value: &Value,
+    read: impl Fn(&mut Translation, u32, &str),
+) {
     match value {
         Value::Text(text) => read(translation, at, text),
         Value::List(list) => {

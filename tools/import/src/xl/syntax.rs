@@ -15,10 +15,10 @@ use crate::ImportError;
 use crate::translate::quoted;
 
 /// Lists within lists within …: xl itself has one level, `vnuma` two.
-const DEEPEST: u32 = 8;
+const MAX_DEPTH: u32 = 8;
 
 /// Settings that are read: xl.cfg(5) knows some 200.
-const MOST: usize = 1000;
+const MAX_SETTINGS: usize = 1000;
 
 /// A value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +78,8 @@ pub fn settings(text: &str) -> Result<Vec<Setting>, ImportError> {
                     .refuse(format!("what follows the value of \"{}\" is not understood", quoted(&key))));
             }
         }
-        if settings.len() == MOST {
-            return Err(reader.refuse(format!("is setting number {}", MOST + 1)));
+        if settings.len() == MAX_SETTINGS {
+            return Err(reader.refuse(format!("is setting number {}", MAX_SETTINGS + 1)));
         }
         let before = settings.iter().position(|setting| setting.key == key).map(|n| settings.remove(n));
         let value = match (before, value) {
@@ -151,7 +151,7 @@ impl Reader<'_> {
                 self.next();
                 Ok(Value::Text(text))
             }
-            Some('[') if depth < DEEPEST => {
+            Some('[') if depth < MAX_DEPTH => {
                 self.next();
                 let mut list = Vec::new();
                 loop {

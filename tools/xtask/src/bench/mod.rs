@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: figures to look at, never to fail on. Every line of `--json` has the same shape, whatever is measured.
+//! `cargo xtask bench`: figures to read; no figure fails a run. All lines of `--json` have one shape, for every
+//! benchmark.
 
 pub mod block;
 pub mod density;

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use domus_tests::ground::Ground;
+use domus_tests::environment::Environment;
 use domus_tests::images::Images;
 use domus_tests::lab::bench::FIGURE;
-use domus_tests::outer::Serial;
+use domus_tests::lab_vm::Serial;
 use serde_json::{Value, json};
 
 use crate::command::{command, read};
 use crate::images::{KERNELS, images};
-use crate::lab::{STEP_HEAD, outer};
+use crate::lab::{STEP_HEAD, lab_vm};
 use crate::packages::{Consent, install_packages, is_root};
 use crate::workspace;
 
@@ -41,10 +41,10 @@ pub fn start(consent: Consent, json: bool) -> Result<()> {
     install_packages(consent)?;
     let bin = workspace::build_binaries()?;
     let images = images(KERNELS)?;
-    let ground = Ground::detect();
+    let environment = Environment::detect();
     if !json {
-        println!("This machine: {ground}");
-        if ground != Ground::Hardware {
+        println!("This machine: {environment}");
+        if environment != Environment::Hardware {
             println!(
                 "Debian's times are the lab's: one emulated instruction is one nanosecond. They compare programs, not machines."
             );
@@ -65,32 +65,30 @@ pub fn start(consent: Consent, json: bool) -> Result<()> {
             (figure["case"].as_str().unwrap_or_default(), figure["unit"].as_str().unwrap_or_default());
         print(case, figure["ours"].as_f64().unwrap_or_default(), unit);
     };
-    if ground != Ground::None {
+    if environment != Environment::None {
         let folder = workspace::target().join("lab/runs");
         fs::create_dir_all(&folder)?;
         direct(&bin, &["bench-plain"], &folder, &mut take)?;
     }
-    match ground {
-        Ground::Hardware => {
+    match environment {
+        Environment::Hardware => {
             let folder = workspace::target().join("lab/runs/bench-direct");
             fs::create_dir_all(&folder)?;
             let list = folder.join("images.json");
             images.save(&list)?;
             direct(&bin, &["bench", "--images", &list.display().to_string()], &folder, &mut take)
         }
-        Ground::Paravirtual | Ground::None => nested(&bin, &images, &mut take),
+        Environment::Paravirtual | Environment::None => nested(&bin, &images, &mut take),
     }
 }
 
 fn nested(bin: &Path, images: &Images, take: &mut dyn FnMut(&str)) -> Result<()> {
-    let mut outer = outer(images, bin, "bench", false, false, Duration::from_secs(20 * 60))?;
-    outer.counted = true;
+    let mut vm = lab_vm(images, bin, "bench", false, false, Duration::from_secs(20 * 60))?;
+    vm.counted = true;
     let arguments = "--images /lab/images/images.json --bin /run/bin --folder /var/tmp/domus-lab";
-    match outer
-        .run(&format!("{STEP_HEAD}exec /run/bin/domus-lab bench {arguments}\n"), Serial::Lines(take))?
-    {
+    match vm.run(&format!("{STEP_HEAD}exec /run/bin/domus-lab bench {arguments}\n"), Serial::Lines(take))? {
         0 => Ok(()),
-        status => bail!("domus-lab bench ended with status {status}; see {}", outer.folder.display()),
+        status => bail!("domus-lab bench ended with status {status}; see {}", vm.folder.display()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writes the "newc" cpio archives that Linux takes as an initial RAM file system
-//! (Documentation/driver-api/early-userspace/buffer-format.rst): root owns everything, and time stands at 0, so the same input
-//! gives the same bytes.
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). Every file belongs to root and has time 0, so the same
+//! input gives the same bytes.
 
 /// This file: whatever changes here changes the image.
 pub const SOURCE: &str = include_str!("cpio.rs");

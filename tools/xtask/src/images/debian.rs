@@ -1,4 +1,4 @@
-//! A whole Debian, made by mmdebstrap out of Debian's packages: root file system of the lab's outer machine and of the demo's guest.
+//! A Debian root file system, made by mmdebstrap from Debian's packages, for the lab's machine and the demo's guest.
 
 use std::fs;
 use std::path::Path;
@@ -18,14 +18,14 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,iputils-pin
 
 const SIZE: &str = "1G";
 
-/// First process of the lab's outer machine.
-const OUTER_INIT: &str = include_str!("outer-init.sh");
+/// First process of the lab's machine.
+const LAB_INIT: &str = include_str!("outer-init.sh");
 
-/// What systemd starts in its place, when the outer machine is to be a whole Debian.
-const OUTER_STEP: &str = include_str!("outer-step.sh");
+/// What systemd starts in its place, when the lab's machine is to be a whole Debian.
+const LAB_STEP: &str = include_str!("outer-step.sh");
 
 /// Started by the kernel's command line only: the same image is the demo's guest.
-const OUTER_SERVICE: &str = "[Unit]\nAfter=multi-user.target\n\n[Service]\nExecStart=/usr/lib/domus-lab/outer-step\n\
+const LAB_SERVICE: &str = "[Unit]\nAfter=multi-user.target\n\n[Service]\nExecStart=/usr/lib/domus-lab/outer-step\n\
     StandardOutput=null\nKillMode=process\n";
 
 /// udev loads the module before anybody else does.
@@ -40,10 +40,10 @@ const GREETING: &str = "\nA Debian guest under Domus: disk /dev/vda, NIC eth0 at
 
 /// What the image is made of, for its hash.
 pub fn recipe() -> Vec<&'static [u8]> {
-    vec![SOURCE.as_bytes(), OUTER_INIT.as_bytes(), OUTER_STEP.as_bytes()]
+    vec![SOURCE.as_bytes(), LAB_INIT.as_bytes(), LAB_STEP.as_bytes()]
 }
 
-/// Makes the image at `image` from a tree in `tree`; `kernel` is the outer machine's.
+/// Makes the image at `image` from a tree in `tree`; `kernel` is the lab machine's.
 pub fn build(tree: &Path, image: &Path, kernel: &Kernel) -> Result<()> {
     println!("Making a Debian root file system (about half a minute)");
     let mode = if is_root() { "root" } else { "unshare" };
@@ -59,7 +59,7 @@ pub fn build(tree: &Path, image: &Path, kernel: &Kernel) -> Result<()> {
     fs::create_dir_all(&modules)?;
     run_quiet(command("cp", ["--recursive"]).arg(&kernel.modules).arg(modules.join(version)))?;
 
-    write_program(&tree.join("usr/lib/domus-lab/outer-init"), OUTER_INIT)?;
+    write_program(&tree.join("usr/lib/domus-lab/outer-init"), LAB_INIT)?;
     let write = |path: &str, text: &str| -> Result<()> {
         let path = tree.join(path);
         if let Some(folder) = path.parent() {
@@ -67,8 +67,8 @@ pub fn build(tree: &Path, image: &Path, kernel: &Kernel) -> Result<()> {
         }
         Ok(fs::write(path, text)?)
     };
-    write_program(&tree.join("usr/lib/domus-lab/outer-step"), OUTER_STEP)?;
-    write("etc/systemd/system/domus-lab.service", OUTER_SERVICE)?;
+    write_program(&tree.join("usr/lib/domus-lab/outer-step"), LAB_STEP)?;
+    write("etc/systemd/system/domus-lab.service", LAB_SERVICE)?;
     write("etc/modprobe.d/lab.conf", KVM)?;
     write("etc/hostname", "guest\n")?;
     write("etc/fstab", "/dev/vda / ext4 rw,relatime 0 1\n")?;

@@ -1,5 +1,5 @@
-//! The root file system of the test guests: busybox, three network tools and the lab's guest init on ext4, so that a guest is up as
-//! soon as its kernel is.
+//! The root file system of the test guests: busybox, three network tools and the lab's guest init on ext4, so that a
+//! guest is up as soon as its kernel is.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

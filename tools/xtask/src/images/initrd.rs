@@ -1,7 +1,7 @@
 //! The initial RAM file system of a guest: busybox, the virtio modules its kernel does not have built in, and a script.
 //!
-//! Debian's own initramfs-tools would have to be installed inside a chroot with the kernel; this one is 2 MB, the same for every root
-//! file system, and says on the console when it runs.
+//! Debian's own initramfs-tools would have to be installed in a chroot with the kernel. This initrd has 2 MB, is the
+//! same for every root file system, and says on the console when it runs.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,8 @@ use super::cpio::Archive;
 use super::kernels::Kernel;
 use crate::command::{command, run_quiet};
 
-/// What a guest needs before its root file system is there, and what the test guests, which have no modprobe, need afterwards.
+/// Modules that a guest needs before its root file system is mounted, and those that the test guests, which have no
+/// modprobe, need later.
 const MODULES: &[&str] =
     &["virtio_pci", "virtio_blk", "virtio_net", "af_packet", "ext4", "crc32c_generic", "button", "evdev"];
 

@@ -1,4 +1,4 @@
-//! Debian's own kernels, fetched by apt and unpacked: nothing of them is installed on the host, nothing in them is changed.
+//! Debian's own kernels, fetched by apt and unpacked, unmodified. The host installs nothing of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The lab's images: made from Debian's packages when they are missing, kept by the hash of their recipes.
 //!
-//! An image is made under a temporary name and renamed when it is whole, so a build that was cut off leaves nothing that looks done.
-//! One process at a time makes images; others wait for it.
+//! An image is made under a temporary name and renamed when it is whole, so an interrupted build leaves no image that
+//! looks complete. One process at a time makes images; others wait for it.
 
 mod cpio;
 mod debian;
@@ -27,7 +27,7 @@ pub const KERNELS: &[KernelId] = &[KernelId::V6_1Cloud, KernelId::V6_12Cloud];
 pub fn images(ids: &[KernelId]) -> Result<Images> {
     let cache = Cache::open(workspace::images())?;
     let mut kernels = BTreeMap::new();
-    let mut outer = None;
+    let mut lab_kernel = None;
     for id in ids {
         let kernel = kernels::kernel(&cache, *id)?;
         let recipe = [initrd::SOURCE, initrd::SCRIPT, cpio::SOURCE].map(str::as_bytes);
@@ -37,21 +37,21 @@ pub fn images(ids: &[KernelId]) -> Result<Images> {
             Ok(fs::write(path, initrd::initrd(&kernel, path)?)?)
         })?;
         kernels.insert(*id, KernelFiles { vmlinuz: kernel.vmlinuz.clone(), initrd });
-        if *id == KernelId::OUTER {
-            outer = Some(kernel);
+        if *id == KernelId::LAB {
+            lab_kernel = Some(kernel);
         }
     }
-    let outer = outer.context("the outer machine's kernel must be among the kernels")?;
+    let lab_kernel = lab_kernel.context("the outer machine's kernel must be among the kernels")?;
     let guest_recipe = [guest_root::SOURCE, guest_root::GUEST_INIT].map(str::as_bytes);
     let guest = cache.entry("guest", ".ext4", &guest_recipe, |path| {
         let tree = Tree::new(path)?;
         guest_root::build(&tree.0, path)
     })?;
     let mut recipe = debian::recipe();
-    recipe.push(outer.modules.as_os_str().as_encoded_bytes());
+    recipe.push(lab_kernel.modules.as_os_str().as_encoded_bytes());
     let debian = cache.entry("debian", ".ext4", &recipe, |path| {
         let tree = Tree::new(path)?;
-        debian::build(&tree.0, path, &outer)
+        debian::build(&tree.0, path, &lab_kernel)
     })?;
     Ok(Images { kernels, guest, debian })
 }

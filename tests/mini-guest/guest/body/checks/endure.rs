@@ -1,15 +1,15 @@
-//! A load that finds any request lost, doubled or done too late, whatever becomes of the backend meanwhile.
+//! A load that detects every request that is lost, done twice or done too late while its backend is killed or replaced.
 //!
 //! ```text
 //!   idle ─▶ write generation g ─▶ read it back ─▶ compare ─▶ idle, g + 1
 //! ```
 //!
-//! Each 4 KiB slot of the disk has at most one request in flight, so what is read must be the last generation: a write that
-//! was lost shows the one before, and one that was done once more after the guest had gone on shows it as well. A
-//! completion that comes twice is found by the ring.
+//! Each 4 KiB slot of the disk has at most one request in flight, so a read must return the last generation. A lost
+//! write shows as the generation before, and so does a write that is repeated after the guest has gone on. The ring
+//! detects a completion that comes twice.
 
 use crate::body::blk::{self, Blk, FLUSH, MQ, QUEUES, request, result};
-use crate::body::ring::{MOST, Segment};
+use crate::body::ring::{MAX_SIZE, Segment};
 use crate::body::rng::Rng;
 use crate::body::virtio::{EVENT_IDX, INDIRECT};
 use crate::body::{Machine, Outcome, arena, clock, ensure, say, sys};
@@ -40,12 +40,12 @@ pub fn endure(machine: &Machine) -> Outcome {
     let line = &machine.start.line;
     let ms = line.number("mini.ms").unwrap_or(1000);
     let depth = line.number("mini.depth").unwrap_or(16).clamp(1, 64) as u32;
-    let mut blk = Blk::open(0, INDIRECT | EVENT_IDX | FLUSH | MQ, QUEUES, MOST)?;
+    let mut blk = Blk::open(0, INDIRECT | EVENT_IDX | FLUSH | MQ, QUEUES, MAX_SIZE)?;
     ensure!(blk.capacity >= SLOTS as u64 * SECTORS, "the disk is smaller than {SLOTS} slots of 4 KiB");
     let buffers = arena::alloc(SLOTS as u64 * 4096, 4096);
     let gaps = arena::alloc(GAPS * 8, 8);
     let mut slots = [const { Slot { doing: Doing::Nothing, generation: 0 } }; SLOTS];
-    let mut of_head = [[0u16; MOST as usize]; QUEUES];
+    let mut of_head = [[0u16; MAX_SIZE as usize]; QUEUES];
     let (mut pending, mut rng) = ([0u32; QUEUES], Rng::new(machine.seed()));
     let (mut done, mut flushes, mut seen) = (0u64, 0u64, 0u64);
     let end = clock::deadline(ms);
@@ -141,7 +141,7 @@ fn begin(
     index: usize,
     slot: &mut Slot,
     buffers: u64,
-    of_head: &mut [u16; MOST as usize],
+    of_head: &mut [u16; MAX_SIZE as usize],
 ) -> Result<bool, super::Failed> {
     let at = buffers + index as u64 * 4096;
     let sector = index as u64 * SECTORS;

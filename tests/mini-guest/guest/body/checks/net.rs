@@ -9,8 +9,8 @@ pub const ETHERNET: usize = 14;
 pub const IP: usize = 20;
 const ICMP: usize = 8;
 
-/// Finds the peer by ARP, then has `mini.rounds` echoes of growing size answered, byte for byte, or as many as it can in `mini.ms`
-/// milliseconds.
+/// Finds the peer by ARP, then sends echoes of growing size and compares each answer byte for byte: `mini.rounds` of
+/// them, or as many as fit into `mini.ms` milliseconds.
 pub fn ping(machine: &Machine) -> Outcome {
     let line = &machine.start.line;
     let addresses = (line.value("mini.ip").and_then(address), line.value("mini.peer").and_then(address));

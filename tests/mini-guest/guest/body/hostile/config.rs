@@ -6,7 +6,7 @@ use crate::body::rng::Rng;
 use crate::body::virtio::{self, Virtio};
 use crate::body::{Machine, Outcome, arena, ensure, sys};
 
-const MOST: usize = 8;
+const MAX_DEVICES: usize = 8;
 
 /// A function's 256 bytes of configuration.
 #[derive(Clone, Copy)]
@@ -54,7 +54,7 @@ pub fn scribble(machine: &Machine, rng: &mut Rng, rounds: u64) -> Outcome {
     for function in virtio::functions(0) {
         Virtio::from_pci(function)?.reset()?;
     }
-    let mut saved = [None; MOST];
+    let mut saved = [None; MAX_DEVICES];
     let targets = pci::devices().filter(|device| everything || device.vendor() == 0x1af4);
     for (place, device) in saved.iter_mut().zip(targets) {
         *place = Some(Saved::of(device));

@@ -10,10 +10,10 @@ use crate::body::rng::Rng;
 use crate::body::virtio::{self, Virtio, common};
 use crate::body::{Machine, Outcome, arena, clock, ensure, say, smp, sys};
 
-const MOST: usize = 4;
+const MAX_DEVICES: usize = 4;
 /// What every CPU must know of each device: where its common configuration, its doorbells, its BAR and its
 /// configuration in the ECAM are, and the offset of its MSI-X capability.
-static DEVICES: [[AtomicU64; 5]; MOST] = [const { [const { AtomicU64::new(0) }; 5] }; MOST];
+static DEVICES: [[AtomicU64; 5]; MAX_DEVICES] = [const { [const { AtomicU64::new(0) }; 5] }; MAX_DEVICES];
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static DONE: AtomicU64 = AtomicU64::new(0);
@@ -22,7 +22,7 @@ static DONE: AtomicU64 = AtomicU64::new(0);
 pub fn rage(cpu: u32) {
     let mut rng = Rng::new(SEED.load(Ordering::SeqCst) ^ u64::from(cpu) << 32);
     while GO_ON.load(Ordering::SeqCst) {
-        let index = rng.below(MOST as u64) as usize;
+        let index = rng.below(MAX_DEVICES as u64) as usize;
         act(&mut rng, index);
     }
 }
@@ -67,8 +67,8 @@ pub fn storm(machine: &Machine) -> Outcome {
     let cpus = machine.acpi.cpu_count as u32;
     let up = smp::start_all(machine);
     ensure!(up == cpus, "{up} of {cpus} processors came up");
-    let mut saved = [None; MOST];
-    for (index, function) in virtio::functions(0).take(MOST).enumerate() {
+    let mut saved = [None; MAX_DEVICES];
+    for (index, function) in virtio::functions(0).take(MAX_DEVICES).enumerate() {
         let v = Virtio::from_pci(function)?;
         v.reset()?;
         let bar = function.bars().next().map_or(0, |bar| bar.at);
@@ -87,7 +87,7 @@ pub fn storm(machine: &Machine) -> Outcome {
     let mut rng = Rng::new(machine.seed());
     let end = clock::deadline(machine.start.line.number("mini.ms").unwrap_or(500));
     while sys::tsc() < end {
-        let index = rng.below(MOST as u64) as usize;
+        let index = rng.below(MAX_DEVICES as u64) as usize;
         act(&mut rng, index);
     }
     GO_ON.store(false, Ordering::SeqCst);

@@ -1,19 +1,20 @@
-//! What a process has taken of the host: descriptors, private memory, CPU time, words. An attack must not add to it.
+//! A process's use of the host: descriptors, private memory, CPU time, bytes of log. An attack by a guest must not
+//! increase it.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
 /// Descriptors that a device under way may add: for each queue a kick and a call, and the memory's.
-const FDS: usize = 24;
+const MAX_NEW_FDS: usize = 24;
 /// Private memory that it may add, in KiB.
-const ANON_KIB: u64 = 8 << 10;
+const MAX_NEW_ANON_KIB: u64 = 8 << 10;
 /// Most that a process may write to stderr because of a guest, in bytes.
-const WORDS: u64 = 64 << 10;
+const MAX_LOG_LEN: u64 = 64 << 10;
 
 /// One process at one moment.
 #[derive(Debug, Clone)]
-pub struct Footprint {
+pub struct ResourceUsage {
     name: String,
     fds: usize,
     /// `RssAnon`.
@@ -21,10 +22,10 @@ pub struct Footprint {
     /// User and system time, in ticks of 10 ms.
     cpu: u64,
     /// Bytes of its log.
-    words: u64,
+    log_len: u64,
 }
 
-impl Footprint {
+impl ResourceUsage {
     /// Looks at process `pid`, whose stderr is the file `log`.
     pub fn of(name: &str, pid: u32, log: &Path) -> Result<Self> {
         let read = |file: &str| {
@@ -43,17 +44,21 @@ impl Footprint {
             fds: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
             anon_kib: anon_kib.context("no RssAnon in status")?,
             cpu,
-            words: std::fs::metadata(log)?.len(),
+            log_len: std::fs::metadata(log)?.len(),
         })
     }
 
     /// Checks that from `self` to `later` the process has not been made to grow or to talk.
     pub fn check(&self, later: &Self) -> Result<()> {
         let name = &self.name;
-        let (fds, anon, words) = (later.fds, later.anon_kib, later.words);
-        ensure!(fds <= self.fds + FDS, "{name} has {fds} descriptors, had {}", self.fds);
-        ensure!(anon <= self.anon_kib + ANON_KIB, "{name} has {anon} KiB of its own, had {}", self.anon_kib);
-        ensure!(words <= WORDS, "{name} has written {words} bytes to its log");
+        let (fds, anon, log_len) = (later.fds, later.anon_kib, later.log_len);
+        ensure!(fds <= self.fds + MAX_NEW_FDS, "{name} has {fds} descriptors, had {}", self.fds);
+        ensure!(
+            anon <= self.anon_kib + MAX_NEW_ANON_KIB,
+            "{name} has {anon} KiB of its own, had {}",
+            self.anon_kib
+        );
+        ensure!(log_len <= MAX_LOG_LEN, "{name} has written {log_len} bytes to its log");
         Ok(())
     }
 

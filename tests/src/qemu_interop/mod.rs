@@ -1,8 +1,10 @@
-//! QEMU as the frontend: it boots Debian kernels with `domus-block` and `domus-net` as its vhost-user backends, which know nothing of it.
+//! QEMU as the frontend: it boots Debian kernels with `domus-block` and `domus-net` as its vhost-user backends,
+//! unmodified.
 //!
-//! One of them is killed under it, again and again (`reconnect`).
+//! `reconnect` kills the block backend of a running QEMU, again and again.
 //!
-//! QEMU's TCG needs no /dev/kvm, so this runs on any machine; in a network namespace of its own, so nothing of the host's network is touched.
+//! QEMU's TCG needs no /dev/kvm, so these tests run on any machine. They run in a network namespace of their own and do
+//! not touch the host's network.
 
 mod reconnect;
 
@@ -50,10 +52,16 @@ fn qemu_boots(bin: &Path, images: &Images, kernel: KernelId, folder: &Path) -> R
     let tap = Link::tap("stranger-tap", Some(&bridge))?;
     let block = block(bin, &guest_disk(images, folder)?, "writeback", folder)?;
     let net = Backend::start(bin, "domus-net", folder, &["--tap", tap.name()])?;
-    let stranger =
-        Stranger { images, kernel, block: &block.socket, reconnect: false, net: Some(&net.socket), folder };
+    let machine = QemuMachine {
+        images,
+        kernel,
+        block: &block.socket,
+        reconnect: false,
+        net: Some(&net.socket),
+        folder,
+    };
     {
-        let (mut qemu, mut guest) = stranger.boot()?;
+        let (mut qemu, mut guest) = machine.boot()?;
         let ready = guest.wait_ready(BOOT)?;
         if ready.cpus != 2 {
             bail!("{} processors came up, 2 were asked for", ready.cpus);
@@ -116,7 +124,7 @@ impl Backend {
     }
 }
 
-struct Stranger<'a> {
+struct QemuMachine<'a> {
     images: &'a Images,
     kernel: KernelId,
     block: &'a Path,
@@ -126,7 +134,7 @@ struct Stranger<'a> {
     folder: &'a Path,
 }
 
-impl Stranger<'_> {
+impl QemuMachine<'_> {
     fn boot(&self) -> Result<(Running, Guest)> {
         let kernel = self.images.kernel(self.kernel)?;
         let console = self.folder.join("console.sock");
@@ -141,7 +149,8 @@ impl Stranger<'_> {
         if let Some(net) = self.net {
             qemu.args(["-chardev", &format!("socket,id=net,path={}", net.display())]);
             qemu.args(["-netdev", "vhost-user,id=net,chardev=net,queues=1"]);
-            // vectors=0: without KVM, QEMU 7.2 dereferences a null pointer when vhost-user-net's MSI-X vectors are unmasked.
+            // vectors=0: QEMU 7.2 without KVM dereferences a null pointer when the guest unmasks MSI-X vectors of
+            // vhost-user-net.
             qemu.args(["-device", "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,vectors=0"]);
         }
         qemu.args(["-chardev", &format!("socket,id=console,path={},server=on,wait=on", console.display())]);

@@ -1,11 +1,11 @@
-//! What this machine can run: decides which of the three grounds a test stands on.
+//! The virtualization that this machine offers, by which a test decides what it can run.
 
 use std::fmt;
 use std::path::Path;
 
 /// The machine's virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ground {
+pub enum Environment {
     /// VT-x or SVM: ordinary guests run here.
     Hardware,
     /// A /dev/kvm that interprets a guest's ring 0: only the mini guest runs here, ordinary ones in the nested lab.
@@ -14,7 +14,7 @@ pub enum Ground {
     None,
 }
 
-impl Ground {
+impl Environment {
     /// Looks at /dev/kvm and at who provides it.
     pub fn detect() -> Self {
         let module = |name: &str| Path::new("/sys/module").join(name).exists();
@@ -28,7 +28,7 @@ impl Ground {
     }
 }
 
-impl fmt::Display for Ground {
+impl fmt::Display for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hardware => "hardware KVM (VT-x or SVM): guests run directly",

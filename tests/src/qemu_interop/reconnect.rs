@@ -1,21 +1,21 @@
-//! A disk's backend that is killed while a guest of QEMU's writes: QEMU connects to the next one, which does again what the first had not
-//! given back.
+//! A block backend is killed while a guest of QEMU writes. QEMU connects to the next one, which repeats the requests
+//! that the first had not given back.
 //!
-//! The guest writes files, each with a sync, and says so. The kill comes at another moment of a file each time. Afterwards every file has the
-//! bytes that the guest has summed before they went to the disk.
+//! The guest writes files, each with a sync, and reports each. Each kill hits another moment of a file. Afterwards
+//! every file has the checksum that the guest computed before the write.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{BOOT, Stranger, block, guest_disk};
+use super::{BOOT, QemuMachine, block, guest_disk};
 use crate::images::{Images, KernelId};
 
 /// Kills, and one file more than them.
 const KILLS: u32 = 8;
 
-/// Past the page cache requests end in another order than they came in: only the log of what is in flight says which are left.
+/// Without the page cache requests complete out of order, so only the inflight log tells which requests are left.
 const CACHE: &str = "none";
 
 /// QEMU connects again after a second; then a file is written by an emulated machine.
@@ -29,9 +29,15 @@ pub fn nothing_is_lost_when_the_disk_backend_is_killed(
     let disk = guest_disk(images, folder)?;
     let mut backend = Some(block(bin, &disk, CACHE, folder)?);
     let socket = backend.as_ref().context("the backend was just started")?.socket.clone();
-    let stranger =
-        Stranger { images, kernel: KernelId::V6_12Cloud, block: &socket, reconnect: true, net: None, folder };
-    let (mut qemu, mut guest) = stranger.boot()?;
+    let machine = QemuMachine {
+        images,
+        kernel: KernelId::V6_12Cloud,
+        block: &socket,
+        reconnect: true,
+        net: None,
+        folder,
+    };
+    let (mut qemu, mut guest) = machine.boot()?;
     guest.wait_ready(BOOT)?;
     // Four files of 3 MiB at once, copied from RAM and summed there.
     let write = format!(

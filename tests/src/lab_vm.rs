@@ -1,10 +1,12 @@
-//! The nested lab's outer machine: a Debian under QEMU's TCG, whose emulated SVM gives it a real /dev/kvm.
+//! The nested lab's machine: a Debian under QEMU's TCG, whose emulated SVM gives it a real /dev/kvm.
 //!
-//! QEMU before 10.2 can lose an interrupt at an SVM exit, and before 8.1 can translate half-patched code with two CPUs; so the machine has one
-//! CPU, `nested=0`, and a heartbeat: a byte every 100 ms on a second UART, which wakes it and which it echoes. No echo for
-//! [`SILENCE`] is the ground's failure, told apart from the tests'. Every run has a hard limit, and an error names the step that was under way.
+//! QEMU before 10.2 can lose an interrupt at an SVM exit, and before 8.1 can translate half-patched code with two CPUs.
+//! So the machine has one CPU, `nested=0`, and a heartbeat: this process sends a byte every 100 ms to a second UART,
+//! which wakes the machine, and the machine echoes it. No echo for [`SILENCE`] counts as a failure of the machine, not
+//! of the tests. Every run has a hard limit, and an error names the step that was under way.
 //!
-//! Folder `lab` of the run is `/lab` in the machine (virtiofs); `lab/step.sh` is what it does, `lab/status` its exit status.
+//! Folder `lab` of the run is `/lab` in the machine (virtiofs). The machine runs `lab/step.sh` and writes its exit
+//! status to `lab/status`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -41,7 +43,7 @@ pub enum Serial<'a> {
 
 /// What a run needs.
 #[derive(Clone, Debug)]
-pub struct Outer<'a> {
+pub struct LabVm<'a> {
     /// Kernel and root file system.
     pub images: &'a Images,
     /// An empty folder of this run's own.
@@ -61,8 +63,8 @@ pub struct Outer<'a> {
 /// Why a run gave no answer.
 #[derive(Clone, Debug)]
 pub enum Failure {
-    /// The outer machine itself stood still or did not come up: says nothing about what ran in it.
-    Ground(String),
+    /// The lab's machine itself hung or did not come up. This says nothing about the programs in it.
+    Machine(String),
     /// What ran in it did not end in time.
     Limit(String),
 }
@@ -70,7 +72,7 @@ pub enum Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Ground(what) => write!(f, "the lab's own machine failed: {what}"),
+            Self::Machine(what) => write!(f, "the lab's own machine failed: {what}"),
             Self::Limit(what) => f.write_str(what),
         }
     }
@@ -78,7 +80,7 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-impl Outer<'_> {
+impl LabVm<'_> {
     /// The folder that is `/lab` inside.
     pub fn share(&self) -> PathBuf {
         self.folder.join("lab")
@@ -143,12 +145,12 @@ impl Outer<'_> {
         let status = fs::read_to_string(self.share().join("status")).unwrap_or_default();
         match status.trim().parse() {
             Ok(status) => Ok(status),
-            Err(_) => Err(Failure::Ground("it ended without a status".into()).into()),
+            Err(_) => Err(Failure::Machine("it ended without a status".into()).into()),
         }
     }
 
     fn qemu(&self, virtiofs: &Path, heartbeat: &Path, terminal: bool) -> Result<std::process::Command> {
-        let kernel = self.images.kernel(KernelId::OUTER)?;
+        let kernel = self.images.kernel(KernelId::LAB)?;
         let memory = self.memory_mib;
         let root = self.images.debian.display();
         let mut qemu = tied("qemu-system-x86_64");
@@ -246,7 +248,7 @@ impl Outer<'_> {
             if pulse.silence() > SILENCE {
                 let seconds = SILENCE.as_secs();
                 return Err(
-                    Failure::Ground(format!("no heartbeat for {seconds} s; under way: {step}")).into()
+                    Failure::Machine(format!("no heartbeat for {seconds} s; under way: {step}")).into()
                 );
             }
         }
