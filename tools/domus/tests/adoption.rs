@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::{Console, Host, signal};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const NIC: &str = r#", "nets": [ { "id": "eth0", "bridge": "br0" } ]"#;
 const SHELL: &str = "console=ttyS0 mini.test=shell mini.end=poweroff";
@@ -56,6 +57,62 @@ fn a_guest_under_load_does_not_notice_that_dom0_is_killed_and_the_next_one_has_i
     assert!(host.traces().links.contains("vif"));
     host.ok(&["backend", "upgrade", "web1", "root"]);
     console.wait("mini: ok blk-endure");
+    host.until("it switches itself off", || host.domain("web1").is_none());
+    host.until("everything is gone", || host.traces() == before);
+}
+
+/// The record of a domain as a dom0 wrote it before records had a version.
+fn without_version(record: &Value) -> Value {
+    let mut old = record.clone();
+    let fields = old.as_object_mut().unwrap();
+    for key in ["version", "started_as", "memory", "vcpus", "devices"] {
+        fields.remove(key).unwrap();
+    }
+    let devices = &record["devices"];
+    let pick = |from: &Value, keys: &[&str]| {
+        let mut picked: serde_json::Map<_, _> =
+            keys.iter().map(|key| ((*key).to_owned(), from[*key].clone())).collect();
+        picked.insert("id".into(), from["spec"]["id"].clone());
+        Value::from(picked)
+    };
+    let disks = devices["block"]["disks"].as_array().unwrap().iter();
+    let disks =
+        disks.map(|disk| pick(disk, &["files", "cache", "limits", "bytes", "lost"])).collect::<Vec<_>>();
+    let nics = devices["nics"].as_array().unwrap().iter();
+    let nics = nics.map(|nic| pick(nic, &["pairs", "limits", "up"])).collect::<Vec<_>>();
+    fields.insert("unit".into(), record["started_as"].clone());
+    fields.insert("passts".into(), Value::Array(Vec::new()));
+    fields.insert("disks".into(), disks.into());
+    fields.insert("disk_limits".into(), devices["block"]["limits"].clone());
+    fields.insert("nics".into(), nics.into());
+    old
+}
+
+#[test]
+fn a_guest_of_a_dom0_whose_records_had_no_version_goes_on_and_its_backends_can_be_exchanged() {
+    let mut host = Host::with_service(true);
+    let before = host.traces();
+    let devices = format!(r#", "disks": [ {} ]{NIC}"#, host.disk("root", 64, ""));
+    let file = host.guest("web1", &endure(5000), &devices);
+    host.ok(&["create", &file]);
+    host.ok(&["block-set", "web1", "root", "--iops", "900000"]);
+    let was = host.domain("web1").unwrap();
+    host.kill_service();
+    let path = host.run_dir().join("domains/web1/state.json");
+    let record: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    std::fs::write(&path, without_version(&record).to_string()).unwrap();
+    host.start_service();
+    host.until("it is taken over", || is(&host, "web1", "running"));
+    let now = host.domain("web1").unwrap();
+    for key in ["id", "runner_pid", "restarts"] {
+        assert_eq!(now[key], was[key], "{key}");
+    }
+    assert_eq!(host.disks("web1")[0]["limits"][0]["name"], "iops", "{:?}", host.disks("web1"));
+    host.ok(&["backend", "upgrade", "web1", "root"]);
+    host.ok(&["backend", "upgrade", "web1", "eth0"]);
+    let again: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(again["devices"]["nics"][0]["spec"], record["devices"]["nics"][0]["spec"]);
+    Console::attach(&host, "web1").wait("mini: ok blk-endure");
     host.until("it switches itself off", || host.domain("web1").is_none());
     host.until("everything is gone", || host.traces() == before);
 }

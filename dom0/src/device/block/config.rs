@@ -142,6 +142,7 @@ pub struct Disk {
 
 /// Who serves a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DiskSource {
     /// `domus-block`.
     Own(Box<OwnDisk>),
@@ -174,6 +175,7 @@ pub struct OwnDisk {
 
 /// Where a disk's data is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DiskData {
     /// A raw image or a block device.
     Raw(PathBuf),

@@ -128,6 +128,7 @@ pub struct Nic {
 
 /// What is at the other end of a NIC's cable. Interface names are at most 15 bytes, without `/` and white space.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NicLink {
     /// A tap `vif<domid>.<n>` is made and put on this bridge.
     Bridge(String),

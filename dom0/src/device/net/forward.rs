@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// What goes over a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Transport {
     /// Connections.
     Tcp,

@@ -5,7 +5,7 @@
 //! ([`shared_abi::steering`]), which dom0 makes and never reads.
 //!
 //! ```text
-//!   Ethernet, one VLAN tag at most ─┬─ IPv4: addresses ─┬─ TCP or UDP, no fragment: ports ─▶ hash ─▶ table[hash & mask]
+//!   Ethernet, one VLAN tag at most ─┬─ IPv4: addresses ─┬─ TCP, UDP, no fragment: ports ─▶ hash ─▶ table[hash & mask]
 //!                                   ├─ IPv6: addresses ─┘
 //!                                   └─ else ─▶ the pair for frames without a hash
 //! ```

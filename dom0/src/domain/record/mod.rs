@@ -7,9 +7,9 @@
 //! |---|---|
 //! | building, nobody told | removes what is there: whoever asked for the domain was told nothing |
 //! | building, it has run before | removes what is there, and builds it |
-//! | running, paused, stopping | takes over the processes that live, replaces the others, and asks the runner for the same again |
+//! | running, paused, stopping | adopts the processes that live, replaces the others, repeats the last wish |
 //! | preserved | takes over the console |
-//! | anything, under another name than its processes have | the same: the directory's name is the domain's, the other one is in it |
+//! | anything, under another name than its processes have | the same: the directory's name is the domain's |
 //! | being removed | removes what is left, and builds the next one where it was to be restarted |
 //!
 //! A record of version 1, which dom0 wrote before there was a number, is read as one of version 2: see [`v1`].

@@ -118,3 +118,45 @@ impl RecordV1 {
         devices
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by the last dom0 whose records had no version, about a guest with two disks, a NIC on a bridge and one on
+    /// passt.
+    const STORED: &[u8] = include_bytes!("v1.json");
+
+    #[test]
+    fn a_stored_record_has_its_devices_in_the_slots_where_the_guest_has_found_them() {
+        let name: DomainName = "web1".parse().unwrap();
+        let record = Record::read(STORED, &name).unwrap();
+        let MachineRecord { domid, memory, vcpus, started_as, devices, .. } = &record.machine;
+        assert_eq!((domid.0, *memory, *vcpus, started_as), (1, 32 << 20, 2, &name));
+        let disks = devices.block.disks.iter().map(|disk| &disk.spec);
+        let specs: Vec<_> = disks.chain(devices.nics.iter().map(|nic| &nic.spec)).collect();
+        let seen: Vec<_> = specs
+            .iter()
+            .map(|spec| (spec.slot.unwrap().number(), spec.id.as_str(), spec.virtio_type, spec.queues))
+            .collect();
+        assert_eq!(seen, [(1, "root", 2, 2), (2, "data", 2, 2), (3, "eth0", 1, 5), (4, "eth1", 1, 3)]);
+        // What had changed since, and what tells an image from another one at its path.
+        let root = &devices.block.disks[0];
+        assert_eq!(root.limits.total.iops.unwrap().per_second, 900_000);
+        assert_eq!((root.bytes, root.files.len()), (Some(64 << 20), 1));
+        // The runner, three backends and passt.
+        assert_eq!(record.known().count(), 5);
+        assert!(devices.nics[1].passt.is_some());
+    }
+
+    #[test]
+    fn what_is_read_of_it_is_written_and_read_again_as_it_is() {
+        let name: DomainName = "web1".parse().unwrap();
+        let record = Record::read(STORED, &name).unwrap();
+        let json = serde_json::to_vec(&record).unwrap();
+        assert_eq!(Record::read(&json, &name).unwrap(), record);
+        let other = String::from_utf8(json).unwrap().replace("\"version\":2", "\"version\":7");
+        let error = Record::read(other.as_bytes(), &name).unwrap_err().to_string();
+        assert!(error.contains("version 7"), "{error}");
+    }
+}
