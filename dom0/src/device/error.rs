@@ -4,7 +4,6 @@ use std::io;
 
 use shared_abi::DeviceId;
 
-use crate::device::loss::Loss;
 use crate::device::net::passt::PasstError;
 use crate::value::place::ConfigError;
 
@@ -33,7 +32,7 @@ pub enum DeviceError {
     NotHere(DeviceId),
     /// The class of devices has no such helper.
     #[error("{0} is nothing that can be started again")]
-    NoHelper(Loss),
+    NoHelper(String),
     /// Something of dom0's own.
     #[error("cannot {act}")]
     Io {

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use domus_startup::fds::Outgoing;
+use serde::Serialize;
 use shared_abi::{DeviceId, Role};
 
+use crate::device::error::DeviceError;
 use crate::device::start::Message;
 
 /// What is lost.
@@ -52,5 +55,16 @@ pub enum Mended {
     /// A connection for the runner.
     Attach(DeviceId, OwnedFd),
     /// A request, with its descriptors, for the process that serves the device.
-    Tell(DeviceId, Box<Message>, Vec<OwnedFd>),
+    Tell(DeviceId, Message, Vec<OwnedFd>),
+}
+
+impl Mended {
+    /// A request for the process that serves the device.
+    ///
+    /// # Errors
+    /// The request cannot be written.
+    pub fn tell(device: &DeviceId, request: &impl Serialize, fds: Outgoing) -> Result<Self, DeviceError> {
+        let failed = |source| DeviceError::Io { act: "write a request", source };
+        Ok(Self::Tell(device.clone(), Message::new(request).map_err(failed)?, fds.into_vec()))
+    }
 }

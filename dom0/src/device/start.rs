@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde_json::Value;
 use shared_abi::DeviceId;
-use shared_abi::control::{BlockRequest, ConsoleRequest, NetRequest};
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
@@ -36,14 +37,22 @@ impl Start {
 }
 
 /// A request to a backend, of the kind that its role knows.
-#[derive(Debug)]
-pub enum Message {
-    /// To `domus-block`.
-    Block(BlockRequest),
-    /// To `domus-net`.
-    Net(NetRequest),
-    /// To `domus-console`.
-    Console(ConsoleRequest),
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message(Value);
+
+impl Message {
+    /// Of a class' own kind of requests.
+    ///
+    /// # Errors
+    /// The request cannot be written as JSON.
+    pub fn new(request: &impl Serialize) -> io::Result<Self> {
+        Ok(Self(serde_json::to_value(request)?))
+    }
+
+    /// For the backend's link.
+    pub fn request(&self) -> &Value {
+        &self.0
+    }
 }
 
 /// What may be left of a process that has ended: work of the kernel's.

@@ -275,7 +275,7 @@ impl Backend for Disks {
             limits: self.limits.get(),
             lifeline: fds.add(end),
         };
-        let message = Message::Block(BlockRequest::Start(Box::new(start)));
+        let message = Message::new(&BlockRequest::Start(Box::new(start)))?;
         let start = Start::new(message, fds.into_vec(), sockets);
         Ok(Start { lifeline: Some(lifeline), marks, ..start })
     }
@@ -317,9 +317,9 @@ impl Backend for Disks {
                 let mut fds = Outgoing::default();
                 let socket = fds.add(dial(&uri).await?);
                 let request = BlockRequest::Reconnect { disk: disk.clone(), socket };
-                return Ok(Mended::Tell(disk.clone(), Box::new(Message::Block(request)), fds.into_vec()));
+                return Mended::tell(disk, &request, fds);
             }
-            let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.clone()))?;
+            let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.to_string()))?;
             Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?))
         }
         .boxed_local()

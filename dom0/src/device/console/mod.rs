@@ -145,7 +145,7 @@ impl Backend for Console {
             history: HISTORY,
             log: log.map(|log| fds.add(log)),
         };
-        let message = Message::Console(ConsoleRequest::Start(start));
+        let message = Message::new(&ConsoleRequest::Start(start))?;
         let start = Start::new(message, fds.into_vec(), Vec::new());
         Ok(Start { serial: self.to_runner.borrow_mut().take(), ..start })
     }
@@ -157,6 +157,6 @@ impl Backend for Console {
         _owner: &'a Owner,
         _from: &'a Providers,
     ) -> Step<'a, Mended> {
-        ready(Err(DeviceError::NoHelper(loss.clone()))).boxed_local()
+        ready(Err(DeviceError::NoHelper(loss.to_string()))).boxed_local()
     }
 }

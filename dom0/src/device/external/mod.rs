@@ -106,7 +106,7 @@ impl Backend for Externals {
         from: &'a Providers,
     ) -> Step<'a, Mended> {
         async move {
-            let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.clone()))?;
+            let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.to_string()))?;
             Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?))
         }
         .boxed_local()

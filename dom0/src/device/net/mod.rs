@@ -340,7 +340,7 @@ impl Backend for Nics {
             sockets.push((open.nic.id.clone(), socket));
             nics.push(NetNic { card, wire });
         }
-        let message = Message::Net(NetRequest::Start(NetStart { identity: owner.identity(), nics }));
+        let message = Message::new(&NetRequest::Start(NetStart { identity: owner.identity(), nics }))?;
         Ok(Start::new(message, fds.into_vec(), sockets))
     }
 
@@ -409,7 +409,7 @@ impl Backend for Nics {
         from: &'a Providers,
     ) -> Step<'a, Mended> {
         async move {
-            let nothing = || DeviceError::NoHelper(loss.clone());
+            let nothing = || DeviceError::NoHelper(loss.to_string());
             let Loss::Passt(nic) = loss else {
                 let device = loss.device().ok_or_else(nothing)?;
                 return Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?));
@@ -423,7 +423,7 @@ impl Backend for Nics {
             self.keep_passt(nic, passt, None);
             let mut fds = Outgoing::default();
             let request = NetRequest::Reconnect { nic: nic.clone(), socket: fds.add(socket) };
-            Ok(Mended::Tell(nic.clone(), Box::new(Message::Net(request)), fds.into_vec()))
+            Mended::tell(nic, &request, fds)
         }
         .boxed_local()
     }

@@ -4,12 +4,13 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Serialize;
 use shared_abi::control::{BackendEvent, BackendReply};
 use shared_abi::{DeviceId, Role};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use crate::device::start::{Leftovers, Message, Start};
+use crate::device::start::{Leftovers, Start};
 use crate::domain::error::StartError;
 use crate::host::locks::Mark;
 use crate::host::watch;
@@ -57,7 +58,7 @@ impl BackendProcess {
         self.markers = marks;
         let watched = lifeline.map(watch::readable).transpose();
         self.lifeline = watched.map_err(|source| StartError::Io { act: "watch a pipe", source })?;
-        match self.exchange(&message, fds, PATIENCE, "become ready").await? {
+        match self.exchange(message.request(), fds, PATIENCE, "become ready").await? {
             BackendReply::Ready => Ok(sockets),
             other => Err(unexpected(role, &other).into()),
         }
@@ -67,13 +68,17 @@ impl BackendProcess {
     ///
     /// # Errors
     /// It refuses, has ended, or is silent.
-    pub async fn ask(&mut self, request: &Message, fds: Vec<OwnedFd>) -> Result<BackendReply, ChildError> {
+    pub async fn ask(
+        &mut self,
+        request: &impl Serialize,
+        fds: Vec<OwnedFd>,
+    ) -> Result<BackendReply, ChildError> {
         self.exchange(request, fds, ANSWER, "answered").await
     }
 
     async fn exchange(
         &mut self,
-        request: &Message,
+        request: &impl Serialize,
         fds: Vec<OwnedFd>,
         patience: Duration,
         done: &'static str,
@@ -81,11 +86,7 @@ impl BackendProcess {
         let Some(link) = &mut self.link else {
             return Err(ChildError::Failed { role: self.role, why: "is not connected".into() });
         };
-        match request {
-            Message::Block(request) => link.send(request, &fds).await?,
-            Message::Net(request) => link.send(request, &fds).await?,
-            Message::Console(request) => link.send(request, &fds).await?,
-        }
+        link.send(request, &fds).await?;
         // A lifeline among them must have no other end than the process's.
         drop(fds);
         link.answer(&self.process, patience, done).await

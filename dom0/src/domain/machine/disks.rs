@@ -6,13 +6,12 @@ use shared_abi::{DeviceId, Role};
 
 use crate::device::Backend;
 use crate::device::block::report::DiskReport;
-use crate::device::start::Message;
 use crate::domain::machine::Machine;
 use crate::value::rate::LimitsFile;
 
 impl Machine {
     async fn ask_block(&mut self, request: BlockRequest) -> Result<BackendReply, String> {
-        self.ask_backend(Role::Block, &Message::Block(request)).await
+        self.ask_backend(Role::Block, &request).await
     }
 
     /// Reports on every disk.

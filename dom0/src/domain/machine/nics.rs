@@ -6,7 +6,6 @@ use shared_abi::{DeviceId, Role};
 use crate::device::Backend;
 use crate::device::net::config::NicLink;
 use crate::device::net::report::{NicChange, NicReport};
-use crate::device::start::Message;
 use crate::domain::events::Kind;
 use crate::domain::machine::{Machine, Notice};
 
@@ -41,7 +40,7 @@ impl Machine {
             }
             _ => {
                 let request = NetRequest::Nic { nic: nic.clone(), request };
-                self.ask_backend(Role::Net, &Message::Net(request)).await
+                self.ask_backend(Role::Net, &request).await
             }
         }
     }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use nix::errno::Errno;
+use serde::Serialize;
 use shared_abi::control::{
     Attachment, BackendEvent, BackendReply, BlockRequest, RunnerEvent, RunnerReply, RunnerRequest,
 };
@@ -23,7 +24,7 @@ use shared_abi::{DeviceId, Role};
 use tokio::time::Instant;
 
 use crate::device::loss::{Loss, Mended};
-use crate::device::start::{Leftovers, Message};
+use crate::device::start::Leftovers;
 use crate::domain::error::StartError;
 use crate::domain::events::Kind;
 use crate::domain::machine::attempt::{self, Attempt, Launcher, PausedRequest, Repair, Repaired, Served};
@@ -207,7 +208,7 @@ impl Machine {
                 let role = self.devices.of_device(&device).and_then(|class| class.role());
                 let backend = role.and_then(|role| self.backend(role));
                 let backend = backend.ok_or("its backend is being started again")?;
-                backend.ask(&request, fds).await.map_err(|error| chain(&error))?;
+                backend.ask(request.request(), fds).await.map_err(|error| chain(&error))?;
                 // What it has said of the connection before is over.
                 if let Some(link) = &mut backend.link {
                     link.forget(
@@ -263,7 +264,7 @@ impl Machine {
     pub(super) async fn ask_backend(
         &mut self,
         role: Role,
-        request: &Message,
+        request: &impl Serialize,
     ) -> Result<BackendReply, String> {
         let served = self.devices.in_role(role).map_or("devices", |class| class.plural());
         let backend = self.backend(role).filter(|backend| backend.link.is_some());
@@ -321,7 +322,7 @@ impl Machine {
         if std::mem::take(&mut self.losses.paused).is_empty() {
             return;
         }
-        if let Err(error) = self.ask_backend(Role::Block, &Message::Block(BlockRequest::Retry)).await {
+        if let Err(error) = self.ask_backend(Role::Block, &BlockRequest::Retry).await {
             // A new backend does them without being asked.
             self.say(format!("held requests: {error}"));
         }

@@ -123,8 +123,8 @@ impl RecordV1 {
 mod tests {
     use super::*;
 
-    /// Written by the last dom0 whose records had no version, about a guest with two disks, a NIC on a bridge and one on
-    /// passt.
+    /// Written by the last dom0 whose records had no version, about a guest with two disks, a NIC on a bridge and one
+    /// on passt.
     const STORED: &[u8] = include_bytes!("v1.json");
 
     #[test]
