@@ -3,7 +3,6 @@
 //! The binary `domus-lab` runs the scenarios; the tools (`cargo xtask`) make the images, start the outer machine and count.
 
 pub mod checks;
-pub mod child;
 pub mod ground;
 pub mod guest;
 pub mod images;
