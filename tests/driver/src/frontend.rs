@@ -52,7 +52,8 @@ pub struct Settled {
 }
 
 impl Terms {
-    /// Becomes the owner and settles the features, those of the protocol first.
+    /// Becomes the owner and settles the features. They hold when this returns: they are acknowledged, or come before
+    /// the question for the protocol's, which has an answer.
     ///
     /// # Errors
     /// A feature that is needed is not offered, or the backend breaks the protocol.
@@ -63,12 +64,15 @@ impl Terms {
         let (offered, needed) = (frontend.get_features()?, self.needed | F_PROTOCOL);
         ensure!(needed & !offered == 0, "the backend offers {offered:#x}, {needed:#x} is needed");
         let features = needed | self.wanted & offered;
+        if !self.acknowledged {
+            frontend.set_features(features)?;
+        }
         let protocol = frontend.get_protocol_features()? & self.protocol;
         frontend.set_protocol_features(protocol)?;
         if self.acknowledged {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+            frontend.set_features(features)?;
         }
-        frontend.set_features(features)?;
         Ok(Settled { frontend, features, protocol })
     }
 }

@@ -7,6 +7,8 @@
 //! | [`event`] | a ring's eventfds |
 //! | [`frontend`] | the vhost-user messages that set a device up |
 //! | [`block`] | a driver and frontend of disks |
+//! | [`net`] | a driver and frontend of NICs |
+//! | [`frames`] | what NICs carry |
 //! | [`control`] | a child's control socket as dom0 uses it |
 //! | [`process`] | a program that does not outlive its test |
 //!
@@ -17,8 +19,10 @@
 pub mod block;
 pub mod control;
 pub mod event;
+pub mod frames;
 pub mod frontend;
 pub mod memory;
+pub mod net;
 pub mod process;
 pub mod ring;
 
