@@ -12,7 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -103,10 +102,8 @@ impl Driver {
     pub fn negotiated(stream: UnixStream, queues: u16, features: u64) -> Self {
         let features = features | F_VERSION_1;
         let frontend = negotiate(stream, queues, features);
-        // Not sealed: disks are served out of any memory.
-        let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).expect("a memfd"));
-        file.set_len(MEMORY).expect("a memfd grows");
-        let memory = Memory::of(file).expect("a memfd is mapped");
+        // Disks are served out of any memory.
+        let memory = Memory::unsealed(MEMORY).expect("memory for a guest");
         let ring =
             |queue: u64| Ring::new(&memory, Layout::at(0x1_0000 * queue, SIZE), features & F_EVENT_IDX != 0);
         let rings: Vec<_> = (0..queues.into()).map(|queue| ring(queue).expect("a ring")).collect();

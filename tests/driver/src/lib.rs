@@ -9,6 +9,7 @@
 //! | [`block`] | a driver and frontend of disks |
 //! | [`net`] | a driver and frontend of NICs |
 //! | [`frames`] | what NICs carry |
+//! | [`console`] | a driver and frontend of consoles |
 //! | [`control`] | a child's control socket as dom0 uses it |
 //! | [`process`] | a program that does not outlive its test |
 //!
@@ -17,6 +18,7 @@
 //! take no answer for granted: what must not happen is an error, or a panic in the drivers of devices and in [`ring`].
 
 pub mod block;
+pub mod console;
 pub mod control;
 pub mod event;
 pub mod frames;

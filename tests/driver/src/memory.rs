@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use domus_startup::memfd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{AtomicInteger, ByteValued, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 const INSIDE: &str = "the address is in the guest's memory";
@@ -29,11 +30,17 @@ impl Memory {
         Self::of(memfd::sealed("guest", bytes)?)
     }
 
-    /// All of a file.
+    /// `bytes` zeros in a file that its frontend could make shorter under a backend.
     ///
     /// # Errors
-    /// It cannot be mapped.
-    pub fn of(file: File) -> Result<Self> {
+    /// No memory, or no descriptor.
+    pub fn unsealed(bytes: u64) -> Result<Self> {
+        let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC)?);
+        file.set_len(bytes)?;
+        Self::of(file)
+    }
+
+    fn of(file: File) -> Result<Self> {
         let (bytes, file) = (file.metadata()?.len(), Arc::new(file));
         let map = MmapRegion::from_file(FileOffset::from_arc(file.clone(), 0), bytes as usize);
         Ok(Self { file, map: Arc::new(map.context("cannot map a guest's memory")?) })
