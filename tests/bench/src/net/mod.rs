@@ -11,7 +11,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`cases`], [`frames`] | the rows of the table, the programs that are compared, what is sent: pure |
-//! | [`ring`], [`driver`] | the driver |
+//! | [`driver`] | the driver |
 //! | [`wire`] | taps and packet sockets |
 //! | [`backend`] | the programs on the other side |
 //! | [`loops`] | the limit |
@@ -25,7 +25,6 @@ mod frames;
 mod loops;
 mod measure;
 mod report;
-mod ring;
 mod wire;
 
 use std::path::Path;
