@@ -1,7 +1,7 @@
 //! A driver of disks, and its frontend, that can do what no sane ones do (virtio 1.3 §5.2).
 //!
-//! The guest has [`MEMORY`] bytes in two regions that touch in its memory and are apart in its frontend's, as many rings of
-//! [`SIZE`] descriptors as its disk has queues, and places for one request: [`HEADER`], [`DATA`], [`STATUS`].
+//! The guest has [`MEMORY`] bytes in two regions that touch in its memory and are apart in its frontend's, as many
+//! rings of [`SIZE`] descriptors as its disk has queues, and places for one request: [`HEADER`], [`DATA`], [`STATUS`].
 //!
 //! # Panics
 //! All of this: when a backend refuses what a frontend may ask for, or does not use a chain within ten seconds.

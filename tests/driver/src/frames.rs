@@ -14,8 +14,8 @@ pub fn frame(to: [u8; 6], from: [u8; 6], seed: u8, length: usize) -> Vec<u8> {
     frame
 }
 
-/// A TCP segment over IPv4 of `payload` bytes with its checksum left open, and the header that says so: with segments of
-/// 1448 bytes if it is large.
+/// A TCP segment over IPv4 of `payload` bytes with its checksum left open, and the header that says so: with segments
+/// of 1448 bytes if it is large.
 pub fn tcp(to: [u8; 6], from: [u8; 6], payload: usize) -> ([u8; 10], Vec<u8>) {
     let total = (40 + payload) as u16;
     let [a, b] = total.to_be_bytes();

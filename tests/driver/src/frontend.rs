@@ -1,6 +1,7 @@
 //! The vhost-user messages by which a frontend sets a device up, on the `vhost` crate's [`Frontend`].
 //!
-//! What is sent in between is the caller's business: each step is a function of its own, and [`Frontend`] sends the rest.
+//! What is sent in between is the caller's business: each step is a function of its own, and [`Frontend`] sends the
+//! rest.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -77,8 +78,8 @@ impl Terms {
     }
 }
 
-/// A region of `bytes` at guest-physical address `start`, which is also its place in the memory's file. The frontend has
-/// it at its own address `own`.
+/// A region of `bytes` at guest-physical address `start`, which is also its place in the memory's file. The frontend
+/// has it at its own address `own`.
 pub fn region(memory: &Memory, start: u64, bytes: u64, own: u64) -> VhostUserMemoryRegionInfo {
     VhostUserMemoryRegionInfo {
         guest_phys_addr: start,

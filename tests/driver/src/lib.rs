@@ -14,8 +14,9 @@
 //! | [`process`] | a program that does not outlive its test |
 //!
 //! It is made for tests that attack: whatever a guest or a frontend could send can be sent with it, and nothing is
-//! checked that a device must check. It promises to wait for nothing longer than [`PATIENCE`], unless it says so, and to
-//! take no answer for granted: what must not happen is an error, or a panic in the drivers of devices and in [`ring`].
+//! checked that a device must check. It promises to wait for nothing longer than [`PATIENCE`], unless it says so, and
+//! to take no answer for granted: what must not happen is an error, or a panic in the drivers of devices and in
+//! [`ring`].
 
 pub mod block;
 pub mod console;

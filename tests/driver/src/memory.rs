@@ -1,7 +1,7 @@
 //! A guest's memory, as its driver has it mapped and its frontend gives it to a backend.
 //!
-//! Guest-physical address 0 is the file's first byte. Anything can be put anywhere, aligned or not, while a backend reads
-//! it. An address outside the memory is a mistake of whoever uses this, and panics.
+//! Guest-physical address 0 is the file's first byte. Anything can be put anywhere, aligned or not, while a backend
+//! reads it. An address outside the memory is a mistake of whoever uses this, and panics.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};

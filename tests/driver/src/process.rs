@@ -1,5 +1,5 @@
-//! Child processes that cannot outlive their test: killed when their owner is dropped, and those of [`tied`] by the kernel,
-//! too, when this process dies.
+//! Child processes that cannot outlive their test: killed when their owner is dropped, and those of [`tied`] by the
+//! kernel, too, when this process dies.
 
 use std::error::Error;
 use std::ffi::OsStr;

@@ -1,8 +1,8 @@
 //! The driver's side of a split virtqueue (virtio 1.3 §2.7).
 //!
 //! The path of [`Ring::push`], [`Ring::publish`], [`Ring::take`] and [`Ring::want_call`] is made to be fast: nothing is
-//! allocated, indices are published by batch, and whether to be called is chosen by batch. With the rest a driver does one
-//! thing at a time, or lies: descriptors, heads and indices are stored as they are given.
+//! allocated, indices are published by batch, and whether to be called is chosen by batch. With the rest a driver does
+//! one thing at a time, or lies: descriptors, heads and indices are stored as they are given.
 //!
 //! # Panics
 //! An eventfd that cannot be written, a device that does not call within [`PATIENCE`] where that is waited for, and one
@@ -237,4 +237,75 @@ pub fn put_descriptor(memory: &Memory, table: u64, index: u16, (addr, len, flags
     memory.write(len, at + 8);
     memory.write(flags, at + 12);
     memory.write(next, at + 14);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Kicks since the last look.
+    fn kicks(ring: &Ring) -> u64 {
+        event::counted(&ring.kick, Duration::ZERO).unwrap()
+    }
+
+    /// Uses a chain as a device does.
+    fn use_chain(ring: &Ring, index: u16, head: u32, written: u32) {
+        let at = ring.layout.used + 4 + ring.slot(index) * 8;
+        ring.memory.write(head, at);
+        ring.memory.write(written, at + 4);
+        ring.memory.write(index.wrapping_add(1), ring.layout.used + 2);
+    }
+
+    #[test]
+    fn a_batch_is_kicked_for_once_and_only_if_the_device_waits_for_one_of_it() {
+        let memory = Memory::sealed(PIECE).unwrap();
+        let mut ring = Ring::new(&memory, Layout::at(0, 8), true).unwrap();
+        (0..3).for_each(|head| ring.push(head));
+        assert_eq!(memory.read::<u16>(ring.layout.available + 2), 0, "shown too early");
+        ring.publish();
+        assert_eq!((memory.read::<u16>(ring.layout.available + 2), kicks(&ring)), (3, 1));
+        for (event, expected) in [(7, 0), (4, 1), (3, 0)] {
+            memory.write::<u16>(event, ring.available_event());
+            ring.offer(0);
+            assert_eq!(u64::from(ring.wants_kick()), expected, "{event}");
+        }
+        ring.publish();
+        assert_eq!(kicks(&ring), 0, "there was nothing to publish");
+        let mut ring = Ring::new(&memory, Layout::at(0, 8), false).unwrap();
+        for (flags, expected) in [(0, 1), (1, 0)] {
+            memory.write::<u16>(flags, ring.layout.used);
+            ring.push(0);
+            ring.publish();
+            assert_eq!(kicks(&ring), expected, "flags {flags}");
+        }
+    }
+
+    #[test]
+    fn used_chains_are_taken_in_order_around_the_end_of_the_ring_and_of_all_numbers() {
+        let memory = Memory::sealed(PIECE).unwrap();
+        let mut ring = Ring::new(&memory, Layout::at(0, 8), true).unwrap();
+        ring.seen = u16::MAX - 4;
+        memory.write(ring.seen, ring.layout.used + 2);
+        for round in 0..10 {
+            assert_eq!(ring.try_used(), None);
+            assert!(!ring.want_call(true));
+            use_chain(&ring, ring.seen, round, round * 2);
+            assert!(ring.want_call(true) && !ring.want_call(false));
+            assert_eq!(ring.try_used(), Some((round as u16, round * 2)));
+            assert_eq!(memory.read::<u16>(ring.used_event()), ring.seen);
+        }
+    }
+
+    #[test]
+    fn a_chain_goes_on_at_the_tables_start() {
+        let memory = Memory::sealed(PIECE).unwrap();
+        let ring = Ring::new(&memory, Layout::at(0, 8), true).unwrap();
+        assert_eq!(ring.set_chain(7, &[(0x1234, 5, false), (0x5678, 9, true)]), 1);
+        let other = Memory::sealed(PIECE).unwrap();
+        put_descriptor(&other, 0, 7, (0x1234, 5, NEXT, 0));
+        put_descriptor(&other, 0, 0, (0x5678, 9, WRITE, 1));
+        assert!(memory.read_bytes(0, PIECE as usize) == other.read_bytes(0, PIECE as usize));
+    }
 }

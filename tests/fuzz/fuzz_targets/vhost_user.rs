@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
-use domus_fuzz::{F_PROTOCOL, Guest, MEMORY, OWN, Served, Storage, memory_file, reads_a_sector, start};
+use domus_driver::frontend::{F_PROTOCOL, OWN};
+use domus_fuzz::{Guest, MEMORY, Served, Storage, memory_file, reads_a_sector, start};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use nix::sys::eventfd::EventFd;
@@ -207,7 +208,7 @@ fuzz_target!(|input: Input| {
     let before = open_descriptors();
     let (mut stream, server) = disk.connect();
     if input.running {
-        let guest = Guest::default();
+        let guest = Guest::new(1);
         drop(start(stream.try_clone().expect("a descriptor"), 0, &guest));
     }
     stream.set_nonblocking(true).expect("a socket");
