@@ -6,16 +6,17 @@ mod kernel;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
+use domus_driver::control;
+use domus_driver::process::Running;
 use domus_startup::fds::Outgoing;
 use domus_startup::{Link, LinkError};
 use kernel::Then;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use shared_abi::DomId;
 use shared_abi::control::{
     FromChild, Identity, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason,
@@ -29,29 +30,10 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// A runner and its controller.
 struct Runner {
-    child: Child,
+    process: Running,
     link: Link,
     serial: UnixStream,
     folder: TempDir,
-}
-
-impl Drop for Runner {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn dial(path: &Path) -> Link {
-    let end = Instant::now() + LONGEST;
-    loop {
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        match connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()) {
-            Ok(()) => return fd.into(),
-            Err(error) => assert!(Instant::now() < end, "cannot connect to the runner: {error}"),
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// The uid of the domain: another one for root, else one's own.
@@ -67,10 +49,9 @@ fn open_kvm() -> OwnedFd {
 impl Runner {
     fn start(kernel: &[u8], vcpus: u8, memory: u64) -> (Self, Answer) {
         let folder = tempfile::tempdir().unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_domu-runner"));
         let path = folder.path().join("runner.sock");
-        let child =
-            Command::new(env!("CARGO_BIN_EXE_domu-runner")).arg("--control").arg(&path).spawn().unwrap();
-        let link = dial(&path);
+        let (process, link) = control::start("domu-runner", &mut program, &path).unwrap();
         let (serial, guest) = UnixStream::pair().unwrap();
         serial.set_read_timeout(Some(LONGEST)).unwrap();
         let mut image = tempfile::tempfile().unwrap();
@@ -87,11 +68,8 @@ impl Runner {
             serial: Some(fds.add(guest)),
             devices: Vec::new(),
         };
-        let fds = fds.into_vec();
-        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let link = link.greeted().unwrap();
-        link.send_request(&RunnerRequest::Start(Box::new(start)), &borrowed).unwrap();
-        let runner = Self { child, link, serial, folder };
+        control::send(&link, &RunnerRequest::Start(Box::new(start)), fds).unwrap();
+        let runner = Self { process, link, serial, folder };
         let answer = runner.receive();
         (runner, answer)
     }
@@ -136,8 +114,8 @@ impl Runner {
             }
         };
         assert_eq!(self.status().stopped, Some(reason.clone()));
-        assert!(self.child.try_wait().unwrap().is_none());
-        self.child.kill().unwrap();
+        assert!(self.process.ended().unwrap().is_none());
+        self.process.kill().unwrap();
         let mut printed = Vec::new();
         self.serial.read_to_end(&mut printed).unwrap();
         (String::from_utf8_lossy(&printed).into_owned(), reason)
@@ -145,7 +123,7 @@ impl Runner {
 
     /// A line of `/proc/PID/status`.
     fn proc_status(&self, key: &str) -> String {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("no {key} in {text}")).trim().to_owned()
     }
@@ -190,7 +168,7 @@ fn a_guest_pauses_resumes_and_outlives_its_controller() {
         assert!(!runner.status().paused);
     }
     assert_eq!(runner.ask(RunnerRequest::PowerButton), RunnerReply::Done);
-    runner.link = dial(&runner.path());
+    runner.link = control::dial(&runner.path()).unwrap();
     runner.link.hello().unwrap();
     runner.link.welcome().unwrap();
     let status = runner.status();
@@ -209,7 +187,7 @@ fn a_runner_holds_nothing_but_its_guest() {
     assert_eq!(runner.proc_status("Seccomp"), "2");
     let own = uid().to_string();
     assert_eq!(runner.proc_status("Uid").split_whitespace().collect::<Vec<_>>(), [own.as_str(); 4]);
-    let proc = PathBuf::from(format!("/proc/{}", runner.child.id()));
+    let proc = PathBuf::from(format!("/proc/{}", runner.process.pid()));
     assert_eq!(std::fs::read_dir(proc.join("root")).unwrap().count(), 0, "the root is empty");
     for namespace in ["mnt", "net", "ipc", "uts", "cgroup"] {
         let of = |who: &Path| std::fs::read_link(who.join("ns").join(namespace)).unwrap();
@@ -246,7 +224,7 @@ fn a_guest_that_cannot_be_started_is_refused_in_one_line() {
             Answer::Failed(text) => assert!(text.contains(part) && !text.contains('\n'), "{text}"),
             other => panic!("{part}: {other:?}"),
         }
-        assert_eq!(runner.child.wait().unwrap().code(), Some(1));
+        assert_eq!(runner.process.end().unwrap().code(), Some(1));
         assert!(matches!(runner.link.receive::<Answer>(), Err(LinkError::Closed)));
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::child::tied;
 use crate::guest::Guest;
+use domus_driver::process::tied;
 
 /// Everything is emulated, some of it twice.
 const PATIENCE: Duration = Duration::from_secs(240);

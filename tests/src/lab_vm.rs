@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::child::{Running, poll_until, tied};
 use crate::images::{Images, KernelId};
+use domus_driver::process::{Running, poll_until, tied};
 
 /// So long without an echo, and the machine counts as hung.
 pub const SILENCE: Duration = Duration::from_secs(60);

@@ -4,7 +4,6 @@
 //! count results.
 
 pub mod checks;
-pub mod child;
 pub mod environment;
 pub mod guest;
 pub mod images;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::checks;
-use crate::child::{Running, tied};
 use crate::guest::Guest;
 use crate::report::Tally;
+use domus_driver::process::{Running, tied};
 
 /// The address the demo's guest gives its eth0.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);

@@ -1,13 +1,16 @@
 //! `domus-block --control`: started as dom0 starts it, it serves every disk of a domain, and holds nothing else.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::fs::{File, OpenOptions, read_to_string};
 
+use common::dom0::*;
+use common::*;
+use domus_driver::block::*;
+use domus_driver::control::dial;
+use domus_driver::process::private_memory;
 use domus_startup::fds::Outgoing;
-use driver::dom0::*;
-use driver::*;
 use shared_abi::control::{BackendEvent, BackendReply, BlockDisk, BlockSource, FdIndex, FromChild};
 use vhost::vhost_user::VhostUserFrontend;
 
@@ -17,26 +20,19 @@ fn status(pid: u32, field: &str) -> String {
     line.split_once(':').unwrap().1.trim().to_owned()
 }
 
-/// Kilobytes of the process that no other process shares.
-fn private(pid: u32) -> u64 {
-    let text = read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let fields = text.lines().filter(|line| line.starts_with("Private_"));
-    fields.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
-}
-
 #[test]
 fn two_disks_are_served_sealed_small_and_without_their_controller() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path(), 1 << 20);
     let (process, link) = controlled(dir.path());
-    let pid = process.0.id();
+    let pid = process.pid();
     let mut fds = Outgoing::default();
     let open = |write| OpenOptions::new().read(true).write(write).open(&path).unwrap();
     let (root, root_socket) = disk(&mut fds, "root", open(true), false, 4);
     let (data, data_socket) = disk(&mut fds, "data", open(false), true, 1);
     assert_eq!(send(&link, vec![root, data], fds), FromChild::Reply(BackendReply::Ready));
 
-    let memory = private(pid);
+    let memory = private_memory(pid).unwrap();
     println!("private memory idle: {memory} KiB");
     // What is not optimised has more that the loader must relocate.
     let most = if cfg!(debug_assertions) { 6144 } else { 4096 };
@@ -62,12 +58,12 @@ fn two_disks_are_served_sealed_small_and_without_their_controller() {
     assert_eq!(data.sector(0, 17), 17);
     assert_eq!(data.request(0, T_OUT, 0, &[(DATA, 512, false)]).0, S_IOERR);
     assert_eq!(data.request(0, T_GET_ID, 0, &[(DATA, 20, true)]).0, S_OK);
-    assert_eq!(data.read_bytes(DATA, 11), b"serial-data");
+    assert_eq!(data.memory.read_bytes(DATA, 11), b"serial-data");
 
     // The controller goes: the guest notices nothing. The next one is told that it came too late to start anything.
     drop(link);
     assert_eq!(root.request(1, T_OUT, 3, &[(DATA, 512, false)]).0, S_OK);
-    let link = dial(dir.path()).unwrap();
+    let link = dial(&dir.path().join("block.sock")).unwrap().greeted().unwrap();
     assert!(matches!(send(&link, vec![], Outgoing::default()), FromChild::Failed(_)));
 
     // A frontend that breaks the protocol loses its disk, which the controller hears; the other disk goes on.
@@ -106,7 +102,7 @@ fn a_start_that_cannot_be_is_answered_with_the_disk_and_the_reason() {
             FromChild::Failed(text) => assert!(text.contains(part), "\"{text}\" does not say \"{part}\""),
             other => panic!("{other:?} instead of {part}"),
         }
-        assert_eq!(process.0.wait().unwrap().code(), Some(1));
+        assert_eq!(process.end().unwrap().code(), Some(1));
         std::fs::remove_file(dir.path().join("block.sock")).unwrap();
     }
 }
@@ -142,5 +138,5 @@ fn thirty_one_disks_with_five_queues_each_are_served() {
             assert_eq!(driver.sector(queue, sector), sector);
         }
     }
-    println!("private memory: {} KiB", private(process.0.id()));
+    println!("private memory: {} KiB", private_memory(process.pid()).unwrap());
 }

@@ -1,32 +1,33 @@
 //! What dom0 asks of disks that are being served: limits, sizes, numbers, and "do it again".
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::dom0::*;
+use common::*;
+use domus_driver::block::*;
+use domus_driver::process::Running;
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
-use driver::dom0::*;
-use driver::*;
 use shared_abi::control::{
     BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockSource, Cache, FdIndex, FromChild, IoLimit,
     IoLimits, OnError, Rate,
 };
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserInflight};
+use vhost::vhost_user::message::VhostUserConfigFlags;
 
 fn writable(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
 /// One running disk, `root`, changed before it is started.
-fn served(dir: &Path, image: File, change: impl FnOnce(&mut BlockDisk)) -> (Process, Link, Driver) {
+fn served(dir: &Path, image: File, change: impl FnOnce(&mut BlockDisk)) -> (Running, Link, Driver) {
     let (process, link) = controlled(dir);
     let mut fds = Outgoing::default();
     let (mut root, socket) = disk(&mut fds, "root", image, false, 1);
@@ -155,7 +156,7 @@ fn limits_hold_and_change_while_requests_wait_for_them() {
     let write = driver.chain(0, &chain);
     driver.offer(0, write);
     driver.show(0);
-    assert_eq!(driver.wait(0, 1)[0].0, u32::from(write));
+    assert_eq!(driver.wait(0, 1)[0].0, write);
     let waiting = statistics(&link, "root");
     assert_eq!((waiting.in_flight, waiting.throttled), (9, 9));
     // Without the limit they go at once, in their order.
@@ -165,7 +166,7 @@ fn limits_hold_and_change_while_requests_wait_for_them() {
     driver.wait(0, 9);
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(
-        (0..10).map(|i| driver.read::<u64>(DATA + 512 * i)).collect::<Vec<_>>(),
+        (0..10).map(|i| driver.memory.read::<u64>(DATA + 512 * i)).collect::<Vec<_>>(),
         (0..10).collect::<Vec<_>>()
     );
     // The domain's limit is another one: nine wait, and let go when the ring is stopped.
@@ -177,7 +178,7 @@ fn limits_hold_and_change_while_requests_wait_for_them() {
     assert_eq!(driver.frontend.get_vring_base(0).unwrap(), 21);
     assert!(start.elapsed() < Duration::from_secs(5), "stopping took {:?}", start.elapsed());
     driver.wait(0, 9);
-    assert!((0..10).all(|i| driver.read::<u8>(STATUS + i) == S_OK));
+    assert!((0..10).all(|i| driver.memory.read::<u8>(STATUS + i) == S_OK));
 }
 
 #[test]
@@ -240,14 +241,14 @@ fn buffers_that_direct_io_cannot_take_are_served_all_the_same() {
     // 300 KiB at an odd address, in pieces of odd lengths: longer than one bounce buffer.
     let bytes: Vec<u8> = (0..300 << 10).map(|i: u32| ((i * 7) >> 3) as u8).collect();
     let odd = DATA + 3;
-    driver.write_bytes(&bytes, odd);
+    driver.memory.write_bytes(&bytes, odd);
     let pieces = |written| {
         [(odd, 1001, written), (odd + 1001, 99, written), (odd + 1100, (300 << 10) - 1100, written)]
     };
     assert_eq!(driver.request(0, T_OUT, 1000, &pieces(false)), (S_OK, 1));
-    driver.write_bytes(&vec![0; 300 << 10], odd);
+    driver.memory.write_bytes(&vec![0; 300 << 10], odd);
     assert_eq!(driver.request(0, T_IN, 1000, &pieces(true)), (S_OK, (300 << 10) + 1));
-    assert_eq!(driver.read_bytes(odd, 300 << 10), bytes);
+    assert_eq!(driver.memory.read_bytes(odd, 300 << 10), bytes);
     // More at once than there are buffers.
     for i in 0..20 {
         driver.header(T_IN, 10 * i, HEADER + 16 * i);
@@ -258,7 +259,10 @@ fn buffers_that_direct_io_cannot_take_are_served_all_the_same() {
     driver.show(0);
     driver.wait(0, 20);
     for i in 0..20 {
-        assert_eq!((driver.read::<u8>(STATUS + i), driver.read::<u64>(odd + 1024 * i)), (S_OK, 10 * i));
+        assert_eq!(
+            (driver.memory.read::<u8>(STATUS + i), driver.memory.read::<u64>(odd + 1024 * i)),
+            (S_OK, 10 * i)
+        );
     }
     assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
 }
@@ -279,7 +283,7 @@ fn small_file_system(dir: &Path) -> Option<()> {
 
 /// Fills the disk of a small file system with writes, of which some are held, in a ring with an inflight log or
 /// without.
-fn filled(dir: &Path, logged: bool) -> Option<(Process, Link, Driver, Vec<BackendEvent>)> {
+fn filled(dir: &Path, logged: bool) -> Option<(Running, Link, Driver, Vec<BackendEvent>)> {
     let small = dir.join("small");
     std::fs::create_dir(&small).unwrap();
     small_file_system(&small)?;
@@ -291,24 +295,19 @@ fn filled(dir: &Path, logged: bool) -> Option<(Process, Link, Driver, Vec<Backen
     let (mut root, socket) = disk(&mut fds, "root", writable(&path), false, 1);
     root.write_error = OnError::PauseIfFull;
     assert_eq!(send(&link, vec![root], fds), FromChild::Reply(BackendReply::Ready));
-    let mut driver = Driver::negotiated(socket, 1, F_FLUSH);
-    let regions = driver.regions();
-    driver.frontend.set_mem_table(&regions).unwrap();
-    if logged {
-        let asked = VhostUserInflight::new(0, 0, 1, SIZE);
-        let (log, file) = driver.frontend.get_inflight_fd(&asked).unwrap();
-        driver.frontend.set_inflight_fd(&log, file.as_raw_fd()).unwrap();
-    }
-    driver.start(0, 0);
+    let mut driver = match logged {
+        true => Driver::logged(socket, 1, F_FLUSH).0,
+        false => Driver::new(socket, 1, F_FLUSH),
+    };
     // 20 writes of 64 KiB each: 1.25 MiB where 1 MiB is free.
     for i in 0..20 {
         driver.header(T_OUT, 128 * i, HEADER + 16 * i);
-        driver.write(UNTOUCHED, STATUS + i);
+        driver.memory.write(UNTOUCHED, STATUS + i);
         let chain = [(HEADER + 16 * i, 16, false), (DATA, 65536, false), (STATUS + i, 1, true)];
         let head = driver.chain(0, &chain);
         driver.offer(0, head);
     }
-    driver.write_bytes(&[0xdd; 65536], DATA);
+    driver.memory.write_bytes(&[0xdd; 65536], DATA);
     driver.show(0);
     let mut events = Vec::new();
     let start = Instant::now();
@@ -352,7 +351,7 @@ fn writes_to_a_full_disk_are_held_told_once_and_done_when_there_is_room() {
     std::fs::remove_file(dir.path().join("small/ballast")).unwrap();
     assert_eq!(ask(&link, &BlockRequest::Retry).0, done());
     driver.wait(0, 20);
-    assert!((0..20).all(|i| driver.read::<u8>(STATUS + i) == S_OK));
+    assert!((0..20).all(|i| driver.memory.read::<u8>(STATUS + i) == S_OK));
     assert!(
         std::fs::read(dir.path().join("small/image")).unwrap()[..20 << 16].iter().all(|&byte| byte == 0xdd)
     );
@@ -371,7 +370,7 @@ fn a_ring_with_held_requests_stops_and_the_log_keeps_them_for_the_next() {
     // Whoever serves the ring next finds them in the log.
     driver.start(0, used);
     driver.wait(0, 20);
-    assert!((0..20).all(|i| driver.read::<u8>(STATUS + i) == S_OK));
+    assert!((0..20).all(|i| driver.memory.read::<u8>(STATUS + i) == S_OK));
     assert_eq!(statistics(&link, "root").held, 0);
 }
 
@@ -381,7 +380,7 @@ fn a_ring_with_held_requests_and_no_log_stops_and_they_fail() {
     let Some((_process, link, mut driver, _)) = filled(dir.path(), false) else { return };
     assert_eq!(driver.frontend.get_vring_base(0).unwrap(), 20);
     driver.wait(0, 20);
-    let failed = (0..20).filter(|&i| driver.read::<u8>(STATUS + i) == S_IOERR).count() as u64;
+    let failed = (0..20).filter(|&i| driver.memory.read::<u8>(STATUS + i) == S_IOERR).count() as u64;
     let said = statistics(&link, "root");
     assert!(failed > 0);
     assert_eq!((said.held, said.write.errors), (0, failed));

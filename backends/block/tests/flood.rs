@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::time::Instant;
 
-use driver::*;
+use common::*;
+use domus_driver::block::*;
 use vhost::VhostBackend;
 
 const SECTORS: u64 = 4096;
@@ -24,12 +25,12 @@ fn flood(driver: &mut Driver, kind: u32, sector: u64) -> u8 {
     driver.header(kind, sector, HEADER);
     let head = driver.chain(0, &[(HEADER, 16, false), (DATA, 512, kind == T_IN), (STATUS, 1, true)]);
     for _ in 0..16 {
-        driver.write(UNTOUCHED, STATUS);
+        driver.memory.write(UNTOUCHED, STATUS);
         (0..SIZE).for_each(|_| driver.offer(0, head));
         driver.show(0);
         driver.wait(0, SIZE);
     }
-    driver.read(STATUS)
+    driver.memory.read(STATUS)
 }
 
 #[test]
@@ -55,7 +56,7 @@ fn whoever_floods_the_backend_with_errors_gets_a_few_lines_of_log() {
         let base = driver.rings[0].available;
         driver.offer(0, SIZE);
         driver.show(0);
-        assert_eq!(counted(&driver.rings[0].error, 5000), 1);
+        assert_eq!(counted(&driver.errors[0], 5000), 1);
         driver.frontend.get_vring_base(0).unwrap();
         driver.rings[0].available = base;
         driver.show(0);

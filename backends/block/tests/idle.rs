@@ -1,13 +1,14 @@
 //! A real `domus-block` whose guest asks for nothing: it does nothing at all, however busy it was before.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use driver::*;
+use common::*;
+use domus_driver::block::*;
 
 /// How often each thread was switched to, whether it wanted or not. Without the kernel's own threads, of which io_uring
 /// keeps the last one and looks after it every five seconds.
@@ -37,7 +38,7 @@ fn an_idle_disk_wakes_no_thread_in_ten_seconds() {
             assert_eq!(driver.request(queue, kind, round, &[(DATA, 512, kind == T_IN)]).0, S_OK);
         }
     }
-    let pid = backend.child.id();
+    let pid = backend.process.pid();
     let start = Instant::now();
     let mut before = switches(pid);
     loop {

@@ -1,26 +1,26 @@
 //! qcow2 images and NBD exports behind the real `domus-block`.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::dom0::*;
+use common::*;
+use domus_driver::block::*;
+use domus_driver::process::Running;
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
-use driver::dom0::*;
-use driver::*;
 use nix::poll::{PollFd, PollFlags, poll};
 use shared_abi::control::{
     BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockSource, FdIndex, FromChild, IoLimits,
 };
 use shared_abi::ids::DeviceId;
-use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::VhostUserInflight;
 
 const LEN: u64 = 64 << 10;
 const DEPTH: u64 = 20;
@@ -57,14 +57,14 @@ fn a_guest_reads_through_a_chain_writes_discards_and_flushes() {
     let mut backend = Backend::start(dir.path(), &top, &args);
     let mut driver = Driver::new(backend.connect(), 2, F_FLUSH | F_DISCARD | F_WRITE_ZEROES);
     assert_eq!((driver.sector(0, 77), driver.sector(1, 8191), driver.sector(1, 8192)), (77, 8191, 0));
-    driver.write_bytes(&[5; 1 << 20], DATA);
+    driver.memory.write_bytes(&[5; 1 << 20], DATA);
     assert_eq!(driver.request(0, T_OUT, 100, &[(DATA, 1 << 20, false)]).0, S_OK);
     assert_eq!(driver.request(1, T_OUT, 8192, &[(DATA, 512, false)]).0, S_OK);
     assert_eq!((driver.sector(1, 99), driver.sector(0, 2148)), (99, 2148));
-    driver.write_bytes(&[0; 1 << 20], DATA);
+    driver.memory.write_bytes(&[0; 1 << 20], DATA);
     assert_eq!(driver.request(1, T_IN, 100, &[(DATA, 4096, true), (DATA + 4096, 1 << 19, true)]).0, S_OK);
-    assert!(driver.read_bytes(DATA, 4096 + (1 << 19)).iter().all(|&byte| byte == 5));
-    driver.write_bytes(&[[100, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 0, 0, 0, 0, 0]].concat(), DATA);
+    assert!(driver.memory.read_bytes(DATA, 4096 + (1 << 19)).iter().all(|&byte| byte == 5));
+    driver.memory.write_bytes(&[[100, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 0, 0, 0, 0, 0]].concat(), DATA);
     assert_eq!(driver.request(0, T_WRITE_ZEROES, 0, &[(DATA, 16, false)]).0, S_OK);
     assert_eq!(driver.request(0, T_DISCARD, 0, &[(DATA, 16, false)]).0, S_OK);
     assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
@@ -92,14 +92,14 @@ fn a_long_chain_is_read_to_its_end() {
     let mut backend = Backend::start(dir.path(), &top, &args);
     let mut driver = Driver::new(backend.connect(), 1, F_FLUSH);
     assert_eq!((driver.sector(0, 0), driver.sector(0, 2047)), (0, 2047));
-    driver.write_bytes(&[7; 512], DATA);
+    driver.memory.write_bytes(&[7; 512], DATA);
     assert_eq!(driver.request(0, T_OUT, 5, &[(DATA, 512, false)]).0, S_OK);
     assert_eq!((driver.sector(0, 4), driver.sector(0, 6)), (4, 6));
 }
 
 /// A process that serves one qcow2 image, the frontend's end of its socket, and the other end of its lifeline.
 struct Served {
-    process: Process,
+    process: Running,
     frontend: UnixStream,
     lifeline: OwnedFd,
     link: Link,
@@ -120,8 +120,7 @@ impl Served {
 
     /// Kills it; returns when the kernel has finished everything it was asked to do.
     fn kill(&mut self) {
-        self.process.0.kill().unwrap();
-        self.process.0.wait().unwrap();
+        self.process.kill().unwrap();
         let mut lifeline = [PollFd::new(self.lifeline.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut lifeline, 10_000_u16), Ok(1), "something of it is left");
     }
@@ -136,22 +135,15 @@ fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() 
     let dir = tempfile::tempdir().unwrap();
     let image = created(dir.path(), &["disk.qcow2", "64M"]);
     let mut backend = Served::qcow2(dir.path(), &image);
-    let mut driver = Driver::negotiated(backend.frontend.try_clone().unwrap(), QUEUES as u16, F_FLUSH);
-    let regions = driver.regions();
-    vhost::VhostBackend::set_mem_table(&driver.frontend, &regions).unwrap();
-    let asked = VhostUserInflight::new(0, 0, QUEUES as u16, SIZE);
-    let (log, log_file) = driver.frontend.get_inflight_fd(&asked).unwrap();
-    driver.frontend.set_inflight_fd(&log, log_file.as_raw_fd()).unwrap();
-    for queue in 0..QUEUES {
-        driver.start(queue, 0);
-    }
+    let stream = backend.frontend.try_clone().unwrap();
+    let (mut driver, log, log_file) = Driver::logged(stream, QUEUES as u16, F_FLUSH);
     let mut redone = 0;
     // What was acknowledged last at each place. Nothing is flushed before the end: the guest lives on, and so must
     // this.
     let mut known = [0_u8; PLACES as usize];
     for round in 0..25_u64 {
         let byte = round as u8 + 1;
-        driver.write_bytes(&vec![byte; LEN as usize], DATA);
+        driver.memory.write_bytes(&vec![byte; LEN as usize], DATA);
         for queue in 0..QUEUES {
             for i in 0..DEPTH {
                 let number = queue as u64 * DEPTH + i;
@@ -160,7 +152,7 @@ fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() 
                 known[place as usize] = byte;
                 let (header, status) = (HEADER + 16 * number, STATUS + number);
                 driver.header(T_OUT, place * 2 * LEN / 512, header);
-                driver.write(UNTOUCHED, status);
+                driver.memory.write(UNTOUCHED, status);
                 let chain = [(header, 16, false), (DATA, LEN as u32, false), (status, 1, true)];
                 let head = driver.chain(queue, &chain);
                 driver.offer(queue, head);
@@ -182,7 +174,7 @@ fn a_qcow2_image_survives_kills_under_load_and_every_request_is_answered_once() 
             assert_eq!(driver.wait(queue, DEPTH as u16).len(), DEPTH as usize);
             assert_eq!(driver.used(queue), driver.rings[queue].available, "answered twice in round {round}");
         }
-        assert!((0..40).all(|number| driver.read::<u8>(STATUS + number) == S_OK), "round {round}");
+        assert!((0..40).all(|number| driver.memory.read::<u8>(STATUS + number) == S_OK), "round {round}");
     }
     assert!(redone > 0, "no kill came while requests were in flight");
     backend.kill();
@@ -226,7 +218,7 @@ fn a_qcow2_disk_grows_under_its_guest_and_a_bad_one_is_refused_before_it_is_read
 }
 
 /// An NBD server of an image, killed when dropped.
-struct Server(Child);
+struct Server(Running);
 
 impl Server {
     fn start(dir: &Path, image: &Path) -> Self {
@@ -234,28 +226,14 @@ impl Server {
         nbd.args(["--persistent", "--format=raw", "--shared=8", "--export-name=disk", "--socket"])
             .arg(dir.join("nbd.sock"));
         let _ = std::fs::remove_file(dir.join("nbd.sock"));
-        let server = Self(nbd.arg(image).stdin(Stdio::null()).spawn().unwrap());
+        let mut server = Self(Running::start("qemu-nbd", nbd.arg(image).stdin(Stdio::null())).unwrap());
         // Now it listens.
         drop(server.connect(dir));
         server
     }
 
-    fn connect(&self, dir: &Path) -> UnixStream {
-        let start = Instant::now();
-        loop {
-            match UnixStream::connect(dir.join("nbd.sock")) {
-                Ok(stream) => return stream,
-                Err(error) => assert!(start.elapsed() < Duration::from_secs(10), "no NBD server: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+    fn connect(&mut self, dir: &Path) -> UnixStream {
+        self.0.connect(&dir.join("nbd.sock")).unwrap()
     }
 }
 
@@ -268,12 +246,12 @@ fn an_export_is_a_disk_until_its_server_goes() {
     let mut backend = Backend::of(dir.path(), &["--nbd", &uri]);
     let mut driver = Driver::new(backend.connect(), 1, F_FLUSH);
     assert_eq!((driver.sector(0, 3), driver.sector(0, 8191)), (3, 8191));
-    driver.write_bytes(&[9; 512], DATA);
+    driver.memory.write_bytes(&[9; 512], DATA);
     assert_eq!(driver.request(0, T_OUT, 3, &[(DATA, 512, false)]).0, S_OK);
     assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
     assert_eq!(std::fs::read(&image).unwrap()[3 * 512..4 * 512], [9; 512]);
     drop(server);
-    assert_eq!(backend.child.wait().unwrap().code(), Some(1));
+    assert_eq!(backend.process.end().unwrap().code(), Some(1));
 }
 
 #[test]
@@ -314,23 +292,23 @@ fn an_export_whose_server_comes_and_goes_is_a_disk_all_the_time() {
     // There is no server yet: dom0 is told, and asked for a connection before the disk is ready.
     let lost = send(&link, vec![disk], fds);
     assert!(matches!(lost, FromChild::Event(BackendEvent::ConnectionLost { .. })), "{lost:?}");
-    let reconnect = |server: &Server| {
+    let reconnect = |server: &mut Server| {
         let stream = OwnedFd::from(server.connect(dir.path()));
         let request = BlockRequest::Reconnect { disk: id.clone(), socket: FdIndex(0) };
         link.send_request(&request, &[stream.as_fd()]).unwrap();
     };
     let mut server = Server::start(dir.path(), &image);
-    reconnect(&server);
+    reconnect(&mut server);
     assert_eq!(link.receive::<Answer>().unwrap().0, FromChild::Reply(BackendReply::Done));
     assert_eq!(link.receive::<Answer>().unwrap().0, FromChild::Reply(BackendReply::Ready));
     let mut driver = Driver::new(ours, 1, F_FLUSH);
     assert_eq!(driver.sector(0, 8191), 8191);
     for round in 1..=5_u8 {
-        driver.write_bytes(&[round; 4096], DATA);
+        driver.memory.write_bytes(&[round; 4096], DATA);
         for number in 0..DEPTH {
             let (header, status) = (HEADER + 16 * number, STATUS + number);
             driver.header(T_OUT, number * 8, header);
-            driver.write(UNTOUCHED, status);
+            driver.memory.write(UNTOUCHED, status);
             let head = driver.chain(0, &[(header, 16, false), (DATA, 4096, false), (status, 1, true)]);
             driver.offer(0, head);
         }
@@ -339,11 +317,11 @@ fn an_export_whose_server_comes_and_goes_is_a_disk_all_the_time() {
         let event = link.receive::<Answer>().unwrap().0;
         assert!(matches!(event, FromChild::Event(BackendEvent::ConnectionLost { .. })), "{event:?}");
         server = Server::start(dir.path(), &image);
-        reconnect(&server);
+        reconnect(&mut server);
         // One loss is told once: what comes next is the answer.
         assert_eq!(link.receive::<Answer>().unwrap().0, FromChild::Reply(BackendReply::Done));
         assert_eq!(driver.wait(0, DEPTH as u16).len(), DEPTH as usize);
-        assert!((0..DEPTH).all(|number| driver.read::<u8>(STATUS + number) == S_OK), "round {round}");
+        assert!((0..DEPTH).all(|number| driver.memory.read::<u8>(STATUS + number) == S_OK), "round {round}");
         assert!(std::fs::read(&image).unwrap()[..DEPTH as usize * 4096].iter().all(|&byte| byte == round));
     }
     assert_eq!(driver.sector(0, 8190), 8190);

@@ -1,13 +1,14 @@
 //! The real `domus-block`, killed with -9 under load and replaced: no request is lost, none is answered twice.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use driver::*;
+use common::*;
+use domus_driver::block::*;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 
@@ -23,31 +24,23 @@ fn a_backend_killed_under_load_is_replaced_and_every_request_is_answered_once() 
     let image = image(dir.path(), (QUEUES as u64 * DEPTH * LEN) as usize);
     let file = std::fs::File::open(&image).unwrap();
     let mut backend = Backend::start(dir.path(), &image, &["--queues", "2"]);
-    let mut driver = Driver::negotiated(backend.connect(), QUEUES as u16, F_FLUSH);
-    let regions = driver.regions();
-    vhost::VhostBackend::set_mem_table(&driver.frontend, &regions).unwrap();
-    let asked = VhostUserInflight::new(0, 0, QUEUES as u16, SIZE);
-    let (log, log_file) = driver.frontend.get_inflight_fd(&asked).unwrap();
+    let (mut driver, log, log_file) = Driver::logged(backend.connect(), QUEUES as u16, F_FLUSH);
     assert!(log.mmap_size > 0 && log.num_queues == 2);
-    driver.frontend.set_inflight_fd(&log, log_file.as_raw_fd()).unwrap();
-    for queue in 0..QUEUES {
-        driver.start(queue, 0);
-    }
     let (mut redone, mut slowest) = (0, Duration::ZERO);
     for round in 0..KILLS {
         // One buffer for all: what is written says the round.
-        driver.write_bytes(&vec![round as u8 + 1; LEN as usize], DATA);
+        driver.memory.write_bytes(&vec![round as u8 + 1; LEN as usize], DATA);
         let mut heads = Vec::new();
         for queue in 0..QUEUES {
             for i in 0..DEPTH {
                 let number = queue as u64 * DEPTH + i;
                 let (header, status) = (HEADER + 16 * number, STATUS + number);
                 driver.header(T_OUT, number * (LEN / 512), header);
-                driver.write(UNTOUCHED, status);
+                driver.memory.write(UNTOUCHED, status);
                 let chain = [(header, 16, false), (DATA, LEN as u32, false), (status, 1, true)];
                 let head = driver.chain(queue, &chain);
                 driver.offer(queue, head);
-                heads.push((queue, u32::from(head)));
+                heads.push((queue, head));
             }
             driver.show(queue);
         }
@@ -55,8 +48,7 @@ fn a_backend_killed_under_load_is_replaced_and_every_request_is_answered_once() 
         while moment.elapsed() < Duration::from_micros(round * 37 % 700) {
             std::hint::spin_loop();
         }
-        backend.child.kill().unwrap();
-        backend.child.wait().unwrap();
+        backend.process.kill().unwrap();
         redone += (0..QUEUES)
             .map(|queue| driver.rings[queue].available.wrapping_sub(driver.used(queue)))
             .map(u64::from)
@@ -65,7 +57,7 @@ fn a_backend_killed_under_load_is_replaced_and_every_request_is_answered_once() 
         let start = Instant::now();
         backend = Backend::start(dir.path(), &image, &["--queues", "2"]);
         driver.take_over(backend.connect(), &log, &log_file);
-        let mut used: Vec<(usize, u32)> = Vec::new();
+        let mut used: Vec<(usize, u16)> = Vec::new();
         for queue in 0..QUEUES {
             used.extend(driver.wait(queue, DEPTH as u16).into_iter().map(|(head, _)| (queue, head)));
         }
@@ -74,7 +66,7 @@ fn a_backend_killed_under_load_is_replaced_and_every_request_is_answered_once() 
         heads.sort_unstable();
         assert_eq!(used, heads, "round {round}");
         for number in 0..QUEUES as u64 * DEPTH {
-            assert_eq!(driver.read::<u8>(STATUS + number), S_OK, "round {round}, request {number}");
+            assert_eq!(driver.memory.read::<u8>(STATUS + number), S_OK, "round {round}, request {number}");
             let mut sector = [0; 512];
             file.read_exact_at(&mut sector, number * LEN + LEN - 512).unwrap();
             assert_eq!(sector, [round as u8 + 1; 512], "round {round}, request {number}");
@@ -103,17 +95,15 @@ fn logs_that_cannot_be_are_refused() {
     ];
     for spoil in spoils {
         let mut driver = Driver::negotiated(backend.connect(), 1, 0);
-        let asked = VhostUserInflight::new(0, 0, 1, SIZE);
-        let (mut log, file) = driver.frontend.get_inflight_fd(&asked).unwrap();
+        let (mut log, file) = driver.inflight();
         assert!(file.set_len(0).is_err(), "the log can be taken away under the backend");
         spoil(&mut log);
         assert!(driver.frontend.set_inflight_fd(&log, file.as_raw_fd()).is_err());
     }
     // A log that says nonsense.
     let mut driver = Driver::negotiated(backend.connect(), 1, 0);
-    let regions = driver.regions();
-    vhost::VhostBackend::set_mem_table(&driver.frontend, &regions).unwrap();
-    let (log, file) = driver.frontend.get_inflight_fd(&VhostUserInflight::new(0, 0, 1, SIZE)).unwrap();
+    driver.set_memory();
+    let (log, file) = driver.inflight();
     file.write_all_at(&[0xff; 1040], 0).unwrap();
     driver.frontend.set_inflight_fd(&log, file.as_raw_fd()).unwrap();
     driver.frontend.set_vring_enable(0, true).unwrap();

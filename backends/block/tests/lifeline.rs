@@ -2,7 +2,7 @@
 //! process asked for and has freed its rings; a lock on an image ends with the last operation on it, which is sooner.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,9 +10,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::dom0::*;
+use common::*;
+use domus_driver::block::*;
 use domus_startup::fds::Outgoing;
-use driver::dom0::*;
-use driver::*;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 use shared_abi::control::{BackendReply, Cache, FromChild, IoLimits};
@@ -68,12 +69,12 @@ fn kill(dir: &Path, cache: Cache) {
         }
         assert!(!hung_up(&lifeline, 0), "hung up while the process lives");
         let start = Instant::now();
-        process.0.kill().unwrap();
+        process.child().kill().unwrap();
         fcntl(open(), FcntlArg::F_OFD_SETLKW(&whole())).unwrap();
         unlocks.push(start.elapsed());
         assert!(hung_up(&lifeline, 10_000), "no hang-up after the process was killed");
         times.push(start.elapsed());
-        process.0.wait().unwrap();
+        process.end().unwrap();
         std::fs::remove_file(dir.join("block.sock")).unwrap();
     }
     for (what, times) in [("end of the lock", &mut unlocks), ("hang-up", &mut times)] {

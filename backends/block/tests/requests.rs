@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::time::Duration;
 
-use driver::*;
+use common::*;
+use domus_driver::block::*;
+use domus_driver::frontend::{F_EVENT_IDX, F_INDIRECT};
+use domus_driver::ring::{INDIRECT, NEXT, WRITE, put_descriptor};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
@@ -28,14 +31,14 @@ fn what_is_written_is_read_back_and_is_in_the_image() {
     assert_eq!(driver.sector(0, 77), 77);
     // Three buffers, one of them across the seam of two regions.
     let bytes: Vec<u8> = (0..8192_u32).map(|i| (i * 7) as u8).collect();
-    driver.write_bytes(&bytes[..1000], DATA);
-    driver.write_bytes(&bytes[1000..4000], SEAM - 1234);
-    driver.write_bytes(&bytes[4000..], DATA + 0x8000);
+    driver.memory.write_bytes(&bytes[..1000], DATA);
+    driver.memory.write_bytes(&bytes[1000..4000], SEAM - 1234);
+    driver.memory.write_bytes(&bytes[4000..], DATA + 0x8000);
     let data = [(DATA, 1000, false), (SEAM - 1234, 3000, false), (DATA + 0x8000, 4192, false)];
     assert_eq!(driver.request(0, T_OUT, 100, &data), (S_OK, 1));
     assert_eq!(driver.request(0, T_FLUSH, 0, &[]), (S_OK, 1));
     assert_eq!(driver.request(0, T_IN, 100, &[(SEAM - 5, 8192, true)]), (S_OK, 8193));
-    assert_eq!(driver.read_bytes(SEAM - 5, 8192), bytes);
+    assert_eq!(driver.memory.read_bytes(SEAM - 5, 8192), bytes);
     let image = std::fs::read(dir.path().join("image.raw")).unwrap();
     assert_eq!(image[51200..51200 + 8192], bytes);
     assert_eq!(driver.sector(0, 99), 99);
@@ -45,7 +48,7 @@ fn what_is_written_is_read_back_and_is_in_the_image() {
 #[test]
 fn writes_are_durable_at_once_where_the_driver_cannot_flush() {
     let (_dir, _backend, mut driver) = served(1, 0, &[]);
-    driver.write(0x1234_5678_u64, DATA);
+    driver.memory.write(0x1234_5678_u64, DATA);
     assert_eq!(driver.request(0, T_OUT, 3, &[(DATA, 512, false)]), (S_OK, 1));
     assert_eq!(driver.sector(0, 3), 0x1234_5678);
 }
@@ -54,7 +57,7 @@ fn writes_are_durable_at_once_where_the_driver_cannot_flush() {
 fn the_serial_and_the_configuration_space_are_what_was_asked_for() {
     let (_dir, _backend, mut driver) = served(3, 0, &["--serial", "abc-123"]);
     assert_eq!(driver.request(0, T_GET_ID, 0, &[(DATA, 20, true)]), (S_OK, 21));
-    assert_eq!(driver.read_bytes(DATA, 20), *b"abc-123\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    assert_eq!(driver.memory.read_bytes(DATA, 20), *b"abc-123\0\0\0\0\0\0\0\0\0\0\0\0\0");
     let flags = VhostUserConfigFlags::WRITABLE;
     let (_, config) = driver.frontend.get_config(0, 60, flags, &[0; 60]).unwrap();
     assert_eq!(config[..8], (SECTORS as u64).to_le_bytes());
@@ -74,7 +77,7 @@ fn the_header_may_be_in_pieces_and_the_status_in_the_last_data_buffer() {
     // 4 + 12 bytes of header; one buffer for 512 bytes of data and the status behind them.
     let buffers = [(HEADER, 4, false), (HEADER + 4, 12, false), (STATUS - 512, 513, true)];
     assert_eq!(driver.raw(0, &buffers), (S_OK, 513));
-    assert_eq!(driver.read::<u64>(STATUS - 512), 9);
+    assert_eq!(driver.memory.read::<u64>(STATUS - 512), 9);
 }
 
 /// The bytes of the image, and how many of them have space on the disk.
@@ -145,19 +148,19 @@ fn chains_in_indirect_tables_are_served() {
     // Longer than the ring: 100 sectors, each in its own buffer, in a table at an odd address.
     let table = DATA - 0x2001;
     driver.header(T_IN, 200, HEADER);
-    driver.descriptor(table, 0, HEADER, 16, NEXT, 1);
+    put_descriptor(&driver.memory, table, 0, (HEADER, 16, NEXT, 1));
     for i in 0..100 {
-        driver.descriptor(table, i + 1, DATA + u64::from(i) * 4096, 512, NEXT | WRITE, i + 2);
+        put_descriptor(&driver.memory, table, i + 1, (DATA + u64::from(i) * 4096, 512, NEXT | WRITE, i + 2));
     }
-    driver.descriptor(table, 101, STATUS, 1, WRITE, 0);
-    driver.write(UNTOUCHED, STATUS);
-    driver.descriptor(driver.rings[0].descriptors(), 5, table, 102 * 16, INDIRECT, 0);
+    put_descriptor(&driver.memory, table, 101, (STATUS, 1, WRITE, 0));
+    driver.memory.write(UNTOUCHED, STATUS);
+    driver.rings[0].set_descriptor(5, (table, 102 * 16, INDIRECT, 0));
     driver.offer(0, 5);
     driver.show(0);
     assert_eq!(driver.wait(0, 1), [(5, 51201)]);
-    assert_eq!(driver.read::<u8>(STATUS), S_OK);
+    assert_eq!(driver.memory.read::<u8>(STATUS), S_OK);
     for i in 0..100 {
-        assert_eq!(driver.read::<u64>(DATA + i * 4096), 200 + i);
+        assert_eq!(driver.memory.read::<u64>(DATA + i * 4096), 200 + i);
     }
 }
 
@@ -171,7 +174,7 @@ fn queues_work_beside_each_other_and_deep() {
                 let slot = queue as u64 * 16 + i;
                 let (header, status) = (HEADER + 32 * slot, STATUS + slot);
                 driver.header(T_IN, slot * 50 + round, header);
-                driver.write(UNTOUCHED, status);
+                driver.memory.write(UNTOUCHED, status);
                 let head = driver
                     .chain(queue, &[(header, 16, false), (DATA + slot * 512, 512, true), (status, 1, true)]);
                 driver.offer(queue, head);
@@ -181,8 +184,8 @@ fn queues_work_beside_each_other_and_deep() {
         for queue in 0..4 {
             driver.wait(queue, 16);
             for slot in queue as u64 * 16..queue as u64 * 16 + 16 {
-                assert_eq!(driver.read::<u8>(STATUS + slot), S_OK);
-                assert_eq!(driver.read::<u64>(DATA + slot * 512), slot * 50 + round);
+                assert_eq!(driver.memory.read::<u8>(STATUS + slot), S_OK);
+                assert_eq!(driver.memory.read::<u64>(DATA + slot * 512), slot * 50 + round);
             }
         }
     }
@@ -191,10 +194,10 @@ fn queues_work_beside_each_other_and_deep() {
 #[test]
 fn with_event_idx_the_driver_is_called_only_where_it_asked() {
     let (_dir, _backend, mut driver) = served(1, F_EVENT_IDX, &[]);
-    let used_event = driver.rings[0].available_ring() + 4 + 2 * u64::from(SIZE);
-    let available_event = driver.rings[0].used_ring() + 4 + 8 * u64::from(SIZE);
+    let used_event = driver.rings[0].used_event();
+    let available_event = driver.rings[0].available_event();
     counted(&driver.rings[0].call, 20);
-    driver.write(2_u16, used_event);
+    driver.memory.write(2_u16, used_event);
     assert_eq!(driver.sector(0, 1), 1);
     assert_eq!(driver.sector(0, 2), 2);
     assert_eq!(counted(&driver.rings[0].call, 50), 0, "called for an element the driver did not wait for");
@@ -202,17 +205,17 @@ fn with_event_idx_the_driver_is_called_only_where_it_asked() {
     assert_eq!(counted(&driver.rings[0].call, 5000), 1, "not called for the element the driver waits for");
     // The other way: the index to kick for moves along with what was taken.
     std::thread::sleep(Duration::from_millis(20));
-    assert_eq!(driver.read::<u16>(available_event), 3);
+    assert_eq!(driver.memory.read::<u16>(available_event), 3);
 }
 
 #[test]
 fn without_event_idx_the_flag_suppresses_calls() {
     let (_dir, _backend, mut driver) = served(1, 0, &[]);
     counted(&driver.rings[0].call, 20);
-    driver.write(1_u16, driver.rings[0].available_ring());
+    driver.memory.write(1_u16, driver.rings[0].layout().available);
     assert_eq!(driver.sector(0, 1), 1);
     assert_eq!(counted(&driver.rings[0].call, 50), 0);
-    driver.write(0_u16, driver.rings[0].available_ring());
+    driver.memory.write(0_u16, driver.rings[0].layout().available);
     assert_eq!(driver.sector(0, 2), 2);
     assert_eq!(counted(&driver.rings[0].call, 5000), 1);
 }
@@ -241,7 +244,7 @@ fn get_vring_base_finishes_what_is_in_flight_and_the_ring_goes_on_from_there() {
     assert_eq!(driver.used(0), 20);
     driver.start(0, base as u16);
     driver.wait(0, 1);
-    assert_eq!(driver.read::<u64>(DATA), 30);
+    assert_eq!(driver.memory.read::<u64>(DATA), 30);
     // Disabled and enabled again.
     driver.frontend.set_vring_enable(0, false).unwrap();
     driver.frontend.set_vring_enable(0, true).unwrap();
@@ -268,9 +271,9 @@ fn memory_by_slots_and_a_frontend_that_comes_back() {
     driver.frontend.reset_device().unwrap();
     driver.rings[0].available = 0;
     driver.rings[0].seen = 0;
-    let header = driver.rings[0].available_ring();
-    driver.write(0_u32, header);
-    driver.write(0_u32, driver.rings[0].used_ring());
+    let header = driver.rings[0].layout().available;
+    driver.memory.write(0_u32, header);
+    driver.memory.write(0_u32, driver.rings[0].layout().used);
     driver.start(0, 0);
     assert_eq!(driver.sector(0, 6), 6);
 }

@@ -1,13 +1,14 @@
 //! `domus-block` by the vhost-user backend program conventions: `--socket-path`, `--fd`, `--print-capabilities`.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod driver;
+mod common;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use driver::*;
+use common::*;
+use domus_driver::block::*;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 fn program() -> Command {
@@ -88,14 +89,14 @@ fn a_null_disk_answers_everything_and_touches_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut backend = Backend::of(dir.path(), &["--null", "1048576", "--serial", "nothing"]);
     let mut driver = Driver::new(backend.connect(), 1, F_FLUSH);
-    driver.write(0x5a5a_u64, DATA);
+    driver.memory.write(0x5a5a_u64, DATA);
     assert_eq!(driver.request(0, T_IN, 0, &[(DATA, 512, true)]), (S_OK, 513));
-    assert_eq!(driver.read::<u64>(DATA), 0x5a5a);
+    assert_eq!(driver.memory.read::<u64>(DATA), 0x5a5a);
     assert_eq!(driver.request(0, T_OUT, 2047, &[(DATA, 512, false)]), (S_OK, 1));
     assert_eq!(driver.request(0, T_OUT, 2048, &[(DATA, 512, false)]).0, S_IOERR);
     assert_eq!(driver.request(0, T_FLUSH, 0, &[]).0, S_OK);
     assert_eq!(driver.request(0, T_GET_ID, 0, &[(DATA, 20, true)]).0, S_OK);
-    assert_eq!(driver.read_bytes(DATA, 7), b"nothing");
+    assert_eq!(driver.memory.read_bytes(DATA, 7), b"nothing");
 }
 
 #[test]

@@ -5,16 +5,17 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
-use common::{Client, PATIENCE};
+use common::Client;
+use domus_driver::process::{Running, private_memory};
+use domus_driver::{PATIENCE, control};
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use shared_abi::console::{ClientFrame, Mode, Refusal, ServerFrame};
 use shared_abi::control::{BackendEvent, BackendReply, ConsoleRequest, ConsoleStart, FromChild, Identity};
 use shared_abi::ids::DomId;
@@ -22,30 +23,11 @@ use shared_abi::ids::DomId;
 type Answer = FromChild<BackendReply, BackendEvent>;
 
 struct Console {
-    child: Child,
+    process: Running,
     link: Link,
     guest: UnixStream,
     path: PathBuf,
     _dir: tempfile::TempDir,
-}
-
-impl Drop for Console {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn dial(path: &Path) -> Link {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        match connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()) {
-            Ok(()) => return fd.into(),
-            Err(errno) if Instant::now() > until => panic!("{}: {errno}", path.display()),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
 }
 
 fn uid() -> u32 {
@@ -55,10 +37,9 @@ fn uid() -> u32 {
 
 fn start(history: u32, log: Option<OwnedFd>) -> (Console, Answer) {
     let dir = tempfile::tempdir().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_domus-console"));
     let control = dir.path().join("console-control.sock");
-    let child =
-        Command::new(env!("CARGO_BIN_EXE_domus-console")).arg("--control").arg(&control).spawn().unwrap();
-    let link = dial(&control).greeted().unwrap();
+    let (process, link) = control::start("domus-console", &mut program, &control).unwrap();
     let path = dir.path().join("console.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let (guest, serial) = UnixStream::pair().unwrap();
@@ -71,10 +52,9 @@ fn start(history: u32, log: Option<OwnedFd>) -> (Console, Answer) {
         history,
         log: log.map(|log| fds.add(log)),
     });
-    let fds = fds.into_vec();
-    link.send_request(&request, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+    control::send(&link, &request, fds).unwrap();
     let (answer, _) = link.receive::<Answer>().unwrap();
-    (Console { child, link, guest, path, _dir: dir }, answer)
+    (Console { process, link, guest, path, _dir: dir }, answer)
 }
 
 fn ready(history: u32) -> Console {
@@ -126,7 +106,7 @@ fn a_console_attached_late_sees_the_boot_and_one_client_answers() {
     assert_eq!(late.next(), Some(ServerFrame::Welcome { writer: false, history: 19 }));
     assert_eq!(late.output(19), b"Linux version 6\nbye");
     assert_eq!(late.next(), Some(ServerFrame::End));
-    assert!(console.child.try_wait().unwrap().is_none());
+    assert!(console.process.ended().unwrap().is_none());
 }
 
 #[test]
@@ -215,23 +195,18 @@ fn a_history_outside_its_bounds_is_refused_with_the_bounds() {
         Answer::Failed(text) => assert!(text.contains("4095") && text.contains("4096"), "{text}"),
         other => panic!("{other:?}"),
     }
-    assert_eq!(console.child.wait().unwrap().code(), Some(1));
+    assert_eq!(console.process.end().unwrap().code(), Some(1));
 }
 
 #[test]
 fn a_sealed_console_has_no_privilege_and_little_memory() {
     let console = ready(1 << 20);
-    let proc = PathBuf::from(format!("/proc/{}", console.child.id()));
+    let proc = PathBuf::from(format!("/proc/{}", console.process.pid()));
     let status = std::fs::read_to_string(proc.join("status")).unwrap();
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.contains(line), "{line} is not in {status}");
     }
-    if let Ok(rollup) = std::fs::read_to_string(proc.join("smaps_rollup")) {
-        let private: u64 = rollup
-            .lines()
-            .filter(|line| line.starts_with("Private_"))
-            .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-            .sum();
+    if let Ok(private) = private_memory(console.process.pid()) {
         assert!(private <= 4096, "{private} KiB private memory");
         println!("private memory: {private} KiB");
     }

@@ -7,43 +7,27 @@ mod common;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use common::driver::{EVENT_IDX, Guest, VERSION_1};
-use common::wire::{self, PLAIN, Wire, frame};
-use common::{Answer, PATIENCE, start};
+use common::wire::{self, Wire, frame};
+use common::{Answer, start};
+use domus_driver::PATIENCE;
+use domus_driver::frames::PLAIN;
+use domus_driver::frontend::{F_EVENT_IDX, F_VERSION_1};
+use domus_driver::net::Guest;
+use domus_driver::process::Running;
 use domus_net::features;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_domus-net"))
 }
 
-fn connect(path: &Path) -> UnixStream {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => return stream,
-            Err(error) if Instant::now() > until => panic!("{}: {error}", path.display()),
-            Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
-        }
-    }
-}
-
 fn echo(wire: &Wire, stream: UnixStream, seed: u8) {
-    let mut guest = Guest::new(stream, VERSION_1 | EVENT_IDX | features::MRG_RXBUF).run();
+    let mut guest = Guest::new(stream, F_VERSION_1 | F_EVENT_IDX | features::MRG_RXBUF).run();
     guest.offer_buffers(8, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     guest.send(PLAIN, &frame(seed, 60), 2000);
     assert_eq!(wire.receive(), frame(seed, 60));
     wire.send(PLAIN, &frame(seed, 700));
@@ -55,27 +39,28 @@ fn one_frontend_after_the_other_is_served_at_a_path() {
     wire::own_network();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("net.sock");
-    let child = program().arg("--socket-path").arg(&path).args(["--tap", "alone0"]).spawn().unwrap();
-    let mut child = Running(child);
+    let mut program = program();
+    program.arg("--socket-path").arg(&path).args(["--tap", "alone0"]);
+    let mut child = Running::start("domus-net", &mut program).unwrap();
     // The program has made the tap before it is listening.
-    let first = connect(&path);
+    let first = child.connect(&path).unwrap();
     let until = Instant::now() + PATIENCE;
     while !Path::new("/proc/thread-self/net/dev").exists()
         || !std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("alone0")
     {
-        assert!(Instant::now() < until && child.0.try_wait().unwrap().is_none());
+        assert!(Instant::now() < until && child.ended().unwrap().is_none());
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let wire = Wire::new("alone0");
     echo(&wire, first, 1);
     // Nonsense instead of a frontend ends its connection, not the program.
-    let mut nonsense = connect(&path);
+    let mut nonsense = child.connect(&path).unwrap();
     std::io::Write::write_all(&mut nonsense, &[0xff; 64]).unwrap();
     drop(nonsense);
     for seed in 2..5 {
-        echo(&wire, connect(&path), seed);
+        echo(&wire, child.connect(&path).unwrap(), seed);
     }
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.0.id())).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.pid())).unwrap();
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.contains(line), "{line} is not in {status}");
     }
@@ -91,12 +76,12 @@ fn the_frontend_at_a_descriptor_is_served_until_it_hangs_up() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let fd = theirs.as_raw_fd().to_string();
-    let child =
-        program().args(["--fd", &fd, "--tap", "alone1", "--mac", "52:54:00:00:00:09"]).spawn().unwrap();
-    let mut child = Running(child);
+    let mut program = program();
+    program.args(["--fd", &fd, "--tap", "alone1", "--mac", "52:54:00:00:00:09"]);
+    let mut child = Running::start("domus-net", &mut program).unwrap();
     drop(theirs);
     echo(&wire, ours, 9);
-    assert!(child.0.wait().unwrap().success());
+    assert!(child.end().unwrap().success());
 }
 
 #[test]
@@ -125,9 +110,9 @@ fn a_tap_that_is_deleted_is_reported_once_and_costs_no_processor_time() {
     wire::own_network();
     let (tap, wire) = wire::tap("gone0");
     let (program, _, mut streams) = start(vec![tap]);
-    let mut guest = Guest::new(streams.remove(0), VERSION_1 | EVENT_IDX | features::MRG_RXBUF).run();
+    let mut guest = Guest::new(streams.remove(0), F_VERSION_1 | F_EVENT_IDX | features::MRG_RXBUF).run();
     guest.offer_buffers(8, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     guest.send(PLAIN, &frame(1, 60), 2000);
     assert_eq!(wire.receive(), frame(1, 60));
     assert!(Command::new("ip").args(["link", "delete", "gone0"]).status().unwrap().success());
@@ -138,9 +123,9 @@ fn a_tap_that_is_deleted_is_reported_once_and_costs_no_processor_time() {
         }
         other => panic!("{other:?}"),
     }
-    let before = common::switches(program.child.id());
+    let before = program.switches();
     std::thread::sleep(std::time::Duration::from_millis(300));
-    assert_eq!(common::switches(program.child.id()), before);
+    assert_eq!(program.switches(), before);
     // Frames go nowhere, but the guest's transmit queue does not stand still.
     guest.send(PLAIN, &frame(2, 60), 2000);
 }
@@ -154,11 +139,12 @@ fn a_frontend_with_a_control_queue_of_its_own_says_which_pairs_are_in_use_by_run
     let (ours, theirs) = UnixStream::pair().unwrap();
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let fd = theirs.as_raw_fd().to_string();
-    let child = program().args(["--fd", &fd, "--tap", "alone2", "--queues", "3"]).spawn().unwrap();
-    let mut child = Running(child);
+    let mut program = program();
+    program.args(["--fd", &fd, "--tap", "alone2", "--queues", "3"]);
+    let mut child = Running::start("domus-net", &mut program).unwrap();
     drop(theirs);
-    let mut guest = Guest::with_queues(ours, VERSION_1 | features::MRG_RXBUF | features::MQ, 6);
-    assert_eq!(guest.frontend_features() & (features::CTRL_VQ | features::RSS), 0);
+    let mut guest = Guest::with_queues(ours, F_VERSION_1 | features::MRG_RXBUF | features::MQ, 6);
+    assert_eq!(guest.offered() & (features::CTRL_VQ | features::RSS), 0);
     assert_eq!(guest.config(10)[8..], [3, 0]);
     let run = |pairs: std::ops::Range<usize>, guest: &mut Guest| {
         for pair in pairs {
@@ -175,10 +161,10 @@ fn a_frontend_with_a_control_queue_of_its_own_says_which_pairs_are_in_use_by_run
             wire.send(PLAIN, &frame);
             let until = Instant::now() + PATIENCE;
             queues.insert(loop {
-                let used = (0..3).find_map(|pair| Some((pair, guest.receiver(pair).try_used()?.0)));
+                let used = (0..3).find_map(|pair| Some((pair, guest.rings[2 * pair].try_used()?.0)));
                 if let Some((pair, head)) = used {
-                    guest.receiver(pair).offer(head);
-                    guest.receiver(pair).kick();
+                    guest.rings[2 * pair].offer(head);
+                    guest.rings[2 * pair].kick();
                     break pair;
                 }
                 assert!(Instant::now() < until, "flow {seed} comes on no queue");
@@ -199,5 +185,5 @@ fn a_frontend_with_a_control_queue_of_its_own_says_which_pairs_are_in_use_by_run
     guest.config(1);
     assert_eq!(comes(&mut guest), [0, 1]);
     drop(guest);
-    assert!(child.0.wait().unwrap().success());
+    assert!(child.end().unwrap().success());
 }

@@ -9,15 +9,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use common::driver::{EVENT_IDX, Guest, INDIRECT, NEXT, SIZE, VERSION_1, WRITE};
-use common::wire::{self, PLAIN, Wire, frame, is_tcp, is_test, tcp, tcp_is_complete};
+use common::wire::{self, Wire, frame, is_tcp, is_test, tcp};
 use common::{Answer, End, Plug, Program, start_nics};
+use domus_driver::frames::{PLAIN, tcp_is_complete};
+use domus_driver::frontend::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
+use domus_driver::net::{COMMAND, Guest, SIZE};
+use domus_driver::ring::{NEXT, WRITE};
 use domus_net::features;
 use shared_abi::control::{BackendReply, DropReason, NetCard, NicRequest, NicStatistics};
 use shared_abi::steering::{Rules, WORDS};
-use vm_memory::{Bytes, GuestAddress};
 
-const ALL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | features::OFFERED | features::CONTROL;
+const ALL: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | features::OFFERED | features::CONTROL;
 
 const OK: u8 = 0;
 const ERR: u8 = 1;
@@ -29,7 +31,7 @@ fn nic(wanted: u64, change: impl Fn(&mut NetCard) + 'static) -> (Program, Wire, 
     assert_eq!(answer, Answer::Reply(BackendReply::Ready));
     let mut guest = Guest::with_queues(streams.remove(0), wanted, 3).run();
     guest.offer_buffers(64, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     (program, wire, guest)
 }
 
@@ -147,8 +149,8 @@ fn a_malformed_command_is_answered_with_an_error_and_changes_nothing() {
 #[test]
 fn chains_that_are_no_commands_are_given_back() {
     let (_program, wire, mut guest) = nic(ALL, |_| {});
-    let command = 0x190_0000;
-    guest.memory.write_slice(&[0, 0, 0], GuestAddress(command)).unwrap();
+    let command = COMMAND;
+    guest.memory.write_bytes(&[0, 0, 0], command);
     // No place for an answer, an answer nowhere, a command nowhere, one that is longer than the memory, nothing at all.
     let cases: [&[(u64, u32, u16, u16)]; 5] = [
         &[(command, 3, 0, 0)],
@@ -158,7 +160,7 @@ fn chains_that_are_no_commands_are_given_back() {
         &[(command + 64, 1, WRITE, 0)],
     ];
     for (case, chain) in cases.into_iter().enumerate() {
-        let ring = &mut guest.more[0];
+        let ring = &mut guest.rings[2];
         for (index, descriptor) in (10..).zip(chain) {
             ring.set_descriptor(index, *descriptor);
         }
@@ -169,8 +171,8 @@ fn chains_that_are_no_commands_are_given_back() {
     assert_eq!(guest.command(&[0, 0, 1]), OK);
     assert_eq!(reach(&wire, &mut guest), [0, 1, 2, 3]);
     // A ring that makes no sense stands still; the others go on.
-    guest.more[0].offer(SIZE);
-    guest.more[0].kick();
+    guest.rings[2].offer(SIZE);
+    guest.rings[2].kick();
     assert_eq!(reach(&wire, &mut guest), [0, 1, 2, 3]);
 }
 
@@ -241,7 +243,7 @@ fn all_that_a_driver_has_set_is_there_after_its_backend_was_killed() {
     let wanted = ALL | features::CTRL_GUEST_OFFLOADS;
     let mut guest = Guest::with_queues(streams.remove(0), wanted, 3).run();
     guest.offer_buffers(64, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     for command in [&[0, 0, 0][..], &[0, 5, 1], &[2, 0, 7, 0], &[&[1, 1][..], &OTHER].concat()] {
         assert_eq!(guest.command(command), OK);
     }
@@ -273,7 +275,7 @@ fn all_that_a_driver_has_set_is_there_after_its_backend_was_killed() {
     let mut guest = Guest::resetting(streams.remove(0), wanted, 3).run();
     assert_eq!(guest.config(8), [0x52, 0x54, 0, 0, 0, 0, 1, 0]);
     guest.offer_buffers(64, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     assert_eq!(reach(&wire, &mut guest), [0, 1, 2, 3]);
 }
 
@@ -289,7 +291,7 @@ fn a_state_of_nonsense_is_the_state_of_a_new_nic() {
         assert_eq!(answer, Answer::Reply(BackendReply::Ready));
         let mut guest = Guest::with_queues(streams.remove(0), ALL, 3).run();
         guest.offer_buffers(64, 2000);
-        guest.rx.kick();
+        guest.rx().kick();
         assert_eq!(reach(&wire, &mut guest), [0, 1, 2, 3]);
         assert_eq!(guest.command(&[0, 0, 0]), OK);
         assert_eq!(reach(&wire, &mut guest), [0, 3]);
@@ -310,10 +312,10 @@ fn queues_of(wire: &Wire, guest: &mut Guest, pairs: usize) -> Vec<usize> {
         wire.send(PLAIN, &flow(seed));
         let until = std::time::Instant::now() + Duration::from_secs(5);
         let came = loop {
-            let used = (0..pairs).find_map(|pair| Some((pair, guest.receiver(pair).try_used()?.0)));
+            let used = (0..pairs).find_map(|pair| Some((pair, guest.rings[2 * pair].try_used()?.0)));
             if let Some((pair, head)) = used {
-                guest.receiver(pair).offer(head);
-                guest.receiver(pair).kick();
+                guest.rings[2 * pair].offer(head);
+                guest.rings[2 * pair].kick();
                 break pair;
             }
             assert!(std::time::Instant::now() < until, "flow {seed} does not come on any queue");
@@ -363,7 +365,7 @@ fn a_driver_that_knows_of_one_pair_has_its_control_queue_behind_that() {
     let (program, _, mut streams) = start_nics(vec![Plug::new(End::Tap(taps))]);
     let mut guest = Guest::with_queues(streams.remove(0), ALL, 3).run();
     guest.offer_buffers(64, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     assert_eq!(guest.command(&[0, 0, 0]), OK);
     assert_eq!(reach(&wire, &mut guest), [0, 3]);
     assert_eq!(program.statistics().pairs, 1);
@@ -384,15 +386,15 @@ fn a_frontend_that_runs_two_control_queues_gets_both_back() {
     // Without MQ queue 2 is the control queue; that of drivers with MQ runs, too.
     let mut guest = Guest::with_queues(streams.remove(0), ALL, 9).run();
     guest.offer_buffers(64, 2000);
-    guest.rx.kick();
-    assert_eq!(guest.command_on(0, &[0, 0, 0]), OK);
+    guest.rx().kick();
+    assert_eq!(guest.command_on(2, &[0, 0, 0]), OK);
     for _ in 0..3 {
         for index in [2, 8] {
             let base = vhost::VhostBackend::get_vring_base(&guest.frontend, index).unwrap();
             vhost::VhostBackend::set_vring_base(&guest.frontend, index, base as u16).unwrap();
         }
         [2, 8].into_iter().for_each(|index| guest.start(index));
-        assert_eq!(guest.command_on(0, &[0, 0, 0]), OK);
+        assert_eq!(guest.command_on(2, &[0, 0, 0]), OK);
         assert_eq!(reach(&wire, &mut guest), [0, 3]);
     }
 }
@@ -447,7 +449,7 @@ fn the_taps_table_is_what_the_driver_has_said_and_even_before_that() {
 
 #[test]
 fn commands_are_obeyed_by_rings_without_event_indices() {
-    let plain = VERSION_1 | features::CONTROL | features::MRG_RXBUF;
+    let plain = F_VERSION_1 | features::CONTROL | features::MRG_RXBUF;
     let (_program, wire, mut guest) = nic(plain, |_| {});
     for _ in 0..100 {
         assert_eq!((guest.command(&[0, 0, 0]), guest.command(&[0, 0, 2])), (OK, ERR));
@@ -470,16 +472,15 @@ fn a_backend_killed_under_traffic_on_all_pairs_is_replaced_and_no_buffer_is_lost
         let mut came = 0;
         while std::time::Instant::now() < until {
             for pair in 0..2 {
-                while let Some((head, _)) = guest.receiver(pair).try_used() {
+                while let Some((head, _)) = guest.rings[2 * pair].try_used() {
                     came += 1;
-                    guest.receiver(pair).offer(head);
-                    guest.receiver(pair).kick();
+                    guest.rings[2 * pair].offer(head);
+                    guest.rings[2 * pair].kick();
                 }
             }
         }
         assert!(came > 100, "{came} frames in round {round}");
-        program.child.kill().unwrap();
-        program.child.wait().unwrap();
+        program.process.kill().unwrap();
         let (next, _, mut streams) = start_nics(vec![kept.plug()]);
         program = next;
         guest.go_on(streams.remove(0));

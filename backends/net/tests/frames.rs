@@ -4,13 +4,16 @@
 
 mod common;
 
-use common::driver::{EVENT_IDX, Guest, INDIRECT, VERSION_1};
-use common::wire::{self, PLAIN, Wire, frame, is_tcp, tcp, tcp_is_complete};
-use common::{Answer, Program, private_memory, start, switches};
+use common::wire::{self, Wire, frame, is_tcp, tcp};
+use common::{Answer, Program, start};
+use domus_driver::frames::{PLAIN, tcp_is_complete};
+use domus_driver::frontend::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
+use domus_driver::net::{Guest, SENT, SIZE, rx_buffer};
+use domus_driver::process::private_memory;
 use domus_net::features;
 use shared_abi::control::BackendReply;
 
-const USUAL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | features::MRG_RXBUF;
+const USUAL: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | features::MRG_RXBUF;
 
 fn nic(wanted: u64) -> (Program, Wire, Guest) {
     wire::own_network();
@@ -22,7 +25,7 @@ fn nic(wanted: u64) -> (Program, Wire, Guest) {
 
 #[test]
 fn frames_of_the_guest_appear_on_the_tap_whole_and_in_order() {
-    for wanted in [USUAL, VERSION_1] {
+    for wanted in [USUAL, F_VERSION_1] {
         let (_program, wire, guest) = nic(wanted);
         let mut guest = guest.run();
         for (seed, length) in (0..).zip([60, 61, 500, 1514]) {
@@ -41,11 +44,11 @@ fn frames_of_the_guest_appear_on_the_tap_whole_and_in_order() {
 
 #[test]
 fn frames_for_the_guest_are_merged_from_as_many_buffers_as_they_take() {
-    for wanted in [USUAL, VERSION_1 | features::MRG_RXBUF] {
+    for wanted in [USUAL, F_VERSION_1 | features::MRG_RXBUF] {
         let (_program, wire, guest) = nic(wanted);
         let mut guest = guest.run();
         guest.offer_buffers(128, 512);
-        guest.rx.kick();
+        guest.rx().kick();
         for round in 0..300_usize {
             let sent = frame(round as u8, 60 + round * 7 % 1454);
             wire.send(PLAIN, &sent);
@@ -59,10 +62,10 @@ fn frames_for_the_guest_are_merged_from_as_many_buffers_as_they_take() {
 
 #[test]
 fn a_driver_that_merges_nothing_gets_one_buffer_for_each_frame() {
-    let (_program, wire, guest) = nic(VERSION_1);
+    let (_program, wire, guest) = nic(F_VERSION_1);
     let mut guest = guest.run();
     guest.offer_buffers(16, 1000);
-    guest.rx.kick();
+    guest.rx().kick();
     wire.send(PLAIN, &frame(1, 1200));
     wire.send(PLAIN, &frame(2, 900));
     // The first fits in no buffer.
@@ -74,11 +77,9 @@ fn a_driver_that_merges_nothing_gets_one_buffer_for_each_frame() {
 fn buffers_offered_before_the_start_are_used_without_a_kick() {
     let (_program, wire, mut guest) = nic(USUAL);
     guest.offer_buffers(4, 2000);
-    guest.tx.set_descriptor(0, (0x180_0000, 12 + 60, 0, 0));
-    let mut bytes = vec![0; 12];
-    bytes.extend(frame(3, 60));
-    vm_memory::Bytes::write_slice(&guest.memory, &bytes, vm_memory::GuestAddress(0x180_0000)).unwrap();
-    guest.tx.offer(0);
+    let bytes = guest.put(PLAIN, &frame(3, 60));
+    guest.tx().set_descriptor(0, (SENT, bytes, 0, 0));
+    guest.tx().offer(0);
     let mut guest = guest.run();
     assert_eq!(wire.receive(), frame(3, 60));
     wire.send(PLAIN, &frame(4, 600));
@@ -93,15 +94,15 @@ fn frames_wait_in_the_tap_while_the_guest_has_no_buffer() {
         wire.send(PLAIN, &frame(seed, 100));
     }
     std::thread::sleep(std::time::Duration::from_millis(200));
-    let before = switches(program.child.id());
+    let before = program.switches();
     std::thread::sleep(std::time::Duration::from_millis(500));
-    assert_eq!(switches(program.child.id()), before, "a queue without buffers polls the tap");
+    assert_eq!(program.switches(), before, "a queue without buffers polls the tap");
     guest.offer_buffers(8, 2000);
-    assert!(guest.rx.wants_kick(guest.features) || guest.features & EVENT_IDX != 0);
-    guest.rx.kick();
+    assert!(guest.rx().wants_kick() || guest.features & F_EVENT_IDX != 0);
+    guest.rx().kick();
     for seed in 0..50 {
         assert_eq!(guest.receive().1, frame(seed, 100));
-        guest.rx.kick();
+        guest.rx().kick();
     }
 }
 
@@ -111,7 +112,7 @@ fn checksums_and_segments_are_left_open_in_both_directions() {
     let (_program, wire, guest) = nic(offloads);
     let mut guest = guest.run();
     guest.offer_buffers(128, 1536);
-    guest.rx.kick();
+    guest.rx().kick();
     for payload in [100, 60_000, 100, 60_000, 65_000] {
         let (header, sent) = tcp(payload);
         guest.send(header, &sent, 4096);
@@ -133,7 +134,7 @@ fn a_guest_without_offloads_gets_whole_checksums_and_small_segments() {
     let (_program, wire, guest) = nic(USUAL);
     let mut guest = guest.run();
     guest.offer_buffers(128, 2048);
-    guest.rx.kick();
+    guest.rx().kick();
     let (header, sent) = tcp(30_000);
     wire.send(header, &sent);
     let mut payload = Vec::new();
@@ -157,16 +158,16 @@ fn an_idle_nic_wakes_nobody_and_costs_little_memory() {
     let (program, wire, guest) = nic(USUAL);
     let mut guest = guest.run();
     guest.offer_buffers(64, 1536);
-    guest.rx.kick();
+    guest.rx().kick();
     guest.send(PLAIN, &frame(0, 60), 2000);
     wire.receive();
     wire.send(PLAIN, &frame(0, 60));
     guest.receive();
     std::thread::sleep(std::time::Duration::from_millis(200));
-    let before = switches(program.child.id());
+    let before = program.switches();
     std::thread::sleep(std::time::Duration::from_secs(10));
-    assert_eq!(switches(program.child.id()), before);
-    let private = private_memory(program.child.id());
+    assert_eq!(program.switches(), before);
+    let private = private_memory(program.process.pid()).unwrap();
     println!("private memory: {private} KiB");
     assert!(private <= 4096, "{private} KiB private memory");
 }
@@ -182,14 +183,13 @@ fn large() -> (Program, Wire, Guest, [u8; 10], Vec<u8>) {
 fn a_frame_larger_than_all_buffers_waits_for_more_and_is_whole() {
     let (_program, wire, mut guest, header, sent) = large();
     guest.offer_buffers(10, 1536);
-    guest.rx.kick();
+    guest.rx().kick();
     wire.send(header, &sent);
     std::thread::sleep(std::time::Duration::from_millis(50));
-    assert!(guest.rx.try_used().is_none(), "a part of a frame was shown");
+    assert!(guest.rx().try_used().is_none(), "a part of a frame was shown");
     for index in 10..60 {
-        guest.rx.set_descriptor(index, (common::driver::rx_buffer(index), 1536, common::driver::WRITE, 0));
-        guest.rx.offer(index);
-        guest.rx.kick();
+        guest.offer_buffer(index, 1536);
+        guest.rx().kick();
     }
     let (seen, got) = guest.receive();
     assert!(got == sent);
@@ -201,8 +201,8 @@ fn a_frame_larger_than_all_buffers_waits_for_more_and_is_whole() {
 #[test]
 fn a_frame_that_no_ring_of_buffers_can_hold_is_dropped_whole_and_the_next_one_arrives() {
     let (program, wire, mut guest, header, sent) = large();
-    guest.offer_buffers(common::driver::SIZE, 100);
-    guest.rx.kick();
+    guest.offer_buffers(SIZE, 100);
+    guest.rx().kick();
     for seed in 0..20 {
         wire.send(header, &sent);
         wire.send(PLAIN, &frame(seed, 600));
@@ -215,7 +215,7 @@ fn a_frame_that_no_ring_of_buffers_can_hold_is_dropped_whole_and_the_next_one_ar
 fn a_ring_that_is_stopped_gives_all_its_buffers_back_and_goes_on_where_it_was() {
     let (_program, wire, mut guest, header, sent) = large();
     guest.offer_buffers(10, 1536);
-    guest.rx.kick();
+    guest.rx().kick();
     wire.send(PLAIN, &frame(1, 600));
     assert_eq!(guest.receive().1, frame(1, 600));
     // A frame in work, for which there are not enough buffers, is lost with the stop; its buffers are not.
@@ -236,21 +236,14 @@ fn a_driver_of_before_virtio_1_has_a_header_of_ten_bytes() {
     let (_program, wire, guest) = nic(0);
     let mut guest = guest.run();
     guest.offer_buffers(4, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     wire.send(PLAIN, &frame(1, 80));
-    let (head, len) = guest.rx.used();
+    let (head, len) = guest.rx().used();
     assert_eq!((head, len), (0, 90));
-    let mut bytes = vec![0; 90];
-    vm_memory::Bytes::read_slice(
-        &guest.memory,
-        &mut bytes,
-        vm_memory::GuestAddress(common::driver::rx_buffer(0)),
-    )
-    .unwrap();
+    let bytes = guest.memory.read_bytes(rx_buffer(0), 90);
     assert_eq!(bytes, [&[0; 10][..], &frame(1, 80)].concat());
-    let at = vm_memory::GuestAddress(0x180_0000);
-    vm_memory::Bytes::write_slice(&guest.memory, &bytes, at).unwrap();
-    guest.tx.set_descriptor(0, (at.0, 90, 0, 0));
+    guest.memory.write_bytes(&bytes, SENT);
+    guest.tx().set_descriptor(0, (SENT, 90, 0, 0));
     guest.send_chain(0);
     assert_eq!(wire.receive(), frame(1, 80));
 }

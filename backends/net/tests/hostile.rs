@@ -6,14 +6,16 @@ mod common;
 
 use std::time::Duration;
 
-use common::driver::{EVENT_IDX, Guest, INDIRECT, MEMORY, NEXT, SIZE, VERSION_1, WRITE, rx_buffer};
-use common::wire::{self, PLAIN, Wire, frame, is_test, tcp};
-use common::{Answer, Program, start, switches};
+use common::wire::{self, Wire, frame, is_test, tcp};
+use common::{Answer, Program, start};
+use domus_driver::frames::PLAIN;
+use domus_driver::frontend::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
+use domus_driver::net::{Guest, MEMORY, SIZE, rx_buffer};
+use domus_driver::ring::{NEXT, WRITE, put_descriptor};
 use domus_net::features;
 use shared_abi::control::BackendReply;
-use vm_memory::{Bytes, GuestAddress};
 
-const ALL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | features::OFFERED;
+const ALL: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | features::OFFERED;
 
 fn nic(wanted: u64) -> (Program, Wire, Guest) {
     wire::own_network();
@@ -34,9 +36,9 @@ fn works(wire: &Wire, guest: &mut Guest, seed: u8) {
 /// No thread is busy.
 fn is_quiet(program: &Program) {
     std::thread::sleep(Duration::from_millis(100));
-    let before = switches(program.child.id());
+    let before = program.switches();
     std::thread::sleep(Duration::from_millis(300));
-    let after = switches(program.child.id());
+    let after = program.switches();
     assert!(after - before <= 1, "{} context switches in 300 ms", after - before);
 }
 
@@ -45,7 +47,7 @@ fn a_frame_with_a_broken_header_is_not_sent_and_the_next_one_is() {
     let (program, wire, guest) = nic(ALL);
     let mut guest = guest.run();
     guest.offer_buffers(32, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     let (good, segment) = tcp(20_000);
     let with = |at: usize, value: u8| {
         let mut header = good;
@@ -85,7 +87,7 @@ fn chains_of_wild_addresses_and_lengths_are_given_back_unsent() {
     let (program, wire, guest) = nic(ALL);
     let mut guest = guest.run();
     guest.offer_buffers(32, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     let table = 0x1f0_0000;
     let wild: [&[(u64, u32, u16, u16)]; 9] = [
         &[(0, 0, 0, 0)],
@@ -100,7 +102,7 @@ fn chains_of_wild_addresses_and_lengths_are_given_back_unsent() {
     ];
     for (seed, chain) in (0..).zip(wild) {
         for (at, descriptor) in (200..).zip(chain) {
-            guest.tx.set_descriptor(at, *descriptor);
+            guest.tx().set_descriptor(at, *descriptor);
         }
         guest.send_chain(200);
         works(&wire, &mut guest, seed);
@@ -108,15 +110,11 @@ fn chains_of_wild_addresses_and_lengths_are_given_back_unsent() {
     // As many pieces as an indirect table has: more than one writev takes, all of one byte.
     for at in 0..1024_u64 {
         let next = if at == 1023 { 0 } else { NEXT };
-        let descriptor = (0x10_0000_u64 + at, 1_u32, next, at as u16 + 1);
-        let at = table + at * 16;
-        guest.memory.write_obj(descriptor.0, GuestAddress(at)).unwrap();
-        guest.memory.write_obj(descriptor.1, GuestAddress(at + 8)).unwrap();
-        guest.memory.write_obj(descriptor.2, GuestAddress(at + 12)).unwrap();
-        guest.memory.write_obj(descriptor.3, GuestAddress(at + 14)).unwrap();
+        let descriptor = (0x10_0000 + at, 1, next, at as u16 + 1);
+        put_descriptor(&guest.memory, table, at as u16, descriptor);
     }
-    guest.memory.write_slice(&[0; 1024], GuestAddress(0x10_0000)).unwrap();
-    guest.tx.set_descriptor(200, (table, 1024 * 16, 4, 0));
+    guest.memory.write_bytes(&[0; 1024], 0x10_0000);
+    guest.tx().set_descriptor(200, (table, 1024 * 16, 4, 0));
     guest.send_chain(200);
     guest.send(PLAIN, &frame(77, 60), 2000);
     assert_eq!(wire.receive_if(is_test).1, frame(77, 60));
@@ -136,12 +134,12 @@ fn receive_buffers_that_cannot_be_written_come_back_empty() {
         (1 << 50, 2000, WRITE, 0),
     ];
     for (head, descriptor) in (0..).zip(bad) {
-        guest.rx.set_descriptor(head, descriptor);
-        guest.rx.offer(head);
+        guest.rx().set_descriptor(head, descriptor);
+        guest.rx().offer(head);
     }
-    guest.rx.kick();
+    guest.rx().kick();
     for head in 0..bad.len() as u16 {
-        assert_eq!(guest.rx.used(), (head, 0));
+        assert_eq!(guest.rx().used(), (head, 0));
     }
     // A good one, a bad one, a good one: the frame takes two, and so is dropped; the next one fits in one.
     for (head, descriptor) in [
@@ -149,14 +147,14 @@ fn receive_buffers_that_cannot_be_written_come_back_empty() {
         (11, (1 << 50, 600, WRITE, 0)),
         (12, (rx_buffer(12), 600, WRITE, 0)),
     ] {
-        guest.rx.set_descriptor(head, descriptor);
-        guest.rx.offer(head);
+        guest.rx().set_descriptor(head, descriptor);
+        guest.rx().offer(head);
     }
-    guest.rx.kick();
+    guest.rx().kick();
     wire.send(PLAIN, &frame(1, 1000));
     wire.send(PLAIN, &frame(2, 500));
     assert_eq!(guest.receive().1, frame(2, 500));
-    assert_eq!(guest.rx.used(), (11, 0));
+    assert_eq!(guest.rx().used(), (11, 0));
     wire.send(PLAIN, &frame(3, 500));
     assert_eq!(guest.receive().1, frame(3, 500));
     is_quiet(&program);
@@ -168,29 +166,29 @@ fn a_broken_ring_stands_still_until_it_is_started_again_and_the_other_goes_on() 
         let (program, wire, guest) = nic(ALL);
         let mut guest = guest.run();
         guest.offer_buffers(32, 2000);
-        guest.rx.kick();
+        guest.rx().kick();
         works(&wire, &mut guest, 0);
         match what {
-            0 => guest.tx.break_available_index(),
+            0 => guest.tx().break_available_index(),
             1 => {
-                guest.tx.offer(SIZE);
+                guest.tx().offer(SIZE);
             }
             2 => {
-                guest.tx.set_descriptor(5, (0x1000, 12, NEXT, 6));
-                guest.tx.set_descriptor(6, (0x1000, 60, NEXT, 5));
-                guest.tx.offer(5);
+                guest.tx().set_descriptor(5, (0x1000, 12, NEXT, 6));
+                guest.tx().set_descriptor(6, (0x1000, 60, NEXT, 5));
+                guest.tx().offer(5);
             }
             3 => {
-                guest.tx.set_descriptor(5, (0x1000, 12, NEXT, SIZE));
-                guest.tx.offer(5);
+                guest.tx().set_descriptor(5, (0x1000, 12, NEXT, SIZE));
+                guest.tx().offer(5);
             }
             _ => {
-                guest.tx.set_descriptor(5, (MEMORY - 16, 16 * 1024, 4, 0));
-                guest.tx.offer(5);
+                guest.tx().set_descriptor(5, (MEMORY - 16, 16 * 1024, 4, 0));
+                guest.tx().offer(5);
             }
         }
-        guest.tx.kick();
-        guest.tx.kick();
+        guest.tx().kick();
+        guest.tx().kick();
         for seed in 0..5 {
             wire.send(PLAIN, &frame(seed, 300));
             assert_eq!(guest.receive().1, frame(seed, 300), "case {what}");
@@ -202,13 +200,9 @@ fn a_broken_ring_stands_still_until_it_is_started_again_and_the_other_goes_on() 
 #[test]
 fn a_kick_descriptor_that_is_none_costs_no_processor_time() {
     let (program, _wire, mut guest) = nic(ALL);
-    use std::os::fd::{FromRawFd, IntoRawFd};
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(writer);
-    #[expect(unsafe_code, reason = "an eventfd in name only")]
-    // SAFETY: the descriptor was just given up by its owner.
-    let none = unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(reader.into_raw_fd()) };
-    guest.tx.kick = none;
+    guest.tx().kick = reader.into();
     let guest = guest.run();
     is_quiet(&program);
     drop(guest);

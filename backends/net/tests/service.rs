@@ -6,15 +6,17 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::driver::{EVENT_IDX, Guest, INDIRECT, VERSION_1};
-use common::wire::{self, PLAIN, Wire, frame, is_tcp, is_test, tcp};
-use common::{Answer, End, Plug, Program, start_nics, switches};
+use common::wire::{self, Wire, frame, is_tcp, is_test, tcp};
+use common::{Answer, End, Plug, Program, start_nics};
+use domus_driver::frames::PLAIN;
+use domus_driver::frontend::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
+use domus_driver::net::Guest;
 use domus_net::features;
 use shared_abi::control::{
     BackendReply, DropReason, Drops, NetCard, NicLimit, NicLimits, NicRequest, Rate, TrafficStatistics,
 };
 
-const ALL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | features::OFFERED;
+const ALL: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | features::OFFERED;
 
 fn nic(wanted: u64, change: impl Fn(&mut NetCard) + 'static) -> (Program, Wire, Guest) {
     wire::own_network();
@@ -23,7 +25,7 @@ fn nic(wanted: u64, change: impl Fn(&mut NetCard) + 'static) -> (Program, Wire, 
     assert_eq!(answer, Answer::Reply(BackendReply::Ready));
     let mut guest = Guest::new(streams.remove(0), wanted).run();
     guest.offer_buffers(128, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     (program, wire, guest)
 }
 
@@ -48,16 +50,16 @@ fn frames_are_lost_while_the_cable_is_pulled_and_pass_when_it_is_plugged_in() {
             assert_eq!(guest.receive().1, frame(seed, 60));
         } else {
             std::thread::sleep(Duration::from_millis(50));
-            assert!(guest.rx.try_used().is_none());
+            assert!(guest.rx().try_used().is_none());
         }
     }
     let statistics = program.statistics();
     assert_eq!((lost(&statistics.receive, DropReason::LinkDown), statistics.receive.packets), (2, 2));
     assert_eq!((lost(&statistics.transmit, DropReason::LinkDown), statistics.transmit.packets), (2, 2));
     std::thread::sleep(Duration::from_millis(100));
-    let before = switches(program.child.id());
+    let before = program.switches();
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(switches(program.child.id()), before);
+    assert_eq!(program.switches(), before);
 }
 
 #[test]
@@ -68,14 +70,14 @@ fn a_pulled_cable_fills_nothing_up_even_without_buffers() {
         start_nics(vec![Plug::with(End::Tap(vec![tap]), |card| card.link_up = false)]);
     let mut guest = Guest::new(streams.remove(0), ALL).run();
     (0..200).for_each(|seed| wire.send(PLAIN, &frame(seed, 60)));
-    let until = Instant::now() + common::PATIENCE;
+    let until = Instant::now() + domus_driver::PATIENCE;
     while lost(&program.statistics().receive, DropReason::LinkDown) < 200 {
         assert!(Instant::now() < until, "the tap is not emptied");
         std::thread::sleep(Duration::from_millis(5));
     }
     program.order(NicRequest::Link { up: true });
     guest.offer_buffers(8, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     wire.send(PLAIN, &frame(7, 60));
     assert_eq!(guest.receive().1, frame(7, 60));
 }
@@ -97,9 +99,9 @@ fn rate(program: &Program, wire: &Wire, guest: &mut Guest, transmit: bool, lengt
             guest.send(PLAIN, &frame(1, length), 4096);
         } else {
             wire.send(PLAIN, &frame(1, length));
-            while let Some((head, _)) = guest.rx.try_used() {
-                guest.rx.offer(head);
-                guest.rx.kick();
+            while let Some((head, _)) = guest.rx().try_used() {
+                guest.rx().offer(head);
+                guest.rx().kick();
             }
             std::thread::sleep(Duration::from_micros(100));
         }

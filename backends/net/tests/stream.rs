@@ -8,13 +8,16 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use common::driver::{EVENT_IDX, Guest, VERSION_1};
-use common::wire::{PLAIN, frame};
-use common::{Answer, End, PATIENCE, Plug, Program, start_nics, switches};
+use common::wire::frame;
+use common::{Answer, End, Plug, Program, start_nics};
+use domus_driver::PATIENCE;
+use domus_driver::frames::PLAIN;
+use domus_driver::frontend::{F_EVENT_IDX, F_VERSION_1};
+use domus_driver::net::{Guest, SENT};
 use domus_net::features;
 use shared_abi::control::{BackendEvent, BackendReply, DropReason};
 
-const ALL: u64 = VERSION_1 | EVENT_IDX | features::ALWAYS;
+const ALL: u64 = F_VERSION_1 | F_EVENT_IDX | features::ALWAYS;
 
 fn pair() -> (UnixStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -29,7 +32,7 @@ fn nic(socket: Option<UnixStream>) -> (Program, Guest) {
     assert_eq!(answer, Answer::Reply(BackendReply::Ready));
     let mut guest = Guest::new(streams.remove(0), ALL).run();
     guest.offer_buffers(200, 2000);
-    guest.rx.kick();
+    guest.rx().kick();
     (program, guest)
 }
 
@@ -53,7 +56,7 @@ fn works(mut peer: &UnixStream, guest: &mut Guest, seed: u8) {
         let (header, got) = guest.receive();
         assert!(got == frame(seed, length), "{length} bytes received");
         assert_eq!(header[..10], PLAIN);
-        guest.rx.kick();
+        guest.rx().kick();
     }
 }
 
@@ -71,7 +74,7 @@ fn lost_connection(program: &Program) -> String {
 fn frames_up_to_64_kib_go_both_ways_and_no_offload_is_offered() {
     let (peer, theirs) = pair();
     let (_program, mut guest) = nic(Some(theirs));
-    assert_eq!(guest.frontend_features() & (features::OFFLOADS | features::DATAGRAMS | features::MQ), 0);
+    assert_eq!(guest.offered() & (features::OFFLOADS | features::DATAGRAMS | features::MQ), 0);
     (0..5).for_each(|seed| works(&peer, &mut guest, seed));
 }
 
@@ -87,7 +90,7 @@ fn frames_that_come_in_pieces_are_whole_and_those_that_come_together_apart() {
     let both = [first, rest].concat();
     peer.write_all(&both[..2999]).unwrap();
     std::thread::sleep(Duration::from_millis(30));
-    assert!(guest.rx.try_used().is_none(), "a part of a frame was shown");
+    assert!(guest.rx().try_used().is_none(), "a part of a frame was shown");
     peer.write_all(&both[2999..]).unwrap();
     assert_eq!(guest.receive().1, frame(2, 3000));
     assert_eq!(guest.receive().1, frame(3, 100));
@@ -98,23 +101,21 @@ fn frames_wait_in_the_ring_while_the_peer_does_not_read_and_none_is_cut() {
     let (peer, theirs) = pair();
     let (program, mut guest) = nic(Some(theirs));
     let length = 60_000;
-    let bytes = [&[0; 12][..], &frame(5, length)].concat();
-    let at = vm_memory::GuestAddress(0x180_0000);
-    vm_memory::Bytes::write_slice(&guest.memory, &bytes, at).unwrap();
+    let bytes = guest.put(PLAIN, &frame(5, length));
     for index in 0..50 {
-        guest.tx.set_descriptor(index, (at.0, bytes.len() as u32, 0, 0));
-        guest.tx.offer(index);
+        guest.tx().set_descriptor(index, (SENT, bytes, 0, 0));
+        guest.tx().offer(index);
     }
-    guest.tx.kick();
+    guest.tx().kick();
     std::thread::sleep(Duration::from_millis(100));
-    let before = switches(program.child.id());
+    let before = program.switches();
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(switches(program.child.id()), before, "a full socket is polled");
+    assert_eq!(program.switches(), before, "a full socket is polled");
     for _ in 0..50 {
         assert!(decode(&peer) == frame(5, length));
     }
     for index in 0..50 {
-        assert_eq!(guest.tx.used(), (index, 0));
+        assert_eq!(guest.tx().used(), (index, 0));
     }
     works(&peer, &mut guest, 6);
 }
@@ -135,9 +136,9 @@ fn a_peer_that_is_gone_is_reported_once_and_the_next_one_is_taken() {
     assert_eq!(drops(&program), 2);
     assert!(!program.statistics().link_up);
     std::thread::sleep(Duration::from_millis(100));
-    let before = switches(program.child.id());
+    let before = program.switches();
     std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(switches(program.child.id()), before);
+    assert_eq!(program.switches(), before);
     for seed in 3..6 {
         let (peer, theirs) = pair();
         assert_eq!(program.reconnect(theirs), Answer::Reply(BackendReply::Done));
@@ -179,9 +180,9 @@ fn a_peer_that_floods_is_not_ahead_of_orders() {
     let feeder = std::thread::spawn(move || while peer.write_all(&flood).is_ok() {});
     let until = Instant::now() + Duration::from_secs(1);
     while Instant::now() < until {
-        while let Some((head, _)) = guest.rx.try_used() {
-            guest.rx.offer(head);
-            guest.rx.kick();
+        while let Some((head, _)) = guest.rx().try_used() {
+            guest.rx().offer(head);
+            guest.rx().kick();
         }
     }
     assert!(program.statistics().receive.packets > 100);

@@ -6,19 +6,23 @@ mod common;
 
 use std::time::Duration;
 
-use common::driver::{Guest, VERSION_1};
-use common::{ALL, Answer, OFFLOADS, PLAIN, Switch, USUAL, card, frame, lost, mac, tcp, tcp_is_complete};
+use common::{Answer, OFFLOADS, Switch, USUAL, card, lost, mac};
+use domus_driver::frames::{ALL, PLAIN, frame, tcp, tcp_is_complete};
+use domus_driver::frontend::F_VERSION_1;
+use domus_driver::net::{Guest, rx_buffer};
+use domus_driver::ring::WRITE;
 use domus_net::features;
 use shared_abi::control::{BackendReply, DropReason};
 
 /// Nothing has come, and nothing is on its way: the sender's frame is used already.
 fn nothing(guest: &mut Guest) {
-    assert_eq!(guest.rx.try_used(), None, "a frame came that is for another");
+    assert_eq!(guest.rx().try_used(), None, "a frame came that is for another");
 }
 
 #[test]
 fn frames_pass_whole_and_in_order_whatever_the_drivers_negotiate() {
-    for (sender, receiver) in [(USUAL, USUAL), (VERSION_1, USUAL), (USUAL, VERSION_1), (VERSION_1, VERSION_1)]
+    for (sender, receiver) in
+        [(USUAL, USUAL), (F_VERSION_1, USUAL), (USUAL, F_VERSION_1), (F_VERSION_1, F_VERSION_1)]
     {
         let switch = Switch::start();
         let (mut a, mut b) = (switch.guest(1, sender), switch.guest(2, receiver));
@@ -148,7 +152,7 @@ fn checksums_and_segments_stay_open_between_drivers_that_take_them() {
 
 #[test]
 fn a_driver_that_takes_none_gets_whole_checksums_and_small_segments() {
-    for wanted in [USUAL, VERSION_1, USUAL | features::GUEST_CSUM] {
+    for wanted in [USUAL, F_VERSION_1, USUAL | features::GUEST_CSUM] {
         let switch = Switch::start();
         let (mut a, mut b) = (switch.guest(1, OFFLOADS), switch.guest(2, wanted));
         let (header, sent) = tcp(mac(2), mac(1), 1000);
@@ -206,15 +210,15 @@ fn a_frame_that_waits_arrives_when_there_is_room() {
     // Half of what the frame takes, which stays taken.
     let mut b = switch.run(2, Guest::new(switch.plug(2), OFFLOADS), 20);
     for index in 20..45 {
-        let at = common::driver::rx_buffer(index);
-        b.rx.set_descriptor(index, (at, 1536, common::driver::WRITE, 0));
+        let at = rx_buffer(index);
+        b.rx().set_descriptor(index, (at, 1536, WRITE, 0));
     }
     let (header, sent) = tcp(mac(2), mac(1), 60_000);
     std::thread::scope(|scope| {
         scope.spawn(|| a.send(header, &sent, 4096));
         std::thread::sleep(Duration::from_micros(300));
-        (20..45).for_each(|index| b.rx.offer(index));
-        b.rx.kick();
+        (20..45).for_each(|index| b.rx().offer(index));
+        b.rx().kick();
     });
     if lost(&switch.statistics(2).receive.drops, DropReason::NoRoom) == 1 {
         // A busy machine: the moment was over. The buffers are there for the next one.

@@ -9,8 +9,13 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::driver::{Guest, NEXT, WRITE};
-use common::{Answer, OFFLOADS, PATIENCE, PLAIN, Switch, USUAL, card, frame, lost, mac, switches, tcp};
+use common::{Answer, OFFLOADS, Switch, USUAL, card, lost, mac};
+use domus_driver::PATIENCE;
+use domus_driver::event::lent;
+use domus_driver::frames::{ALL, PLAIN, frame, tcp};
+use domus_driver::net::{Guest, SENT};
+use domus_driver::process::private_memory;
+use domus_driver::ring::{NEXT, WRITE};
 use domus_net::features;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use shared_abi::control::{BackendReply, DropReason, NicLimits, NicRequest, SwitchEvent, SwitchRequest};
@@ -27,7 +32,7 @@ fn pass(from: &mut Guest, to: &mut Guest, addresses: [u8; 2], seed: u8) {
 
 /// How much of files in memory the program maps.
 fn mapped(switch: &Switch, name: &str) -> usize {
-    let maps = std::fs::read_to_string(format!("/proc/{}/maps", switch.child.id())).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", switch.process.pid())).unwrap();
     maps.lines().filter(|line| line.contains(&format!("memfd:{name} "))).count()
 }
 
@@ -44,11 +49,11 @@ fn failed(switch: &Switch, port: u8) -> String {
 /// Takes what `a` has sent back, and what `b` has got; returns how much `a` has sent.
 fn take_all(a: &mut Guest, b: &mut Guest) -> u16 {
     let mut sent = 0;
-    while a.tx.try_used().is_some() {
+    while a.tx().try_used().is_some() {
         sent += 1;
     }
-    while let Some((head, _)) = b.rx.try_used() {
-        b.rx.offer(head);
+    while let Some((head, _)) = b.rx().try_used() {
+        b.rx().offer(head);
     }
     sent
 }
@@ -67,15 +72,14 @@ fn guests_go_on_when_the_switch_was_killed_under_traffic_and_another_takes_over(
         }
         // Frames are on their way when it dies.
         for index in 0..FLOOD {
-            a.tx.set_descriptor(200, (0x180_0000, 12 + 200, 0, 0));
-            a.tx.offer(200);
+            a.tx().set_descriptor(200, (SENT, 12 + 200, 0, 0));
+            a.tx().offer(200);
             if index % 30 == 0 {
-                a.tx.kick();
+                a.tx().kick();
             }
         }
         std::thread::sleep(Duration::from_micros(round * 50));
-        switch.child.kill().unwrap();
-        switch.child.wait().unwrap();
+        switch.process.kill().unwrap();
         let mut used = take_all(&mut a, &mut b);
         switch = Switch::start();
         for (port, guest) in [(1, &mut a), (2, &mut b)] {
@@ -99,16 +103,15 @@ fn guests_go_on_when_the_switch_was_killed_under_traffic_and_another_takes_over(
 fn orders_are_obeyed_while_frames_come_one_soon_after_the_other() {
     let switch = Switch::start();
     let (mut a, b) = (switch.guest(1, USUAL), switch.guest(2, USUAL));
-    let bytes = [&[0; 12][..], &frame(mac(2), mac(1), 1, 60)].concat();
-    vm_memory::Bytes::write_slice(&a.memory, &bytes, vm_memory::GuestAddress(0x180_0000)).unwrap();
-    a.tx.set_descriptor(0, (0x180_0000, bytes.len() as u32, 0, 0));
+    let bytes = a.put(PLAIN, &frame(mac(2), mac(1), 1, 60));
+    a.tx().set_descriptor(0, (SENT, bytes, 0, 0));
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                a.tx.offer(0);
-                a.tx.kick();
-                while a.tx.try_used().is_none() {
+                a.tx().offer(0);
+                a.tx().kick();
+                while a.tx().try_used().is_none() {
                     std::hint::spin_loop();
                 }
             }
@@ -118,7 +121,7 @@ fn orders_are_obeyed_while_frames_come_one_soon_after_the_other() {
             assert_eq!(switch.nic(1, NicRequest::Limit(NicLimits::default())), DONE);
             let base = b.frontend.get_vring_base(0).unwrap();
             b.frontend.set_vring_base(0, base as u16).unwrap();
-            b.frontend.set_vring_kick(0, &b.rx.kick).unwrap();
+            b.frontend.set_vring_kick(0, &lent(&b.rings[0].kick).unwrap()).unwrap();
         }
         over.store(true, Ordering::Relaxed);
     });
@@ -243,37 +246,37 @@ type Lie = fn(&mut Guest);
 #[test]
 fn a_guest_that_lies_in_its_rings_harms_itself_alone() {
     let lies: [(&str, Lie); 9] = [
-        ("more chains than the ring has", |guest| guest.tx.break_available_index()),
-        ("more buffers than the ring has", |guest| guest.rx.break_available_index()),
+        ("more chains than the ring has", |guest| guest.tx().break_available_index()),
+        ("more buffers than the ring has", |guest| guest.rx().break_available_index()),
         ("a chain that never ends", |guest| {
-            guest.tx.set_descriptor(9, (0x180_0000, 100, NEXT, 9));
-            guest.tx.offer(9);
+            guest.tx().set_descriptor(9, (SENT, 100, NEXT, 9));
+            guest.tx().offer(9);
         }),
-        ("a descriptor that does not exist", |guest| guest.tx.offer(5000)),
+        ("a descriptor that does not exist", |guest| guest.tx().offer(5000)),
         ("a frame outside the memory", |guest| {
-            guest.tx.set_descriptor(9, (1 << 40, 100, 0, 0));
-            guest.tx.offer(9);
+            guest.tx().set_descriptor(9, (1 << 40, 100, 0, 0));
+            guest.tx().offer(9);
         }),
         ("the end of a frame outside the memory", |guest| {
-            guest.tx.set_descriptor(9, (0x180_0000, 400, NEXT, 10));
-            guest.tx.set_descriptor(10, (u64::MAX - 8, 100, 0, 0));
-            guest.tx.offer(9);
+            guest.tx().set_descriptor(9, (SENT, 400, NEXT, 10));
+            guest.tx().set_descriptor(10, (u64::MAX - 8, 100, 0, 0));
+            guest.tx().offer(9);
         }),
         ("a frame to be written", |guest| {
-            guest.tx.set_descriptor(9, (0x180_0000, 100, WRITE, 0));
-            guest.tx.offer(9);
+            guest.tx().set_descriptor(9, (SENT, 100, WRITE, 0));
+            guest.tx().offer(9);
         }),
         ("buffers outside the memory", |guest| {
             for index in 130..140 {
-                guest.rx.set_descriptor(index, (1 << 50, 1536, WRITE, 0));
-                guest.rx.offer(index);
+                guest.rx().set_descriptor(index, (1 << 50, 1536, WRITE, 0));
+                guest.rx().offer(index);
             }
         }),
         ("buffers to be read, and of no length", |guest| {
-            guest.rx.set_descriptor(130, (0x180_0000, 1536, 0, 0));
-            guest.rx.set_descriptor(131, (0x180_0000, 0, WRITE, 0));
-            guest.rx.offer(130);
-            guest.rx.offer(131);
+            guest.rx().set_descriptor(130, (SENT, 1536, 0, 0));
+            guest.rx().set_descriptor(131, (SENT, 0, WRITE, 0));
+            guest.rx().offer(130);
+            guest.rx().offer(131);
         }),
     ];
     let switch = Switch::start();
@@ -282,11 +285,11 @@ fn a_guest_that_lies_in_its_rings_harms_itself_alone() {
         for buffers in [0, 3] {
             let mut liar = switch.run(3, Guest::new(switch.plug(3), USUAL), buffers);
             lie(&mut liar);
-            liar.tx.kick();
+            liar.tx().kick();
             for round in 0..30 {
                 a.send(PLAIN, &frame(mac(3), mac(1), round, 1000), 2000);
                 pass(&mut a, &mut b, [1, 2], seed);
-                let all = frame(common::ALL, mac(2), round, 300);
+                let all = frame(ALL, mac(2), round, 300);
                 b.send(PLAIN, &all, 2000);
                 assert_eq!(a.receive().1, all, "{name}");
             }
@@ -300,7 +303,7 @@ fn a_guest_that_lies_in_its_rings_harms_itself_alone() {
 
 /// Processor time used so far, in clock ticks of 10 ms.
 fn ticks(switch: &Switch) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", switch.child.id())).unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", switch.process.pid())).unwrap();
     let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
@@ -311,17 +314,12 @@ fn a_frame_that_is_taken_back_while_it_waits_costs_nothing() {
     let mut liar = switch.guest(1, USUAL);
     let _full = switch.run(2, Guest::new(switch.plug(2), USUAL), 0);
     let waiting = frame(mac(2), mac(1), 1, 60);
-    vm_memory::Bytes::write_slice(
-        &liar.memory,
-        &[&[0; 12][..], &waiting].concat(),
-        vm_memory::GuestAddress(0x180_0000),
-    )
-    .unwrap();
-    liar.tx.set_descriptor(0, (0x180_0000, 72, 0, 0));
-    liar.tx.offer(0);
-    liar.tx.kick();
+    let bytes = liar.put(PLAIN, &waiting);
+    liar.tx().set_descriptor(0, (SENT, bytes, 0, 0));
+    liar.tx().offer(0);
+    liar.tx().kick();
     // Whether it is popped before this or not, and whether it waits or not.
-    liar.tx.break_available_index();
+    liar.tx().break_available_index();
     std::thread::sleep(Duration::from_millis(100));
     let before = ticks(&switch);
     std::thread::sleep(Duration::from_millis(500));
@@ -353,17 +351,14 @@ fn a_switch_that_rests_wakes_nobody_and_is_sealed() {
         pass(&mut a, &mut b, [1, 2], seed);
     }
     std::thread::sleep(Duration::from_millis(200));
-    let before = switches(switch.child.id());
+    let before = switch.switches();
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(switches(switch.child.id()), before);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", switch.child.id())).unwrap();
+    assert_eq!(switch.switches(), before);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", switch.process.pid())).unwrap();
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.contains(line), "{line} is not in {status}");
     }
-    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", switch.child.id())).unwrap();
-    let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
-    let private: u64 =
-        lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum();
+    let private = private_memory(switch.process.pid()).unwrap();
     println!("private memory: {private} KiB");
     assert!(private <= 4096, "{private} KiB private memory");
 }

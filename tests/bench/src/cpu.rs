@@ -78,8 +78,8 @@ pub fn of_process(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
-/// CPU time that processes have used on all CPUs since the host's start, and what its hypervisor took from it. Without interrupts, which
-/// nobody can be charged with.
+/// CPU time that processes have used on all CPUs since the host's start, and what its hypervisor took from it. Without
+/// interrupts, which nobody can be charged with.
 fn of_all() -> Result<Duration> {
     let text = fs::read_to_string("/proc/stat")?;
     let line = text.lines().next().unwrap_or_default();

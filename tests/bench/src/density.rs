@@ -1,7 +1,8 @@
-//! Many small guests on one host, each with a disk, a NIC and a console: how fast they come, and what they cost while idle.
+//! Many small guests on one host, each with a disk, a NIC and a console: how fast they come, and what they cost while
+//! idle.
 //!
-//! The guests are real, under a real dom0, driven by the real command, in a network namespace of their own. At the end, and on
-//! Ctrl-C, dom0 takes them all down.
+//! The guests are real, under a real dom0, driven by the real command, in a network namespace of their own. At the end,
+//! and on Ctrl-C, dom0 takes them all down.
 //!
 //! | printed | is |
 //! |---|---|

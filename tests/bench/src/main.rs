@@ -1,8 +1,9 @@
-//! `domus-bench`: Domus' backends and what people would use instead of them, measured in one run, with a client of our own and no
-//! guest; and many guests together.
+//! `domus-bench`: Domus' backends and what people would use instead of them, measured in one run, with a client of our
+//! own and no guest; and many guests together.
 //!
-//! The rounds are interleaved (A B C A B C …) and each figure is a median. Nothing fails on a figure. Whatever ends this process, nothing
-//! stays: files have no name, the backends die with their parent, and the sockets' folder is removed on Ctrl-C too.
+//! The rounds are interleaved (A B C A B C …) and each figure is a median. Nothing fails on a figure. Whatever ends
+//! this process, nothing stays: files have no name, the backends die with their parent, and the sockets' folder is
+//! removed on Ctrl-C too.
 //!
 //! | module | does |
 //! |---|---|

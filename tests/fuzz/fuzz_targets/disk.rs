@@ -1,12 +1,14 @@
-//! The path of a queue through `domus-block`, from the ring to the image and back: whatever is in the ring, its tables and the requests, it
-//! ends, writes neither beside the guest's memory nor behind the disk's last sector, and answers requests that virtio can make sense of
-//! once each, with a status that exists, without a byte outside the buffers that they lent.
+//! The path of a queue through `domus-block`, from the ring to the image and back: whatever is in the ring, its tables
+//! and the requests, it ends, writes neither beside the guest's memory nor behind the disk's last sector, and answers
+//! requests that virtio can make sense of once each, with a status that exists, without a byte outside the buffers that
+//! they lent.
 #![no_main]
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use domus_fuzz::{DESCRIPTORS, Guest, MEMORY, PATIENCE, SECTORS, SIZE, Served, Storage, USED, start};
+use domus_driver::ring::{Buffer as Lent, INDIRECT, NEXT, WRITE};
+use domus_fuzz::{Guest, MEMORY, PATIENCE, SECTORS, SIZE, Served, Storage, USED, start};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use vhost::VhostBackend;
@@ -96,9 +98,6 @@ enum Buffer {
     Wild { start: u64, len: u32, writable: bool },
 }
 
-/// A descriptor: address, length, whether the device writes.
-type Lent = (u64, u32, bool);
-
 /// What the chain lends, and whether all of it is in its own part of the memory.
 fn lent(asked: &Asked, chain: u64) -> (Vec<Lent>, bool) {
     let window = WINDOWS + chain * WINDOW;
@@ -145,15 +144,16 @@ fn build(guest: &Guest, asked: &Asked, chain: u64, lent: &[Lent], indirect: bool
     segment.extend(u32::from(flags).to_le_bytes());
     guest.write(WINDOWS + chain * WINDOW, &segment);
     let head = chain as u16 * (BUFFERS as u16 + 2);
-    let (table, first) = if indirect { (TABLES + chain * 0x80, 0) } else { (DESCRIPTORS, head) };
-    for (index, &(addr, len, writable)) in (first..).zip(lent) {
-        let last = usize::from(index - first) + 1 == lent.len();
-        let flags = if last { 0 } else { 1 } | if writable { 2 } else { 0 };
-        guest.descriptor(table, index, (addr, len, flags, index + 1));
+    if !indirect {
+        guest.rings[0].set_chain(head, lent);
+        return head;
     }
-    if indirect {
-        guest.descriptor(DESCRIPTORS, head, (table, lent.len() as u32 * 16, 4, 0));
+    let table = TABLES + chain * 0x80;
+    for (index, &(addr, len, writable)) in (0..).zip(lent) {
+        let next = if usize::from(index) + 1 == lent.len() { 0 } else { NEXT };
+        guest.descriptor(table, index, (addr, len, next | if writable { WRITE } else { 0 }, index + 1));
     }
+    guest.rings[0].set_descriptor(head, (table, lent.len() as u32 * 16, INDIRECT, 0));
     head
 }
 
@@ -180,7 +180,7 @@ fn check(before: &[u8], after: &[u8], chains: &[(u16, Vec<Lent>)]) {
 
 fuzz_target!(|input: Input| {
     let disk = &DISKS[usize::from(input.storage) % DISKS.len()];
-    let guest = Guest::default();
+    let mut guest = Guest::new(1);
     (0..CHAINS as u64).for_each(|chain| guest.write(STATUSES + chain, &[UNTOUCHED]));
     let (mut chains, mut tame) = (Vec::new(), input.patches.is_empty());
     for (chain, asked) in (0..).zip(input.chains.iter().take(CHAINS)) {
@@ -189,16 +189,18 @@ fuzz_target!(|input: Input| {
         tame &= own;
         chains.push((build(&guest, asked, chain, &lent, indirect), lent));
     }
-    guest.offer(&chains.iter().map(|(head, _)| *head).collect::<Vec<_>>());
+    chains.iter().for_each(|(head, _)| guest.rings[0].push(*head));
+    guest.rings[0].show();
     for &(at, byte) in input.patches.iter().take(64) {
         guest.write(u64::from(at) % WINDOWS, &[byte]);
     }
     let before = guest.read();
 
     let (stream, server) = disk.connect();
-    let (frontend, kick) = start(stream, input.features, &guest);
-    kick.write(1).expect("a kick");
-    // A ring that cannot be made sense of stands still, and one that overwrites itself says anything: these get a moment to do their worst.
+    let frontend = start(stream, input.features, &guest);
+    guest.rings[0].kick();
+    // A ring that cannot be made sense of stands still, and one that overwrites itself says anything: these get a
+    // moment to do their worst.
     let patience = if tame { PATIENCE } else { Duration::from_millis(3) };
     let answered = guest.wait_used(chains.len() as u16, patience);
     let base = frontend.get_vring_base(0).expect("every ring stops");

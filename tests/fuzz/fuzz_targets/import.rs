@@ -1,5 +1,5 @@
-//! Other toolstacks' configs: whatever the text, reading it ends in a config and a list of printable lines, or in an error of
-//! one line.
+//! Other toolstacks' configs: whatever the text, reading it ends in a config and a list of printable lines, or in an
+//! error of one line.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! A frame as a guest sends it, with any header: what passes the checks of header and filter claims nothing that is not its sender's, and
-//! cutting it or filling in its checksum ends, stays within bounds and loses no payload.
+//! A frame as a guest sends it, with any header: what passes the checks of header and filter claims nothing that is not
+//! its sender's, and cutting it or filling in its checksum ends, stays within bounds and loses no payload.
 #![no_main]
 
 use domus_net::features;

@@ -1,6 +1,7 @@
-//! The path of a NIC's queues through `domus-net`, from the rings to the wire and back: whatever is in the rings, the frames and the
-//! commands, it ends, writes neither beside the guest's memory nor into buffers that were not lent, sends nothing that the NIC's filter
-//! forbids or whose header breaks a rule, and answers every command with one of two bytes.
+//! The path of a NIC's queues through `domus-net`, from the rings to the wire and back: whatever is in the rings, the
+//! frames and the commands, it ends, writes neither beside the guest's memory nor into buffers that were not lent,
+//! sends nothing that the NIC's filter forbids or whose header breaks a rule, and answers every command with one of two
+//! bytes.
 #![no_main]
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,7 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use domus_fuzz::{Guest, OWN, PATIENCE, SIZE};
+use domus_driver::frontend::Terms;
+use domus_driver::ring::Buffer;
+use domus_fuzz::{Guest, PATIENCE, RING, SERVED, SIZE, USED};
 use domus_net::device::NetDevice;
 use domus_net::driver_state::{DriverState, Memory};
 use domus_net::features::{MRG_RXBUF, header_len};
@@ -23,18 +26,13 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use shared_abi::MacAddress;
 use shared_abi::control::{AddressRange, NicFilter, NicLimits};
 use shared_abi::limits::NIC_STATE_LEN;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::VhostBackend;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VringConfigData};
-use vmm_sys_util::eventfd::EventFd;
 use vu_server::Server;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
-/// A ring's parts, from its start, and how far the rings are apart.
-const AVAILABLE: u64 = 0x400;
-const USED: u64 = 0x600;
-const RING: u64 = 0x900;
 /// Receive, transmit and control.
 const QUEUES: u64 = 3;
 
@@ -191,20 +189,14 @@ impl Command {
     }
 }
 
-/// Makes the chains of one ring available, each as descriptors of address, length and whether the device writes. Each has
-/// four places in the table.
-fn offer(guest: &Guest, queue: u64, chains: &[Vec<(u64, u32, bool)>]) {
-    let ring = queue * RING;
-    for (slot, chain) in (0_u64..).zip(chains) {
-        let head = slot as u16 * 4;
-        for (index, &(addr, len, writable)) in (head..).zip(chain) {
-            let last = usize::from(index - head) + 1 == chain.len();
-            let flags = if last { 0 } else { 1 } | if writable { 2 } else { 0 };
-            guest.descriptor(ring, index, (addr, len, flags, index + 1));
-        }
-        guest.write(ring + AVAILABLE + 4 + slot * 2, &head.to_le_bytes());
+/// Makes the chains of one ring available. Each has four places in the table.
+fn offer(guest: &mut Guest, queue: usize, chains: &[Vec<Buffer>]) {
+    let ring = &mut guest.rings[queue];
+    for (head, chain) in (0..).step_by(4).zip(chains) {
+        ring.set_chain(head, chain);
+        ring.push(head);
     }
-    guest.write(ring + AVAILABLE + 2, &(chains.len() as u16).to_le_bytes());
+    ring.show();
 }
 
 fn used(memory: &[u8], queue: u64) -> usize {
@@ -215,45 +207,17 @@ fn used(memory: &[u8], queue: u64) -> usize {
 /// A driver that begins anew: settles the features, shares the memory, starts all rings.
 fn start(stream: UnixStream, features: u64, guest: &Guest) -> (Frontend, u64) {
     let protocol = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::RESET_DEVICE;
-    let mut frontend = Frontend::from_stream(stream, QUEUES);
-    let mut negotiate = || {
-        frontend.set_owner()?;
-        let offered = frontend.get_features()?;
-        frontend.get_protocol_features()?;
-        frontend.set_protocol_features(protocol)?;
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.reset_device()?;
-        let features = (features | domus_fuzz::F_PROTOCOL) & offered;
-        frontend.set_features(features)?;
-        frontend.set_mem_table(&guest.regions())?;
-        for queue in 0..QUEUES {
-            let (index, ring) = (queue as usize, OWN + queue * RING);
-            frontend.set_vring_num(index, SIZE)?;
-            frontend.set_vring_base(index, 0)?;
-            let addresses = VringConfigData {
-                queue_max_size: SIZE,
-                queue_size: SIZE,
-                flags: 0,
-                desc_table_addr: ring,
-                used_ring_addr: ring + USED,
-                avail_ring_addr: ring + AVAILABLE,
-                log_addr: None,
-            };
-            frontend.set_vring_addr(index, &addresses)?;
-            let (kick, call) = (EventFd::new(0).expect("an eventfd"), EventFd::new(0).expect("an eventfd"));
-            frontend.set_vring_call(index, &call)?;
-            frontend.set_vring_kick(index, &kick)?;
-            frontend.set_vring_enable(index, true)?;
-        }
-        Ok::<_, vhost::Error>(features)
-    };
-    let features = negotiate().expect("a frontend that keeps the rules is served");
-    (frontend, features)
+    let terms = Terms { queues: QUEUES, needed: 0, wanted: features, protocol, acknowledged: true };
+    let mut settled = terms.settle(stream).expect(SERVED);
+    settled.frontend.reset_device().expect(SERVED);
+    settled.frontend.set_features(settled.features).expect(SERVED);
+    guest.run(&mut settled.frontend);
+    (settled.frontend, settled.features)
 }
 
 fuzz_target!(|input: Input| {
     let nic = &NICS[usize::from(input.stream)];
-    let guest = Guest::default();
+    let mut guest = Guest::new(QUEUES);
     let mut tame = input.patches.is_empty();
 
     let mut sent = Vec::new();
@@ -271,7 +235,7 @@ fuzz_target!(|input: Input| {
         chain.extend(frame.wild.map(|(addr, len)| (addr, len, false)));
         sent.push(chain);
     }
-    offer(&guest, 1, &sent);
+    offer(&mut guest, 1, &sent);
 
     let mut commands = Vec::new();
     for (slot, command) in (0_u64..).zip(input.commands.iter().take(COMMANDS.0)) {
@@ -280,12 +244,12 @@ fuzz_target!(|input: Input| {
         guest.write(ANSWERS + slot, &[UNTOUCHED]);
         commands.push(vec![(at, bytes.len() as u32, false), (ANSWERS + slot, 1, true)]);
     }
-    offer(&guest, 2, &commands);
+    offer(&mut guest, 2, &commands);
 
     let lengths = input.buffers.iter().take(BUFFERS.0).map(|length| u32::from(*length).min(BUFFERS.2 as u32));
     let buffers: Vec<_> =
         (0..).zip(lengths).map(|(slot, length)| vec![(BUFFERS.1 + slot * BUFFERS.2, length, true)]).collect();
-    offer(&guest, 0, &buffers);
+    offer(&mut guest, 0, &buffers);
 
     for &(at, byte) in input.patches.iter().take(64) {
         guest.write(u64::from(at) % (QUEUES * RING), &[byte]);

@@ -1,5 +1,5 @@
-//! qcow2 images, opened and used as the backend does: whatever the bytes, there is an answer or an error, nothing is read
-//! from anywhere but the image and the one backing image that is listed, and nothing is written to the latter.
+//! qcow2 images, opened and used as the backend does: whatever the bytes, there is an answer or an error, nothing is
+//! read from anywhere but the image and the one backing image that is listed, and nothing is written to the latter.
 //!
 //! An input is 24 bytes that say what is done, then the image. Each operation has an offset anywhere in the disk.
 #![no_main]

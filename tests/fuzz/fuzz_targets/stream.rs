@@ -1,5 +1,5 @@
-//! Frames on a stream: in whatever pieces the bytes come, they are the same frames, there is always room for the rest of one, and a length
-//! that no frame has ends it.
+//! Frames on a stream: in whatever pieces the bytes come, they are the same frames, there is always room for the rest
+//! of one, and a length that no frame has ends it.
 #![no_main]
 
 use domus_net::header::MAX_FRAME;

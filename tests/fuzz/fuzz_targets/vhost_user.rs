@@ -1,5 +1,6 @@
-//! vhost-user messages: whatever a frontend sends, in whatever order and with whatever descriptors, the server neither panics nor hangs, and
-//! when the frontend has gone nothing of it is left: no descriptor is open, and the next one, which keeps the rules, is served.
+//! vhost-user messages: whatever a frontend sends, in whatever order and with whatever descriptors, the server neither
+//! panics nor hangs, and when the frontend has gone nothing of it is left: no descriptor is open, and the next one,
+//! which keeps the rules, is served.
 #![no_main]
 
 use std::fs::File;
@@ -8,7 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
-use domus_fuzz::{F_PROTOCOL, Guest, MEMORY, OWN, Served, Storage, memory_file, reads_a_sector, start};
+use domus_driver::frontend::{F_PROTOCOL, OWN};
+use domus_fuzz::{Guest, MEMORY, Served, Storage, memory_file, reads_a_sector, start};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use nix::sys::eventfd::EventFd;
@@ -193,7 +195,8 @@ fn send(stream: &mut UnixStream, message: &Message) -> bool {
     let control = [ControlMessage::ScmRights(&numbers)];
     let control = if numbers.is_empty() { &[][..] } else { &control[..] };
     let parts = [IoSlice::new(&head), IoSlice::new(&payload)];
-    // Answers are taken, so that the server is never kept from going on; the descriptors in them are closed by the kernel.
+    // Answers are taken, so that the server is never kept from going on; the descriptors in them are closed by the
+    // kernel.
     while stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {}
     sendmsg::<UnixAddr>(stream.as_raw_fd(), &parts, control, MsgFlags::MSG_DONTWAIT, None).is_ok()
 }
@@ -207,7 +210,7 @@ fuzz_target!(|input: Input| {
     let before = open_descriptors();
     let (mut stream, server) = disk.connect();
     if input.running {
-        let guest = Guest::default();
+        let guest = Guest::new(1);
         drop(start(stream.try_clone().expect("a descriptor"), 0, &guest));
     }
     stream.set_nonblocking(true).expect("a socket");

@@ -1,4 +1,5 @@
-//! What several targets need: a disk of `domus-block` that is served in this process, and a frontend that keeps the rules.
+//! What several targets need: a disk of `domus-block` that is served in this process, a guest, and a frontend that
+//! keeps the rules.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,13 +15,15 @@ use domus_block::faults::Faults;
 use domus_block::raw::{Raw, RawEngine};
 use domus_block::threads::Prepared;
 use domus_block::throttle::{self, Gate};
+use domus_driver::frontend::{F_VERSION_1, OWN, Terms, region, run, set_up};
+use domus_driver::memory::Memory;
+use domus_driver::ring::{Descriptor, Layout, Ring, put_descriptor};
 use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use shared_abi::control::{Cache, IoLimits};
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vmm_sys_util::eventfd::EventFd;
+use vhost::vhost_user::Frontend;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vu_server::Server;
 use vu_server::server::ConnectionError;
 
@@ -34,16 +37,13 @@ pub const SIZE: u16 = 64;
 pub const MEMORY: u64 = 0x1_0000;
 /// Where the second of its two regions starts.
 pub const SEAM: u64 = MEMORY / 2;
-/// What the frontend adds to a guest-physical address to make it its own.
-pub const OWN: u64 = 0x7f00_0000_0000;
-/// `VHOST_USER_F_PROTOCOL_FEATURES`.
-pub const F_PROTOCOL: u64 = 1 << 30;
-/// Where a ring's parts are, of guest-physical addresses.
-pub const DESCRIPTORS: u64 = 0;
-/// See [`DESCRIPTORS`].
-pub const AVAILABLE: u64 = 0x400;
-/// See [`DESCRIPTORS`].
+/// Where a ring's used ring is, from its start, where its descriptors are.
 pub const USED: u64 = 0x600;
+/// How far the rings are apart. The first one starts at guest-physical 0.
+pub const RING: u64 = 0x900;
+
+/// What is expected of every message of [`start`].
+pub const SERVED: &str = "a frontend that keeps the rules is served";
 
 /// No request of ours takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -122,15 +122,11 @@ pub fn memory_file(len: u64) -> File {
     file
 }
 
-/// A guest's memory: two regions that touch, with guards around both in their file.
-pub struct Guest(File);
-
-impl Default for Guest {
-    fn default() -> Self {
-        let file = memory_file(MEMORY + 3 * GUARD);
-        guards().for_each(|at| file.write_all_at(&GUARDED, at).expect("a guard"));
-        Self(file)
-    }
+/// A guest: its rings, and its memory of two regions that touch, with guards around both in their file.
+pub struct Guest {
+    memory: Memory,
+    /// One for each queue.
+    pub rings: Vec<Ring>,
 }
 
 /// Where the guards are in the file.
@@ -139,14 +135,23 @@ fn guards() -> impl Iterator<Item = u64> {
 }
 
 impl Guest {
+    /// With this many rings, which are empty.
+    pub fn new(queues: u64) -> Self {
+        let memory = Memory::unsealed(MEMORY + 3 * GUARD).expect("memory for a guest");
+        guards().for_each(|at| memory.write_bytes(&GUARDED, at));
+        let ring = |queue| {
+            let descriptors = Self::at(queue * RING);
+            let (available, used) = (descriptors + 0x400, descriptors + USED);
+            Ring::new(&memory, Layout { descriptors, available, used, size: SIZE }, false).expect("a ring")
+        };
+        Self { rings: (0..queues).map(ring).collect(), memory }
+    }
+
     /// The two regions.
     pub fn regions(&self) -> [VhostUserMemoryRegionInfo; 2] {
-        [(0, GUARD), (SEAM, GUARD * 2)].map(|(start, guards)| VhostUserMemoryRegionInfo {
-            guest_phys_addr: start,
-            memory_size: SEAM,
-            userspace_addr: OWN + start,
-            mmap_offset: start + guards,
-            mmap_handle: self.0.as_raw_fd(),
+        [0, SEAM].map(|start| VhostUserMemoryRegionInfo {
+            mmap_offset: Self::at(start),
+            ..region(&self.memory, start, SEAM, OWN + start)
         })
     }
 
@@ -156,106 +161,70 @@ impl Guest {
 
     /// Stores bytes, of which none or all are below [`SEAM`].
     pub fn write(&self, address: u64, bytes: &[u8]) {
-        self.0.write_all_at(bytes, Self::at(address)).expect("guest memory");
+        self.memory.write_bytes(bytes, Self::at(address));
     }
 
     /// All of it.
     pub fn read(&self) -> Vec<u8> {
-        let mut bytes = vec![0; MEMORY as usize];
-        let (lower, upper) = bytes.split_at_mut(SEAM as usize);
-        self.0.read_exact_at(lower, Self::at(0)).expect("guest memory");
-        self.0.read_exact_at(upper, Self::at(SEAM)).expect("guest memory");
-        bytes
+        [0, SEAM].map(|start| self.memory.read_bytes(Self::at(start), SEAM as usize)).concat()
     }
 
     /// Stores one descriptor of a table.
-    pub fn descriptor(&self, table: u64, index: u16, (addr, len, flags, next): (u64, u32, u16, u16)) {
-        let mut bytes = addr.to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        self.write(table + u64::from(index) * 16, &bytes);
+    pub fn descriptor(&self, table: u64, index: u16, descriptor: Descriptor) {
+        put_descriptor(&self.memory, Self::at(table), index, descriptor);
     }
 
-    /// Makes the chains with these heads available, as the first of a fresh ring.
-    pub fn offer(&self, heads: &[u16]) {
-        for (slot, head) in (0..).zip(heads) {
-            self.write(AVAILABLE + 4 + slot * 2, &head.to_le_bytes());
-        }
-        self.write(AVAILABLE + 2, &(heads.len() as u16).to_le_bytes());
-    }
-
-    /// Waits until the device has used `count` chains of a fresh ring; false if it has not within `patience`.
+    /// Waits until the device has used `count` chains of the first ring; false if it has not within `patience`.
     pub fn wait_used(&self, count: u16, patience: Duration) -> bool {
         let start = Instant::now();
-        let mut used = [0; 2];
-        loop {
-            self.0.read_exact_at(&mut used, Self::at(USED + 2)).expect("guest memory");
-            if u16::from_le_bytes(used) == count {
-                return true;
-            }
+        while self.rings[0].used_index() != count {
             if start.elapsed() > patience {
                 return false;
             }
             std::thread::yield_now();
         }
+        true
     }
 
     /// Nobody has written beside a region.
     pub fn check_guards(&self) {
         for at in guards() {
-            let mut bytes = GUARDED;
-            self.0.read_exact_at(&mut bytes, at).expect("a guard");
+            let bytes = self.memory.read_bytes(at, GUARD as usize);
             assert_eq!(bytes, GUARDED, "the guard at {at:#x} of the memory's file has changed");
+        }
+    }
+
+    /// Shares the memory, and starts all rings with what is in them.
+    pub fn run(&self, frontend: &mut Frontend) {
+        frontend.set_mem_table(&self.regions()).expect(SERVED);
+        for (queue, ring) in self.rings.iter().enumerate() {
+            // All rings are in the first region.
+            set_up(frontend, queue, ring, OWN - GUARD, 0).expect(SERVED);
+            run(frontend, queue, ring).expect(SERVED);
         }
     }
 }
 
 /// Settles `features`, as far as they are offered, shares the memory, and starts queue 0 with what is in its ring.
-pub fn start(stream: UnixStream, features: u64, guest: &Guest) -> (Frontend, EventFd) {
+pub fn start(stream: UnixStream, features: u64, guest: &Guest) -> Frontend {
     let protocol = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
-    let (kick, call) = (EventFd::new(0).expect("an eventfd"), EventFd::new(0).expect("an eventfd"));
-    let mut frontend = Frontend::from_stream(stream, 1);
-    let mut negotiate = || {
-        frontend.set_owner()?;
-        let offered = frontend.get_features()?;
-        frontend.get_protocol_features()?;
-        frontend.set_protocol_features(protocol)?;
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features((features | F_PROTOCOL | vu_server::F_VERSION_1) & offered)?;
-        frontend.set_mem_table(&guest.regions())?;
-        frontend.set_vring_num(0, SIZE)?;
-        frontend.set_vring_base(0, 0)?;
-        let addresses = VringConfigData {
-            queue_max_size: SIZE,
-            queue_size: SIZE,
-            flags: 0,
-            desc_table_addr: OWN + DESCRIPTORS,
-            used_ring_addr: OWN + USED,
-            avail_ring_addr: OWN + AVAILABLE,
-            log_addr: None,
-        };
-        frontend.set_vring_addr(0, &addresses)?;
-        frontend.set_vring_call(0, &call)?;
-        frontend.set_vring_kick(0, &kick)?;
-        frontend.set_vring_enable(0, true)
-    };
-    negotiate().expect("a frontend that keeps the rules is served");
-    (frontend, kick)
+    let wanted = features | F_VERSION_1;
+    let terms = Terms { queues: 1, needed: 0, wanted, protocol, acknowledged: true };
+    let mut frontend = terms.settle(stream).expect(SERVED).frontend;
+    guest.run(&mut frontend);
+    frontend
 }
 
 /// What a driver that keeps the rules sees: sector 5, and nothing else.
 pub fn reads_a_sector(stream: UnixStream) {
-    let guest = Guest::default();
+    let mut guest = Guest::new(1);
     let (header, data, status) = (0x1000, 0x2000, 0x1800);
     guest.write(header, &[0, 0, 0, 0, 0, 0, 0, 0, 5]);
     guest.write(status, &[0xaa]);
-    guest.descriptor(DESCRIPTORS, 0, (header, 16, 1, 1));
-    guest.descriptor(DESCRIPTORS, 1, (data, 512, 3, 2));
-    guest.descriptor(DESCRIPTORS, 2, (status, 1, 2, 0));
-    guest.offer(&[0]);
-    let (frontend, kick) = start(stream, 0, &guest);
-    kick.write(1).expect("a kick");
+    guest.rings[0].set_chain(0, &[(header, 16, false), (data, 512, true), (status, 1, true)]);
+    guest.rings[0].offer(0);
+    let frontend = start(stream, 0, &guest);
+    guest.rings[0].kick();
     assert!(guest.wait_used(1, PATIENCE), "the read is not answered");
     assert_eq!(frontend.get_vring_base(0).expect("the ring stops"), 1);
     let memory = guest.read();

@@ -17,8 +17,8 @@ use serde_json::json;
 use super::domain::{BOOT, Domain, Spec};
 use super::traces::children;
 use super::{Lab, SOCKET};
-use crate::child::{Running, poll_until, tied};
 use crate::images::Images;
+use domus_driver::process::{Running, poll_until, tied};
 
 /// The figure of each start is one of so many; the median is told.
 const STARTS: usize = 5;

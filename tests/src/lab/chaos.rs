@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use super::Lab;
 use super::disks::{LOAD, check_load, kill_process};
 use super::domain::{Console, Domain, Spec};
-use crate::child::poll_until;
+use domus_driver::process::poll_until;
 
 const PATIENCE: Duration = Duration::from_secs(240);
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Lab;
 use super::domain::{BOOT, Domain, Spec};
-use crate::child::poll_until;
+use domus_driver::process::poll_until;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

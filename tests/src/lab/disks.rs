@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::Lab;
 use super::domain::{Domain, Spec};
-use crate::child::poll_until;
 use crate::guest::Guest;
+use domus_driver::process::poll_until;
 
 const PATIENCE: Duration = Duration::from_secs(240);
 

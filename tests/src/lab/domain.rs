@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::{BRIDGE, Lab};
-use crate::child::{Running, poll_until, tied};
 use crate::guest::{Guest, Ready};
 use crate::images::KernelId;
+use domus_driver::process::{Running, poll_until, tied};
 
 /// A guest under emulation twice over.
 pub const BOOT: Duration = Duration::from_secs(180);

@@ -24,10 +24,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::child::{Running, poll_until, tied};
 use crate::images::Images;
 use crate::link::Link;
 use crate::report::Tally;
+use domus_driver::process::{Running, poll_until, tied};
 
 pub use domain::{Disk, Domain, Spec};
 pub use traces::Traces;

@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 
 use super::domain::{BOOT, Domain, Spec};
 use super::{BRIDGE, Lab};
-use crate::child::{Running, poll_until, tied};
 use crate::guest::Guest;
 use crate::link::{Link, ip};
+use domus_driver::process::{Running, poll_until, tied};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 

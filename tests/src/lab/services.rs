@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use super::domain::{BOOT, Console, Domain, Spec};
 use super::{BRIDGE, HOST, Lab};
 use crate::checks;
-use crate::child::poll_until;
 use crate::images::Images;
 use crate::link::Link;
 use crate::report::Tally;
+use domus_driver::process::poll_until;
 
 /// Within this time systemd and dom0 have done what they were asked for, under emulation.
 const SOON: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::domain::{Disk, Domain, Spec, copy_sparse};
 use super::{HOST, Lab};
 use crate::checks;
-use crate::child::{Running, poll_until, tied};
+use domus_driver::process::{Running, poll_until, tied};
 
 /// Boots from the export, and passes the same checks.
 pub fn storage_daemon(lab: &Lab) -> Result<()> {

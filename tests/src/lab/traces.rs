@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::child::poll_until;
+use domus_driver::process::poll_until;
 
 /// The programs that serve one domain.
 pub const CHILDREN: &[&str] = &["domu-runner", "domus-block", "domus-net", "domus-console"];

@@ -3,23 +3,23 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use domus_driver::control;
+use domus_driver::process::{Running, tied};
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared_abi::control::FromChild;
 
 use super::resource_usage::ResourceUsage;
-use crate::child::{Running, tied};
 
-/// How long a process may take to listen, and to answer.
+/// How long a process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process with its control socket. Killed on drop.
@@ -46,22 +46,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
         let log = folder.join(format!("{program}.log"));
         let mut command = tied(programs.join(program));
         command.stderr(File::create(&log).context("cannot make a log file")?);
-        let mut process = Running::start(program, command.arg("--control").arg(&path))
-            .with_context(|| format!("cannot start {program}"))?;
-        let begin = Instant::now();
-        let socket = loop {
-            if let Ok(socket) = dial(&path) {
-                break socket;
-            }
-            if let Some(status) = process.ended()? {
-                bail!("{program} ended with {status} before it listened");
-            }
-            if begin.elapsed() > PATIENCE {
-                bail!("{program} does not listen on {}", path.display());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        let link = Link::from(socket).greeted().with_context(|| format!("cannot greet {program}"))?;
+        let (process, link) = control::start(program, &mut command, &path)?;
         let mut child = Self { process, link, events: VecDeque::new(), answers: VecDeque::new(), log };
         let answer = child.ask(start, fds)?;
         Ok((child, answer))
@@ -69,9 +54,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned + Debug> Child<A, E> {
 
     /// Sends a request and waits for its answer.
     pub fn ask<R: Serialize>(&mut self, request: &R, fds: Outgoing) -> Result<A> {
-        let fds: Vec<OwnedFd> = fds.into_vec();
-        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        self.link.send_request(request, &borrowed)?;
+        control::send(&self.link, request, fds)?;
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(answer) = self.answers.pop_front() {
@@ -139,10 +122,4 @@ impl<A, E> Drop for Child<A, E> {
             println!("{}: {line}", self.process.name());
         }
     }
-}
-
-fn dial(path: &Path) -> nix::Result<OwnedFd> {
-    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(socket)
 }

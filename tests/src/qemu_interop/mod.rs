@@ -18,11 +18,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::checks;
-use crate::child::{Running, poll_until, tied};
 use crate::guest::Guest;
 use crate::images::{Images, KernelId};
 use crate::link::{self, Link};
 use crate::report::Tally;
+use domus_driver::process::{Running, poll_until, tied};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);

@@ -21,15 +21,6 @@ use crate::{Xtask, manual, workspace};
 const MAX_BYTES: u64 = 10_240;
 /// Most columns of a line of prose.
 const MAX_COLUMNS: usize = 120;
-/// Folders whose comments are wider still; each goes from this list once its comments are mended.
-const WIDE_COMMENTS: &[&str] = &[
-    "backends/block/tests",
-    "backends/console/tests",
-    "backends/net/tests",
-    "backends/switch/tests",
-    "tests/bench",
-    "tests/fuzz",
-];
 
 /// Names between backquotes that look like keys of a config and are something else.
 const NO_KEYS: &[&str] =
@@ -307,9 +298,7 @@ fn the_documents_name_what_there_is_in_lines_that_can_be_read() {
 fn comments_have_lines_that_can_be_read() {
     let (root, files) = (workspace::root(), files(".rs"));
     assert!(files.len() > 400, "only {} Rust files", files.len());
-    let held =
-        files.iter().filter(|(path, _)| !WIDE_COMMENTS.iter().any(|dir| path.starts_with(root.join(dir))));
-    let complaints: Vec<String> = held.flat_map(|(path, text)| wide_comments(path, text)).collect();
+    let complaints: Vec<String> = files.iter().flat_map(|(path, text)| wide_comments(path, text)).collect();
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     let wide = format!("fn f() {{\n    /// {}\n}}", "word ".repeat(25));
     assert!(

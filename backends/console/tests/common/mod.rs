@@ -5,10 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use domus_driver::PATIENCE;
 use shared_abi::console::{ClientFrame, Decoder, Frame, Mode, ServerFrame, encode_input};
-
-/// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One attached client.
 pub struct Client {

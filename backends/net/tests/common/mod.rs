@@ -1,21 +1,19 @@
-//! What the tests of this crate are made of: a tap in a network namespace of its own, and a driver with its rings.
+//! What the tests of this crate are made of: a tap in a network namespace of its own, and the real program.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
-pub mod driver;
 pub mod wire;
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use domus_driver::control;
+use domus_driver::process::{self, Running};
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
 use domus_startup::memfd;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use shared_abi::control::{
     BackendEvent, BackendReply, FromChild, Identity, NetCard, NetNic, NetRequest, NetStart, NetWire,
     NicRequest, NicStatistics,
@@ -23,39 +21,17 @@ use shared_abi::control::{
 use shared_abi::ids::DomId;
 use shared_abi::limits::NIC_STATE_LEN;
 
-/// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
 /// A message of the child.
 pub type Answer = FromChild<BackendReply, BackendEvent>;
 
 /// The user the program becomes.
 pub const UID: u32 = 1_900_000_004;
 
-/// The real program with one NIC, started the way dom0 does.
+/// The real program with its NICs, started the way dom0 does.
 pub struct Program {
-    pub child: Child,
+    pub process: Running,
     pub link: Link,
     _dir: tempfile::TempDir,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-pub fn dial(path: &Path) -> Link {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        match connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()) {
-            Ok(()) => return fd.into(),
-            Err(errno) if Instant::now() > until => panic!("{}: {errno}", path.display()),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
 }
 
 /// The other end of a NIC's cable.
@@ -95,9 +71,8 @@ pub fn start(taps: Vec<OwnedFd>) -> (Program, Answer, Vec<UnixStream>) {
 /// Starts the program with these NICs; the streams are the frontends' ends.
 pub fn start_nics(plugs: Vec<Plug>) -> (Program, Answer, Vec<UnixStream>) {
     let dir = tempfile::tempdir().unwrap();
-    let control = dir.path().join("net.sock");
-    let child = Command::new(env!("CARGO_BIN_EXE_domus-net")).arg("--control").arg(&control).spawn().unwrap();
-    let link = dial(&control).greeted().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_domus-net"));
+    let (process, link) = control::start("domus-net", &mut program, &dir.path().join("net.sock")).unwrap();
     let mut fds = Outgoing::default();
     let (mut nics, mut streams) = (Vec::new(), Vec::new());
     for (index, plug) in plugs.into_iter().enumerate() {
@@ -126,15 +101,17 @@ pub fn start_nics(plugs: Vec<Plug>) -> (Program, Answer, Vec<UnixStream>) {
         streams.push(ours);
     }
     let identity = Identity { domain: "t".parse().unwrap(), domid: DomId(1), uid: UID };
-    let fds = fds.into_vec();
-    let request = NetRequest::Start(NetStart { identity, nics });
-    link.send_request(&request, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
-    drop(fds);
+    control::send(&link, &NetRequest::Start(NetStart { identity, nics }), fds).unwrap();
     let (answer, _) = link.receive::<Answer>().unwrap();
-    (Program { child, link, _dir: dir }, answer, streams)
+    (Program { process, link, _dir: dir }, answer, streams)
 }
 
 impl Program {
+    /// Context switches of all its threads so far.
+    pub fn switches(&self) -> u64 {
+        process::switches(self.process.pid()).unwrap()
+    }
+
     /// Asks something about NIC eth0, and waits for the answer.
     pub fn ask(&self, request: NicRequest) -> Answer {
         let request = NetRequest::Nic { nic: "eth0".parse().unwrap(), request };
@@ -159,26 +136,7 @@ impl Program {
     pub fn reconnect(&self, socket: UnixStream) -> Answer {
         let mut fds = Outgoing::default();
         let request = NetRequest::Reconnect { nic: "eth0".parse().unwrap(), socket: fds.add(socket) };
-        let fds = fds.into_vec();
-        self.link.send_request(&request, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+        control::send(&self.link, &request, fds).unwrap();
         self.link.receive::<Answer>().unwrap().0
     }
-}
-
-/// Context switches of all threads so far: what wakes a thread adds to it.
-pub fn switches(pid: u32) -> u64 {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let of = |task: std::fs::DirEntry| {
-        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
-        let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
-        counts.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum::<u64>()
-    };
-    tasks.map(|task| of(task.unwrap())).sum()
-}
-
-/// Private memory in KiB.
-pub fn private_memory(pid: u32) -> u64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
-    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
 }

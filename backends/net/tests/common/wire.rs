@@ -4,12 +4,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use domus_driver::frames::{self, ALL, PLAIN, TYPE};
 use domus_net::tap::Tap;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-
-/// An Ethernet type for experiments (IEEE 802): no kernel makes such frames by itself.
-pub const TYPE: u16 = 0x88b5;
 
 /// Moves this thread into a network namespace of its own. Needs root, and says so.
 pub fn own_network() {
@@ -123,54 +121,17 @@ pub fn is_test(frame: &[u8]) -> bool {
 
 /// A broadcast frame of `length` bytes, all different from those of another `seed`.
 pub fn frame(seed: u8, length: usize) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
-    frame.extend([0x52, 0x54, 0, 0, 0, seed]);
-    frame.extend(TYPE.to_be_bytes());
-    frame.extend((frame.len()..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)));
-    frame
+    frames::frame(ALL, [0x52, 0x54, 0, 0, 0, seed], seed, length)
 }
 
-/// A header that says nothing.
-pub const PLAIN: [u8; 10] = [0; 10];
-
-/// A TCP segment over IPv4 of `payload` bytes with its checksum left open, and the header that says so: with segments
-/// of 1448 bytes if it is large.
+/// A TCP segment for the first NIC, as [`frames::tcp`] makes it.
 pub fn tcp(payload: usize) -> ([u8; 10], Vec<u8>) {
-    let mut frame = vec![0x52, 0x54, 0, 0, 0, 0, 0x52, 0x54, 0, 0, 0, 1, 8, 0];
-    let total = (40 + payload) as u16;
-    let mut ip = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2];
-    ip[2..4].copy_from_slice(&total.to_be_bytes());
-    let sum = checksum(&ip, 0);
-    ip[10..12].copy_from_slice(&(!sum).to_be_bytes());
-    frame.extend(&ip);
-    let mut tcp = vec![0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0];
-    let pseudo = checksum(&ip[12..20], 6 + u32::from(total - 20));
-    tcp[16..18].copy_from_slice(&pseudo.to_be_bytes());
-    frame.extend(&tcp);
-    frame.extend((0..payload).map(|at| (at % 251) as u8));
-    let gso = if payload > 1448 { (1, 1448_u16) } else { (0, 0) };
-    let [size0, size1] = gso.1.to_le_bytes();
-    ([1, gso.0, 54, 0, size0, size1, 34, 0, 16, 0], frame)
-}
-
-/// Whether the TCP checksum of a frame that [`tcp`] has made is filled in and right.
-pub fn tcp_is_complete(frame: &[u8]) -> bool {
-    let length = u32::from(u16::from_be_bytes([frame[16], frame[17]])) - 20;
-    checksum(&frame[34..34 + length as usize], u32::from(checksum(&frame[26..34], 6 + length))) == 0xffff
+    frames::tcp([0x52, 0x54, 0, 0, 0, 0], [0x52, 0x54, 0, 0, 0, 1], payload)
 }
 
 /// Whether a frame is one of [`tcp`]'s.
 pub fn is_tcp(frame: &[u8]) -> bool {
     frame.len() > 54 && frame[12..14] == [8, 0] && frame[23] == 6
-}
-
-fn checksum(bytes: &[u8], start: u32) -> u16 {
-    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
-    let mut sum = bytes.chunks(2).map(word).sum::<u32>() + start;
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 /// Lets a tap stay when nobody is attached to it.

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use domus_tests::child::{Running, poll_until, tied};
+use domus_driver::process::{Running, poll_until, tied};
 
 use super::cases::{Program, Storage};
 use super::file::SIZE;

@@ -1,4 +1,5 @@
-//! A vhost-user-blk driver without a guest: one queue, one thread, completions by eventfd. The same code asks every backend.
+//! A vhost-user-blk driver without a guest: one queue, one thread, completions by eventfd. The same code asks every
+//! backend.
 
 #![expect(unsafe_code, reason = "maps the memory that the backend reads and writes")]
 
@@ -74,8 +75,8 @@ impl Client {
         let len = case.block as usize * case.depth as usize;
         let file = File::from(memfd_create(c"buffers", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(len as u64)?;
-        // SAFETY: the file is this process's own and is not truncated; the backend writes to a buffer only between the moment its
-        // request is queued and the moment it is seen done, and no reference to the buffer lives then.
+        // SAFETY: the file is this process's own and is not truncated; the backend writes to a buffer only between the
+        // moment its request is queued and the moment it is seen done, and no reference to the buffer lives then.
         let memory = unsafe { MmapMut::map_mut(&file) }?;
         transport.map_mem_region(memory.as_ptr() as usize, len, file.as_raw_fd(), 0)?;
         let (kick, call) = (transport.get_submission_notifier(0), transport.get_completion_fd(0));

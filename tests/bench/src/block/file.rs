@@ -1,7 +1,7 @@
 //! The file that all programs of a case read and write.
 //!
-//! It has no name, so nothing of it stays however this process ends; the programs open it through `/proc`. Each of its 4 KiB blocks begins
-//! with its own offset, by which a client sees that it gets what it asked for.
+//! It has no name, so nothing of it stays however this process ends; the programs open it through `/proc`. Each of its
+//! 4 KiB blocks begins with its own offset, by which a client sees that it gets what it asked for.
 
 use std::fs::File;
 use std::io::Write;
@@ -23,7 +23,8 @@ pub const STAMPED: usize = 4096;
 pub struct Data(File);
 
 impl Data {
-    /// Makes it in `folder`, allocates it and writes all of it; unless it shall be `cached`, the page cache then forgets it.
+    /// Makes it in `folder`, allocates it and writes all of it; unless it shall be `cached`, the page cache then
+    /// forgets it.
     pub fn new(folder: &Path, cached: bool) -> Result<Self> {
         let make = || {
             let mut options = File::options();

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use domus_tests::child::Running;
+use domus_driver::process::Running;
 use serde_json::Value;
 
 use super::backend::pinned;

@@ -1,4 +1,5 @@
-//! The same disk inside a guest: the mini guest asks by its own virtio-pci driver, and looks for completions without waiting for interrupts.
+//! The same disk inside a guest: the mini guest asks by its own virtio-pci driver, and looks for completions without
+//! waiting for interrupts.
 //!
 //! vCPU and runner are on the client's CPU, the backend on its own, as without a guest.
 

@@ -24,8 +24,8 @@ pub struct Sample {
     pub p50_us: f64,
     /// 99th percentile of the latency, µs.
     pub p99_us: f64,
-    /// CPU time of the backend for each request, µs; fio's own, which is client and engine at once. The kernel's threads that work for a
-    /// process count as its own.
+    /// CPU time of the backend for each request, µs; fio's own, which is client and engine at once. The kernel's
+    /// threads that work for a process count as its own.
     pub cpu_us: f64,
     /// What other processes used meanwhile, in shares of one CPU.
     pub others: f64,

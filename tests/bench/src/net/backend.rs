@@ -7,9 +7,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use domus_driver::process::{Running, poll_until, tied};
 use domus_startup::fds::Outgoing;
 use domus_startup::memfd;
-use domus_tests::child::{Running, poll_until, tied};
 use domus_tests::mini::child::Child;
 use nix::unistd::geteuid;
 use shared_abi::control::{

@@ -92,7 +92,8 @@ impl Program {
     pub fn does(self, case: &Case) -> bool {
         match self {
             Self::Domus => true,
-            // It polls its tap, so that the tap's queue cannot be filled before the clock starts; and it has no segments for taps.
+            // It polls its tap, so that the tap's queue cannot be filled before the clock starts; and it has no
+            // segments for taps.
             Self::Testpmd => match case.way {
                 Way::Transmit => !case.is_large(),
                 Way::Echo | Way::Switch => true,

@@ -1,4 +1,5 @@
-//! The limit: what the kernel lets a plain loop do with the same taps and frames, without a guest and without looking at them.
+//! The limit: what the kernel lets a plain loop do with the same taps and frames, without a guest and without looking
+//! at them.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

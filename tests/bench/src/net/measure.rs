@@ -182,17 +182,17 @@ impl Plan<'_> {
         let buffer = if case.is_large() { LARGE_BUFFER } else { SMALL_BUFFER };
         let mut driver = Driver::connect(backend.sockets.remove(0), buffer)?;
         let (mut wire, mut ends) = (Wire::new(name)?, Ends::default());
-        driver.offer_buffers()?;
+        driver.offer_buffers();
         let (mut cpu, mut others) = (Duration::ZERO, Vec::new());
         while total.1 < self.time {
             // The buffers of the ring take the first of them; then nothing is given back until the clock runs.
             (0..fill).try_for_each(|_| wire.send(&frame))?;
             std::thread::sleep(Duration::from_millis(2));
             let clock = Clock::start(pid, std::process::id())?;
-            let before = driver.take_frames(&mut ends)?;
+            let before = driver.take_frames(&mut ends);
             let (mut frames, start) = (0, Instant::now());
             Driver::look(|| {
-                frames += driver.take_frames(&mut ends)?;
+                frames += driver.take_frames(&mut ends);
                 Ok(before + frames >= fill)
             })?;
             total = (total.0 + frames, total.1 + start.elapsed());
@@ -229,7 +229,7 @@ impl Plan<'_> {
         let mut driver = Driver::connect(backend.sockets.remove(0), SMALL_BUFFER)?;
         let back = Frame::new(SECOND, FIRST, case.length);
         driver.prepare(back.header, &back.bytes, PIECE);
-        driver.offer_buffers()?;
+        driver.offer_buffers();
         let (mut wire, mut ends) = (Wire::new(name)?, Ends::default());
         let chains = driver.chains().to_vec();
         let mut chains = chains.iter().cycle();
@@ -238,19 +238,19 @@ impl Plan<'_> {
         Driver::look(|| {
             wire.send(&frame)?;
             std::thread::sleep(Duration::from_millis(100));
-            Ok(driver.take_frames(&mut ends)? > 0)
+            Ok(driver.take_frames(&mut ends) > 0)
         })?;
         let mut once = || -> Result<()> {
             wire.send(&frame)?;
-            while driver.take_frames(&mut ends)? == 0 {
+            while driver.take_frames(&mut ends) == 0 {
                 driver.wait_receive()?;
             }
-            while driver.transmit.used().is_some() {}
+            while driver.transmit.take().is_some() {}
             driver.transmit.want_call(false);
             if let Some(chain) = chains.next() {
-                driver.transmit.offer(*chain);
+                driver.transmit.push(*chain);
             }
-            driver.transmit.publish()?;
+            driver.transmit.publish();
             wire.receive(&mut room).map(drop)
         };
         let sample = echoes(self.time, Some(pid), &mut once)?;
@@ -265,25 +265,25 @@ impl Plan<'_> {
         let buffer = if case.is_large() { LARGE_BUFFER } else { SMALL_BUFFER };
         let mut first = Driver::connect(backend.sockets.remove(0), SMALL_BUFFER)?;
         let mut second = Driver::connect(backend.sockets.remove(0), buffer)?;
-        first.offer_buffers()?;
-        second.offer_buffers()?;
+        first.offer_buffers();
+        second.offer_buffers();
         // One frame back, so that the way is known.
         let frame = Frame::new(FIRST, SECOND, 60);
         second.prepare(frame.header, &frame.bytes, PIECE);
         let (mut ends, mut answers) = (Ends::default(), Ends::default());
         let chain = second.chains()[0];
         Driver::look(|| {
-            second.transmit.offer(chain);
-            second.transmit.publish()?;
-            Driver::look(|| Ok(second.transmit.used().is_some()))?;
+            second.transmit.push(chain);
+            second.transmit.publish();
+            Driver::look(|| Ok(second.transmit.take().is_some()))?;
             std::thread::sleep(Duration::from_millis(20));
-            Ok(first.take_frames(&mut answers)? > 0)
+            Ok(first.take_frames(&mut answers) > 0)
         })?;
         let frame = Frame::new(SECOND, FIRST, case.length);
         first.prepare(frame.header, &frame.bytes, PIECE);
         let (mut came, mut sender) = (0, Sender::default());
         let mut take = |came: &mut u64| -> Result<()> {
-            *came += second.take_frames(&mut ends)?;
+            *came += second.take_frames(&mut ends);
             Ok(())
         };
         sender.run(&mut first, WARM_UP, |_| take(&mut came))?;
@@ -313,19 +313,19 @@ impl Sender {
     ) -> Result<(u64, Duration)> {
         if !std::mem::replace(&mut self.filled, true) {
             let chains = driver.chains().to_vec();
-            chains.into_iter().for_each(|chain| driver.transmit.offer(chain));
+            chains.into_iter().for_each(|chain| driver.transmit.push(chain));
         }
-        driver.transmit.publish()?;
+        driver.transmit.publish();
         let (mut frames, start) = (0, Instant::now());
         let mut last = start;
         loop {
             let before = frames;
-            while let Some((head, _)) = driver.transmit.used() {
-                driver.transmit.offer(head);
+            while let Some((head, _)) = driver.transmit.take() {
+                driver.transmit.push(head);
                 frames += 1;
             }
             driver.transmit.want_call(false);
-            driver.transmit.publish()?;
+            driver.transmit.publish();
             besides(driver)?;
             let now = Instant::now();
             if frames > before {

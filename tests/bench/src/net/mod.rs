@@ -1,17 +1,18 @@
-//! `domus-net` and `domus-switch`, DPDK's testpmd, and plain loops on the same taps: measured in one run, with one driver and no guest.
+//! `domus-net` and `domus-switch`, DPDK's testpmd, and plain loops on the same taps: measured in one run, with one
+//! driver and no guest.
 //!
 //! ```text
 //!   driver on one CPU ══ vhost-user, one queue pair ══ backend on another CPU ── tap ── packet socket
 //!                                              read and write, in a loop, on it ─┘
 //! ```
 //!
-//! Taps and bridges are in a network namespace of the bench's own. For the way to a guest the tap's queue is filled first, and the time
-//! to empty it is measured: whoever sends is not in the figure.
+//! Taps and bridges are in a network namespace of the bench's own. For the way to a guest the tap's queue is filled
+//! first, and the time to empty it is measured: whoever sends is not in the figure.
 //!
 //! | module | does |
 //! |---|---|
 //! | [`cases`], [`frames`] | the rows of the table, the programs that are compared, what is sent: pure |
-//! | [`ring`], [`driver`] | the driver |
+//! | [`driver`] | the driver |
 //! | [`wire`] | taps and packet sockets |
 //! | [`backend`] | the programs on the other side |
 //! | [`loops`] | the limit |
@@ -25,7 +26,6 @@ mod frames;
 mod loops;
 mod measure;
 mod report;
-mod ring;
 mod wire;
 
 use std::path::Path;

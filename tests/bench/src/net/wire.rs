@@ -19,7 +19,8 @@ pub const HEADER: usize = 10;
 /// A frame that does not come, or go, in so long is lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Moves this thread, and what it starts from now on, into a network namespace of its own, without IPv6: an idle tap shall be idle.
+/// Moves this thread, and what it starts from now on, into a network namespace of its own, without IPv6: an idle tap
+/// shall be idle.
 ///
 /// # Errors
 /// Without root.
@@ -84,7 +85,8 @@ pub fn counter(name: &str, counter: &str) -> Result<u64> {
 pub struct Wire(File);
 
 impl Wire {
-    /// Sees what comes from the interface named, and sends to it past its queueing discipline. Each frame has a [`HEADER`].
+    /// Sees what comes from the interface named, and sends to it past its queueing discipline. Each frame has a
+    /// [`HEADER`].
     pub fn new(name: &str) -> Result<Self> {
         // SAFETY: no memory is passed.
         let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };

@@ -1,15 +1,15 @@
 //! The other side of `domus-block --control`: what dom0 says to it.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
+use domus_driver::control;
+use domus_driver::process::Running;
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use shared_abi::control::{
     BackendEvent, BackendReply, BlockDisk, BlockRequest, BlockStart, DiskStatistics, FromChild, Identity,
     IoLimits,
@@ -18,36 +18,10 @@ use shared_abi::ids::DomId;
 
 pub type Answer = FromChild<BackendReply, BackendEvent>;
 
-/// A running program, killed when dropped.
-pub struct Process(pub Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Starts the program and connects to its control socket.
-pub fn controlled(dir: &Path) -> (Process, Link) {
-    let path = dir.join("block.sock");
+pub fn controlled(dir: &Path) -> (Running, Link) {
     let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
-    let process = Process(program.arg("--control").arg(&path).stdin(Stdio::null()).spawn().unwrap());
-    let start = Instant::now();
-    loop {
-        if let Some(link) = dial(dir) {
-            return (process, link);
-        }
-        assert!(start.elapsed() < Duration::from_secs(10), "no control socket");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// A connection to the control socket.
-pub fn dial(dir: &Path) -> Option<Link> {
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    connect(fd.as_raw_fd(), &UnixAddr::new(&dir.join("block.sock")).unwrap()).ok()?;
-    Some(Link::from(fd).greeted().unwrap())
+    control::start("domus-block", program.stdin(Stdio::null()), &dir.join("block.sock")).unwrap()
 }
 
 /// A user that is not root, or whoever runs the test.
@@ -86,23 +60,13 @@ pub fn send_limited(
     let (reader, lifeline) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     let lifeline = fds.add(lifeline);
     let start = BlockStart { identity: identity(), disks, locks: Vec::new(), limits, lifeline };
-    let fds = fds.into_vec();
-    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    link.send_request(&BlockRequest::Start(Box::new(start)), &borrowed).unwrap();
-    drop(fds);
+    control::send(link, &BlockRequest::Start(Box::new(start)), fds).unwrap();
     (link.receive().unwrap().0, reader)
 }
 
 /// Asks something; returns the answer, and the events that came before it.
 pub fn ask(link: &Link, request: &BlockRequest) -> (Answer, Vec<BackendEvent>) {
-    link.send_request(request, &[]).unwrap();
-    let mut events = Vec::new();
-    loop {
-        match link.receive::<Answer>().unwrap().0 {
-            FromChild::Event(event) => events.push(event),
-            answer => return (answer, events),
-        }
-    }
+    control::ask(link, request, Outgoing::default()).unwrap()
 }
 
 /// What a disk has done.
