@@ -1,7 +1,7 @@
 //! dom0's side of a child's control socket: one of Domus' programs is started by its contract, greeted, told and asked.
 //!
-//! A child's messages are received with [`Link::receive`] as they come, or with [`ask`] up to an answer. Both wait for as
-//! long as the child lives.
+//! A child's messages are received with [`Link::receive`] as they come, or with [`ask`] up to an answer. Both wait for
+//! as long as the child lives.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Shared by several targets: a disk of `domus-block` that is served in this process, a guest, and a frontend that keeps
-//! the rules.
+//! Shared by several targets: a disk of `domus-block` that is served in this process, a guest, and a frontend that
+//! keeps the rules.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
