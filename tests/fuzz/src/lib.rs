@@ -1,4 +1,4 @@
-//! Shared by several targets: a disk of `domus-block` that is served in this process, a guest, and a frontend that
+//! What several targets need: a disk of `domus-block` that is served in this process, a guest, and a frontend that
 //! keeps the rules.
 
 use std::fs::File;
