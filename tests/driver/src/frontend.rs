@@ -1,7 +1,7 @@
 //! The vhost-user messages by which a frontend sets a device up, on the `vhost` crate's [`Frontend`].
 //!
-//! What is sent in between is the caller's business: each step is a function of its own, and [`Frontend`] sends the
-//! rest.
+//! Each step is a function of its own; the caller sends other messages in between, or others instead, with
+//! [`Frontend`].
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,7 @@ pub const F_VERSION_1: u64 = 1 << 32;
 /// What a frontend adds to a guest-physical address to make it its own: a name, which nobody uses as a pointer.
 pub const OWN: u64 = 0x7f00_0000_0000;
 
-/// What a frontend wants of a backend.
+/// A frontend's demands on a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// Queues of the device.
@@ -42,7 +42,7 @@ pub struct Terms {
     pub acknowledged: bool,
 }
 
-/// What both sides have agreed on.
+/// The result of [`Terms::settle`].
 pub struct Settled {
     /// Sends whatever comes next.
     pub frontend: Frontend,

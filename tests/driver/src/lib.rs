@@ -1,4 +1,4 @@
-//! What is at the other ends of a backend: a driver and its frontend, and dom0 at the control socket.
+//! The other ends of a backend, for tests: a driver with its frontend, and dom0 at the control socket.
 //!
 //! | module | does |
 //! |---|---|
@@ -8,15 +8,15 @@
 //! | [`frontend`] | the vhost-user messages that set a device up |
 //! | [`block`] | a driver and frontend of disks |
 //! | [`net`] | a driver and frontend of NICs |
-//! | [`frames`] | what NICs carry |
+//! | [`frames`] | the frames that NICs carry |
 //! | [`console`] | a driver and frontend of consoles |
 //! | [`control`] | a child's control socket as dom0 uses it |
 //! | [`process`] | a program that does not outlive its test |
 //!
-//! It is made for tests that attack: whatever a guest or a frontend could send can be sent with it, and nothing is
-//! checked that a device must check. It promises to wait for nothing longer than [`PATIENCE`], unless it says so, and
-//! to take no answer for granted: what must not happen is an error, or a panic in the drivers of devices and in
-//! [`ring`].
+//! It is made for tests that attack: a test can send whatever a guest or a frontend could send, and nothing is checked
+//! here that a device must check. It promises to wait for nothing longer than [`PATIENCE`], unless a function says so,
+//! and to take no answer for granted: what must not happen is an error, or a panic in [`ring`] and in the drivers of
+//! devices.
 
 pub mod block;
 pub mod console;
@@ -31,5 +31,5 @@ pub mod ring;
 
 use std::time::Duration;
 
-/// How long a test waits for what must come.
+/// The longest wait for an event that must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);

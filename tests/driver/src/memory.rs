@@ -73,7 +73,7 @@ impl Memory {
         bytes
     }
 
-    /// What both sides use at once. The address must be a multiple of its size.
+    /// A number that both sides use at once. The address must be a multiple of its size.
     pub fn atomic<T: AtomicInteger>(&self, at: u64) -> &T {
         self.map.get_atomic_ref(at as usize).expect(INSIDE)
     }

@@ -5,8 +5,8 @@
 //! one thing at a time, or lies: descriptors, heads and indices are stored as they are given.
 //!
 //! # Panics
-//! An eventfd that cannot be written, a device that does not call within [`PATIENCE`] where that is waited for, and one
-//! that uses a head of more than 16 bits.
+//! An eventfd that cannot be written; a device that does not call within [`PATIENCE`] where [`Ring::used`] waits for
+//! it, or that uses a head of more than 16 bits.
 
 use std::fs::File;
 use std::io::Write;

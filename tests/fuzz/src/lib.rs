@@ -42,7 +42,7 @@ pub const USED: u64 = 0x600;
 /// How far the rings are apart. The first one starts at guest-physical 0.
 pub const RING: u64 = 0x900;
 
-/// What is expected of every message of [`start`].
+/// The proof that a message of [`start`] is answered.
 pub const SERVED: &str = "a frontend that keeps the rules is served";
 
 /// No request of ours takes so long.

@@ -1,4 +1,4 @@
-//! What the tests of this crate are made of: the real `domus-block` at a path, and an image for it.
+//! Fixtures of this crate's tests: the real `domus-block` at a path, and an image for it.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod dom0;

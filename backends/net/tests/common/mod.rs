@@ -1,4 +1,4 @@
-//! What the tests of this crate are made of: a tap in a network namespace of its own, and the real program.
+//! Fixtures of this crate's tests: a tap in a network namespace of its own, and the real program.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 

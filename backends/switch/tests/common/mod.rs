@@ -1,4 +1,4 @@
-//! What the tests of this crate are made of: the real program, and the guests at its ports.
+//! Fixtures of this crate's tests: the real program, and the guests at its ports.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
