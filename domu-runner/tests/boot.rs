@@ -19,7 +19,8 @@ use domus_startup::{Link, LinkError};
 use kernel::Then;
 use shared_abi::DomId;
 use shared_abi::control::{
-    FromChild, Identity, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StopReason,
+    FromChild, Identity, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StartPart,
+    StopReason,
 };
 use tempfile::TempDir;
 
@@ -208,20 +209,22 @@ fn a_guest_that_cannot_be_started_is_refused_in_one_line() {
     let mut no_pvh = good.clone();
     let note = no_pvh.len() - 20;
     no_pvh[note + 8] = 17;
-    let cases: [(&[u8], u8, u64, &str); 8] = [
-        (b"", 1, 64 << 20, "truncated"),
-        (b"GIF89a", 1, 64 << 20, "neither an ELF vmlinux nor an x86 bzImage"),
-        (&good[..good.len() - 1], 1, 64 << 20, "truncated"),
-        (&no_pvh, 1, 64 << 20, "CONFIG_PVH"),
-        (&good, 0, 64 << 20, "0 vCPUs"),
-        (&good, 33, 64 << 20, "33 vCPUs"),
-        (&good, 1, 1 << 50, "this host has"),
-        (&good, 1, (64 << 20) + 1, "whole MiB"),
+    let cases: [(&[u8], u8, u64, StartPart, &str); 8] = [
+        (b"", 1, 64 << 20, StartPart::Kernel, "truncated"),
+        (b"GIF89a", 1, 64 << 20, StartPart::Kernel, "neither an ELF vmlinux nor an x86 bzImage"),
+        (&good[..good.len() - 1], 1, 64 << 20, StartPart::Kernel, "truncated"),
+        (&no_pvh, 1, 64 << 20, StartPart::Kernel, "CONFIG_PVH"),
+        (&good, 0, 64 << 20, StartPart::Other, "0 vCPUs"),
+        (&good, 33, 64 << 20, StartPart::Other, "33 vCPUs"),
+        (&good, 1, 1 << 50, StartPart::Other, "this host has"),
+        (&good, 1, (64 << 20) + 1, StartPart::Other, "whole MiB"),
     ];
-    for (kernel, vcpus, memory, part) in cases {
+    for (kernel, vcpus, memory, fault, part) in cases {
         let (mut runner, answer) = Runner::start(kernel, vcpus, memory);
         match answer {
-            Answer::Failed(text) => assert!(text.contains(part) && !text.contains('\n'), "{text}"),
+            Answer::Reply(RunnerReply::Refused { what, why }) => {
+                assert!(what == fault && why.contains(part) && !why.contains('\n'), "{what:?}: {why}");
+            }
             other => panic!("{part}: {other:?}"),
         }
         assert_eq!(runner.process.end().unwrap().code(), Some(1));
