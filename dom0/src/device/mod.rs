@@ -130,14 +130,17 @@ pub trait Backend: fmt::Debug {
         ready(None).boxed_local()
     }
 
-    /// One attempt to have something again that is no process of the domain's own, after so many others.
+    /// One attempt to have something again that is no process of the domain's own, after so many others. Unless a class
+    /// has helpers it is a connection.
     fn mend<'a>(
         &'a self,
         loss: &'a Loss,
-        attempts: u32,
+        _attempts: u32,
         owner: &'a Owner,
         from: &'a Providers,
-    ) -> Step<'a, Mended>;
+    ) -> Step<'a, Mended> {
+        reconnect(self, loss, owner, from)
+    }
 
     /// How long the guest runs on without it, if not for ever.
     fn patience(&self, _loss: &Loss) -> Option<Duration> {
@@ -172,6 +175,20 @@ pub trait Backend: fmt::Debug {
 
     /// dom0 lets go of the domain as it is, for another dom0.
     fn leave(&self) {}
+}
+
+/// A new connection for the device that a loss is about.
+pub fn reconnect<'a, B: Backend + ?Sized>(
+    class: &'a B,
+    loss: &'a Loss,
+    owner: &'a Owner,
+    from: &'a Providers,
+) -> Step<'a, Mended> {
+    async move {
+        let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.to_string()))?;
+        Ok(Mended::Attach(device.clone(), class.connect(device, owner, from).await?))
+    }
+    .boxed_local()
 }
 
 /// How a process may take the place of another one.

@@ -10,7 +10,7 @@ use shared_abi::DeviceId;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
-use crate::host::locks::Mark;
+use crate::host::locks::OpenMarker;
 
 /// All that a backend is told to start with.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Start {
     /// dom0's end of its lifeline.
     pub lifeline: Option<OwnedFd>,
     /// What tells that its open images are closed; none if one of them has no such thing.
-    pub marks: Option<Vec<Mark>>,
+    pub marks: Option<Vec<OpenMarker>>,
 }
 
 impl Start {
@@ -61,7 +61,7 @@ pub struct Leftovers {
     /// dom0's end of the process's lifeline.
     pub lifeline: Option<AsyncFd<OwnedFd>>,
     /// The marks on its open images.
-    pub marks: Option<Vec<Mark>>,
+    pub marks: Option<Vec<OpenMarker>>,
 }
 
 impl Leftovers {
@@ -74,7 +74,7 @@ impl Leftovers {
         // An open image is closed with the last operation on it, its ring some tens of milliseconds later.
         let closed = async {
             let Some(marks) = &self.marks else { return std::future::pending().await };
-            while !marks.iter().all(Mark::is_gone) {
+            while !marks.iter().all(OpenMarker::is_gone) {
                 sleep(Duration::from_millis(1)).await;
             }
         };

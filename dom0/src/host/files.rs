@@ -25,7 +25,7 @@ pub type FileId = (u64, u64, u64);
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum For {
+pub enum Mode {
     /// To be handed to a child.
     Use,
     /// To find out whether that would work, with no effect on anybody.
@@ -119,7 +119,7 @@ pub fn id(file: &File) -> io::Result<FileId> {
 ///
 /// # Errors
 /// [`ConfigError`] if the path names anything but a regular file, or cannot be written.
-pub fn appended(place: &Place<'_>, path: &Path, why: For) -> Result<Option<File>, ConfigError> {
+pub fn appended(place: &Place<'_>, path: &Path, why: Mode) -> Result<Option<File>, ConfigError> {
     let refuse = |problem: String| place.refuse(problem);
     let cure = "name a regular file in a directory that dom0 may write to";
     let shown = path.display();
@@ -131,7 +131,7 @@ pub fn appended(place: &Place<'_>, path: &Path, why: For) -> Result<Option<File>
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(refuse(says(path, &error, cure)));
         }
-        Err(_) if why == For::Check => {
+        Err(_) if why == Mode::Check => {
             let there = path.parent().is_some_and(Path::is_dir);
             return if there {
                 Ok(None)
@@ -142,7 +142,7 @@ pub fn appended(place: &Place<'_>, path: &Path, why: For) -> Result<Option<File>
         _ => {}
     }
     let mut options = OpenOptions::new();
-    options.append(true).create(why == For::Use).mode(0o600);
+    options.append(true).create(why == Mode::Use).mode(0o600);
     let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     options.custom_flags(flags.bits()).open(path).map(Some).map_err(|error| refuse(says(path, &error, cure)))
 }
@@ -157,7 +157,7 @@ pub async fn image(
     path: &Path,
     read_only: bool,
     direct: Direct,
-    why: For,
+    why: Mode,
 ) -> Result<File, ConfigError> {
     let refuse = |problem: String| place.refuse(problem);
     let cure = "name an image, a regular file, or a block device";
@@ -168,12 +168,12 @@ pub async fn image(
     }
     let mut options = OpenOptions::new();
     // Closing a block device that was open for writing wakes udev: a check must not.
-    options.read(true).write(!(read_only || block && why == For::Check));
+    options.read(true).write(!(read_only || block && why == Mode::Check));
     // Without O_CREAT: fail if the device is mounted or otherwise in use (open(2)).
     let flags = if block && !read_only { OFlag::O_EXCL } else { OFlag::empty() };
     let deadline = match why {
-        For::Use => Instant::now() + RELEASE,
-        For::Check => Instant::now(),
+        Mode::Use => Instant::now() + RELEASE,
+        Mode::Check => Instant::now(),
     };
     let opened = loop {
         match open_same(path, &meta, &mut options, flags) {
@@ -212,13 +212,13 @@ pub async fn image(
     }
     let lock = if read_only { Lock::Read } else { Lock::Write };
     let free = match why {
-        For::Use => loop {
+        Mode::Use => loop {
             match locks::take(&file, lock) {
                 Ok(false) if Instant::now() < deadline => sleep(RETRY).await,
                 other => break other,
             }
         },
-        For::Check => locks::probe(&file, lock),
+        Mode::Check => locks::probe(&file, lock),
     };
     match free {
         Ok(true) => Ok(file),
@@ -271,13 +271,13 @@ mod tests {
         assert!(locks::take(&holder, Lock::Write).unwrap());
         let at = place("disks[0].path");
         let open = |why| image(&at, &path, false, Direct::No, why);
-        let error = open(For::Check).await.unwrap_err().to_string();
+        let error = open(Mode::Check).await.unwrap_err().to_string();
         assert!(error.contains("is in use by"), "{error}");
         tokio::spawn(async move {
             sleep(Duration::from_millis(200)).await;
             drop(holder);
         });
-        open(For::Use).await.unwrap();
+        open(Mode::Use).await.unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Locks on disk images (`F_OFD_SETLK`, fcntl(2)). A lock belongs to the open file, so the block backend that receives
 //! the descriptor keeps the lock for its whole life, whatever happens to dom0. QEMU locks in the same way.
 //!
-//! A [`Mark`] is a lock on one byte far beyond every image's end. It shows dom0 when the last use of an open file that
+//! A [`OpenMarker`] is a lock on one byte far beyond every image's end. It shows dom0 when the last use of an open file that
 //! dom0 has handed out has ended.
 
 #![expect(unsafe_code, reason = "nix has no OFD locks with F_OFD_GETLK's result")]
@@ -44,12 +44,12 @@ const MARKS: i64 = 1 << 62;
 /// A lock on one byte that an open file holds, and by which another one of the same image sees whether it still exists:
 /// the kernel keeps it for operations of a process that has ended.
 #[derive(Debug)]
-pub struct Mark {
+pub struct OpenMarker {
     image: File,
     byte: i64,
 }
 
-impl Mark {
+impl OpenMarker {
     /// Opens `image` once more, in the same way, and marks that open file by a number that no other one has.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Mark {
     }
 }
 
-/// Locks the whole file; false if somebody else has it locked, or has a [`Mark`] there: the kernel may still work on it
+/// Locks the whole file; false if somebody else has it locked, or has a [`OpenMarker`] there: the kernel may still work on it
 /// for a process that has ended.
 ///
 /// # Errors
@@ -210,8 +210,8 @@ mod tests {
     fn a_mark_is_gone_with_the_last_descriptor_of_its_open_file_and_locks_nobody_out() {
         let image = tempfile::tempfile().unwrap();
         assert!(take(&image, Lock::Write).unwrap());
-        let (first, mark) = Mark::reopen(&image, 0).unwrap();
-        let (second, other) = Mark::reopen(&image, 1).unwrap();
+        let (first, mark) = OpenMarker::reopen(&image, 0).unwrap();
+        let (second, other) = OpenMarker::reopen(&image, 1).unwrap();
         let handed_on = first.try_clone().unwrap();
         drop(first);
         assert!(!mark.is_gone() && !other.is_gone());

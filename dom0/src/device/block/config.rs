@@ -212,7 +212,7 @@ pub fn check(
     let source = match (&disk.path, &disk.vhost_user_socket) {
         (Some(path), None) => DiskSource::Own(Box::new(own(context, n, &id, path, &disk)?)),
         (None, Some(socket)) => {
-            if let Some(key) = given(&disk) {
+            if let Some(key) = source_key(&disk) {
                 let problem = "is the backend's to decide when vhost_user_socket is given: leave it out";
                 return Err(context.refuse(at(key), problem));
             }
@@ -236,7 +236,7 @@ pub fn check(
 }
 
 /// The first key given that only `domus-block` can obey.
-fn given(disk: &DiskFile) -> Option<&'static str> {
+fn source_key(disk: &DiskFile) -> Option<&'static str> {
     let given = [
         ("format", disk.format.is_some()),
         ("backing", !disk.backing.is_empty()),

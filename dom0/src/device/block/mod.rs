@@ -33,9 +33,9 @@ use crate::device::error::DeviceError;
 use crate::device::loss::{Loss, Mended};
 use crate::device::plan::{Plan, PlannedDevice, PlannedFile, PlannedProcess};
 use crate::device::start::{Message, Start};
-use crate::device::{Backend, Handover, Owner, Providers, Step};
-use crate::host::files::For;
-use crate::host::locks::Mark;
+use crate::device::{Backend, Handover, Owner, Providers, Step, reconnect};
+use crate::host::files::Mode;
+use crate::host::locks::OpenMarker;
 use crate::host::{nbd, sockets};
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
@@ -156,9 +156,9 @@ impl Disks {
     ///
     /// # Errors
     /// [`ConfigError`]; also if a path leads to another file than it did.
-    async fn open_missing(&self, why: For) -> Result<(), ConfigError> {
+    async fn open_missing(&self, why: Mode) -> Result<(), ConfigError> {
         let missing = |open: &OpenDisk| {
-            let wanted = why == For::Check || !open.is_open;
+            let wanted = why == Mode::Check || !open.is_open;
             wanted.then(|| (open.n, open.disk.clone()))
         };
         let missing: Vec<_> = self.disks.borrow().iter().filter_map(missing).collect();
@@ -167,7 +167,7 @@ impl Disks {
             match &disk.source {
                 DiskSource::Own(own) => {
                     let opened = Opened::new(&place, own, why).await?;
-                    if why == For::Use {
+                    if why == Mode::Use {
                         self.with(&disk.id, |open| open.take(opened, &place)).transpose()?;
                     }
                 }
@@ -217,7 +217,7 @@ impl Backend for Disks {
     }
 
     fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        async { Ok(self.open_missing(For::Check).await?) }.boxed_local()
+        async { Ok(self.open_missing(Mode::Check).await?) }.boxed_local()
     }
 
     fn plan(&self, plan: &mut Plan) {
@@ -236,12 +236,12 @@ impl Backend for Disks {
     }
 
     fn prepare<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        async { Ok(self.open_missing(For::Use).await?) }.boxed_local()
+        async { Ok(self.open_missing(Mode::Use).await?) }.boxed_local()
     }
 
     fn open<'a>(&'a self, _owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
         async {
-            self.open_missing(For::Use).await?;
+            self.open_missing(Mode::Use).await?;
             for (disk, uri) in self.unconnected() {
                 let connection = dial(&uri).await?;
                 self.with(&disk, |disk| disk.connection = Some(connection));
@@ -254,7 +254,7 @@ impl Backend for Disks {
     fn start(&self, owner: &Owner) -> io::Result<Start> {
         let mut fds = Outgoing::default();
         let (mut disks, mut sockets, mut locks) = (Vec::new(), Vec::new(), Vec::new());
-        let mut marks: Option<Vec<Mark>> = Some(Vec::new());
+        let mut marks: Option<Vec<OpenMarker>> = Some(Vec::new());
         for open in self.disks.borrow_mut().iter_mut() {
             let Some(given) = open.hand_out(&mut fds)? else { continue };
             // One image without a marker, and only the lifeline tells.
@@ -319,8 +319,7 @@ impl Backend for Disks {
                 let request = BlockRequest::Reconnect { disk: disk.clone(), socket };
                 return Mended::tell(disk, &request, fds);
             }
-            let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.to_string()))?;
-            Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?))
+            reconnect(self, loss, owner, from).await
         }
         .boxed_local()
     }

@@ -17,8 +17,8 @@ use shared_abi::nbd::NbdUri;
 
 use crate::device::block::config::{Disk, DiskData, OnLoss, OwnDisk};
 use crate::device::block::record::DiskRecord;
-use crate::host::files::{self, Direct, FileId, For};
-use crate::host::locks::Mark;
+use crate::host::files::{self, Direct, FileId, Mode};
+use crate::host::locks::OpenMarker;
 use crate::host::{nbd, sockets};
 use crate::value::place::{ConfigError, Place};
 
@@ -63,7 +63,7 @@ pub struct Handout {
     /// The descriptor that holds the image's lock.
     pub lock: Option<FdIndex>,
     /// Tells that the image is closed.
-    pub marker: Option<Mark>,
+    pub marker: Option<OpenMarker>,
     /// The runner's end of its socket.
     pub socket: OwnedFd,
 }
@@ -83,7 +83,7 @@ impl Opened {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub async fn new(place: &Place<'_>, own: &OwnDisk, why: For) -> Result<Self, ConfigError> {
+    pub async fn new(place: &Place<'_>, own: &OwnDisk, why: Mode) -> Result<Self, ConfigError> {
         let at = |key: &str| place.under(key);
         let direct = match own.cache {
             None => Direct::IfPossible,
@@ -106,7 +106,7 @@ impl Opened {
                 image(path).await?
             }
             // A server may serve one connection only, so none is made for a check.
-            DiskData::Nbd(_) if why == For::Check => None,
+            DiskData::Nbd(_) if why == Mode::Check => None,
             DiskData::Nbd(uri) => {
                 let refuse = |error| {
                     let problem =
@@ -204,7 +204,7 @@ impl OpenDisk {
         if let Some(image) = &self.image {
             lock = Some(fds.add(image.try_clone()?));
             self.handouts = self.handouts.wrapping_add(1);
-            if let Ok((file, mark)) = Mark::reopen(image, self.handouts) {
+            if let Ok((file, mark)) = OpenMarker::reopen(image, self.handouts) {
                 (again, marker) = (Some(file), Some(mark));
             }
         }

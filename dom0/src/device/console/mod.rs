@@ -16,11 +16,10 @@ use shared_abi::Role;
 use shared_abi::control::{ConsoleRequest, ConsoleStart, DeviceSpec};
 
 use crate::device::error::DeviceError;
-use crate::device::loss::{Loss, Mended};
 use crate::device::plan::{Plan, PlannedProcess};
 use crate::device::start::{Message, Start};
 use crate::device::{Backend, Owner, Providers, Step};
-use crate::host::files::{self, For};
+use crate::host::files::{self, Mode};
 use crate::host::sockets;
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
@@ -92,7 +91,7 @@ impl Console {
         self.serial.borrow().as_ref().is_some_and(sockets::has_unread)
     }
 
-    fn open_log(&self, why: For) -> Result<Option<std::fs::File>, ConfigError> {
+    fn open_log(&self, why: Mode) -> Result<Option<std::fs::File>, ConfigError> {
         match &self.log {
             Some(log) => files::appended(&Place::new(&self.file, "console.log"), log, why),
             None => Ok(None),
@@ -110,7 +109,7 @@ impl Backend for Console {
     }
 
     fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        ready(self.open_log(For::Check).map(drop).map_err(Into::into)).boxed_local()
+        ready(self.open_log(Mode::Check).map(drop).map_err(Into::into)).boxed_local()
     }
 
     fn plan(&self, plan: &mut Plan) {
@@ -118,7 +117,7 @@ impl Backend for Console {
     }
 
     fn prepare<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        ready(self.open_log(For::Use).map(drop).map_err(Into::into)).boxed_local()
+        ready(self.open_log(Mode::Use).map(drop).map_err(Into::into)).boxed_local()
     }
 
     fn open<'a>(&'a self, owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
@@ -133,7 +132,7 @@ impl Backend for Console {
             return Err(io::ErrorKind::NotConnected.into());
         };
         // It could be opened when the domain was built; a console without it is better than none.
-        let log = self.open_log(For::Use).unwrap_or_else(|error| {
+        let log = self.open_log(Mode::Use).unwrap_or_else(|error| {
             let domain = &owner.name;
             crate::log::stderr::line(format_args!("{domain}: the console is not logged: {error}"));
             None
@@ -148,15 +147,5 @@ impl Backend for Console {
         let message = Message::new(&ConsoleRequest::Start(start))?;
         let start = Start::new(message, fds.into_vec(), Vec::new());
         Ok(Start { serial: self.to_runner.borrow_mut().take(), ..start })
-    }
-
-    fn mend<'a>(
-        &'a self,
-        loss: &'a Loss,
-        _attempts: u32,
-        _owner: &'a Owner,
-        _from: &'a Providers,
-    ) -> Step<'a, Mended> {
-        ready(Err(DeviceError::NoHelper(loss.to_string()))).boxed_local()
     }
 }

@@ -12,7 +12,6 @@ use shared_abi::control::{DeviceFeatures, DeviceSpec};
 
 use crate::device::error::DeviceError;
 use crate::device::external::config::ExternalDevice;
-use crate::device::loss::{Loss, Mended};
 use crate::device::plan::{Plan, PlannedDevice};
 use crate::device::slots::SlotMap;
 use crate::device::{Backend, Owner, Providers, Step};
@@ -94,20 +93,6 @@ impl Backend for Externals {
             let found = self.devices.iter().find(|external| external.spec.id == *device);
             let socket = found.map(|external| self.dial(external, true)).transpose()?;
             socket.flatten().ok_or_else(|| DeviceError::NotHere(device.clone()))
-        }
-        .boxed_local()
-    }
-
-    fn mend<'a>(
-        &'a self,
-        loss: &'a Loss,
-        _attempts: u32,
-        owner: &'a Owner,
-        from: &'a Providers,
-    ) -> Step<'a, Mended> {
-        async move {
-            let device = loss.device().ok_or_else(|| DeviceError::NoHelper(loss.to_string()))?;
-            Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?))
         }
         .boxed_local()
     }

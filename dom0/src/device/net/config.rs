@@ -201,7 +201,7 @@ pub fn check(
 ) -> Result<Nic, ConfigError> {
     let at = |key: &str| format!("nets[{n}].{key}");
     let link = link(context, n, &net)?;
-    if let (NicLink::VhostUser(_), Some(key)) = (&link, given(&net)) {
+    if let (NicLink::VhostUser(_), Some(key)) = (&link, source_key(&net)) {
         let problem = "is the backend's to decide when vhost_user_socket is given: leave it out";
         return Err(context.refuse(at(key), problem));
     }
@@ -314,7 +314,7 @@ fn forwards(context: &Context<'_>, n: usize, user: Option<&UserFile>) -> Result<
 }
 
 /// The first key given that only Domus' own backends can obey.
-fn given(net: &NetFile) -> Option<&'static str> {
+fn source_key(net: &NetFile) -> Option<&'static str> {
     let given = [
         ("spoof", net.spoof.is_some()),
         ("addresses", net.addresses.is_some()),

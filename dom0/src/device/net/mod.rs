@@ -42,7 +42,7 @@ use crate::device::net::passt::{PASST_START, PasstError};
 use crate::device::net::report::NicReport;
 use crate::device::plan::Plan;
 use crate::device::start::{Message, Start};
-use crate::device::{Backend, Handover, Owner, Providers, Step};
+use crate::device::{Backend, Handover, Owner, Providers, Step, reconnect};
 use crate::host::links::Links;
 use crate::host::sockets;
 use crate::network::managed::Networks;
@@ -409,11 +409,8 @@ impl Backend for Nics {
         from: &'a Providers,
     ) -> Step<'a, Mended> {
         async move {
+            let Loss::Passt(nic) = loss else { return reconnect(self, loss, owner, from).await };
             let nothing = || DeviceError::NoHelper(loss.to_string());
-            let Loss::Passt(nic) = loss else {
-                let device = loss.device().ok_or_else(nothing)?;
-                return Ok(Mended::Attach(device.clone(), self.connect(device, owner, from).await?));
-            };
             let (passt, socket) = self.another_passt(owner, nic, from).await?.ok_or_else(nothing)?;
             if attempts > 0
                 && let Ok(how) = timeout(PASST_START, passt.ended()).await

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::device::start::{Leftovers, Start};
 use crate::domain::error::StartError;
-use crate::host::locks::Mark;
+use crate::host::locks::OpenMarker;
 use crate::host::watch;
 use crate::process::Process;
 use crate::process::link::{ANSWER, ChildError, ChildLink, PATIENCE, unexpected};
@@ -28,7 +28,7 @@ pub struct BackendProcess {
     pub link: Option<ChildLink<BackendReply, BackendEvent>>,
     /// Hangs up when the kernel has finished all that the process asked it to do, if it asks for what can outlive it.
     lifeline: Option<AsyncFd<OwnedFd>>,
-    markers: Option<Vec<Mark>>,
+    markers: Option<Vec<OpenMarker>>,
     /// When it was started.
     pub since: Instant,
 }
