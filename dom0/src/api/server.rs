@@ -3,7 +3,8 @@
 //! The socket belongs to root and, if there is one, to the group `domus`; its mode says who may connect, the peer's
 //! user id (`SO_PEERCRED`) who may change anything. Each connection has its own task.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -16,12 +17,15 @@ use tokio::net::{UnixListener, UnixStream};
 use zlink::ReadyListener;
 use zlink::tokio::unix::Stream;
 
-use crate::api::bounded::Bounded;
+use crate::api::bounded::{Bounded, Budgets};
 use crate::api::service::{Rights, Session};
 use crate::service::Dom0;
 
-/// Connections served at the same time; root's are always served.
+/// Connections of those who may only ask that are served at the same time; root's are always served.
 const MAX_CONNECTIONS: usize = 128;
+
+/// Connections of one such user.
+const MAX_OF_ONE: usize = 48;
 
 /// Why the API cannot be offered.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +88,9 @@ impl Server {
 
     /// Serves for ever. Must run in a `LocalSet`.
     pub async fn serve(&self, dom0: &Rc<Dom0>) -> std::convert::Infallible {
-        let connections = Rc::new(Cell::new(0_usize));
+        // By user.
+        let connections = Rc::new(RefCell::new(BTreeMap::<u32, usize>::new()));
+        let budgets = Budgets::default();
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -95,28 +101,44 @@ impl Server {
                     continue;
                 }
             };
-            let Some(rights) = rights(&stream) else { continue };
-            if rights == Rights::Read && connections.get() >= MAX_CONNECTIONS {
-                continue;
+            let Some((uid, rights)) = rights(&stream) else { continue };
+            let budget = (rights == Rights::Read).then(|| budgets.of(uid));
+            if budget.is_some() {
+                let mut connections = connections.borrow_mut();
+                let all: usize = connections.values().sum();
+                let own = connections.entry(uid).or_default();
+                if all >= MAX_CONNECTIONS || *own >= MAX_OF_ONE {
+                    continue;
+                }
+                *own += 1;
             }
             let peer = stream.as_fd().try_clone_to_owned().ok();
-            let Ok(stream) = Stream::try_from(stream) else { continue };
-            let session = Session::new(dom0.clone(), rights, peer);
-            let counted = connections.clone();
-            counted.set(counted.get() + 1);
+            let (dom0, connections) = (dom0.clone(), connections.clone());
             tokio::task::spawn_local(async move {
-                // Ends when the client hangs up, or sends what is no Varlink.
-                let _ = zlink::Server::new(ReadyListener::new(Bounded(stream)), session).run().await;
-                counted.set(counted.get() - 1);
+                let counted = budget.is_some();
+                if let Ok(stream) = Stream::try_from(stream) {
+                    let listener = ReadyListener::new(Bounded { stream, budget });
+                    // Ends when the client hangs up, or sends what is no Varlink.
+                    let _ = zlink::Server::new(listener, Session::new(dom0, rights, peer)).run().await;
+                }
+                if counted {
+                    let mut connections = connections.borrow_mut();
+                    let left = connections.get(&uid).map_or(0, |count| count.saturating_sub(1));
+                    match left {
+                        0 => connections.remove(&uid),
+                        left => connections.insert(uid, left),
+                    };
+                }
             });
         }
     }
 }
 
-fn rights(stream: &UnixStream) -> Option<Rights> {
-    let peer = stream.peer_cred().ok()?;
-    let owner = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
-    Some(if owner { Rights::Change } else { Rights::Read })
+/// Who the client is, and what that user may do.
+fn rights(stream: &UnixStream) -> Option<(u32, Rights)> {
+    let uid = stream.peer_cred().ok()?.uid();
+    let owner = uid == 0 || uid == geteuid().as_raw();
+    Some((uid, if owner { Rights::Change } else { Rights::Read }))
 }
 
 impl Drop for Server {
