@@ -68,7 +68,7 @@ impl Machine {
             return self.say(format!("{} {how}", role.program()));
         }
         let loss = Loss::Process(role);
-        let attempts = self.losses.count(&loss, lived);
+        let attempts = self.losses.deaths(&loss).died(lived);
         self.lost(loss, how.into(), attempts, Rc::new(leftovers));
     }
 
@@ -100,10 +100,8 @@ impl Machine {
         if role.is_some_and(|role| self.is_open(&Loss::Process(role))) {
             return;
         }
-        let last = self.losses.last.insert(loss.clone(), Instant::now());
         // The first one has lived for as long as its backend.
-        let lived = last.map_or(Duration::MAX, |last| last.elapsed());
-        let attempts = self.losses.count(&loss, lived);
+        let attempts = self.losses.deaths(&loss).died_at(Instant::now().into_std());
         self.lost(loss, how, attempts, Rc::default());
     }
 
