@@ -63,7 +63,7 @@ pub struct PausedRequest {
 #[derive(Debug)]
 pub enum Repaired {
     /// A process that serves.
-    Process(Served),
+    Process(Box<Served>),
     /// A connection.
     Device(Mended),
 }
@@ -196,12 +196,12 @@ impl Launcher {
             };
             if self.class.handover() == Handover::Exclusive {
                 let (backend, ()) = tokio::try_join!(self.connected(), gone)?;
-                return Ok(Repaired::Process(self.serve(backend).await?));
+                return Ok(Repaired::Process(Box::new(self.serve(backend).await?)));
             }
             // It touches nothing before the runner attaches it.
             let serving = async { self.serve(self.connected().await?).await };
             let (served, ()) = tokio::try_join!(serving, gone)?;
-            Ok(Repaired::Process(served))
+            Ok(Repaired::Process(Box::new(served)))
         })
     }
 }

@@ -197,7 +197,7 @@ impl Machine {
     /// Returns how long the devices concerned have stood still.
     async fn put_in_place(&mut self, since: Instant, repaired: Repaired) -> Result<Duration, String> {
         match repaired {
-            Repaired::Process(served) => self.join(served).await,
+            Repaired::Process(served) => self.join(*served).await,
             Repaired::Device(Mended::Attach(device, socket)) => {
                 self.attach(vec![(device, socket)]).await.map_err(|error| chain(&error))
             }
