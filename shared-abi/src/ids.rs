@@ -198,8 +198,21 @@ pub enum Role {
 }
 
 impl Role {
+    /// Every role.
+    pub const ALL: [Role; 5] = [Role::Console, Role::Block, Role::Net, Role::Runner, Role::Switch];
+
     /// The roles of a domain's own processes, the runner last: the order in which they are started.
-    pub const ALL: [Role; 4] = [Role::Console, Role::Block, Role::Net, Role::Runner];
+    pub fn of_a_domain() -> impl Iterator<Item = Role> {
+        Self::ALL.into_iter().filter(|role| role.is_of_a_domain())
+    }
+
+    /// True if each domain has a process of its own in this role.
+    fn is_of_a_domain(self) -> bool {
+        match self {
+            Role::Console | Role::Block | Role::Net | Role::Runner => true,
+            Role::Switch => false,
+        }
+    }
 
     /// The role's name in paths and messages.
     pub fn as_str(self) -> &'static str {
@@ -268,6 +281,8 @@ impl fmt::Display for Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -280,6 +295,15 @@ mod tests {
         }
         assert!("a.b".parse::<DeviceId>().is_err());
         assert!("x".repeat(21).parse::<DeviceId>().is_err());
+    }
+
+    #[test]
+    fn each_role_is_listed_once_with_a_name_and_a_program_of_its_own() {
+        let names: BTreeSet<_> = Role::ALL.into_iter().map(Role::as_str).collect();
+        let programs: BTreeSet<_> = Role::ALL.into_iter().map(Role::program).collect();
+        assert_eq!((names.len(), programs.len()), (Role::ALL.len(), Role::ALL.len()));
+        let domain: Vec<_> = Role::of_a_domain().collect();
+        assert_eq!(domain, [Role::Console, Role::Block, Role::Net, Role::Runner]);
     }
 
     #[test]

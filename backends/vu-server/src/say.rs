@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use domus_startup::{LogLimit, lock};
+use domus_startup::{EventLimit, lock};
 
-static LIMIT: Mutex<LogLimit> = Mutex::new(LogLimit::new(10, Duration::from_secs(10)));
+static LIMIT: Mutex<EventLimit> = Mutex::new(EventLimit::new(10, Duration::from_secs(10)));
 
 /// Says one line that a guest or a frontend can cause. A line beyond the limit is counted and dropped; the count is
 /// said with the next line.

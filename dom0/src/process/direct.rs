@@ -1,6 +1,7 @@
 //! dom0 starts the processes itself.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use crate::process::{
 #[derive(Debug)]
 pub struct Direct {
     places: Vec<PathBuf>,
-    programs: RefCell<[Option<PathBuf>; 5]>,
+    /// Where each program has been found.
+    programs: RefCell<BTreeMap<Role, PathBuf>>,
     cgroups: Option<Cgroups>,
     dies_with_parent: bool,
 }
@@ -53,8 +55,7 @@ impl Direct {
 
     fn program(&self, role: Role) -> Result<PathBuf, SupervisorError> {
         let mut programs = self.programs.borrow_mut();
-        let slot = &mut programs[role as usize];
-        if let Some(path) = slot {
+        if let Some(path) = programs.get(&role) {
             return Ok(path.clone());
         }
         let mut candidates = self.places.iter().map(|place| place.join(role.program()));
@@ -63,7 +64,7 @@ impl Direct {
             program: role.program(),
             places: self.places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
         })?;
-        *slot = Some(path.clone());
+        programs.insert(role, path.clone());
         Ok(path)
     }
 

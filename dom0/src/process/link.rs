@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use domus_startup::{Link, LinkError};
+use domus_startup::{EventLimit, Link, LinkError};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
@@ -31,7 +31,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 pub const ANSWER: Duration = Duration::from_secs(30);
 
 /// Messages that a child may send within an hour without being asked. One that works sends a few.
-const MAX_UNASKED: u16 = 512;
+const MAX_UNASKED: u32 = 512;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The error for an answer that is none to its request.
@@ -89,9 +89,8 @@ pub struct ChildLink<A, E> {
     early: VecDeque<E>,
     /// Answers that were given up and may still come.
     late: u32,
-    /// How many more messages it may send without being asked, of those of the hour that began then.
-    unasked_left: u16,
-    hour: Instant,
+    /// Messages that it sends without being asked.
+    unasked: EventLimit,
     answers: PhantomData<A>,
 }
 
@@ -207,8 +206,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             link,
             early: VecDeque::new(),
             late: 0,
-            unasked_left: MAX_UNASKED,
-            hour: Instant::now(),
+            unasked: EventLimit::new(MAX_UNASKED, HOUR),
             answers: PhantomData,
         })
     }
@@ -247,17 +245,9 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
     }
 
     /// Counts a message that nobody asked for.
-    fn unasked(&mut self) -> Result<(), ChildError> {
-        if self.hour.elapsed() > HOUR {
-            (self.unasked_left, self.hour) = (MAX_UNASKED, Instant::now());
-        }
-        match self.unasked_left.checked_sub(1) {
-            Some(left) => self.unasked_left = left,
-            None => {
-                return Err(ChildError::Failed { role: self.role, why: "floods its control socket".into() });
-            }
-        }
-        Ok(())
+    fn count_unasked(&mut self) -> Result<(), ChildError> {
+        let flood = || ChildError::Failed { role: self.role, why: "floods its control socket".into() };
+        self.unasked.admit(Instant::now().into_std()).map(drop).ok_or_else(flood)
     }
 
     async fn receive(&self) -> Result<FromChild<A, E>, LinkError> {
@@ -289,7 +279,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         }
         loop {
             let message = self.receive().await.map_err(|error| self.broken(error))?;
-            self.unasked()?;
+            self.count_unasked()?;
             match message {
                 FromChild::Event(event) => return Ok(event),
                 // An answer that comes after its deadline is nobody's any more.
@@ -332,7 +322,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 Ok(FromChild::Reply(answer)) => return Ok(answer),
                 Ok(FromChild::Failed(why)) => return Err(ChildError::Failed { role, why: one_line(&why) }),
                 Ok(FromChild::Event(event)) => {
-                    self.unasked()?;
+                    self.count_unasked()?;
                     self.early.push_back(event);
                 }
                 Err(LinkError::Closed) => {

@@ -6,6 +6,7 @@
 mod cgroup;
 mod direct;
 pub mod identity;
+pub(crate) mod keep_alive;
 pub mod link;
 mod output;
 pub mod spawn;

@@ -6,12 +6,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use domus_startup::EventLimit;
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::host::watch;
 use crate::value::text::one_line;
@@ -44,7 +45,7 @@ pub fn pass_on(pipe: OwnedFd, say: impl FnMut(&str) + Send + 'static) -> io::Res
 }
 
 async fn relay(pipe: AsyncFd<OwnedFd>, mut say: impl FnMut(&str)) {
-    let mut budget = Budget { since: Instant::now(), left: MAX_LINES };
+    let mut limit = EventLimit::new(MAX_LINES, WINDOW);
     let mut line = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -62,36 +63,27 @@ async fn relay(pipe: AsyncFd<OwnedFd>, mut say: impl FnMut(&str)) {
         };
         for &byte in read {
             match byte {
-                b'\n' => budget.spend(&std::mem::take(&mut line), &mut say),
+                b'\n' => say_limited(&mut limit, &std::mem::take(&mut line), &mut say),
                 _ if line.len() < MAX_LINE_LEN => line.push(byte),
                 _ => {}
             }
         }
-        if budget.left == 0 {
+        if limit.is_spent() {
             sleep(PAUSE).await;
         }
     }
     if !line.is_empty() {
-        budget.spend(&line, &mut say);
+        say_limited(&mut limit, &line, &mut say);
     }
 }
 
-struct Budget {
-    since: Instant,
-    left: u32,
-}
-
-impl Budget {
-    fn spend(&mut self, line: &[u8], say: &mut impl FnMut(&str)) {
-        if self.since.elapsed() > WINDOW {
-            *self = Self { since: Instant::now(), left: MAX_LINES };
-        }
-        let Some(left) = self.left.checked_sub(1) else { return };
-        self.left = left;
-        say(&one_line(&String::from_utf8_lossy(line)));
-        if left == 0 {
-            say("says too much: its next lines are dropped");
-        }
+fn say_limited(limit: &mut EventLimit, line: &[u8], say: &mut impl FnMut(&str)) {
+    if limit.admit(Instant::now()).is_none() {
+        return;
+    }
+    say(&one_line(&String::from_utf8_lossy(line)));
+    if limit.is_spent() {
+        say("says too much: its next lines are dropped");
     }
 }
 

@@ -57,7 +57,7 @@ pub fn runner_unit(domain: &DomainName) -> String {
 /// The units of a domain's own processes.
 pub fn units(domain: &DomainName) -> Vec<String> {
     let unit = |role| format!("{}@{}.service", template(role), escape(domain.as_str()));
-    Role::ALL.into_iter().map(unit).collect()
+    Role::of_a_domain().map(unit).collect()
 }
 
 /// The name of a role's template.
@@ -144,6 +144,13 @@ mod tests {
         assert_eq!(names, ["domus-block@web\\x2d1.service", "domus-block@web\\x2d1-2.service"]);
         let (_, passt) = candidates("domus-passt", "web1: eth0").next().unwrap();
         assert_eq!(passt, "domus-passt@web1-eth0.service");
+    }
+
+    #[test]
+    fn a_domain_has_a_unit_for_each_of_its_own_processes_and_none_for_a_switch() {
+        let units = units(&"web-1".parse().unwrap());
+        let of = |role| format!("domus-{role}@web\\x2d1.service");
+        assert_eq!(units, ["console", "block", "net", "runner"].map(of));
     }
 
     #[test]

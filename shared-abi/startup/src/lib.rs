@@ -14,8 +14,8 @@
 //! | [`link`] | one typed JSON message with descriptors in one `SOCK_SEQPACKET` datagram, both directions |
 //! | [`control`] | the child's side: listen, accept one controller at a time, answer |
 //! | [`fds`] | the descriptors of one message, each taken exactly once |
+//! | [`EventLimit`] | a bound of what somebody else can cause: lines in a log, messages |
 //! | [`lock()`], [`time`] | locks that outlive a panic, the monotonic clock |
-//! | [`LogLimit`] | a bound of the lines that somebody else can cause |
 //! | [`memfd`] | memory of a fixed size to share with other processes |
 //! | [`serve()`], [`program`] | a backend from its start message to its last answer, and its `main` |
 //! | [`say()`] | lines for people, to a standard error that nobody may read |
@@ -23,10 +23,10 @@
 //! | [`sandbox`] | own uid, no capabilities, own namespaces, an empty root, a seccomp allow-list |
 
 pub mod control;
+mod event_limit;
 pub mod fds;
 pub mod link;
 mod lock;
-mod log_limit;
 pub mod memfd;
 pub mod sandbox;
 mod say;
@@ -35,9 +35,9 @@ pub mod threads;
 pub mod time;
 
 pub use control::{Control, Events};
+pub use event_limit::EventLimit;
 pub use fds::Fds;
 pub use link::{Link, LinkError};
 pub use lock::lock;
-pub use log_limit::LogLimit;
 pub use say::{report, say};
 pub use serve::{program, serve};

@@ -295,8 +295,10 @@ mod tests {
 
     #[test]
     fn another_version_an_unknown_field_and_nonsense_are_refused_by_name() {
+        let (next, named) = (VERSION + 1, format!("version {}", VERSION + 1));
+        let next = format!(r#"{{"version":{next},"request":"pause"}}"#);
         for (text, part) in [
-            (r#"{"version":2,"request":"pause"}"#, "version 2"),
+            (next.as_str(), named.as_str()),
             (r#"{"version":1,"request":"pause","more":1}"#, "more"),
             (r#"{"version":1,"request":{"start":{"identity":3}}}"#, "Identity"),
             ("\u{0}", "not understood"),

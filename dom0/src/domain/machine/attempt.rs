@@ -14,7 +14,6 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use shared_abi::{DeviceId, DomainName, Role};
@@ -29,17 +28,15 @@ use crate::domain::error::StartError;
 use crate::domain::machine::backend::BackendProcess;
 use crate::host::fault;
 use crate::process::{Launch, Limits};
-use crate::value::backoff::{self, GOOD_LIFE};
+use crate::value::backoff::{self, EarlyDeaths};
 
 /// What a machine has lost, and what waits for an operator.
 #[derive(Debug, Default)]
 pub struct Losses {
     /// What is being had again.
     pub open: Vec<Repair>,
-    /// How often in a row something has died early.
-    pub early: BTreeMap<Loss, u32>,
-    /// When a helper was lost last, which says how long the next one has lived.
-    pub last: BTreeMap<Loss, Instant>,
+    /// How often in a row each has died early.
+    pub deaths: BTreeMap<Loss, EarlyDeaths>,
     /// Requests that wait for an operator.
     pub paused: Vec<PausedRequest>,
     /// A backend has come whose disks must be measured.
@@ -47,11 +44,9 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// Counts a loss of what has lived so long; how many in a row have died early.
-    pub fn count(&mut self, loss: &Loss, lived: Duration) -> u32 {
-        let early = self.early.entry(loss.clone()).or_default();
-        *early = if lived < GOOD_LIFE { early.saturating_add(1) } else { 0 };
-        *early
+    /// The count of the early deaths of this.
+    pub fn deaths(&mut self, loss: &Loss) -> &mut EarlyDeaths {
+        self.deaths.entry(loss.clone()).or_default()
     }
 }
 
@@ -68,7 +63,7 @@ pub struct PausedRequest {
 #[derive(Debug)]
 pub enum Repaired {
     /// A process that serves.
-    Process(Served),
+    Process(Box<Served>),
     /// A connection.
     Device(Mended),
 }
@@ -201,12 +196,12 @@ impl Launcher {
             };
             if self.class.handover() == Handover::Exclusive {
                 let (backend, ()) = tokio::try_join!(self.connected(), gone)?;
-                return Ok(Repaired::Process(self.serve(backend).await?));
+                return Ok(Repaired::Process(Box::new(self.serve(backend).await?)));
             }
             // It touches nothing before the runner attaches it.
             let serving = async { self.serve(self.connected().await?).await };
             let (served, ()) = tokio::try_join!(serving, gone)?;
-            Ok(Repaired::Process(served))
+            Ok(Repaired::Process(Box::new(served)))
         })
     }
 }

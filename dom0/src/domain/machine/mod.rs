@@ -130,7 +130,7 @@ impl Machine {
     pub fn successor(&mut self, owner: Owner, config: &DomainConfig, is_another: bool) -> Self {
         let next = Self::new(owner, config, self.from.clone(), self.destroyed.clone());
         let scheduling = if is_another { next.scheduling.clone() } else { mem::take(&mut self.scheduling) };
-        let losses = Losses { early: mem::take(&mut self.losses.early), ..Losses::default() };
+        let losses = Losses { deaths: mem::take(&mut self.losses.deaths), ..Losses::default() };
         Self { scheduling, programs: mem::take(&mut self.programs), losses, ..next }
     }
 

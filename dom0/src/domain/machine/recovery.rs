@@ -69,7 +69,7 @@ impl Machine {
             return self.say(format!("{} {how}", role.program()));
         }
         let loss = Loss::Process(role);
-        let attempts = self.losses.count(&loss, lived);
+        let attempts = self.losses.deaths(&loss).died(lived);
         self.lost(loss, how.into(), attempts, Rc::new(leftovers));
     }
 
@@ -101,10 +101,8 @@ impl Machine {
         if role.is_some_and(|role| self.is_open(&Loss::Process(role))) {
             return;
         }
-        let last = self.losses.last.insert(loss.clone(), Instant::now());
         // The first one has lived for as long as its backend.
-        let lived = last.map_or(Duration::MAX, |last| last.elapsed());
-        let attempts = self.losses.count(&loss, lived);
+        let attempts = self.losses.deaths(&loss).died_at(Instant::now().into_std());
         self.lost(loss, how, attempts, Rc::default());
     }
 
@@ -200,7 +198,7 @@ impl Machine {
     /// Returns how long the devices concerned have stood still.
     async fn put_in_place(&mut self, since: Instant, repaired: Repaired) -> Result<Duration, String> {
         match repaired {
-            Repaired::Process(served) => self.join(served).await,
+            Repaired::Process(served) => self.join(*served).await,
             Repaired::Device(Mended::Attach(device, socket)) => {
                 self.attach(vec![(device, socket)]).await.map_err(|error| chain(&error))
             }

@@ -18,7 +18,7 @@ use nix::unistd::User;
 use shared_abi::control::AddressRange;
 use shared_abi::{MacAddress, NetworkName};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::host::links::{Kind, Links};
@@ -26,8 +26,8 @@ use crate::host::{proc, programs};
 use crate::network::managed::definition::{Forward, Network};
 use crate::network::managed::error::NetworkError;
 use crate::network::managed::{dnsmasq, rules};
+use crate::process::keep_alive::{KeptAlive, keep_alive};
 use crate::process::{HelperProgram, Process, Supervisor};
-use crate::value::backoff::{self, GOOD_LIFE};
 
 /// Within this time a dnsmasq that cannot serve ends.
 const START: Duration = Duration::from_millis(300);
@@ -37,7 +37,7 @@ const START: Duration = Duration::from_millis(300);
 pub struct Running {
     /// What it is.
     pub network: Rc<Network>,
-    /// Starts dnsmasq again; owns it.
+    /// Keeps dnsmasq alive; owns it.
     task: JoinHandle<()>,
     dir: PathBuf,
 }
@@ -56,7 +56,8 @@ impl Running {
         let result = set_up(&network, &dir, &links, &supervisor).await;
         match result {
             Ok(process) => {
-                let task = serve(network.clone(), dir.clone(), supervisor, process);
+                let mut kept = Dnsmasq { network: network.clone(), dir: dir.clone(), supervisor };
+                let task = async move { keep_alive(&mut kept, Some(process)).await };
                 Ok(Self { network, task: tokio::task::spawn_local(task), dir })
             }
             Err(error) => {
@@ -202,27 +203,41 @@ async fn start_dnsmasq(
     Ok(process)
 }
 
-/// Starts dnsmasq again as often as it ends. Dropped when the network stops.
-async fn serve(network: Rc<Network>, dir: PathBuf, supervisor: Rc<dyn Supervisor>, first: Process) {
-    let (mut process, mut young) = (first, 0_u32);
-    loop {
-        let since = Instant::now();
+/// dnsmasq of a network that runs. Dropped when the network stops, which kills it.
+struct Dnsmasq {
+    network: Rc<Network>,
+    dir: PathBuf,
+    supervisor: Rc<dyn Supervisor>,
+}
+
+impl KeptAlive for Dnsmasq {
+    type Running = Process;
+    type Error = NetworkError;
+    const SAID: u32 = 1;
+
+    async fn start(&mut self) -> Result<Process, NetworkError> {
+        start_dnsmasq(&self.network, &self.dir, &self.supervisor).await
+    }
+
+    fn not_started(&mut self, _: NetworkError, _: bool) {
+        // Its end has been said, and that it is started again.
+    }
+
+    async fn serve(&mut self, process: Process) -> Option<String> {
         let how = process.ended().await;
         process.reap().await;
-        young = if since.elapsed() < GOOD_LIFE { young.saturating_add(1) } else { 0 };
-        if young <= 1 {
-            crate::log::stderr::line(format_args!(
-                "network {}: dnsmasq {how}: it is started again",
-                network.name
-            ));
-        }
-        process = loop {
-            sleep(backoff::pause(young)).await;
-            match start_dnsmasq(&network, &dir, &supervisor).await {
-                Ok(process) => break process,
-                Err(_) => young = young.saturating_add(1),
-            }
-        };
+        Some(how)
+    }
+
+    fn say_ended(&self, how: &str) {
+        crate::log::stderr::line(format_args!(
+            "network {}: dnsmasq {how}: it is started again",
+            self.network.name
+        ));
+    }
+
+    fn is_needed(&self) -> bool {
+        true
     }
 }
 

@@ -71,8 +71,7 @@ pub fn is_at_hand() -> bool {
 
 /// The first template that is not installed.
 fn missing_unit() -> Option<String> {
-    let templates =
-        Role::ALL.into_iter().chain([Role::Switch]).map(|role| format!("{}@.service", template(role)));
+    let templates = Role::ALL.into_iter().map(|role| format!("{}@.service", template(role)));
     let there = |unit: &String| UNIT_PLACES.iter().any(|place| Path::new(place).join(unit).exists());
     templates.into_iter().find(|unit| !there(unit))
 }
