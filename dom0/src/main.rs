@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use dom0::api::Server;
+use dom0::api::{Samples, Server};
 use dom0::domain::environment::CORES;
 use dom0::domain::environment::Environment;
 use dom0::domain::events::Kind;
@@ -132,15 +132,16 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     tokio::task::spawn_local(dom0::service::autostart::start(dom0.clone()));
     let version = Some(env!("CARGO_PKG_VERSION").into());
     dom0.env().events.tell(None, Kind::Dom0Started, version);
+    let samples = Rc::new(Samples::new(dom0.clone()));
     if let Some(metrics) = metrics {
         dom0::log::stderr::line(format_args!("metrics are at {metrics}"));
-        tokio::task::spawn_local(metrics.serve(dom0.clone()));
+        tokio::task::spawn_local(metrics.serve(samples.clone()));
     }
     dom0::service::notify::ready();
     tokio::task::spawn_local(dom0::service::notify::keep_alive());
     dom0::log::stderr::line(format_args!("dom0 serves {}", dom0.run_dir().api_socket().display()));
     let (leave, succeed) = tokio::select! {
-        never = server.serve(&dom0) => match never {},
+        never = server.serve(&dom0, &samples) => match never {},
         _ = terminate.recv() => (true, false),
         _ = hangup.recv() => (true, false),
         _ = interrupt.recv() => (false, false),

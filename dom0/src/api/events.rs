@@ -1,15 +1,14 @@
 //! Events as the API tells them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
 use domus_api::EventInfo;
 use futures_util::{Stream, stream};
-use tokio::io::unix::AsyncFd;
 use zlink::Reply;
 
+use crate::api::peer::Peer;
 use crate::domain::events::{Follower, Happened};
-use crate::host::watch;
 
 fn info(happened: Happened, missed: u64) -> EventInfo {
     let Happened { sequence, time_ms, domain, kind, detail } = happened;
@@ -20,23 +19,9 @@ fn info(happened: Happened, missed: u64) -> EventInfo {
 /// Answers to one call.
 pub type Answers<T> = Pin<Box<dyn Stream<Item = Reply<T>>>>;
 
-/// What has the client's answers end: it hangs up, or says something.
-#[derive(Debug)]
-struct Peer(Option<AsyncFd<OwnedFd>>);
-
-impl Peer {
-    async fn stirs(&self) {
-        match &self.0 {
-            Some(socket) => drop(socket.readable().await),
-            None => std::future::pending().await,
-        }
-    }
-}
-
 /// What `follower` sees, until the client stirs; one event without `more`.
 pub fn stream(follower: Follower, peer: Option<&OwnedFd>, more: bool) -> Answers<EventInfo> {
-    let socket = peer.and_then(|peer| peer.as_fd().try_clone_to_owned().ok());
-    let peer = Peer(socket.and_then(|it| watch::readable(it).ok()));
+    let peer = Peer::new(peer);
     let next = move |(mut follower, peer, first): (Follower, Peer, bool)| async move {
         if !more && !first {
             return None;

@@ -24,9 +24,10 @@ mod events;
 mod limits;
 mod machine;
 mod nets;
+mod peer;
 mod server;
 mod service;
 mod statistics;
 
 pub use server::{Server, ServerError};
-pub use statistics::collect;
+pub use statistics::Samples;

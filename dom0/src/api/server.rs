@@ -19,6 +19,7 @@ use zlink::tokio::unix::Stream;
 
 use crate::api::bounded::{Bounded, Budgets};
 use crate::api::service::{Rights, Session};
+use crate::api::statistics::Samples;
 use crate::service::Dom0;
 
 /// Connections of those who may only ask that are served at the same time; root's are always served.
@@ -87,7 +88,7 @@ impl Server {
     }
 
     /// Serves for ever. Must run in a `LocalSet`.
-    pub async fn serve(&self, dom0: &Rc<Dom0>) -> std::convert::Infallible {
+    pub async fn serve(&self, dom0: &Rc<Dom0>, samples: &Rc<Samples>) -> std::convert::Infallible {
         // By user.
         let connections = Rc::new(RefCell::new(BTreeMap::<u32, usize>::new()));
         let budgets = Budgets::default();
@@ -113,13 +114,14 @@ impl Server {
                 *own += 1;
             }
             let peer = stream.as_fd().try_clone_to_owned().ok();
-            let (dom0, connections) = (dom0.clone(), connections.clone());
+            let (dom0, samples, connections) = (dom0.clone(), samples.clone(), connections.clone());
             tokio::task::spawn_local(async move {
                 let counted = budget.is_some();
                 if let Ok(stream) = Stream::try_from(stream) {
                     let listener = ReadyListener::new(Bounded { stream, budget });
                     // Ends when the client hangs up, or sends what is no Varlink.
-                    let _ = zlink::Server::new(listener, Session::new(dom0, rights, peer)).run().await;
+                    let _ =
+                        zlink::Server::new(listener, Session::new(dom0, rights, samples, peer)).run().await;
                 }
                 if counted {
                     let mut connections = connections.borrow_mut();

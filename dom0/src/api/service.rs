@@ -17,14 +17,16 @@ use shared_abi::{DeviceId, NetworkName};
 
 use crate::api::domains::{describe, domain_0, list, troubles};
 use crate::api::events::{self, Answers};
-use crate::api::{cpus, disks, limits, machine, nets, statistics};
+use crate::api::peer::Peer;
+use crate::api::statistics::Samples;
+use crate::api::{cpus, disks, limits, machine, nets};
 use crate::device::net::report::NicChange;
 use crate::domain::error::{Attempted, StartError, explain};
 use crate::domain::lifecycle::Event;
 use crate::domain::{Domain, check};
 use crate::host::memory;
 use crate::service::autostart::{self, Stopped};
-use crate::service::{Dom0, replace};
+use crate::service::{AskError, Dom0, replace};
 use crate::value::place::ConfigError;
 use crate::value::text::MAX_CONFIG;
 use crate::{config, log};
@@ -45,13 +47,25 @@ pub enum Rights {
 pub struct Session {
     dom0: Rc<Dom0>,
     rights: Rights,
-    /// The client's socket, once more: whoever is told something again and again must be seen to hang up.
+    samples: Rc<Samples>,
+    /// The client's socket, once more: whoever waits must be seen to hang up.
     peer: Option<OwnedFd>,
 }
 
 impl Session {
-    pub(super) fn new(dom0: Rc<Dom0>, rights: Rights, peer: Option<OwnedFd>) -> Self {
-        Self { dom0, rights, peer }
+    pub(super) fn new(dom0: Rc<Dom0>, rights: Rights, samples: Rc<Samples>, peer: Option<OwnedFd>) -> Self {
+        Self { dom0, rights, samples, peer }
+    }
+
+    /// What is asked for, unless the client hangs up before there is an answer: then nobody does anything for it any more.
+    /// For what changes nothing.
+    async fn asked<T>(&self, answer: impl Future<Output = Result<T, AskError>>) -> Result<T, ApiError> {
+        let peer = Peer::new(self.peer.as_ref());
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer?),
+            () = peer.hangs_up() => Err(ApiError::Refused { message: "the client has hung up".into() }),
+        }
     }
 
     fn may_change(&self, what: &str) -> Result<(), ApiError> {
@@ -245,8 +259,10 @@ impl Session {
 
     async fn vcpu_list(&self, name: String) -> Result<VcpuList, ApiError> {
         let vcpus = self
-            .dom0
-            .call(&name, |domain| async move { Ok(domain.machine().vcpu_reports()) }.boxed_local())
+            .asked(
+                self.dom0
+                    .call(&name, |domain| async move { Ok(domain.machine().vcpu_reports()) }.boxed_local()),
+            )
             .await?;
         Ok(VcpuList { vcpus: vcpus.into_iter().map(Into::into).collect() })
     }
@@ -288,15 +304,17 @@ impl Session {
 
     async fn wait(&self, name: String) -> Result<Ended, ApiError> {
         let before = self.dom0.find(&name)?.view.borrow().domid;
-        let view = self.dom0.wait(&name).await?;
+        let view = self.asked(self.dom0.wait(&name)).await?;
         let restarted_as = if view.domid == before { None } else { Some(view.domid.0) };
         Ok(Ended { ended: view.ended, crashed: view.crashed, restarted_as })
     }
 
     async fn block_list(&self, name: String) -> Result<DiskList, ApiError> {
         let disks = self
-            .dom0
-            .call(&name, |domain| async move { Ok(domain.machine().disks().await) }.boxed_local())
+            .asked(
+                self.dom0
+                    .call(&name, |domain| async move { Ok(domain.machine().disks().await) }.boxed_local()),
+            )
             .await?;
         Ok(DiskList { disks: disks.into_iter().map(Into::into).collect() })
     }
@@ -351,8 +369,10 @@ impl Session {
 
     async fn nic_list(&self, name: String) -> Result<NicList, ApiError> {
         let nics = self
-            .dom0
-            .call(&name, |domain| async move { Ok(domain.machine().nics().await) }.boxed_local())
+            .asked(
+                self.dom0
+                    .call(&name, |domain| async move { Ok(domain.machine().nics().await) }.boxed_local()),
+            )
             .await?;
         Ok(NicList { nics: nics.into_iter().map(Into::into).collect() })
     }
@@ -441,7 +461,8 @@ impl Session {
     }
 
     async fn statistics(&self) -> Result<Statistics, ApiError> {
-        Ok(Statistics { domains: statistics::collect(&self.dom0).await })
+        let domains = self.asked(async { Ok(self.samples.take().await) }).await?;
+        Ok(Statistics { domains: domains.to_vec() })
     }
 
     async fn info(&self) -> Result<HostInfo, ApiError> {

@@ -1,10 +1,13 @@
 //! The statistics of all domains at once, for `domus top` and for metrics.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use domus_api::{DomainStatistics, VcpuInfo};
 use futures_util::FutureExt;
-use futures_util::future::join_all;
+use futures_util::future::{LocalBoxFuture, Shared, join_all};
+use tokio::time::Instant;
 
 use crate::api::domains::describe;
 use crate::host::usage;
@@ -13,8 +16,45 @@ use crate::service::Dom0;
 /// A domain whose backends do not answer within this time has no counters.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// A sample that is younger is as good as a new one.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A sample that is being taken, or was.
+type Sample = Shared<LocalBoxFuture<'static, Rc<[DomainStatistics]>>>;
+
+/// Samples of all domains, one at a time: ten who ask cost as much as one.
+pub struct Samples {
+    dom0: Rc<Dom0>,
+    last: RefCell<Option<(Instant, Sample)>>,
+}
+
+impl Samples {
+    /// Of a dom0's domains.
+    pub fn new(dom0: Rc<Dom0>) -> Self {
+        Self { dom0, last: RefCell::default() }
+    }
+
+    /// The sample of the moment.
+    pub async fn take(&self) -> Rc<[DomainStatistics]> {
+        let sample = {
+            let mut last = self.last.borrow_mut();
+            let fresh =
+                last.as_ref().filter(|(since, sample)| since.elapsed() < FRESH || sample.peek().is_none());
+            match fresh {
+                Some((_, sample)) => sample.clone(),
+                None => {
+                    let dom0 = self.dom0.clone();
+                    let sample = async move { collect(&dom0).await.into() }.boxed_local().shared();
+                    last.insert((Instant::now(), sample)).1.clone()
+                }
+            }
+        };
+        sample.await
+    }
+}
+
 /// Asks every domain, all at once.
-pub async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
+async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
     let domains = dom0.list().into_iter().map(async |view| {
         let ask = async || {
             let disks = dom0

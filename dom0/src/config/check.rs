@@ -9,7 +9,7 @@ use shared_abi::control::IoLimits;
 use shared_abi::limits::{MAX_CMDLINE, MAX_DEVICES, MAX_FDS, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY};
 use uuid::Uuid;
 
-use crate::config::file::{AutostartFile, AutostartTurn, CpusFile, DomainFile};
+use crate::config::file::{AutostartFile, AutostartTurn, CpusFile, DomainFile, OnHang};
 use crate::config::{Autostart, DomainConfig, Policy};
 use crate::device::block::config::{Disk, DiskData, OwnDisk};
 use crate::device::classes::DeviceConfigs;
@@ -88,6 +88,10 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
     let console_log = text.console.log.map(|path| context.path("console.log", &path)).transpose()?;
     let scheduling = scheduling(&context, text.cpus, text.cpu_weight, text.cpu_cap, vcpus)?;
     let autostart = autostart(&context, text.autostart)?;
+    let on_hang = text.on_backend_hang;
+    if let OnHang::RestartAfter(seconds) = on_hang {
+        context.range("on_backend_hang.restart_after", seconds.into(), 5, 3600)?;
+    }
     let policy = Policy { on_poweroff: text.on_poweroff, on_reboot: text.on_reboot, on_crash: text.on_crash };
     Ok(DomainConfig {
         directory: directory.to_owned(),
@@ -109,6 +113,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         },
         scheduling,
         autostart,
+        on_hang,
         policy,
     })
 }

@@ -74,6 +74,9 @@ pub struct DomainFile {
     /// What to do when the guest triple-faults, KVM cannot go on with it, or its runner dies.
     #[serde(default = "destroy")]
     pub on_crash: OnStop,
+    /// What becomes of a backend process of Domus' that lives and does not answer: `{ "restart_after": 30 }`.
+    #[serde(default)]
+    pub on_backend_hang: OnHang,
 }
 
 /// Sets of CPUs such as `"0-3"`, `"0,2"`, `"0-7,^4"` or `"all"`.
@@ -168,4 +171,23 @@ fn destroy() -> OnStop {
 
 fn restart() -> OnStop {
     OnStop::Restart
+}
+
+/// What becomes of a backend process that lives and does not answer dom0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum OnHang {
+    /// It is killed when it has been silent for so many seconds, 5 to 3600, and another one takes its place. A restart
+    /// cures a process that hangs; it does not cure storage that does.
+    RestartAfter(u32),
+    /// Nothing: its devices stand still.
+    Stall,
+    /// The domain is paused, until it is unpaused.
+    Pause,
+}
+
+impl Default for OnHang {
+    fn default() -> Self {
+        Self::RestartAfter(30)
+    }
 }

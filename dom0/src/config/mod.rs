@@ -26,7 +26,7 @@ use crate::device::classes::DeviceConfigs;
 use crate::value::cpus::Scheduling;
 use crate::value::place::{ConfigError, Place};
 
-pub use file::{DomainFile, OnStop};
+pub use file::{DomainFile, OnHang, OnStop};
 
 /// A domain that can be built: every value is in range, every path absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct DomainConfig {
     pub scheduling: Scheduling,
     /// When it starts with the host, if it does.
     pub autostart: Option<Autostart>,
+    /// What becomes of a backend that lives and does not answer.
+    pub on_hang: OnHang,
     /// What to do when the machine stops.
     pub policy: Policy,
 }

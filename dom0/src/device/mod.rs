@@ -30,7 +30,7 @@ use shared_abi::{DeviceId, DomId, DomainName, Role};
 use crate::device::error::DeviceError;
 use crate::device::loss::{Loss, Mended};
 use crate::device::plan::Plan;
-use crate::device::start::Start;
+use crate::device::start::{Message, Start};
 use crate::network::managed::Networks;
 use crate::network::switches::Switches;
 use crate::process::Supervisor;
@@ -95,6 +95,11 @@ pub trait Backend: fmt::Debug {
     /// No descriptors left, or something is not open.
     fn start(&self, _owner: &Owner) -> io::Result<Start> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// A question that the process answers at once and that changes nothing, to see that it lives.
+    fn beat(&self) -> Option<Message> {
+        None
     }
 
     /// A new connection for a device that no process of the domain's own serves.

@@ -293,6 +293,7 @@ mod tests {
             vcpus: 1,
             scheduling: Default::default(),
             programs: Default::default(),
+            on_hang: Default::default(),
             processes: vec![ProcessRecord { role: Role::Runner, known }],
             devices: Default::default(),
         };

@@ -59,7 +59,7 @@ impl Handle {
     }
 
     /// Has the domain's task do something with its domain, and waits for what comes of it. For what ends within
-    /// seconds: the task does nothing else meanwhile. None if the domain is gone.
+    /// seconds: the task does nothing else meanwhile, and nothing at all if whoever has asked has gone before its turn. None if the domain is gone.
     pub async fn call<T: 'static>(
         &self,
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
@@ -67,6 +67,9 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         let verb = Verb(Box::new(move |domain| {
             Box::pin(async move {
+                if answer.is_closed() {
+                    return Box::new(|| ()) as Answer;
+                }
                 let result = match domain {
                     Ok(domain) => verb(domain).await,
                     Err(why) => Err(why),

@@ -19,8 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{sleep, timeout};
 
-use crate::api::collect;
-use crate::service::Dom0;
+use crate::api::Samples;
 
 /// Clients at the same time; one more is hung up on.
 const MAX_CLIENTS: usize = 8;
@@ -145,15 +144,15 @@ impl Metrics {
     }
 
     /// Serves for ever. Must run in a `LocalSet`.
-    pub async fn serve(self, dom0: Rc<Dom0>) {
+    pub async fn serve(self, samples: Rc<Samples>) {
         let clients = Rc::new(Cell::new(0_usize));
         loop {
             let begun = match &self.listener {
                 Listener::Tcp(listener) => {
-                    listener.accept().await.map(|(stream, _)| begin(&clients, &dom0, stream))
+                    listener.accept().await.map(|(stream, _)| begin(&clients, &samples, stream))
                 }
                 Listener::Unix(listener) => {
-                    listener.accept().await.map(|(stream, _)| begin(&clients, &dom0, stream))
+                    listener.accept().await.map(|(stream, _)| begin(&clients, &samples, stream))
                 }
             };
             if begun.is_err() {
@@ -164,20 +163,24 @@ impl Metrics {
     }
 }
 
-fn begin(clients: &Rc<Cell<usize>>, dom0: &Rc<Dom0>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+fn begin(
+    clients: &Rc<Cell<usize>>,
+    samples: &Rc<Samples>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) {
     if clients.get() >= MAX_CLIENTS {
         return;
     }
     clients.set(clients.get() + 1);
-    let (clients, dom0) = (clients.clone(), dom0.clone());
+    let (clients, samples) = (clients.clone(), samples.clone());
     tokio::task::spawn_local(async move {
-        let _ = timeout(PATIENCE, answer(&dom0, stream)).await;
+        let _ = timeout(PATIENCE, answer(&samples, stream)).await;
         clients.set(clients.get() - 1);
     });
 }
 
 /// Answers one request, and hangs up.
-async fn answer(dom0: &Dom0, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+async fn answer(samples: &Samples, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut head = Vec::new();
     let mut buffer = [0; 1024];
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -199,7 +202,7 @@ async fn answer(dom0: &Dom0, mut stream: impl AsyncRead + AsyncWrite + Unpin) ->
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     match judge(line) {
         Ok(()) => {
-            let text = text::write(&collect(dom0).await);
+            let text = text::write(&samples.take().await);
             reply(&mut stream, "200 OK", "text/plain; version=0.0.4; charset=utf-8", &text).await
         }
         Err(status) => reply(&mut stream, status, "text/plain", "GET /metrics is all there is\n").await,

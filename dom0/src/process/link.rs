@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use shared_abi::Role;
 use shared_abi::control::FromChild;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch as signal;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::host::watch;
@@ -29,6 +30,9 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Within this time a process that serves answers a request. An operator who wants to destroy the domain of one that
 /// does not has to wait as long.
 pub const ANSWER: Duration = Duration::from_secs(30);
+
+/// Within this time it answers a question that nobody depends on.
+pub const QUESTION: Duration = Duration::from_secs(2);
 
 /// Messages that a child may send within an hour without being asked. One that works sends a few.
 const MAX_UNASKED: u32 = 512;
@@ -87,8 +91,8 @@ pub struct ChildLink<A, E> {
     link: AsyncFd<Link>,
     /// Events that came while an answer was awaited.
     early: VecDeque<E>,
-    /// Answers that were given up and may still come.
-    late: u32,
+    /// When it was sent each request that it has not answered.
+    owed: VecDeque<Instant>,
     /// Messages that it sends without being asked.
     unasked: EventLimit,
     answers: PhantomData<A>,
@@ -205,7 +209,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             role,
             link,
             early: VecDeque::new(),
-            late: 0,
+            owed: VecDeque::new(),
             unasked: EventLimit::new(MAX_UNASKED, HOUR),
             answers: PhantomData,
         })
@@ -237,7 +241,69 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
 
     /// True while it owes an answer that was given up: it will hardly be quicker with the next.
     pub fn is_late(&self) -> bool {
-        self.late > 0
+        !self.owed.is_empty()
+    }
+
+    /// When it was sent the oldest request that it has not answered.
+    pub fn owes_since(&self) -> Option<Instant> {
+        self.owed.front().copied()
+    }
+
+    /// Sends a request whose answer nobody waits for, if it owes none: it shows that the child lives. Does not wait.
+    pub fn beat<R: Serialize>(&mut self, request: &R) {
+        // A socket that takes nothing is full of what the child has not read.
+        if !self.is_late() && self.link.get_ref().send_request(request, &[]).is_ok() {
+            self.owed.push_back(Instant::now());
+        }
+    }
+
+    /// Its answer to a request, for whoever can do nothing without it. `destroyed` is true when an operator destroys the
+    /// domain, who is not kept waiting; `done` is what the child has to have done within `patience`.
+    ///
+    /// # Errors
+    /// What the child said, that it ended, that it is silent, or that the domain is being destroyed.
+    pub async fn ask<R: Serialize>(
+        &mut self,
+        process: &Process,
+        request: &R,
+        fds: Vec<OwnedFd>,
+        (patience, done): (Duration, &'static str),
+        destroyed: &mut signal::Receiver<bool>,
+    ) -> Result<A, ChildError> {
+        let role = self.role;
+        let exchange = async {
+            self.send(request, &fds).await?;
+            // A lifeline among them must have no other end than the process's.
+            drop(fds);
+            self.answer(process, patience, done).await
+        };
+        tokio::select! {
+            biased;
+            Ok(_) = destroyed.wait_for(|destroyed| *destroyed) => {
+                Err(ChildError::Failed { role, why: "the domain is being destroyed".into() })
+            }
+            answer = exchange => answer,
+        }
+    }
+
+    /// Its answer to a question, for whoever can do without one: refused at once while it owes another answer, and
+    /// given up soon, so that those who ask hold up nobody who wants something done.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn question<R: Serialize>(
+        &mut self,
+        process: &Process,
+        request: &R,
+        destroyed: &mut signal::Receiver<bool>,
+    ) -> Result<A, ChildError> {
+        match self.owes_since() {
+            Some(since) => {
+                let (role, seconds) = (self.role, since.elapsed().as_secs());
+                Err(ChildError::Silent { role, seconds, done: "answered" })
+            }
+            None => self.ask(process, request, Vec::new(), (QUESTION, "answered"), destroyed).await,
+        }
     }
 
     fn broken(&self, source: LinkError) -> ChildError {
@@ -279,11 +345,15 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         }
         loop {
             let message = self.receive().await.map_err(|error| self.broken(error))?;
+            // An answer that comes after its deadline is nobody's any more.
+            if matches!(message, FromChild::Reply(_) | FromChild::Failed(_))
+                && self.owed.pop_front().is_some()
+            {
+                continue;
+            }
             self.count_unasked()?;
-            match message {
-                FromChild::Event(event) => return Ok(event),
-                // An answer that comes after its deadline is nobody's any more.
-                FromChild::Reply(_) | FromChild::Failed(_) => self.late = self.late.saturating_sub(1),
+            if let FromChild::Event(event) = message {
+                return Ok(event);
             }
         }
     }
@@ -302,15 +372,15 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         let deadline = Instant::now() + patience;
         let silent = || ChildError::Silent { role, seconds: patience.as_secs(), done };
         let mut ended = None;
+        // Theirs come first. Counted before it is waited for: who gives up waiting leaves it owed.
+        let mut older = self.owed.len();
+        self.owed.push_back(Instant::now());
         loop {
             let received = tokio::select! {
                 // What a dying child has said comes before the fact that it is dead.
                 biased;
                 received = timeout_at(deadline, self.receive()) => {
-                    received.map_err(|_| {
-                        self.late += 1;
-                        silent()
-                    })?
+                    received.map_err(|_| silent())?
                 }
                 how = process.ended(), if ended.is_none() => {
                     ended = Some(how);
@@ -318,9 +388,18 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 }
             };
             match received {
-                Ok(FromChild::Reply(_) | FromChild::Failed(_)) if self.late > 0 => self.late -= 1,
-                Ok(FromChild::Reply(answer)) => return Ok(answer),
-                Ok(FromChild::Failed(why)) => return Err(ChildError::Failed { role, why: one_line(&why) }),
+                Ok(FromChild::Reply(_) | FromChild::Failed(_)) if older > 0 => {
+                    older -= 1;
+                    self.owed.pop_front();
+                }
+                Ok(FromChild::Reply(answer)) => {
+                    self.owed.pop_front();
+                    return Ok(answer);
+                }
+                Ok(FromChild::Failed(why)) => {
+                    self.owed.pop_front();
+                    return Err(ChildError::Failed { role, why: one_line(&why) });
+                }
                 Ok(FromChild::Event(event)) => {
                     self.count_unasked()?;
                     self.early.push_back(event);

@@ -280,6 +280,12 @@ impl Backend for Disks {
         Ok(Start { lifeline: Some(lifeline), marks, ..start })
     }
 
+    fn beat(&self) -> Option<Message> {
+        let disks = self.disks.borrow();
+        let own = disks.iter().find(|open| open.disk.own().is_some())?;
+        Message::new(&BlockRequest::Statistics(own.disk.id.clone())).ok()
+    }
+
     fn connect<'a>(
         &'a self,
         device: &'a DeviceId,

@@ -29,7 +29,7 @@ use std::task::{Context, Poll};
 
 use domus_startup::fds::Outgoing;
 use futures_util::future::{FutureExt, LocalBoxFuture};
-use shared_abi::control::{DeviceSpec, NetNic, NetRequest, NetStart, NetWire, NicLimits};
+use shared_abi::control::{DeviceSpec, NetNic, NetRequest, NetStart, NetWire, NicLimits, NicRequest};
 use shared_abi::{DeviceId, DomainName, Role, SwitchName};
 use tokio::time::timeout;
 
@@ -342,6 +342,11 @@ impl Backend for Nics {
         }
         let message = Message::new(&NetRequest::Start(NetStart { identity: owner.identity(), nics }))?;
         Ok(Start::new(message, fds.into_vec(), sockets))
+    }
+
+    fn beat(&self) -> Option<Message> {
+        let nic = self.ids(|open| open.nic.is_own()).into_iter().next()?;
+        Message::new(&NetRequest::Nic { nic, request: NicRequest::Statistics }).ok()
     }
 
     fn connect<'a>(

@@ -52,7 +52,7 @@ impl Machine {
         for (role, process) in found {
             match role == Role::Runner {
                 true => self.runner = Some(Runner::new(process, self.destroyed.clone())),
-                false => self.backends.push(BackendProcess::new(role, process)),
+                false => self.backends.push(BackendProcess::new(role, process, self.destroyed.clone())),
             }
         }
     }
@@ -132,7 +132,7 @@ impl Machine {
     async fn greet_backend(&mut self, role: Role, process: Process) {
         match self.find_link(role, &process).await {
             Ok(link) => {
-                let mut backend = BackendProcess::new(role, process);
+                let mut backend = BackendProcess::new(role, process, self.destroyed.clone());
                 backend.link = Some(link);
                 self.backends.push(backend);
             }

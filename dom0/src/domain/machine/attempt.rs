@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
 use shared_abi::{DeviceId, DomainName, Role};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -129,6 +130,8 @@ pub struct Launcher {
     pub program: Option<PathBuf>,
     /// Starts processes, among others.
     pub from: Providers,
+    /// True when an operator destroys the domain.
+    pub destroyed: watch::Receiver<bool>,
 }
 
 impl Launcher {
@@ -166,7 +169,7 @@ impl Launcher {
             limits: Some(Limits { domain, uuid: self.uuid, memory: self.memory, vcpus: self.vcpus }),
         };
         let process = self.from.supervisor.start(launch).await?;
-        let mut backend = BackendProcess::new(self.role, process);
+        let mut backend = BackendProcess::new(self.role, process, self.destroyed.clone());
         fault::point();
         backend.connect(control).await?;
         Ok(backend)

@@ -8,12 +8,13 @@ use serde::Serialize;
 use shared_abi::control::{BackendEvent, BackendReply};
 use shared_abi::{DeviceId, Role};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::device::start::{Leftovers, Start};
 use crate::domain::error::StartError;
 use crate::host::locks::OpenMarker;
-use crate::host::watch;
+use crate::host::watch::readable;
 use crate::process::Process;
 use crate::process::link::{ANSWER, ChildError, ChildLink, PATIENCE, unexpected};
 
@@ -31,12 +32,29 @@ pub struct BackendProcess {
     markers: Option<Vec<OpenMarker>>,
     /// When it was started.
     pub since: Instant,
+    /// It was killed since it had not answered for so many seconds.
+    pub hung: Option<u64>,
+    /// The domain was paused since it is silent.
+    pub is_told: bool,
+    /// True when an operator destroys the domain.
+    destroyed: watch::Receiver<bool>,
 }
 
 impl BackendProcess {
     /// A process that has just been started.
-    pub fn new(role: Role, process: Process) -> Self {
-        Self { role, process, link: None, lifeline: None, markers: None, since: Instant::now() }
+    pub fn new(role: Role, process: Process, destroyed: watch::Receiver<bool>) -> Self {
+        let since = Instant::now();
+        Self {
+            role,
+            process,
+            link: None,
+            lifeline: None,
+            markers: None,
+            since,
+            hung: None,
+            is_told: false,
+            destroyed,
+        }
     }
 
     /// Connects to its control socket at `path` as soon as it listens.
@@ -56,7 +74,7 @@ impl BackendProcess {
         let role = self.role;
         let Start { message, fds, sockets, lifeline, marks, .. } = start;
         self.markers = marks;
-        let watched = lifeline.map(watch::readable).transpose();
+        let watched = lifeline.map(readable).transpose();
         self.lifeline = watched.map_err(|source| StartError::Io { act: "watch a pipe", source })?;
         match self.exchange(message.request(), fds, PATIENCE, "become ready").await? {
             BackendReply::Ready => Ok(sockets),
@@ -64,16 +82,43 @@ impl BackendProcess {
         }
     }
 
-    /// Asks it something.
+    /// Has it do something. One that is silent is killed, and another one takes its place.
     ///
     /// # Errors
-    /// It refuses, has ended, or is silent.
+    /// It refuses, has ended, is silent, or the domain is being destroyed.
     pub async fn ask(
         &mut self,
         request: &impl Serialize,
         fds: Vec<OwnedFd>,
     ) -> Result<BackendReply, ChildError> {
-        self.exchange(request, fds, ANSWER, "answered").await
+        let answer = self.exchange(request, fds, ANSWER, "answered").await;
+        if let Err(ChildError::Silent { seconds, .. }) = answer {
+            self.kill_hung(seconds);
+        }
+        answer
+    }
+
+    /// Asks it something that nobody depends on.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], sooner.
+    pub async fn question(&mut self, request: &impl Serialize) -> Result<BackendReply, ChildError> {
+        let Self { role, process, link, destroyed, .. } = self;
+        let Some(link) = link else {
+            return Err(ChildError::Failed { role: *role, why: "is not connected".into() });
+        };
+        link.question(process, request, destroyed).await
+    }
+
+    /// Ends it because it has not answered for so many seconds.
+    pub fn kill_hung(&mut self, seconds: u64) {
+        self.hung = Some(seconds);
+        self.process.kill();
+    }
+
+    /// How long it has owed an answer, in seconds.
+    pub fn silent_for(&self) -> Option<u64> {
+        Some(self.link.as_ref()?.owes_since()?.elapsed().as_secs())
     }
 
     async fn exchange(
@@ -83,13 +128,11 @@ impl BackendProcess {
         patience: Duration,
         done: &'static str,
     ) -> Result<BackendReply, ChildError> {
-        let Some(link) = &mut self.link else {
-            return Err(ChildError::Failed { role: self.role, why: "is not connected".into() });
+        let Self { role, process, link, destroyed, .. } = self;
+        let Some(link) = link else {
+            return Err(ChildError::Failed { role: *role, why: "is not connected".into() });
         };
-        link.send(request, &fds).await?;
-        // A lifeline among them must have no other end than the process's.
-        drop(fds);
-        link.answer(&self.process, patience, done).await
+        link.ask(process, request, fds, (patience, done), destroyed).await
     }
 
     /// Its process, to be reaped, and what may outlive it.

@@ -89,7 +89,7 @@ impl Machine {
             fault::point();
             match role == Role::Runner {
                 true => self.runner = Some(Runner::new(process, self.destroyed.clone())),
-                false => self.backends.push(BackendProcess::new(role, process)),
+                false => self.backends.push(BackendProcess::new(role, process, self.destroyed.clone())),
             }
         }
         Ok(())

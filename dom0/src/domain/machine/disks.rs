@@ -19,9 +19,8 @@ impl Machine {
         let mut reports = self.devices.disks.reports();
         for report in &mut reports {
             if self.devices.disks.serves(&report.id) {
-                if let Ok(BackendReply::Disk(statistics)) =
-                    self.ask_block(BlockRequest::Statistics(report.id.clone())).await
-                {
+                let request = BlockRequest::Statistics(report.id.clone());
+                if let Some(BackendReply::Disk(statistics)) = self.question(Role::Block, &request).await {
                     report.statistics = Some(*statistics);
                 }
                 report.backend = self.backend(Role::Block).map(|backend| backend.process.pid().as_raw());
@@ -39,9 +38,8 @@ impl Machine {
     pub(super) async fn measure(&mut self) {
         self.losses.unmeasured = false;
         for disk in self.devices.disks.to_be_measured() {
-            if let Ok(BackendReply::Disk(statistics)) =
-                self.ask_block(BlockRequest::Statistics(disk.clone())).await
-            {
+            let request = BlockRequest::Statistics(disk.clone());
+            if let Some(BackendReply::Disk(statistics)) = self.question(Role::Block, &request).await {
                 self.devices.disks.keep_size(&disk, statistics.bytes);
             }
         }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use futures_util::future::{OptionFuture, select_all};
 use shared_abi::control::{BackendEvent, RunnerEvent};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use crate::device::loss::Loss;
 use crate::domain::error::StartError;
 use crate::domain::machine::attempt::Repaired;
 use crate::domain::machine::backend::BackendProcess;
+use crate::domain::machine::hang::BEAT;
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, Notice};
 use crate::process::link::ChildError;
@@ -34,6 +35,8 @@ enum Happened {
     Overdue,
     /// A backend has come whose disks must be measured.
     Unmeasured,
+    /// It is time for a sign of life.
+    Beat,
 }
 
 #[derive(Debug)]
@@ -50,7 +53,7 @@ impl Machine {
             return MachineEvent(Happened::Unmeasured);
         }
         let overdue: OptionFuture<_> = self.next_policy().map(sleep_until).into();
-        let Self { runner, backends, losses, devices, .. } = self;
+        let Self { runner, backends, losses, devices, next_beat, .. } = self;
         let runner: OptionFuture<_> = runner.as_mut().map(watch_runner).into();
         let backends: OptionFuture<_> = match backends.is_empty() {
             true => None,
@@ -73,6 +76,7 @@ impl Machine {
             Some((result, n, _)) = attempts => Happened::Attempted(n, result),
             loss = helpers => Happened::HelperEnded(loss),
             Some(()) = overdue => Happened::Overdue,
+            () = sleep_until(*next_beat) => Happened::Beat,
         })
     }
 
@@ -94,6 +98,10 @@ impl Machine {
             Happened::Attempted(n, result) => self.attempted(n, result).await,
             Happened::Overdue => self.pause_for_the_lost(),
             Happened::Unmeasured => self.measure().await,
+            Happened::Beat => {
+                self.next_beat = Instant::now() + BEAT;
+                self.beat();
+            }
         }
     }
 

@@ -46,6 +46,20 @@ impl Machine {
         device: &DeviceId,
         program: Option<PathBuf>,
     ) -> Result<Duration, String> {
+        let mut destroyed = self.destroyed.clone();
+        tokio::select! {
+            biased;
+            // Whatever is half-way is removed with the machine.
+            Ok(_) = destroyed.wait_for(|destroyed| *destroyed) => Err("the domain is being destroyed".into()),
+            exchanged = self.exchange_process(device, program) => exchanged,
+        }
+    }
+
+    async fn exchange_process(
+        &mut self,
+        device: &DeviceId,
+        program: Option<PathBuf>,
+    ) -> Result<Duration, String> {
         let class = self.devices.of_device(device).filter(|class| class.serves(device));
         let role = class.and_then(|class| class.role()).ok_or_else(|| {
             let name = &self.owner.name;

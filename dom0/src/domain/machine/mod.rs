@@ -17,6 +17,7 @@ mod core;
 mod disks;
 mod events;
 mod exchange;
+mod hang;
 mod nics;
 mod recovery;
 mod runner;
@@ -33,9 +34,10 @@ use domus_startup::control::chain;
 use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus, StopReason};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::config::DomainConfig;
+use crate::config::{DomainConfig, OnHang};
 use crate::device::classes::Devices;
 use crate::device::{Owner, Providers};
 use crate::domain::events::Kind;
@@ -74,6 +76,9 @@ pub struct Machine {
     runner: Option<Runner>,
     backends: Vec<BackendProcess>,
     losses: Losses,
+    on_hang: OnHang,
+    /// When the children are asked for a sign of life next.
+    next_beat: Instant,
     timeline: Timeline,
     /// Lines about what children said that may still be written.
     log_budget: u32,
@@ -119,6 +124,8 @@ impl Machine {
             runner: None,
             backends: Vec::new(),
             losses: Losses::default(),
+            on_hang: config.on_hang,
+            next_beat: Instant::now(),
             timeline: Timeline::default(),
             log_budget: LINES,
             notices: Vec::new(),
@@ -156,6 +163,8 @@ impl Machine {
             runner: None,
             backends: Vec::new(),
             losses: Losses::default(),
+            on_hang: record.on_hang,
+            next_beat: Instant::now(),
             timeline: Timeline::default(),
             log_budget: LINES,
             notices: Vec::new(),
@@ -174,6 +183,7 @@ impl Machine {
             vcpus: self.vcpus,
             scheduling: self.scheduling.clone(),
             programs: self.programs.clone(),
+            on_hang: self.on_hang,
             processes: runner.chain(backends).filter_map(known).collect(),
             devices: self.devices.records(),
         }

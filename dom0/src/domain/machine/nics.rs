@@ -2,20 +2,21 @@
 
 use shared_abi::control::{BackendReply, NetRequest, NicRequest};
 use shared_abi::{DeviceId, Role};
+use tokio::time::timeout;
 
 use crate::device::Backend;
 use crate::device::net::config::NicLink;
 use crate::device::net::report::{NicChange, NicReport};
 use crate::domain::events::Kind;
 use crate::domain::machine::{Machine, Notice};
+use crate::process::link::QUESTION;
 
 impl Machine {
     /// Reports on every NIC.
     pub async fn nics(&mut self) -> Vec<NicReport> {
         let mut reports = self.devices.nics.reports();
         for report in &mut reports {
-            if let Ok(BackendReply::Nic(statistics)) = self.ask_nic(&report.id, NicRequest::Statistics).await
-            {
+            if let Some(BackendReply::Nic(statistics)) = self.nic_question(&report.id).await {
                 report.statistics = Some(*statistics);
             }
             if self.devices.nics.serves(&report.id) {
@@ -26,6 +27,15 @@ impl Machine {
             }
         }
         reports
+    }
+
+    /// What whoever serves a NIC has counted, if it says so soon.
+    async fn nic_question(&mut self, nic: &DeviceId) -> Option<BackendReply> {
+        let request = NicRequest::Statistics;
+        if !self.devices.nics.serves(nic) {
+            return timeout(QUESTION, self.ask_nic(nic, request)).await.ok()?.ok();
+        }
+        self.question(Role::Net, &NetRequest::Nic { nic: nic.clone(), request }).await
     }
 
     /// Asks whoever serves a NIC.

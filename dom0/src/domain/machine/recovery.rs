@@ -23,6 +23,7 @@ use shared_abi::control::{
 use shared_abi::{DeviceId, Role};
 use tokio::time::Instant;
 
+use crate::config::OnHang;
 use crate::device::loss::{Loss, Mended};
 use crate::device::start::Leftovers;
 use crate::domain::error::StartError;
@@ -47,6 +48,7 @@ impl Machine {
             control: self.control(role),
             program: self.programs.get(&role).cloned(),
             from: self.from.clone(),
+            destroyed: self.destroyed.clone(),
         })
     }
 
@@ -58,6 +60,8 @@ impl Machine {
     pub(super) fn backend_ended(&mut self, n: usize, how: &str) {
         let backend = self.backends.swap_remove(n);
         let (role, lived) = (backend.role, backend.since.elapsed());
+        let hung = backend.hung.map(|seconds| format!("did not answer for {seconds} s, and was killed"));
+        let how = hung.as_deref().unwrap_or(how);
         let (process, leftovers) = backend.into_parts();
         tokio::task::spawn_local(process.reap());
         self.losses.paused.clear();
@@ -255,6 +259,11 @@ impl Machine {
         }
     }
 
+    /// Asks the backend in a role something that nobody depends on. None if it does not answer, or not soon.
+    pub(super) async fn question(&mut self, role: Role, request: &impl Serialize) -> Option<BackendReply> {
+        self.backend(role)?.question(request).await.ok()
+    }
+
     /// Asks the backend that such a request is for.
     ///
     /// # Errors
@@ -344,11 +353,26 @@ impl Machine {
             },
             next: "its devices stand still, nothing is lost; it is tried again every few seconds".into(),
         });
+        let hung = self.silent().map(|(role, seconds)| Trouble {
+            layer: role.program().into(),
+            cause: format!("has not answered for {seconds} s"),
+            next: match (role, self.on_hang) {
+                (Role::Runner, _) => {
+                    format!("the guest may stand still; domus destroy {name} ends it without its answer")
+                }
+                (_, OnHang::RestartAfter(limit)) => {
+                    format!("another process takes its place when it has been silent for {limit} s")
+                }
+                (_, OnHang::Stall | OnHang::Pause) => {
+                    format!("on_backend_hang keeps it; kill it and another one takes its place")
+                }
+            },
+        });
         let failing = self.devices.disks.failing().into_iter().map(|disk| Trouble {
             layer: format!("disk {disk}"),
             cause: "it was not served for so long that its requests fail now (on_backend_loss)".into(),
             next: format!("domus backend upgrade {name} {disk}: it is served again"),
         });
-        paused.chain(lost).chain(failing).collect()
+        paused.chain(lost).chain(hung).chain(failing).collect()
     }
 }

@@ -43,22 +43,16 @@ impl Runner {
         patience: Duration,
         done: &'static str,
     ) -> Result<RunnerReply, ChildError> {
-        let role = Role::Runner;
         let Self { process, link, destroyed } = self;
         let Some(link) = link else {
-            return Err(ChildError::Failed { role, why: "is not connected".into() });
+            return Err(ChildError::Failed { role: Role::Runner, why: "is not connected".into() });
         };
-        let exchange = async {
-            link.send(request, &fds).await?;
-            link.answer(process, patience, done).await
-        };
-        tokio::select! {
-            biased;
-            Ok(_) = destroyed.wait_for(|destroyed| *destroyed) => {
-                Err(ChildError::Failed { role, why: "the domain is being destroyed".into() })
-            }
-            answer = exchange => answer,
-        }
+        link.ask(process, request, fds, (patience, done), destroyed).await
+    }
+
+    /// How long it has owed an answer, in seconds.
+    pub fn silent_for(&self) -> Option<u64> {
+        Some(self.link.as_ref()?.owes_since()?.elapsed().as_secs())
     }
 
     /// Has it do what it answers with "done".

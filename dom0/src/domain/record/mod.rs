@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use shared_abi::{DomId, DomainName, Role};
 
+use crate::config::OnHang;
 use crate::device::classes::DeviceRecords;
 use crate::domain::lifecycle::State;
 use crate::host::proc::ProcessId;
@@ -74,6 +75,9 @@ pub struct MachineRecord {
     pub scheduling: Scheduling,
     /// What is started in place of the installed programs.
     pub programs: BTreeMap<Role, PathBuf>,
+    /// What becomes of a backend that does not answer.
+    #[serde(default)]
+    pub on_hang: OnHang,
     /// Its own processes.
     pub processes: Vec<ProcessRecord>,
     /// Its devices, each with what the guest sees of it.

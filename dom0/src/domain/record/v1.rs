@@ -8,7 +8,7 @@ use serde::Deserialize;
 use shared_abi::control::{Cache, IoLimits, NicLimits};
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 
-use crate::config::{self, DomainConfig};
+use crate::config::{self, DomainConfig, OnHang};
 use crate::device::classes::DeviceRecords;
 use crate::domain::lifecycle::State;
 use crate::domain::record::{MachineRecord, ProcessRecord, Record, Source};
@@ -79,6 +79,7 @@ pub fn read(json: &[u8], name: &DomainName) -> Result<Record, serde_json::Error>
             .or_else(|| config.as_ref().map(|config| config.scheduling.clone()))
             .unwrap_or_default(),
         programs: old.programs.clone(),
+        on_hang: OnHang::default(),
         processes: old.processes.clone(),
         devices: config.map(|config| old.devices(&config)).unwrap_or_default(),
     };
