@@ -1,8 +1,8 @@
 //! A bound of what somebody else can cause: lines in a log, messages.
 //!
-//! The window is a fixed one, as that of the kernel's `ratelimit_state`: after a full window everything may come at once
-//! again. A process that works says a few lines in its life, and what one that does not says first is what explains it;
-//! a bucket that fills drop by drop would let a flood go on for ever, a line at a time.
+//! The window is a fixed one, as that of the kernel's `ratelimit_state`: after it everything may come at once again. A
+//! process that works says a few lines in its life, and what one that does not says first is what explains it; a bucket
+//! that fills drop by drop would let a flood go on for ever, a line at a time.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! The task of one switch: its process, kept alive for as long as there are NICs, and the requests to it.
 //!
-//! Requests are answered one after the other. A switch that does not answer within [`PATIENCE`] is killed; requests that
-//! wait while it cannot be started are answered with the reason. When nobody can ask any more, the process ends and its
-//! directory is removed.
+//! Requests are answered one after the other. A switch that does not answer within [`PATIENCE`] is killed; requests
+//! that wait while it cannot be started are answered with the reason. When nobody can ask any more, the process ends
+//! and its directory is removed.
 
 use std::fs::{self, DirBuilder};
 use std::io;
