@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::device::net::forward::Forward;
 use crate::value::address::range;
+use crate::value::is_default;
 use crate::value::place::{ConfigError, Context};
 use crate::value::rate::NicLimitsFile;
 
@@ -23,59 +24,59 @@ const MAX_FORWARDS: usize = 64;
 
 /// A NIC and what is at the other end of its cable: one of `bridge`, `tap`, `macvtap`, `network`, `switch`,
 /// `vhost_user_socket` and `user`. With none of them it is on `user`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetFile {
     /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
     pub id: String,
     /// The bridge that a tap made for the NIC is put on.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
     /// A persistent tap to use as it is.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
     /// The interface that a macvtap made for the NIC is put on, in mode bridge.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub macvtap: Option<String>,
     /// A network that dom0 manages (domus network-define).
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
     /// A switch in user space that the domains which name it share.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<String>,
     /// The listening socket of a vhost-user-net backend that Domus does not start, such as Open vSwitch's.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vhost_user_socket: Option<String>,
     /// A network in user space (passt), which needs no rights on the host.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserFile>,
     /// Number of queue pairs, 1 to 31.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31))]
     pub queues: Option<u64>,
     /// The guest's MAC address.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// The MTU in bytes, 68 to 65535.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u64>,
     /// The guest may send in the name of any MAC address.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spoof: Option<bool>,
     /// The IP addresses that the guest may use, each with or without a prefix length: any, if this is left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addresses: Option<Vec<String>>,
     /// What it may carry a second.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub limits: NicLimitsFile,
     /// Whether its cable is plugged in.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkFile>,
 }
 
 /// A network in user space.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum UserFile {
     /// Without ports that lead to the guest: `true`.
@@ -85,7 +86,7 @@ pub enum UserFile {
 }
 
 /// What there is to say of a network in user space.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserDetails {
     /// Ports of the host that lead to the guest, each `tcp:[ADDRESS:]HOST-PORT:GUEST-PORT` or the same with `udp`.

@@ -1,9 +1,10 @@
 //! A `<disk>` of libvirt's.
 
+use dom0::device::block::config::{BackingFile, CacheFile, DiskFile, DiskFormat, OnErrorFile};
+use dom0::value::rate::RateText;
 use roxmltree::Node;
 
 use super::{Reader, elements, text};
-use crate::config::{Backing, Disk};
 
 /// Images behind one another.
 const MAX_BACKING: usize = 16;
@@ -17,7 +18,7 @@ impl Reader {
                 "there are neither floppies nor SCSI devices of the host's: the disk is left out",
             );
         }
-        let mut disk = Disk { read_only: (kind == "cdrom").then_some(true), ..Disk::default() };
+        let mut disk = DiskFile { read_only: (kind == "cdrom").then_some(true), ..DiskFile::default() };
         for child in elements(node) {
             let line = self.line(child);
             match child.tag_name().name() {
@@ -63,7 +64,7 @@ impl Reader {
         if disk.path.is_none() && disk.vhost_user_socket.is_none() {
             if node.attribute("type") == Some("vhostuser") {
                 let socket = elements(node).find(|child| child.tag_name().name() == "source");
-                disk = Disk { id: disk.id, queues: disk.queues, ..Disk::default() };
+                disk = DiskFile { id: disk.id, queues: disk.queues, ..DiskFile::default() };
                 disk.vhost_user_socket = socket.and_then(|socket| socket.attribute("path")).map(Into::into);
             }
             if disk.vhost_user_socket.is_none() {
@@ -106,7 +107,7 @@ impl Reader {
     }
 
     /// The images behind one, from the first to the last.
-    fn backing(&mut self, first: Node<'_, '_>, list: &mut Vec<Backing>) {
+    fn backing(&mut self, first: Node<'_, '_>, list: &mut Vec<BackingFile>) {
         let mut next = Some(first);
         while let Some(store) = next {
             next = elements(store).find(|child| child.tag_name().name() == "backingStore");
@@ -115,9 +116,14 @@ impl Reader {
             let Some(source) = part("source") else { return };
             let format = part("format").and_then(|format| format.attribute("type")).unwrap_or("raw");
             let path = source.attribute("file").or(source.attribute("dev"));
-            match path {
-                Some(path) if matches!(format, "raw" | "qcow2") && list.len() < MAX_BACKING => {
-                    list.push(Backing { path: path.into(), format: format.into() });
+            let format = match format {
+                "raw" => Some(DiskFormat::Raw),
+                "qcow2" => Some(DiskFormat::Qcow2),
+                _ => None,
+            };
+            match (path, format) {
+                (Some(path), Some(format)) if list.len() < MAX_BACKING => {
+                    list.push(BackingFile { path: path.into(), format });
                 }
                 _ => {
                     return self.lose(store, "16 raw or qcow2 files or block devices may be behind an image");
@@ -126,15 +132,15 @@ impl Reader {
         }
     }
 
-    fn driver(&mut self, driver: Node<'_, '_>, disk: &mut Disk) {
+    fn driver(&mut self, driver: Node<'_, '_>, disk: &mut DiskFile) {
         let line = self.line(driver);
         for attribute in driver.attributes() {
             let (key, value) = (attribute.name(), attribute.value());
             let what = format!("<driver {key}=\"{value}\">");
             let on_error = |value: &str| match value {
-                "stop" => Some("pause"),
-                "report" => Some("report"),
-                "enospace" => Some("pause-if-full"),
+                "stop" => Some(OnErrorFile::Pause),
+                "report" => Some(OnErrorFile::Report),
+                "enospace" => Some(OnErrorFile::PauseIfFull),
                 _ => None,
             };
             let why = match (key, value) {
@@ -144,16 +150,20 @@ impl Reader {
                     _,
                 ) => "is domus-block's to decide",
                 ("type", "qcow2") => {
-                    disk.format = Some(value.into());
+                    disk.format = Some(DiskFormat::Qcow2);
                     continue;
                 }
                 ("type", _) => "is no format of Domus': convert the image with domus disk convert",
                 ("cache", "none" | "directsync") => {
-                    disk.cache = Some("none".into());
+                    disk.cache = Some(CacheFile::None);
                     continue;
                 }
-                ("cache", "writeback" | "unsafe") => {
-                    disk.cache = Some(value.into());
+                ("cache", "writeback") => {
+                    disk.cache = Some(CacheFile::Writeback);
+                    continue;
+                }
+                ("cache", "unsafe") => {
+                    disk.cache = Some(CacheFile::Unsafe);
                     continue;
                 }
                 ("discard", "unmap" | "ignore") => {
@@ -165,11 +175,11 @@ impl Reader {
                     continue;
                 }
                 ("error_policy", policy) if on_error(policy).is_some() => {
-                    disk.werror = on_error(policy).map(Into::into);
+                    disk.werror = on_error(policy);
                     continue;
                 }
                 ("rerror_policy", policy) if on_error(policy).is_some() => {
-                    disk.rerror = on_error(policy).map(Into::into);
+                    disk.rerror = on_error(policy);
                     continue;
                 }
                 _ => "there is no such thing here",
@@ -178,15 +188,15 @@ impl Reader {
         }
     }
 
-    fn iotune(&mut self, iotune: Node<'_, '_>, disk: &mut Disk) {
+    fn iotune(&mut self, iotune: Node<'_, '_>, disk: &mut DiskFile) {
         for node in elements(iotune) {
             let limit = match node.tag_name().name() {
-                "total_bytes_sec" => "bytes",
-                "read_bytes_sec" => "read_bytes",
-                "write_bytes_sec" => "write_bytes",
-                "total_iops_sec" => "iops",
-                "read_iops_sec" => "read_iops",
-                "write_iops_sec" => "write_iops",
+                "total_bytes_sec" => &mut disk.limits.bytes,
+                "read_bytes_sec" => &mut disk.limits.read_bytes,
+                "write_bytes_sec" => &mut disk.limits.write_bytes,
+                "total_iops_sec" => &mut disk.limits.iops,
+                "read_iops_sec" => &mut disk.limits.read_iops,
+                "write_iops_sec" => &mut disk.limits.write_iops,
                 _ => {
                     self.lose(node, "give bursts in disks[].limits: RATE:BURST:SECONDS");
                     continue;
@@ -194,7 +204,7 @@ impl Reader {
             };
             match text(node).parse::<u64>() {
                 Ok(0) => {}
-                Ok(rate) => drop(disk.limits.insert(limit, rate.to_string())),
+                Ok(rate) => *limit = Some(RateText::steady(rate)),
                 Err(_) => self.lose(node, "is no number"),
             }
         }
