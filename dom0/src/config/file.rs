@@ -79,7 +79,7 @@ pub struct DomainFile {
     #[schemars(extend("default" = OnStop::Destroy))]
     pub on_crash: OnStop,
     /// What becomes of a backend process of Domus' that lives and does not answer: `{ "restart_after": 30 }`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub on_backend_hang: OnHang,
 }
 
@@ -105,6 +105,7 @@ impl Default for DomainFile {
             on_poweroff: destroy(),
             on_reboot: restart(),
             on_crash: destroy(),
+            on_backend_hang: OnHang::default(),
         }
     }
 }

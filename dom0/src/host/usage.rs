@@ -88,7 +88,8 @@ mod tests {
             n = std::hint::black_box(n + 1);
         }
         assert!(host_seconds() > 0.02);
-        assert!(!vcpu_runs(std::process::id() as i32));
+        // Not this process: another test may have a thread here that is called a vCPU.
+        assert!(!vcpu_runs(1));
         assert_eq!(cpu_seconds(i32::MAX), 0.0);
         assert_eq!(resident(i32::MAX), 0);
         assert!(resident(std::process::id() as i32) > 4096);

@@ -31,3 +31,104 @@ fn a_runner_that_does_not_answer_is_destroyed_at_once_and_does_not_keep_the_serv
     }
     assert_eq!(host.traces(), before);
 }
+
+/// What `domus why` says of a domain.
+fn why(host: &Host, name: &str) -> String {
+    host.ok(&["why", name])
+}
+
+/// Waits until the guest has written a lot: from then on it waits for its disk and for nothing else.
+fn under_load(host: &Host, name: &str) {
+    host.until("the guest writes", || {
+        host.disks(name)[0]["counters"]["write"]["ops"].as_u64().unwrap_or(0) > 50
+    });
+}
+
+#[test]
+fn a_backend_that_lives_and_does_not_answer_holds_nobody_up_is_named_and_another_takes_its_place() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let devices = format!(
+        r#", "disks": [ {} ], "on_backend_hang": {{ "restart_after": 8 }}"#,
+        host.disk("root", 64, "")
+    );
+    let load = "console=ttyS0 mini.test=blk-endure mini.ms=20000 mini.end=poweroff";
+    host.ok(&["create", &host.guest("web1", load, &devices)]);
+    host.ok(&["create", &host.guest("web2", SHELL, "")]);
+    under_load(&host, "web1");
+    let block = host.block_pid("web1", 0);
+    common::signal(u32::try_from(block).unwrap(), Signal::SIGSTOP);
+    // Five who ask again and again, and go away before they are answered.
+    let mut askers: Vec<_> = (0..5).map(|_| host.command(&["block-list", "web1"]).spawn().unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(200));
+    askers.iter_mut().for_each(|asker| asker.kill().unwrap());
+    let asked = Instant::now();
+    for verb in ["pause", "unpause"] {
+        host.ok(&[verb, "web1"]);
+        host.ok(&[verb, "web2"]);
+    }
+    assert!(asked.elapsed() < Duration::from_secs(6), "it took {:?}", asked.elapsed());
+    host.until("it is named", || why(&host, "web1").contains("has not answered for"));
+    host.until("another one takes its place", || host.domain("web1").unwrap()["restarts"] == 1);
+    assert_ne!(host.block_pid("web1", block), block);
+    common::Console::attach(&host, "web1").wait("mini: ok blk-endure");
+    host.until("it switches itself off", || host.domain("web1").is_none());
+    host.ok(&["destroy", "web2"]);
+    assert_eq!(host.traces(), before);
+    askers.iter_mut().for_each(|asker| drop(asker.wait()));
+}
+
+#[test]
+fn a_backend_that_hangs_keeps_no_domain_from_being_destroyed_and_a_policy_pauses_it() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let devices = format!(r#", "disks": [ {} ], "on_backend_hang": "pause""#, host.disk("root", 64, ""));
+    let load = "console=ttyS0 mini.test=blk-endure mini.ms=60000 mini.end=poweroff";
+    host.ok(&["create", &host.guest("web1", load, &devices)]);
+    under_load(&host, "web1");
+    common::signal(u32::try_from(host.block_pid("web1", 0)).unwrap(), Signal::SIGSTOP);
+    host.until("it is paused", || host.domain("web1").unwrap()["state"] == "paused");
+    assert!(why(&host, "web1").contains("on_backend_hang"), "{}", why(&host, "web1"));
+    let limit = host.command(&["block-set", "web1", "root", "--iops", "9"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let asked = Instant::now();
+    host.ok(&["destroy", "web1"]);
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+    assert!(!limit.wait_with_output().unwrap().status.success());
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn a_client_that_floods_dom0_with_calls_holds_up_no_other() {
+    use std::io::{Read, Write};
+    let host = Host::with_service(false);
+    let connect = || std::os::unix::net::UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap();
+    // Calls that want no answer are refused: the connection ends.
+    let mut refused = connect();
+    refused.write_all(b"{\"method\":\"org.domus.Dom0.List\",\"oneway\":true}\0").unwrap();
+    assert_eq!(refused.read(&mut [0; 16]).unwrap_or(0), 0);
+    // Others are served in turn with everybody else's.
+    let flood = connect();
+    let mut reader = flood.try_clone().unwrap();
+    let drain = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()).unwrap());
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (mut writer, done) = (flood.try_clone().unwrap(), over.clone());
+    let write = std::thread::spawn(move || {
+        let calls = b"{\"method\":\"org.domus.Dom0.List\"}\0".repeat(1000);
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            writer.write_all(&calls).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let mut slowest = Duration::ZERO;
+    for _ in 0..10 {
+        let asked = Instant::now();
+        host.list();
+        slowest = slowest.max(asked.elapsed());
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    flood.shutdown(std::net::Shutdown::Both).unwrap();
+    let _ = write.join();
+    assert!(drain.join().unwrap() > 0);
+    assert!(slowest < Duration::from_secs(2), "it took {slowest:?}");
+}

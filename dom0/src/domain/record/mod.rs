@@ -12,7 +12,7 @@
 //! | anything, under another name than its processes have | the same: the directory's name is the domain's |
 //! | being removed | removes what is left, and builds the next one where it was to be restarted |
 //!
-//! A record of version 1, which dom0 wrote before there was a number, is read as one of version 2: see [`v1`].
+//! A record of version 1, which dom0 wrote before there was a number, is read as one of version 2 (`v1.rs`).
 
 mod v1;
 
