@@ -110,7 +110,7 @@ impl Machine {
             pci.add(device.spec.slot, description, function)?;
         }
         let pci = Arc::new(pci);
-        ports.insert(PCI_CONFIG_PORT, 8, Arc::new(pci::ConfigPorts(pci.clone())))?;
+        ports.insert(PCI_CONFIG_PORT, 8, Arc::new(pci::ConfigPorts::new(pci.clone(), stop.clone())))?;
         memory.insert(ECAM, ECAM_SIZE, Arc::new(pci::Ecam(pci.clone())))?;
         memory.insert(PCI_WINDOW, PCI_WINDOW_SIZE, Arc::new(pci::Window(pci)))?;
         timeline.built.set();

@@ -92,7 +92,12 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
     if let OnHang::RestartAfter(seconds) = on_hang {
         context.range("on_backend_hang.restart_after", seconds.into(), 5, 3600)?;
     }
-    let policy = Policy { on_poweroff: text.on_poweroff, on_reboot: text.on_reboot, on_crash: text.on_crash };
+    let policy = Policy {
+        on_poweroff: text.on_poweroff,
+        on_reboot: text.on_reboot,
+        on_crash: text.on_crash,
+        on_triple_fault: text.on_triple_fault,
+    };
     Ok(DomainConfig {
         directory: directory.to_owned(),
         text: String::new(),

@@ -74,10 +74,13 @@ pub struct DomainFile {
     #[serde(default = "restart", skip_serializing_if = "OnStop::is_restart")]
     #[schemars(extend("default" = OnStop::Restart))]
     pub on_reboot: OnStop,
-    /// What to do when the guest triple-faults, KVM cannot go on with it, or its runner dies.
+    /// What to do when KVM cannot go on with the guest, or its runner dies.
     #[serde(default = "destroy", skip_serializing_if = "OnStop::is_destroy")]
     #[schemars(extend("default" = OnStop::Destroy))]
     pub on_crash: OnStop,
+    /// What to do when a vCPU has a triple fault, which is how some guests reset themselves: what `on_reboot` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_triple_fault: Option<OnStop>,
     /// What becomes of a backend process of Domus' that lives and does not answer: `{ "restart_after": 30 }`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_backend_hang: OnHang,
@@ -105,6 +108,7 @@ impl Default for DomainFile {
             on_poweroff: destroy(),
             on_reboot: restart(),
             on_crash: destroy(),
+            on_triple_fault: None,
             on_backend_hang: OnHang::default(),
         }
     }

@@ -92,8 +92,10 @@ pub struct Policy {
     pub on_poweroff: OnStop,
     /// The guest reset itself.
     pub on_reboot: OnStop,
-    /// A triple fault, a vCPU that KVM cannot run, or a runner that died.
+    /// A vCPU that KVM cannot run, or a runner that died.
     pub on_crash: OnStop,
+    /// A vCPU had a triple fault. None: that is how the guest resets itself.
+    pub on_triple_fault: Option<OnStop>,
 }
 
 /// Reads and checks the config in `file`.

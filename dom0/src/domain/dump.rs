@@ -40,7 +40,7 @@ impl Domain {
         self.running("dump its core")?;
         let core = match file {
             Some(path) => CoreFile::at(path)?,
-            None => CoreFile::among(&self.env.cores, self.name())?,
+            None => CoreFile::among(&self.env.cores, self.name(), self.machine.memory())?,
         };
         let path = self.machine.write_core(core, live, then == Then::Destroy).await?;
         match then {

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! An action that fails takes the state back to where it was before the event; a guest that was built and cannot be
-//! resumed is removed.
+//! resumed is a build that failed. A domain whose guest has run once is built again and again until it runs or an operator
+//! destroys it: nothing that an operator made disappears but as its policy says.
 //!
 //! Promises, tested with random events and actions that fail: `Dead` is final; a new machine is built only after
 //! everything of the old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs in `Running` and
@@ -165,6 +166,8 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Life {
     state: State,
+    /// A guest of it has run, or it is to be built until one does: a build that fails is tried again.
+    lasts: bool,
     /// Where the next action takes the domain back to if it fails.
     before: Option<State>,
     actions: VecDeque<Action>,
@@ -173,17 +176,27 @@ pub struct Life {
 impl Life {
     /// A domain that is to be built.
     pub fn new() -> Self {
-        Self { state: State::Building, before: None, actions: [Action::Build].into() }
+        Self { state: State::Building, lasts: false, before: None, actions: [Action::Build].into() }
+    }
+
+    /// A domain that is to be built, again and again until it runs.
+    pub fn lasting() -> Self {
+        Self { lasts: true, ..Self::new() }
     }
 
     /// One that goes on in a state, and does something first.
     pub fn resumed(state: State, actions: impl IntoIterator<Item = Action>) -> Self {
-        Self { state, before: None, actions: actions.into_iter().collect() }
+        Self { state, lasts: true, before: None, actions: actions.into_iter().collect() }
     }
 
     /// Where it is.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// A build that fails is tried again.
+    pub fn lasts(&self) -> bool {
+        self.lasts
     }
 
     /// What it has to do next. Whoever does it reports [`Event::Done`] or [`Event::Failed`], or what the action says.
@@ -200,7 +213,10 @@ impl Life {
             Event::Done(action) => self.done(*action),
             Event::Failed(_) => self.failed(),
             event => {
-                let (state, actions) = next(self.state, event, policy)?;
+                let (mut state, actions) = next(self.state, event, policy)?;
+                if *event == Event::BuildFailed && self.state == State::Building && self.lasts {
+                    state = State::Dying(Next::Restart);
+                }
                 if !actions.is_empty() {
                     self.before = Some(self.state);
                     self.actions.extend(actions);
@@ -213,6 +229,7 @@ impl Life {
 
     /// What comes after an action that was done may still fail, and the guest is as that action has left it.
     fn done(&mut self, action: Action) {
+        self.lasts |= action == Action::Resume;
         self.before = match action {
             Action::Resume if !self.actions.is_empty() => Some(State::Running),
             _ if self.actions.is_empty() => None,
@@ -224,7 +241,7 @@ impl Life {
         match self.before.take() {
             // It was built and never ran.
             Some(State::Building) => {
-                self.state = State::Dying(Next::Dead);
+                self.state = State::Dying(if self.lasts { Next::Restart } else { Next::Dead });
                 self.actions = [Action::TearDown].into();
             }
             Some(before) if self.state.has_machine() => {
@@ -305,11 +322,11 @@ fn next(state: State, event: &Event, policy: Policy) -> Result<(State, Vec<Actio
 
 /// The machine has stopped: what now?
 fn ended(state: State, reason: &StopReason, policy: Policy) -> (State, Vec<Action>) {
-    let crashed = matches!(reason, StopReason::TripleFault | StopReason::VcpuFailed(_));
-    let wish = match reason {
-        StopReason::PowerOff => policy.on_poweroff,
-        StopReason::Reboot => policy.on_reboot,
-        StopReason::TripleFault | StopReason::VcpuFailed(_) => policy.on_crash,
+    let (wish, crashed) = match (reason, policy.on_triple_fault) {
+        (StopReason::PowerOff, _) => (policy.on_poweroff, false),
+        (StopReason::Reboot, _) | (StopReason::TripleFault, None) => (policy.on_reboot, false),
+        (StopReason::TripleFault, Some(wish)) => (wish, true),
+        (StopReason::VcpuFailed(_), _) => (policy.on_crash, true),
     };
     let wish = match state {
         State::Stopping(AfterOff::Destroy) => OnStop::Destroy,
@@ -342,11 +359,14 @@ mod tests {
     }
 
     fn policies() -> impl Strategy<Value = Policy> {
-        (wishes(), wishes(), wishes()).prop_map(|(on_poweroff, on_reboot, on_crash)| Policy {
-            on_poweroff,
-            on_reboot,
-            on_crash,
-        })
+        (wishes(), wishes(), wishes(), prop::option::of(wishes())).prop_map(
+            |(on_poweroff, on_reboot, on_crash, on_triple_fault)| Policy {
+                on_poweroff,
+                on_reboot,
+                on_crash,
+                on_triple_fault,
+            },
+        )
     }
 
     fn events() -> impl Strategy<Value = Event> {
@@ -462,8 +482,12 @@ mod tests {
         }
     }
 
-    const POLICY: Policy =
-        Policy { on_poweroff: OnStop::Destroy, on_reboot: OnStop::Restart, on_crash: OnStop::Preserve };
+    const POLICY: Policy = Policy {
+        on_poweroff: OnStop::Destroy,
+        on_reboot: OnStop::Restart,
+        on_crash: OnStop::Preserve,
+        on_triple_fault: None,
+    };
 
     /// Where a domain is after these events, if whatever it does succeeds.
     fn run(events: &[Event]) -> Life {
@@ -497,6 +521,12 @@ mod tests {
             State::Dying(Next::Restart)
         );
         assert_eq!(run(&[Event::Built, Event::RunnerDied]).state(), State::Preserved { crashed: true });
+        // How some guests reset themselves, unless somebody wants to know of it.
+        let fault = Event::Stopped(StopReason::TripleFault);
+        assert_eq!(run(&[Event::Built, fault.clone()]).state(), State::Dying(Next::Restart));
+        let mut told = run(&[Event::Built]);
+        told.step(&fault, Policy { on_triple_fault: Some(OnStop::Preserve), ..POLICY }).unwrap();
+        assert_eq!(told.state(), State::Preserved { crashed: true });
         assert_eq!(
             run(&[Event::Built, Event::Pause, Event::RunnerDied, Event::Destroy, Event::Gone]).state(),
             State::Dead
@@ -537,6 +567,24 @@ mod tests {
         let mut life = run(&[Event::Built]);
         fail(&mut life);
         assert_eq!((life.state(), life.next_action()), (State::Dying(Next::Dead), Some(Action::TearDown)));
+    }
+
+    #[test]
+    fn a_domain_that_has_run_is_built_again_when_a_build_fails_and_one_that_has_not_is_gone() {
+        let reset = Event::Stopped(StopReason::Reboot);
+        let mut life = run(&[Event::Built, reset, Event::Gone, Event::BuildFailed]);
+        assert_eq!(life.state(), State::Dying(Next::Restart));
+        for event in [Event::Gone, Event::BuildFailed, Event::Destroy, Event::Gone] {
+            while let Some(action) = life.next_action() {
+                life.step(&Event::Done(action), POLICY).unwrap();
+            }
+            life.step(&event, POLICY).unwrap();
+        }
+        assert_eq!(life.state(), State::Dead);
+        assert_eq!(run(&[Event::BuildFailed, Event::Gone]).state(), State::Dead);
+        let mut lasting = Life::lasting();
+        lasting.step(&Event::BuildFailed, POLICY).unwrap();
+        assert_eq!(lasting.state(), State::Dying(Next::Restart));
     }
 
     #[test]

@@ -19,6 +19,11 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// The delay from the last start to the next one if that fails.
+    pub fn next_delay(&self) -> Duration {
+        delay(self.delay, Duration::ZERO, true)
+    }
+
     /// When the machine that is to be started now may be, and counts it. None for the first one. `crashed` is how the
     /// one before it ended.
     pub fn next_start(&mut self, crashed: bool) -> Option<Instant> {

@@ -23,7 +23,7 @@ use crate::domain::machine::{CoreFile, Machine, Notice};
 use crate::domain::record::{Record, Source};
 use crate::domain::restart::Pace;
 use crate::domain::verb::{Command, STATUS, Verb};
-use crate::domain::view::View;
+use crate::domain::view::{Trouble, View};
 use crate::process::link::ChildError;
 use crate::value::text::one_line;
 
@@ -47,6 +47,13 @@ pub(super) struct Waiting {
     end: Vec<oneshot::Sender<Result<(), String>>>,
 }
 
+/// A build that has failed and is tried again.
+#[derive(Debug)]
+struct Problem {
+    why: String,
+    attempts: u32,
+}
+
 /// What a domain's task is made of.
 pub struct Domain {
     pub(super) config: Rc<DomainConfig>,
@@ -59,6 +66,8 @@ pub struct Domain {
     pub(super) life: Life,
     pub(super) machine: Machine,
     pace: Pace,
+    /// Why it could not be built.
+    problem: Option<Problem>,
     waiting: Waiting,
     /// What a dom0 before this one has left of it, until that is taken over.
     inherited: Option<Box<Record>>,
@@ -68,7 +77,7 @@ impl Domain {
     /// Makes the task of a domain whose name is claimed by `dir`; [`Self::run`] it. The result is told of its first
     /// start.
     pub fn new(
-        config: DomainConfig,
+        (config, life): (DomainConfig, Life),
         dir: DomainDir,
         env: Rc<Environment>,
         inbox: Inbox,
@@ -92,9 +101,10 @@ impl Domain {
             env,
             inbox,
             view,
-            life: Life::new(),
+            life,
             machine,
             pace: Pace::default(),
+            problem: None,
             waiting,
             inherited: None,
         };
@@ -138,6 +148,7 @@ impl Domain {
             life: Life::resumed(record.state, []),
             machine,
             pace: Pace::default(),
+            problem: None,
             waiting: Waiting::default(),
             inherited: None,
         };
@@ -262,7 +273,7 @@ impl Domain {
                 memory: machine.memory(),
                 vcpus: machine.vcpus(),
                 runner: machine.runner(),
-                troubles: machine.troubles(),
+                troubles: self.trouble().into_iter().chain(machine.troubles()).collect(),
                 ..view.clone()
             };
             let is_new = *view != now;
@@ -336,7 +347,7 @@ impl Domain {
                     first = match self.life.state() {
                         // It was built and never ran: that is a start that failed.
                         State::Dying(_) => {
-                            self.waiting.failure = Some(error.into());
+                            self.failed(error.into());
                             Ok(())
                         }
                         _ => first.and(Err(error)),
@@ -358,6 +369,7 @@ impl Domain {
             }
             Action::Resume => {
                 machine.resume().await?;
+                self.problem = None;
                 if let Some(created) = self.waiting.created.take() {
                     // Written down first: whoever is told may count on it.
                     self.publish();
@@ -381,7 +393,10 @@ impl Domain {
 
     /// Writes the core that a policy asks for, and says what has come of it.
     async fn dump_for_policy(&mut self) {
-        let written = match CoreFile::among(&self.env.cores, self.name()) {
+        if CoreFile::is_recent(&self.env.cores, self.name()) {
+            return self.say("no core: the one of its last crash is hardly older");
+        }
+        let written = match CoreFile::among(&self.env.cores, self.name(), self.machine.memory()) {
             Ok(core) => self.machine.write_core(core, false, true).await,
             Err(why) => Err(why),
         };
@@ -393,12 +408,12 @@ impl Domain {
 
     /// Builds a machine, or is told to give up. None if the state machine has been told meanwhile.
     async fn build(&mut self) -> Option<Event> {
-        let not_before = self.pace.next_start(self.view.borrow().crashed);
+        let not_before = self.pace.next_start(self.view.borrow().crashed || self.problem.is_some());
         let is_another = self.apply_pending();
         let domid = match self.env.run.next_domid() {
             Ok(domid) => domid,
             Err(error) => {
-                self.waiting.failure = Some(error.into());
+                self.failed(error.into());
                 return Some(Event::BuildFailed);
             }
         };
@@ -447,7 +462,7 @@ impl Domain {
         match result {
             Ok(Ok(())) => Some(Event::Built),
             Ok(Err(error)) => {
-                self.waiting.failure = Some(error);
+                self.failed(error);
                 Some(Event::BuildFailed)
             }
             Err(answer) => {
@@ -473,6 +488,39 @@ impl Domain {
             directory: self.dir.path().into(),
         };
         self.machine = self.machine.successor(owner, &self.config, is_another);
+    }
+
+    /// The build under way has failed: whoever waits for it is told, or it is said and tried again.
+    fn failed(&mut self, error: StartError) {
+        if !self.life.lasts() {
+            self.waiting.failure = Some(error);
+            return;
+        }
+        let why = chain(&error);
+        // Once for each reason.
+        if self.problem.as_ref().is_none_or(|problem| problem.why != why) {
+            self.say(&format!("cannot be started: {why}: it is tried again"));
+            self.emit(Kind::StartFailed, Some(&why));
+        }
+        let attempts = self.problem.take().map_or(0, |problem| problem.attempts) + 1;
+        self.problem = Some(Problem { why, attempts });
+        if let Some(created) = self.waiting.created.take() {
+            let _ = created.send(Err(error));
+        }
+    }
+
+    /// What is amiss with the domain itself.
+    fn trouble(&self) -> Option<Trouble> {
+        let Problem { why, attempts } = self.problem.as_ref()?;
+        Some(Trouble {
+            layer: "domain".into(),
+            cause: format!("cannot be started, {attempts} time(s) by now: {why}"),
+            next: format!(
+                "it is tried again within {} s; domus destroy {} gives it up",
+                self.pace.next_delay().as_secs(),
+                self.name()
+            ),
+        })
     }
 
     /// Does what the machine's notices ask for, and has everybody see what is.
@@ -513,6 +561,9 @@ impl Domain {
         let (text, crashed) = match reason {
             StopReason::PowerOff => ("switched itself off".into(), false),
             StopReason::Reboot => ("rebooted".into(), false),
+            StopReason::TripleFault if self.policy().on_triple_fault.is_none() => {
+                ("rebooted by a triple fault".into(), false)
+            }
             StopReason::TripleFault => ("crashed: a vCPU had a triple fault".into(), true),
             StopReason::VcpuFailed(why) => (format!("crashed: {}", one_line(why)), true),
         };

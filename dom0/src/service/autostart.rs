@@ -2,7 +2,8 @@
 //!
 //! dom0 starts the guests whose configs in `/etc/domus/domains` set `autostart`, once per boot of the host. A file in
 //! the run directory, which a reboot clears, records the start: a guest that an operator has destroyed is not started
-//! again when dom0 itself restarts.
+//! again when dom0 itself restarts. A guest that cannot be started, since a bridge or a mount comes later, is tried again
+//! until it can be: `domus list` shows it, `domus why` says what is missing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,12 +48,13 @@ pub async fn start(dom0: Rc<Dom0>) {
         if dom0.find(plan.name.as_str()).is_ok() {
             continue;
         }
-        match dom0.create(config).await {
+        match dom0.keep(config).await {
             Ok(domid) => {
                 crate::log::stderr::line(format_args!("{}: started with the host (ID {domid})", plan.name))
             }
             Err(error) => {
-                crate::log::stderr::line(format_args!("autostart: {}", explain(&plan, &error)));
+                let why = explain(&plan, &error);
+                crate::log::stderr::line(format_args!("autostart: {why}: it is tried until it starts"));
                 continue;
             }
         }

@@ -19,7 +19,7 @@ use crate::config::{self, DomainConfig};
 use crate::device::net::tap;
 use crate::domain::environment::Environment;
 use crate::domain::error::StartError;
-use crate::domain::lifecycle::{Event, State};
+use crate::domain::lifecycle::{Event, Life, State};
 use crate::domain::record::{Record, Source};
 use crate::domain::{Command, Domain, Handle, View};
 use crate::host::links::Links;
@@ -106,6 +106,18 @@ impl Dom0 {
     /// # Errors
     /// [`StartError`]; nothing of it is left.
     pub async fn create(self: &Rc<Self>, config: DomainConfig) -> Result<DomId, StartError> {
+        self.create_with(config, Life::new()).await
+    }
+
+    /// The same for a domain that is to run on this host: if it cannot be started now, that is tried until it can be.
+    ///
+    /// # Errors
+    /// [`StartError`]: its first attempt has failed, or its name is taken and there is none.
+    pub async fn keep(self: &Rc<Self>, config: DomainConfig) -> Result<DomId, StartError> {
+        self.create_with(config, Life::lasting()).await
+    }
+
+    async fn create_with(self: &Rc<Self>, config: DomainConfig, life: Life) -> Result<DomId, StartError> {
         let name = config.name.clone();
         if let Some(other) = self.name_in_use(&name) {
             let problem = format!(
@@ -124,7 +136,7 @@ impl Dom0 {
             return Err(StartError::Cancelled);
         }
         let (handle, inbox, view) = Handle::new(name, &config, dir.path());
-        let (domain, created) = Domain::new(config, dir, self.env.clone(), inbox, view);
+        let (domain, created) = Domain::new((config, life), dir, self.env.clone(), inbox, view);
         self.begin(domain, handle);
         created.await.unwrap_or(Err(StartError::Cancelled))
     }

@@ -15,9 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use domus_startup::lock;
 use shared_abi::Slot;
+use shared_abi::control::StopReason;
 
 use crate::bus::BusDevice;
 use crate::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
+use crate::stop::Stop;
 use config::{Config, Identity};
 
 /// The window for BARs.
@@ -220,13 +222,25 @@ impl Occupant {
     }
 }
 
-/// Ports 0xCF8–0xCFF: configuration mechanism #1 (PCI 3.0 §3.2.2.3.2).
-pub struct ConfigPorts(pub Arc<Root>);
+/// Ports 0xCF8–0xCFF: configuration mechanism #1 (PCI 3.0 §3.2.2.3.2), and the chipset's reset control register, which is
+/// a byte at 0xCF9 (Intel ICH9 §13.7.5): a write with bit 2 set resets the machine.
+pub struct ConfigPorts {
+    root: Arc<Root>,
+    stop: Stop,
+}
+
+/// The bit of the reset control register that resets the CPUs.
+const RESET_CPU: u8 = 1 << 2;
 
 impl ConfigPorts {
+    /// The ports of this bus; a reset goes to `stop`.
+    pub fn new(root: Arc<Root>, stop: Stop) -> Self {
+        Self { root, stop }
+    }
+
     /// Device and function, and offset, of an access to port 0xCFC + `byte`.
     fn target(&self, byte: u64) -> Option<(u8, usize)> {
-        let address = self.0.address.load(Ordering::Relaxed);
+        let address = self.root.address.load(Ordering::Relaxed);
         // Bit 31 enables; bus 0 is the only one.
         (address & 0x80ff_0000 == 0x8000_0000)
             .then(|| ((address >> 8) as u8, (address & 0xfc) as usize + byte as usize))
@@ -237,11 +251,11 @@ impl BusDevice for ConfigPorts {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match offset {
             0 if data.len() == 4 => {
-                data.copy_from_slice(&self.0.address.load(Ordering::Relaxed).to_le_bytes())
+                data.copy_from_slice(&self.root.address.load(Ordering::Relaxed).to_le_bytes())
             }
             4.. => {
                 if let Some((devfn, register)) = self.target(offset - 4) {
-                    self.0.config_read(devfn, register, data);
+                    self.root.config_read(devfn, register, data);
                 }
             }
             _ => {}
@@ -250,10 +264,13 @@ impl BusDevice for ConfigPorts {
 
     fn write(&self, offset: u64, data: &[u8]) {
         match (offset, <[u8; 4]>::try_from(data)) {
-            (0, Ok(address)) => self.0.address.store(u32::from_le_bytes(address), Ordering::Relaxed),
+            (1, _) if matches!(data, [value] if value & RESET_CPU != 0) => {
+                self.stop.request(StopReason::Reboot)
+            }
+            (0, Ok(address)) => self.root.address.store(u32::from_le_bytes(address), Ordering::Relaxed),
             (4.., _) => {
                 if let Some((devfn, register)) = self.target(offset - 4) {
-                    self.0.config_write(devfn, register, data);
+                    self.root.config_write(devfn, register, data);
                 }
             }
             _ => {}

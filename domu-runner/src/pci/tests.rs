@@ -57,9 +57,22 @@ fn peek<const N: usize>(root: &Arc<Root>, slot: u64, register: u64) -> [u8; N] {
 }
 
 #[test]
+fn a_byte_to_the_reset_control_register_resets_the_machine_and_an_address_is_none() {
+    let (root, _) = bus(1);
+    let (stop, reasons) = Stop::channel();
+    let ports = ConfigPorts::new(root, stop);
+    // An address of four bytes covers the register and is none; a byte without the bit asks for nothing.
+    ports.write(0, &0x8000_0600_u32.to_le_bytes());
+    ports.write(1, &[0x02]);
+    assert!(reasons.try_recv().is_err());
+    ports.write(1, &[0x06]);
+    assert_eq!(reasons.try_recv(), Ok(StopReason::Reboot));
+}
+
+#[test]
 fn both_mechanisms_show_the_same_functions_and_ones_where_none_is() {
     let (root, _) = bus(1);
-    let ports = ConfigPorts(root.clone());
+    let ports = ConfigPorts::new(root.clone(), Stop::channel().0);
     let read = |address: u32| {
         ports.write(0, &address.to_le_bytes());
         let mut data = [0xff; 4];
@@ -189,13 +202,14 @@ proptest! {
     fn no_sequence_of_accesses_panics(accesses in proptest::collection::vec(
         (0u8..4, any::<u32>(), proptest::collection::vec(any::<u8>(), 1..9)), 1..100)) {
         let (root, _) = bus(3);
+        let ports = ConfigPorts::new(root.clone(), Stop::channel().0);
         for (kind, at, mut data) in accesses {
             let at = u64::from(at);
             // Small registers of the three functions often.
             let ecam = if kind == 0 { at & 0x1_ffff } else { at & 0xf_ffff };
             let (device, offset): (&dyn BusDevice, u64) = match kind {
                 0 | 1 => (&Ecam(root.clone()), ecam),
-                2 => (&ConfigPorts(root.clone()), at % 8),
+                2 => (&ports, at % 8),
                 _ => (&Window(root.clone()), at & 0x1fff_fff7),
             };
             device.write(offset, &data);

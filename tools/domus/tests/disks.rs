@@ -229,3 +229,28 @@ fn a_remote_disk_waits_for_its_server_and_loses_nothing() {
     host.until("the guest switches itself off", || host.domain("web1").is_none());
     drop(server);
 }
+
+#[test]
+fn a_guest_that_reboots_while_its_disk_is_away_is_started_when_that_is_back() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let (socket, image) = (host.path("nbd.sock"), host.path("far.img"));
+    fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let disks = format!(r#", "disks": [ {{ "id": "far", "path": "{uri}" }} ]"#);
+    let reboots = "console=ttyS0 mini.test=info mini.end=reset";
+    let server = NbdServer::start(&socket, &image);
+    host.ok(&["create", &host.guest("web1", reboots, &disks)]);
+    drop(server);
+    host.until("it cannot be started", || host.ok(&["why", "web1"]).contains("start the NBD server"));
+    let away = host.domain("web1").unwrap();
+    assert!(host.ok(&["why", "web1"]).contains("tried again"), "{away}");
+    let _server = NbdServer::start(&socket, &image);
+    let id = away["id"].as_u64().unwrap();
+    host.until("it runs again", || {
+        let now = host.domain("web1").unwrap();
+        now["state"] == "running" && now["id"].as_u64().unwrap() > id
+    });
+    host.ok(&["destroy", "web1"]);
+    assert_eq!(host.traces(), before);
+}

@@ -130,7 +130,7 @@ fn each_way_a_guest_ends_has_its_policy() {
     host.until("its tap is gone", || host.traces().links == before.links);
     assert!(host.refused(&["pause", "kept"]).contains("preserved"));
     // Crashed and preserved.
-    host.ok(&["create", &host.guest("sick", &end("triple"), r#", "on_crash": "preserve""#)]);
+    host.ok(&["create", &host.guest("sick", &end("triple"), r#", "on_triple_fault": "preserve""#)]);
     host.until("sick has crashed", || host.domain("sick").is_some_and(|d| d["flags"] == "---sc-"));
     assert!(host.domain("sick").unwrap()["ended"].as_str().unwrap().contains("triple fault"));
     host.ok(&["destroy", "kept"]);
@@ -212,7 +212,11 @@ fn run_ends_with_its_guest_and_prints_what_the_guest_prints() {
     assert!(out.contains("mini: hello") && out.trim_end().ends_with("mini: end poweroff"), "{out}");
     assert_eq!(host.traces(), before);
 
-    let file = host.guest("sick", "console=ttyS0 mini.test=info mini.end=triple", "");
+    let file = host.guest(
+        "sick",
+        "console=ttyS0 mini.test=info mini.end=triple",
+        r#", "on_triple_fault": "destroy""#,
+    );
     let out = host.domus(&["run", &file]);
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("domus: sick crashed: a vCPU had a triple fault"));

@@ -364,7 +364,7 @@ impl Machine {
                     format!("another process takes its place when it has been silent for {limit} s")
                 }
                 (_, OnHang::Stall | OnHang::Pause) => {
-                    format!("on_backend_hang keeps it; kill it and another one takes its place")
+                    "on_backend_hang keeps it; kill it and another one takes its place".into()
                 }
             },
         });
