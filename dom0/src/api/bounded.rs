@@ -1,9 +1,9 @@
 //! A client's stream with bounds of our own.
 //!
-//! zlink reads as much as there is and serves every call of it before it waits again, keeps 100 MiB of an unfinished call,
-//! and every descriptor that comes with it. Here a call is handed out when it is whole, one at a time; between two calls
-//! every other task of dom0's has its turn, and a client who may only ask has a budget. A call without an answer (`oneway`)
-//! is refused: nothing would ever hold such a client up.
+//! zlink reads as much as there is and serves every call of it before it waits again, keeps 100 MiB of an unfinished
+//! call, and every descriptor that comes with it. Here a call is handed out when it is whole, one at a time; between
+//! two calls every other task of dom0's has its turn, and a client who may only ask has a budget. A call without an
+//! answer (`oneway`) is refused: nothing would ever hold such a client up.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

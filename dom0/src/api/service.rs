@@ -57,8 +57,8 @@ impl Session {
         Self { dom0, rights, samples, peer }
     }
 
-    /// What is asked for, unless the client hangs up before there is an answer: then nobody does anything for it any more.
-    /// For what changes nothing.
+    /// What is asked for, unless the client hangs up before there is an answer: then nobody does anything for it any
+    /// more. For what changes nothing.
     async fn asked<T>(&self, answer: impl Future<Output = Result<T, AskError>>) -> Result<T, ApiError> {
         let peer = Peer::new(self.peer.as_ref());
         tokio::select! {

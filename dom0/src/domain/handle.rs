@@ -59,7 +59,8 @@ impl Handle {
     }
 
     /// Has the domain's task do something with its domain, and waits for what comes of it. For what ends within
-    /// seconds: the task does nothing else meanwhile, and nothing at all if whoever has asked has gone before its turn. None if the domain is gone.
+    /// seconds: the task does nothing else meanwhile, and nothing at all if whoever has asked has gone before its turn.
+    /// None if the domain is gone.
     pub async fn call<T: 'static>(
         &self,
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,

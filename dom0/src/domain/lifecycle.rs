@@ -17,8 +17,8 @@
 //! ```
 //!
 //! An action that fails takes the state back to where it was before the event; a guest that was built and cannot be
-//! resumed is a build that failed. A domain whose guest has run once is built again and again until it runs or an operator
-//! destroys it: nothing that an operator made disappears but as its policy says.
+//! resumed is a build that failed. A domain whose guest has run once is built again and again until it runs or an
+//! operator destroys it: nothing that an operator made disappears but as its policy says.
 //!
 //! Promises, tested with random events and actions that fail: `Dead` is final; a new machine is built only after
 //! everything of the old one is gone; whatever happens, `Destroy` leads to `Dead`; the guest runs in `Running` and

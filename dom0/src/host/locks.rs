@@ -1,8 +1,8 @@
 //! Locks on disk images (`F_OFD_SETLK`, fcntl(2)). A lock belongs to the open file, so the block backend that receives
 //! the descriptor keeps the lock for its whole life, whatever happens to dom0. QEMU locks in the same way.
 //!
-//! A [`OpenMarker`] is a lock on one byte far beyond every image's end. It shows dom0 when the last use of an open file that
-//! dom0 has handed out has ended.
+//! A [`OpenMarker`] is a lock on one byte far beyond every image's end. It shows dom0 when the last use of an open file
+//! that dom0 has handed out has ended.
 
 #![expect(unsafe_code, reason = "nix has no OFD locks with F_OFD_GETLK's result")]
 
@@ -79,8 +79,8 @@ impl OpenMarker {
     }
 }
 
-/// Locks the whole file; false if somebody else has it locked, or has a [`OpenMarker`] there: the kernel may still work on it
-/// for a process that has ended.
+/// Locks the whole file; false if somebody else has it locked, or has a [`OpenMarker`] there: the kernel may still work
+/// on it for a process that has ended.
 ///
 /// # Errors
 /// What `F_OFD_SETLK` said otherwise, such as that the file system has no locks.

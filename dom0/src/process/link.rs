@@ -257,8 +257,8 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         }
     }
 
-    /// Its answer to a request, for whoever can do nothing without it. `destroyed` is true when an operator destroys the
-    /// domain, who is not kept waiting; `done` is what the child has to have done within `patience`.
+    /// Its answer to a request, for whoever can do nothing without it. `destroyed` is true when an operator destroys
+    /// the domain, who is not kept waiting; `done` is what the child has to have done within `patience`.
     ///
     /// # Errors
     /// What the child said, that it ended, that it is silent, or that the domain is being destroyed.

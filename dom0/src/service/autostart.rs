@@ -2,8 +2,8 @@
 //!
 //! dom0 starts the guests whose configs in `/etc/domus/domains` set `autostart`, once per boot of the host. A file in
 //! the run directory, which a reboot clears, records the start: a guest that an operator has destroyed is not started
-//! again when dom0 itself restarts. A guest that cannot be started, since a bridge or a mount comes later, is tried again
-//! until it can be: `domus list` shows it, `domus why` says what is missing.
+//! again when dom0 itself restarts. A guest that cannot be started, since a bridge or a mount comes later, is tried
+//! again until it can be: `domus list` shows it, `domus why` says what is missing.
 
 use std::collections::BTreeMap;
 use std::fs;

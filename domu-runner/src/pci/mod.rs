@@ -222,8 +222,8 @@ impl Occupant {
     }
 }
 
-/// Ports 0xCF8–0xCFF: configuration mechanism #1 (PCI 3.0 §3.2.2.3.2), and the chipset's reset control register, which is
-/// a byte at 0xCF9 (Intel ICH9 §13.7.5): a write with bit 2 set resets the machine.
+/// Ports 0xCF8–0xCFF: configuration mechanism #1 (PCI 3.0 §3.2.2.3.2), and the chipset's reset control register, which
+/// is a byte at 0xCF9 (Intel ICH9 §13.7.5): a write with bit 2 set resets the machine.
 pub struct ConfigPorts {
     root: Arc<Root>,
     stop: Stop,

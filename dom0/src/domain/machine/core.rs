@@ -49,8 +49,8 @@ impl CoreFile {
         }
     }
 
-    /// Makes one in the directory of cores, which is made where it is missing. A domain has [`MAX_CORES`] there at most: the
-    /// oldest goes. What other things on that file system need stays free.
+    /// Makes one in the directory of cores, which is made where it is missing. A domain has [`MAX_CORES`] there at
+    /// most: the oldest goes. What other things on that file system need stays free.
     ///
     /// # Errors
     /// One line; also if there is no room for it.
@@ -68,8 +68,8 @@ impl CoreFile {
         Self::at(path)
     }
 
-    /// True if the newest core of a domain there is so young that another one would tell little more: a guest that crashes
-    /// time and again would write nothing but cores.
+    /// True if the newest core of a domain there is so young that another one would tell little more: a guest that
+    /// crashes time and again would write nothing but cores.
     pub fn is_recent(cores: &Path, domain: &DomainName) -> bool {
         let newest = cores_of(cores, domain).pop();
         let made = newest.and_then(|newest| newest.metadata().ok()?.modified().ok());

@@ -1,8 +1,8 @@
 //! Children that live and do not answer. Silence is a failure with a deadline.
 //!
-//! Every [`BEAT`] a child that owes no answer is asked something whose answer nobody waits for. One that owes an answer for
-//! longer than [`SILENT`] is told of in `domus why`; one of the domain's own backends is dealt with as `on_backend_hang`
-//! says.
+//! Every [`BEAT`] a child that owes no answer is asked something whose answer nobody waits for. One that owes an answer
+//! for longer than [`SILENT`] is told of in `domus why`; one of the domain's own backends is dealt with as
+//! `on_backend_hang` says.
 
 use std::time::Duration;
 
