@@ -243,7 +243,10 @@ impl Session {
     ) -> Result<(), ApiError> {
         self.may_change("updating a config")?;
         let next = self.parse(&config, &file, &directory)?;
-        Ok(self.dom0.call(&name, move |domain| async move { domain.update(next) }.boxed_local()).await?)
+        Ok(self
+            .dom0
+            .call(&name, move |domain| async move { domain.update(next).await }.boxed_local())
+            .await?)
     }
 
     async fn timeline(&self, name: String) -> Result<Timeline, ApiError> {

@@ -31,6 +31,7 @@ use crate::device::error::DeviceError;
 use crate::device::loss::{Loss, Mended};
 use crate::device::plan::Plan;
 use crate::device::start::{Message, Start};
+use crate::host::slow::StorageFile;
 use crate::network::managed::Networks;
 use crate::network::switches::Switches;
 use crate::process::Supervisor;
@@ -170,6 +171,11 @@ pub trait Backend: fmt::Debug {
 
     /// The helpers that ought to be there and are not, after [`Self::adopt`].
     fn missing(&self) -> Vec<Loss> {
+        Vec::new()
+    }
+
+    /// The files of storage that are open, to be closed where nobody waits for it; none is of use after that.
+    fn release(&self) -> Vec<StorageFile> {
         Vec::new()
     }
 

@@ -16,7 +16,7 @@ use crate::network::managed::Networks;
 /// # Errors
 /// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
 pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), StartError> {
-    startable(config)?;
+    startable(config).await?;
     for class in Devices::new(&config.file, &config.devices).all() {
         class.check(networks).await?;
     }
@@ -28,12 +28,12 @@ pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), Sta
 ///
 /// # Errors
 /// [`StartError`].
-pub(super) fn startable(config: &DomainConfig) -> Result<(), StartError> {
+pub(super) async fn startable(config: &DomainConfig) -> Result<(), StartError> {
     memory::check(&config.place("memory"), config.memory)?;
     check_scheduling(config)?;
-    files::blob(&config.place("boot.kernel"), &config.kernel)?;
+    files::blob(&config.place("boot.kernel"), &config.kernel).await?;
     if let Some(initrd) = &config.initrd {
-        files::blob(&config.place("boot.initrd"), initrd)?;
+        files::blob(&config.place("boot.initrd"), initrd).await?;
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ impl Domain {
     ///
     /// # Errors
     /// One line; the config of the next machine is as before then.
-    pub fn update(&mut self, next: DomainConfig) -> Result<(), String> {
+    pub async fn update(&mut self, next: DomainConfig) -> Result<(), String> {
         let state = self.life.state();
         if matches!(state, State::Dying(_) | State::Dead) {
             return Err(format!("cannot update its config: the domain {state}"));
@@ -46,7 +46,7 @@ impl Domain {
         if next.uuid != uuid {
             return refuse("uuid", format!("{} would be another machine: {uuid} would do", next.uuid));
         }
-        check::startable(&next).map_err(|error| chain(&error))?;
+        check::startable(&next).await.map_err(|error| chain(&error))?;
         self.pending_config = Some(next.into());
         Ok(())
     }

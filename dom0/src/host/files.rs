@@ -1,15 +1,17 @@
-//! Opens kernels, initrds and disk images, and never reads their contents.
+//! Opens kernels, initrds and disk images, and never reads their contents. All of it may wait for storage, so all of it is
+//! done on threads of their own: see [`slow`].
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use tokio::time::{Instant, sleep};
 
 use crate::host::locks::{self, Lock};
+use crate::host::slow::{self, Slow, StorageFile};
 use crate::value::place::{ConfigError, Place};
 
 /// An image is free within this time of the end of the process that had it: the kernel lets go of what io_uring had
@@ -90,25 +92,39 @@ fn open_same(path: &Path, meta: &Metadata, options: &mut OpenOptions, flags: OFl
 ///
 /// # Errors
 /// [`ConfigError`] if it does not exist, is something else, is empty, or cannot be opened.
-pub fn blob(place: &Place<'_>, path: &Path) -> Result<File, ConfigError> {
-    let refuse = |problem: String| place.refuse(problem);
-    let cure = "name a file that dom0 can read";
-    let meta = path.metadata().map_err(|e| refuse(says(path, &e, cure)))?;
-    if !meta.is_file() {
-        return Err(refuse(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta))));
+pub async fn blob(place: &Place<'_>, path: &Path) -> Result<StorageFile, ConfigError> {
+    let opened = slow::with(path, |path| {
+        let cure = "name a file that dom0 can read";
+        let meta = path.metadata().map_err(|e| says(path, &e, cure))?;
+        if !meta.is_file() {
+            return Err(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta)));
+        }
+        if meta.len() == 0 {
+            return Err(format!("\"{}\" is empty: {cure}", path.display()));
+        }
+        open_same(path, &meta, OpenOptions::new().read(true), OFlag::empty())
+            .map_err(|e| says(path, &e, cure))
+    });
+    answered(place, opened.await)
+}
+
+/// What was opened on another thread, or why it is refused.
+fn answered<T>(place: &Place<'_>, opened: Result<Result<File, T>, Slow>) -> Result<StorageFile, ConfigError>
+where
+    T: std::fmt::Display,
+{
+    match opened {
+        Ok(Ok(file)) => Ok(file.into()),
+        Ok(Err(problem)) => Err(place.refuse(problem)),
+        Err(slow) => Err(place.refuse(slow)),
     }
-    if meta.len() == 0 {
-        return Err(refuse(format!("\"{}\" is empty: {cure}", path.display())));
-    }
-    open_same(path, &meta, OpenOptions::new().read(true), OFlag::empty())
-        .map_err(|e| refuse(says(path, &e, cure)))
 }
 
 /// Which file it is, whatever it is called.
 ///
 /// # Errors
 /// What `fstat(2)` said.
-pub fn id(file: &File) -> io::Result<FileId> {
+fn id(file: &File) -> io::Result<FileId> {
     let meta = file.metadata()?;
     let device = if meta.file_type().is_block_device() { meta.rdev() } else { 0 };
     Ok((meta.dev(), meta.ino(), device))
@@ -119,52 +135,68 @@ pub fn id(file: &File) -> io::Result<FileId> {
 ///
 /// # Errors
 /// [`ConfigError`] if the path names anything but a regular file, or cannot be written.
-pub fn appended(place: &Place<'_>, path: &Path, why: Mode) -> Result<Option<File>, ConfigError> {
-    let refuse = |problem: String| place.refuse(problem);
+pub async fn appended(place: &Place<'_>, path: &Path, why: Mode) -> Result<Option<StorageFile>, ConfigError> {
+    match slow::with(path, move |path| appended_now(path, why)).await {
+        Ok(Ok(file)) => Ok(file.map(Into::into)),
+        Ok(Err(problem)) => Err(place.refuse(problem)),
+        Err(slow) => Err(place.refuse(slow)),
+    }
+}
+
+fn appended_now(path: &Path, why: Mode) -> Result<Option<File>, String> {
     let cure = "name a regular file in a directory that dom0 may write to";
     let shown = path.display();
     // Whatever has the name: opening a pipe would wait for its other end.
     match path.metadata() {
-        Ok(meta) if !meta.is_file() => {
-            return Err(refuse(format!("\"{shown}\" is {}: {cure}", kind(&meta))));
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(refuse(says(path, &error, cure)));
-        }
+        Ok(meta) if !meta.is_file() => return Err(format!("\"{shown}\" is {}: {cure}", kind(&meta))),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(says(path, &error, cure)),
         Err(_) if why == Mode::Check => {
             let there = path.parent().is_some_and(Path::is_dir);
-            return if there {
-                Ok(None)
-            } else {
-                Err(refuse(format!("\"{shown}\" has no directory: {cure}")))
-            };
+            return if there { Ok(None) } else { Err(format!("\"{shown}\" has no directory: {cure}")) };
         }
         _ => {}
     }
     let mut options = OpenOptions::new();
     options.append(true).create(why == Mode::Use).mode(0o600);
     let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-    options.custom_flags(flags.bits()).open(path).map(Some).map_err(|error| refuse(says(path, &error, cure)))
+    options.custom_flags(flags.bits()).open(path).map(Some).map_err(|error| says(path, &error, cure))
 }
 
-/// Opens the image at the JSON path `place` and locks it for one writer, or for any number of readers. An open for use
-/// waits a moment for an image that is in use. The file's flags tell whether `O_DIRECT` is in force ([`is_direct`]).
+/// How an image is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Access {
+    /// For any number of readers, not for one writer.
+    pub read_only: bool,
+    /// Whether with `O_DIRECT`.
+    pub direct: Direct,
+    /// What for.
+    pub why: Mode,
+}
+
+/// Opens the image at the JSON path `place` and locks it for one writer, or for any number of readers, and says which file
+/// it is. An open for use waits a moment for an image that is in use. The file's flags tell whether `O_DIRECT` is in force
+/// ([`is_direct`]).
 ///
 /// # Errors
 /// [`ConfigError`]; if another process has the image, the text names that process as far as it is known.
 pub async fn image(
     place: &Place<'_>,
     path: &Path,
-    read_only: bool,
-    direct: Direct,
-    why: Mode,
-) -> Result<File, ConfigError> {
-    let refuse = |problem: String| place.refuse(problem);
+    access: Access,
+) -> Result<(StorageFile, FileId), ConfigError> {
+    match slow::with(path, move |path| image_now(path, access)).await {
+        Ok(Ok((file, id))) => Ok((file.into(), id)),
+        Ok(Err(problem)) => Err(place.refuse(problem)),
+        Err(slow) => Err(place.refuse(slow)),
+    }
+}
+
+fn image_now(path: &Path, Access { read_only, direct, why }: Access) -> Result<(File, FileId), String> {
     let cure = "name an image, a regular file, or a block device";
-    let meta = path.metadata().map_err(|e| refuse(says(path, &e, cure)))?;
+    let meta = path.metadata().map_err(|e| says(path, &e, cure))?;
     let block = meta.file_type().is_block_device();
     if !block && !meta.is_file() {
-        return Err(refuse(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta))));
+        return Err(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta)));
     }
     let mut options = OpenOptions::new();
     // Closing a block device that was open for writing wakes udev: a check must not.
@@ -177,9 +209,7 @@ pub async fn image(
     };
     let opened = loop {
         match open_same(path, &meta, &mut options, flags) {
-            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
-                sleep(RETRY).await;
-            }
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => sleep(RETRY),
             other => break other,
         }
     };
@@ -191,46 +221,41 @@ pub async fn image(
             io::ErrorKind::ResourceBusy => "it is mounted or in use; set read_only, or free it",
             _ => cure,
         };
-        refuse(says(path, &e, cure))
+        says(path, &e, cure)
     })?;
     if meta.is_file() && meta.len() < 512 {
         let length = meta.len();
-        return Err(refuse(format!("\"{}\" has {length} bytes, less than a sector: {cure}", path.display())));
+        return Err(format!("\"{}\" has {length} bytes, less than a sector: {cure}", path.display()));
     }
     // Set on the open file: an open with the flag that fails would not say whether the flag is why.
     if direct != Direct::No
         && let Err(error) = go_direct(&file)
     {
         if direct == Direct::Must {
-            let problem = format!(
+            return Err(format!(
                 "\"{}\" cannot be read round the page cache (O_DIRECT: {error}): set cache to \"writeback\"",
                 path.display()
-            );
-            return Err(refuse(problem));
+            ));
         }
-        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|errno| refuse(errno.to_string()))?;
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|errno| errno.to_string())?;
     }
     let lock = if read_only { Lock::Read } else { Lock::Write };
     let free = match why {
         Mode::Use => loop {
             match locks::take(&file, lock) {
-                Ok(false) if Instant::now() < deadline => sleep(RETRY).await,
+                Ok(false) if Instant::now() < deadline => sleep(RETRY),
                 other => break other,
             }
         },
         Mode::Check => locks::probe(&file, lock),
     };
-    match free {
-        Ok(true) => Ok(file),
-        Ok(false) => {
-            let who = locks::holder(meta.dev(), meta.ino()).unwrap_or_else(|| "another process".into());
-            let problem =
-                format!("\"{}\" is in use by {who}: end that first, or copy the image", path.display());
-            Err(refuse(problem))
-        }
-        // A file system without locks protects nothing; that is no reason not to start.
-        Err(_) => Ok(file),
+    if matches!(free, Ok(false)) {
+        let who = locks::holder(meta.dev(), meta.ino()).unwrap_or_else(|| "another process".into());
+        return Err(format!("\"{}\" is in use by {who}: end that first, or copy the image", path.display()));
     }
+    // A file system without locks protects nothing; that is no reason not to start.
+    let id = id(&file).map_err(|error| format!("\"{}\" cannot be looked at: {error}", path.display()))?;
+    Ok((file, id))
 }
 
 /// Turns on `O_DIRECT`. A file system may accept the flag and then refuse to read with it, so one page is read as a
@@ -270,18 +295,18 @@ mod tests {
         let holder = File::options().read(true).write(true).open(&path).unwrap();
         assert!(locks::take(&holder, Lock::Write).unwrap());
         let at = place("disks[0].path");
-        let open = |why| image(&at, &path, false, Direct::No, why);
+        let open = |why| image(&at, &path, Access { read_only: false, direct: Direct::No, why });
         let error = open(Mode::Check).await.unwrap_err().to_string();
         assert!(error.contains("is in use by"), "{error}");
-        tokio::spawn(async move {
-            sleep(Duration::from_millis(200)).await;
+        std::thread::spawn(move || {
+            sleep(Duration::from_millis(200));
             drop(holder);
         });
         open(Mode::Use).await.unwrap();
     }
 
-    #[test]
-    fn a_pipe_that_takes_a_files_place_is_not_waited_for() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_pipe_that_takes_a_files_place_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = image_in(dir.path());
         let meta = path.metadata().unwrap();
@@ -289,15 +314,15 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
         let error = open_same(&path, &meta, OpenOptions::new().read(true), OFlag::empty()).unwrap_err();
         assert!(error.to_string().contains("replaced"), "{error}");
-        assert!(blob(&place("boot.kernel"), &path).unwrap_err().to_string().contains("is a pipe"));
+        assert!(blob(&place("boot.kernel"), &path).await.unwrap_err().to_string().contains("is a pipe"));
     }
 
-    #[test]
-    fn what_is_opened_blocks_as_its_user_expects() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_is_opened_blocks_as_its_user_expects() {
         let dir = tempfile::tempdir().unwrap();
         let path = image_in(dir.path());
-        let file = blob(&place("boot.kernel"), &path).unwrap();
-        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
+        let file = blob(&place("boot.kernel"), &path).await.unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&*file, FcntlArg::F_GETFL).unwrap());
         assert!(!flags.contains(OFlag::O_NONBLOCK));
     }
 }

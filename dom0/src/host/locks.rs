@@ -16,6 +16,8 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use crate::host::slow::StorageFile;
+
 /// How an image is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lock {
@@ -45,7 +47,7 @@ const MARKS: i64 = 1 << 62;
 /// the kernel keeps it for operations of a process that has ended.
 #[derive(Debug)]
 pub struct OpenMarker {
-    image: File,
+    image: StorageFile,
     byte: i64,
 }
 
@@ -61,7 +63,7 @@ impl OpenMarker {
         options.read(true).write(access == OFlag::O_RDWR);
         options.custom_flags((flags & OFlag::O_DIRECT).bits());
         let again = options.open(format!("/proc/self/fd/{}", image.as_raw_fd()))?;
-        let mark = Self { image: image.try_clone()?, byte: MARKS + i64::from(number) };
+        let mark = Self { image: image.try_clone()?.into(), byte: MARKS + i64::from(number) };
         // A file that is open for reading only takes no other kind, and nobody else has this byte.
         let kind = if access == OFlag::O_RDWR { Lock::Write } else { Lock::Read };
         set(&again, &mark.flock(kind))?;

@@ -13,6 +13,7 @@ pub mod pidfd;
 pub mod proc;
 pub mod programs;
 pub mod run_dir;
+pub mod slow;
 pub mod sockets;
 pub mod usage;
 pub mod vcpus;

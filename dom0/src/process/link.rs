@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as signal;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::host::watch;
+use crate::host::{slow, watch};
 use crate::process::Process;
 use crate::value::text::one_line;
 
@@ -272,9 +272,10 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
     ) -> Result<A, ChildError> {
         let role = self.role;
         let exchange = async {
-            self.send(request, &fds).await?;
-            // A lifeline among them must have no other end than the process's.
-            drop(fds);
+            let sent = self.send(request, &fds).await;
+            // A lifeline among them must have no other end than the process's; an image's last may wait for storage.
+            slow::close(fds);
+            sent?;
             self.answer(process, patience, done).await
         };
         tokio::select! {

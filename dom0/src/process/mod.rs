@@ -214,7 +214,7 @@ impl Process {
     /// Waits for its end, passes on its last words, and lets the kernel forget it.
     pub async fn reap(mut self) {
         self.ended().await;
-        self.collect(WaitPidFlag::WNOHANG);
+        self.collect();
         if let Some(mut words) = self.words.take()
             && timeout(LAST_WORDS, &mut words).await.is_err()
         {
@@ -222,8 +222,9 @@ impl Process {
         }
     }
 
-    fn collect(&mut self, how: WaitPidFlag) {
-        let _ = waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED | how);
+    /// Has the kernel forget it if it has ended.
+    fn collect(&mut self) {
+        let _ = waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
         self.reaped = true;
     }
 }
@@ -238,11 +239,18 @@ fn killed_by(signal: Signal) -> String {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if !self.reaped {
-            self.kill();
-            // Only on paths that give up everything at once; the orderly one is `reap`.
-            self.collect(WaitPidFlag::empty());
+        if self.reaped {
+            return;
         }
+        self.kill();
+        self.collect();
+        // Only on paths that give up everything at once; the orderly one is `reap`. One that storage holds up ends when that
+        // lets go of it: nobody waits for that.
+        let Ok(pidfd) = self.pidfd.get_ref().try_clone() else { return };
+        let wait = move || {
+            let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
+        };
+        let _ = std::thread::Builder::new().name("reap".into()).spawn(wait);
     }
 }
 
@@ -300,7 +308,10 @@ mod tests {
         let process = start(&direct, Path::new("/x")).await.unwrap();
         let pid = process.pid();
         drop(process);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        // By a thread that waits for it.
+        while Path::new(&format!("/proc/{pid}")).exists() {
+            std::thread::yield_now();
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

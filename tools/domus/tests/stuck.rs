@@ -132,3 +132,76 @@ fn a_client_that_floods_dom0_with_calls_holds_up_no_other() {
     assert!(drain.join().unwrap() > 0);
     assert!(slowest < Duration::from_secs(2), "it took {slowest:?}");
 }
+
+/// A file whose reads and writes go to a program, by FUSE, until it is dropped.
+struct Fuse {
+    daemon: std::process::Child,
+    file: std::path::PathBuf,
+}
+
+impl Fuse {
+    fn mount(host: &Host, bytes: u64) -> Self {
+        let (real, file) = (host.path("real.img"), host.path("fuse.img"));
+        std::fs::File::create(&real).unwrap().set_len(bytes).unwrap();
+        std::fs::write(&file, "").unwrap();
+        let daemon = std::process::Command::new("qemu-storage-daemon")
+            .arg("--blockdev")
+            .arg(format!("driver=file,node-name=image,filename={}", real.display()))
+            .arg("--export")
+            .arg(format!("type=fuse,id=export,node-name=image,mountpoint={},writable=on", file.display()))
+            .spawn()
+            .unwrap();
+        host.until("it is mounted", || std::fs::metadata(&file).is_ok_and(|meta| meta.len() == bytes));
+        Self { daemon, file }
+    }
+}
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        common::signal(self.daemon.id(), Signal::SIGCONT);
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        let _ = nix::mount::umount2(&self.file, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn storage_that_hangs_holds_up_its_own_domain_for_a_while_and_no_other() {
+    if !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("not run: this test makes storage that hangs, which needs /dev/fuse");
+        return;
+    }
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let fuse = Fuse::mount(&host, 64 << 20);
+    host.ok(&["create", &host.guest("other", SHELL, "")]);
+    let disk = format!(
+        r#", "disks": [ {{ "id": "root", "path": "{}", "cache": "writeback" }} ]"#,
+        fuse.file.display()
+    );
+    let file = host.guest("web1", SHELL, &disk);
+    host.ok(&["create", &file]);
+    common::signal(fuse.daemon.id(), Signal::SIGSTOP);
+    let mut destroy = host.command(&["destroy", "web1"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let others = || {
+        let asked = Instant::now();
+        for command in [&["list"][..], &["pause", "other"], &["unpause", "other"], &["why", "other"]] {
+            host.ok(command);
+        }
+        assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
+    };
+    others();
+    assert!(destroy.wait().unwrap().success());
+    // It does not answer, and that is said; nobody else waits for it.
+    let create = host.command(&["create", &file]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    others();
+    let create = create.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&create.stderr);
+    assert!(!create.status.success() && said.contains("fuse.img"), "{said}");
+    others();
+    drop(fuse);
+    host.ok(&["destroy", "other"]);
+    host.until("everything is gone", || host.traces() == before);
+}

@@ -36,6 +36,7 @@ use crate::device::start::{Message, Start};
 use crate::device::{Backend, Handover, Owner, Providers, Step, reconnect};
 use crate::host::files::Mode;
 use crate::host::locks::OpenMarker;
+use crate::host::slow::{self, StorageFile};
 use crate::host::{nbd, sockets};
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
@@ -179,6 +180,29 @@ impl Disks {
         Ok(())
     }
 
+    /// Opens every image once more for the next backend. Where that cannot be, it shares the one that is open.
+    async fn reopen(&self) -> Result<(), ConfigError> {
+        let reopening = |open: &mut OpenDisk| {
+            let (image, number) = open.reopening()?;
+            let path = match &open.disk.own()?.data {
+                DiskData::Raw(path) | DiskData::Qcow2(path, _) => path.clone(),
+                DiskData::Nbd(_) => return None,
+            };
+            Some((open.n, open.disk.id.clone(), path, image, number))
+        };
+        let images: Vec<_> = self.disks.borrow_mut().iter_mut().filter_map(reopening).collect();
+        for (n, disk, path, image, number) in images {
+            let again = slow::with(&path, move |_| {
+                let again = OpenMarker::reopen(&image, number).ok();
+                drop(image);
+                again
+            });
+            let again = again.await.map_err(|slow| self.place(n).under("path").refuse(slow))?;
+            self.with(&disk, |open| open.keep_reopened(again));
+        }
+        Ok(())
+    }
+
     fn on_loss(&self, loss: &Loss) -> Vec<(DeviceId, OnLoss)> {
         let disks = self.disks.borrow();
         let concerned = disks.iter().filter(|open| match loss.device() {
@@ -242,6 +266,7 @@ impl Backend for Disks {
     fn open<'a>(&'a self, _owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
         async {
             self.open_missing(Mode::Use).await?;
+            self.reopen().await?;
             for (disk, uri) in self.unconnected() {
                 let connection = dial(&uri).await?;
                 self.with(&disk, |disk| disk.connection = Some(connection));
@@ -284,6 +309,10 @@ impl Backend for Disks {
         let disks = self.disks.borrow();
         let own = disks.iter().find(|open| open.disk.own().is_some())?;
         Message::new(&BlockRequest::Statistics(own.disk.id.clone())).ok()
+    }
+
+    fn release(&self) -> Vec<StorageFile> {
+        self.disks.borrow_mut().iter_mut().flat_map(OpenDisk::release).collect()
     }
 
     fn connect<'a>(

@@ -17,8 +17,9 @@ use shared_abi::nbd::NbdUri;
 
 use crate::device::block::config::{Disk, DiskData, OnLoss, OwnDisk};
 use crate::device::block::record::DiskRecord;
-use crate::host::files::{self, Direct, FileId, Mode};
+use crate::host::files::{self, Access, Direct, FileId, Mode};
 use crate::host::locks::OpenMarker;
+use crate::host::slow::StorageFile;
 use crate::host::{nbd, sockets};
 use crate::value::place::{ConfigError, Place};
 
@@ -32,10 +33,12 @@ pub struct OpenDisk {
     /// What the machine was built with.
     pub disk: Disk,
     /// None for a remote disk.
-    image: Option<File>,
+    image: Option<StorageFile>,
+    /// The image opened once more, for the next backend, and its marker.
+    next: Option<(StorageFile, OpenMarker)>,
     /// A connection to a remote disk's server, for the next backend.
     pub connection: Option<OwnedFd>,
-    backing: Vec<(String, File, ImageFormat)>,
+    backing: Vec<(String, StorageFile, ImageFormat)>,
     /// What image and backing files are, whatever their paths lead to later. Empty before they are opened for the first
     /// time.
     pub files: Vec<FileId>,
@@ -71,9 +74,9 @@ pub struct Handout {
 /// What was opened for a disk.
 #[derive(Debug)]
 pub struct Opened {
-    image: Option<File>,
+    image: Option<StorageFile>,
     connection: Option<OwnedFd>,
-    backing: Vec<(String, File, ImageFormat)>,
+    backing: Vec<(String, StorageFile, ImageFormat)>,
     files: Vec<FileId>,
     cache: Cache,
 }
@@ -90,17 +93,19 @@ impl Opened {
             Some(Cache::None) => Direct::Must,
             Some(Cache::Writeback | Cache::Unsafe) => Direct::No,
         };
-        let image =
-            async |path: &Path| files::image(&at("path"), path, own.read_only, direct, why).await.map(Some);
-        let (mut backing, mut connection) = (Vec::new(), None);
+        let access = Access { read_only: own.read_only, direct, why };
+        let image = async |path: &Path| files::image(&at("path"), path, access).await.map(Some);
+        let (mut backing, mut behind_files, mut connection) = (Vec::new(), Vec::new(), None);
         let image = match &own.data {
             DiskData::Raw(path) => image(path).await?,
             DiskData::Qcow2(path, behind) => {
                 for (k, (path, format)) in behind.iter().enumerate() {
                     let at = at(&format!("backing[{k}].path"));
                     // Through the page cache: what is behind many images is worth keeping there.
-                    let file = files::image(&at, path, true, Direct::No, why).await?;
+                    let access = Access { read_only: true, direct: Direct::No, why };
+                    let (file, id) = files::image(&at, path, access).await?;
                     backing.push((text(&at, path)?, file, *format));
+                    behind_files.push(id);
                 }
                 text(&at("path"), path)?;
                 image(path).await?
@@ -119,13 +124,11 @@ impl Opened {
         };
         let cache = match own.cache {
             Some(cache) => cache,
-            None if image.as_ref().is_some_and(files::is_direct) => Cache::None,
+            None if image.as_ref().is_some_and(|(image, _)| files::is_direct(image)) => Cache::None,
             None => Cache::Writeback,
         };
-        let files = image.iter().chain(backing.iter().map(|(_, file, _)| file)).map(files::id);
-        let files = files
-            .collect::<Result<_, _>>()
-            .map_err(|error| at("path").refuse(format_args!("cannot be looked at: {error}")))?;
+        let (image, first) = image.unzip();
+        let files = first.into_iter().chain(behind_files).collect();
         Ok(Self { image, connection, backing, files, cache })
     }
 }
@@ -138,6 +141,7 @@ impl OpenDisk {
             spec: record.spec.clone(),
             disk: record.disk.clone(),
             image: None,
+            next: None,
             connection: None,
             backing: Vec::new(),
             files: record.files.clone(),
@@ -188,6 +192,25 @@ impl OpenDisk {
         Ok(())
     }
 
+    /// What is opened once more for each backend, with the number of its marker.
+    pub fn reopening(&mut self) -> Option<(File, u32)> {
+        let image = self.image.as_ref()?.try_clone().ok()?;
+        self.handouts = self.handouts.wrapping_add(1);
+        Some((image, self.handouts))
+    }
+
+    /// Keeps that for the next one. Without it the image is shared.
+    pub fn keep_reopened(&mut self, again: Option<(File, OpenMarker)>) {
+        self.next = again.map(|(file, marker)| (file.into(), marker));
+    }
+
+    /// Everything of storage that is open of it.
+    pub fn release(&mut self) -> Vec<StorageFile> {
+        let again = self.next.take().map(|(file, _)| file);
+        let backing = self.backing.drain(..).map(|(_, file, _)| file);
+        self.image.take().into_iter().chain(again).chain(backing).collect()
+    }
+
     /// What its backend is told of it, its image's lock, and the runner's end of its socket. None for a disk that
     /// `domus-block` does not serve.
     ///
@@ -202,11 +225,8 @@ impl OpenDisk {
         };
         let (mut lock, mut marker, mut again) = (None, None, None);
         if let Some(image) = &self.image {
-            lock = Some(fds.add(image.try_clone()?));
-            self.handouts = self.handouts.wrapping_add(1);
-            if let Ok((file, mark)) = OpenMarker::reopen(image, self.handouts) {
-                (again, marker) = (Some(file), Some(mark));
-            }
+            lock = Some(fds.add(image.another()?));
+            (again, marker) = self.next.take().unzip();
         }
         let source = self.source(own, again, error_after, fds)?;
         let (ours, theirs) = sockets::pair()?;
@@ -230,11 +250,11 @@ impl OpenDisk {
     fn source(
         &mut self,
         own: &OwnDisk,
-        again: Option<File>,
+        again: Option<StorageFile>,
         error_after: Option<u32>,
         fds: &mut Outgoing,
     ) -> io::Result<BlockSource> {
-        let mut add = |file: &File| file.try_clone().map(|file| fds.add(file));
+        let mut add = |file: &StorageFile| file.another().map(|file| fds.add(file));
         // An image that cannot be opened once more is shared.
         Ok(match (&own.data, again.as_ref().or(self.image.as_ref()), self.bytes) {
             (_, _, Some(bytes)) if self.lost => BlockSource::Lost { bytes },

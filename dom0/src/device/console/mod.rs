@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use domus_startup::fds::Outgoing;
-use futures_util::future::{FutureExt, ready};
+use futures_util::future::FutureExt;
 use shared_abi::Role;
 use shared_abi::control::{ConsoleRequest, ConsoleStart, DeviceSpec};
 
@@ -20,6 +20,7 @@ use crate::device::plan::{Plan, PlannedProcess};
 use crate::device::start::{Message, Start};
 use crate::device::{Backend, Owner, Providers, Step};
 use crate::host::files::{self, Mode};
+use crate::host::slow::StorageFile;
 use crate::host::sockets;
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
@@ -39,6 +40,8 @@ pub struct Console {
     file: PathBuf,
     /// The file to which all that the guest prints is appended.
     log: Option<PathBuf>,
+    /// That file, open for the next process.
+    open_log: RefCell<Option<StorageFile>>,
     /// The console's end of the serial line: tells when all of it has been read. None if only the console has it.
     serial: RefCell<Option<OwnedFd>>,
     /// The runner's end of it, until the runner has it.
@@ -54,6 +57,7 @@ impl Console {
         Self {
             file,
             log,
+            open_log: RefCell::default(),
             serial: RefCell::default(),
             to_runner: RefCell::default(),
             listener: RefCell::default(),
@@ -91,9 +95,9 @@ impl Console {
         self.serial.borrow().as_ref().is_some_and(sockets::has_unread)
     }
 
-    fn open_log(&self, why: Mode) -> Result<Option<std::fs::File>, ConfigError> {
+    async fn open_log(&self, why: Mode) -> Result<Option<StorageFile>, ConfigError> {
         match &self.log {
-            Some(log) => files::appended(&Place::new(&self.file, "console.log"), log, why),
+            Some(log) => files::appended(&Place::new(&self.file, "console.log"), log, why).await,
             None => Ok(None),
         }
     }
@@ -109,7 +113,7 @@ impl Backend for Console {
     }
 
     fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        ready(self.open_log(Mode::Check).map(drop).map_err(Into::into)).boxed_local()
+        async { Ok(self.open_log(Mode::Check).await.map(drop)?) }.boxed_local()
     }
 
     fn plan(&self, plan: &mut Plan) {
@@ -117,12 +121,23 @@ impl Backend for Console {
     }
 
     fn prepare<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        ready(self.open_log(Mode::Use).map(drop).map_err(Into::into)).boxed_local()
+        async { Ok(self.open_log(Mode::Use).await.map(drop)?) }.boxed_local()
     }
 
     fn open<'a>(&'a self, owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
-        let act = "make the console's socket";
-        ready(self.make(&owner.directory).map_err(|source| DeviceError::Io { act, source })).boxed_local()
+        async move {
+            let act = "make the console's socket";
+            self.make(&owner.directory).map_err(|source| DeviceError::Io { act, source })?;
+            // It could be opened when the domain was built; a console without it is better than none.
+            let log = self.open_log(Mode::Use).await.unwrap_or_else(|error| {
+                let domain = &owner.name;
+                crate::log::stderr::line(format_args!("{domain}: the console is not logged: {error}"));
+                None
+            });
+            *self.open_log.borrow_mut() = log;
+            Ok(())
+        }
+        .boxed_local()
     }
 
     fn start(&self, owner: &Owner) -> io::Result<Start> {
@@ -131,12 +146,7 @@ impl Backend for Console {
         let (Some(serial), Some(listener)) = (&*serial, &*listener) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        // It could be opened when the domain was built; a console without it is better than none.
-        let log = self.open_log(Mode::Use).unwrap_or_else(|error| {
-            let domain = &owner.name;
-            crate::log::stderr::line(format_args!("{domain}: the console is not logged: {error}"));
-            None
-        });
+        let log = self.open_log.borrow_mut().take();
         let start = ConsoleStart {
             identity: owner.identity(),
             serial: fds.add(serial.try_clone()?),

@@ -18,8 +18,8 @@ use crate::domain::error::StartError;
 use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, scheduling};
-use crate::host::files;
-use crate::host::{fault, memory};
+use crate::host::slow::{self, StorageFile};
+use crate::host::{fault, files, memory};
 use crate::process::Launch;
 use crate::process::link::{ChildLink, PATIENCE, unexpected};
 use crate::value::text::one_line;
@@ -27,18 +27,20 @@ use crate::value::text::one_line;
 /// What the guest is started from.
 struct BootFiles {
     kvm: File,
-    kernel: File,
-    initrd: Option<File>,
+    kernel: StorageFile,
+    initrd: Option<StorageFile>,
 }
 
 impl BootFiles {
-    fn open(config: &DomainConfig) -> Result<Self, StartError> {
+    async fn open(config: &DomainConfig) -> Result<Self, StartError> {
         memory::check(&config.place("memory"), config.memory)?;
         scheduling::check(config)?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(StartError::Kvm)?;
-        let kernel = files::blob(&config.place("boot.kernel"), &config.kernel)?;
-        let initrd = config.initrd.as_ref();
-        let initrd = initrd.map(|path| files::blob(&config.place("boot.initrd"), path)).transpose()?;
+        let kernel = files::blob(&config.place("boot.kernel"), &config.kernel).await?;
+        let initrd = match &config.initrd {
+            Some(path) => Some(files::blob(&config.place("boot.initrd"), path).await?),
+            None => None,
+        };
         Ok(Self { kvm, kernel, initrd })
     }
 }
@@ -56,7 +58,7 @@ impl Machine {
     /// [`StartError`]; the caller tears it down.
     pub async fn build(&mut self, config: &DomainConfig, keep: &dyn Fn(&Self)) -> Result<(), StartError> {
         self.timeline.mark("config");
-        let boot = BootFiles::open(config)?;
+        let boot = BootFiles::open(config).await?;
         let classes = self.devices.all();
         for class in &classes {
             class.prepare(&self.from.networks).await?;
@@ -130,7 +132,10 @@ impl Machine {
             let connected = ChildLink::connect(Role::Runner, &control, process).await?;
             fault::point();
             let link = link.insert(connected);
-            link.send(&RunnerRequest::Start(Box::new(start)), &fds.into_vec()).await?;
+            let fds = fds.into_vec();
+            let sent = link.send(&RunnerRequest::Start(Box::new(start)), &fds).await;
+            slow::close(fds);
+            sent?;
             match link.answer(process, PATIENCE, "become ready").await? {
                 RunnerReply::Ready => Ok(()),
                 RunnerReply::Refused { what, why } => Err(StartError::Refused { what, why: one_line(&why) }),

@@ -31,10 +31,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use domus_startup::control::chain;
+use futures_util::future::join_all;
 use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus, StopReason};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::config::{DomainConfig, OnHang};
@@ -47,6 +48,7 @@ use crate::domain::machine::runner::Runner;
 use crate::domain::machine::timeline::{Phase, Timeline};
 use crate::domain::record::{MachineRecord, ProcessRecord};
 use crate::host::proc::ProcessId;
+use crate::host::slow;
 use crate::process::link::{ANSWER, ChildError};
 use crate::process::{Limits, Process};
 use crate::value::cpus::Scheduling;
@@ -55,6 +57,9 @@ pub use adopt::{Found, MEANWHILE};
 pub use core::CoreFile;
 pub use events::MachineEvent;
 pub use scheduling::{VcpuReport, check as check_scheduling};
+
+/// Within this time a process that was killed ends, if nothing holds it in the kernel.
+const END: Duration = Duration::from_secs(5);
 
 /// Lines about what the children of one machine said that are written.
 const LINES: u32 = 32;
@@ -312,6 +317,7 @@ impl Machine {
         self.drain_console().await;
         self.kill_and_reap().await;
         self.losses.paused.clear();
+        slow::closed(self.devices.all().iter().flat_map(|class| class.release()).collect()).await;
         self.devices = Rc::new(self.devices.closed(&self.owner.file));
     }
 
@@ -334,8 +340,9 @@ impl Machine {
         let backends = self.backends.drain(..).map(|backend| backend.into_parts().0);
         let processes: Vec<Process> = runner.into_iter().chain(backends).collect();
         processes.iter().for_each(Process::kill);
-        for process in processes {
-            process.reap().await;
+        if timeout(END, join_all(processes.into_iter().map(Process::reap))).await.is_err() {
+            // A thread of its own goes on waiting for each.
+            self.say("a process was killed and does not end: see what its storage waits for".into());
         }
     }
 
