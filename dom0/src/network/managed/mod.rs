@@ -304,7 +304,7 @@ impl Networks {
             match taken.await {
                 Ok(()) => {
                     crate::log::stderr::line(format_args!(
-                        "network {}: goes on, left by a dom0 that was killed",
+                        "network {}: goes on under this dom0",
                         entry.file_name().display()
                     ));
                 }

@@ -106,7 +106,10 @@ async fn set_up(
     // Looked for before anything is made.
     let nft = programs::find("nft", "nftables")?;
     programs::find("dnsmasq", "dnsmasq-base")?;
-    proc::end(&dir.join("dnsmasq.json"));
+    let left = left(network, dir, supervisor).await;
+    if left.is_none() {
+        proc::end(&dir.join("dnsmasq.json"));
+    }
     match links.find(bridge).await.map_err(|error| network.io("look for the bridge", error))? {
         None => {
             let mac =
@@ -135,6 +138,9 @@ async fn set_up(
         forward_packets(network)?;
     }
     filter(&nft, rules::rules(network)).await.map_err(|error| network.io("load the packet filter", error))?;
+    if let Some(process) = left {
+        return Ok(process);
+    }
     let process = start_dnsmasq(network, dir, supervisor).await?;
     match timeout(START, process.ended()).await {
         Err(_) => Ok(process),
@@ -186,15 +192,34 @@ async fn filter(nft: &Path, text: String) -> io::Result<()> {
     tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
+fn arguments(network: &Network, dir: &Path) -> Vec<String> {
+    // Debian's package dnsmasq makes a user for it, dnsmasq-base does not.
+    let user = if let Ok(Some(_)) = User::from_name("dnsmasq") { "dnsmasq" } else { "nobody" };
+    dnsmasq::arguments(network, &dir.join("leases"), user)
+}
+
+/// The dnsmasq that a dom0 before this one has started, if it lives and does what this one would have it do.
+async fn left(network: &Network, dir: &Path, supervisor: &Rc<dyn Supervisor>) -> Option<Process> {
+    let known = proc::read(&dir.join("dnsmasq.json"))?;
+    let mut process = Process::found(known)?;
+    let cmdline = fs::read(format!("/proc/{}/cmdline", known.pid)).unwrap_or_default();
+    let has = cmdline.split(|byte| *byte == 0).skip(1).filter(|word| !word.is_empty());
+    if !has.eq(arguments(network, dir).iter().map(String::as_bytes)) {
+        // It is ended by its record, and not by being dropped here.
+        process.leave();
+        return None;
+    }
+    supervisor.adopt(&mut process).await;
+    Some(process)
+}
+
 async fn start_dnsmasq(
     network: &Network,
     dir: &Path,
     supervisor: &Rc<dyn Supervisor>,
 ) -> Result<Process, NetworkError> {
     let program = programs::find("dnsmasq", "dnsmasq-base")?;
-    // Debian's package dnsmasq makes a user for it, dnsmasq-base does not.
-    let user = if let Ok(Some(_)) = User::from_name("dnsmasq") { "dnsmasq" } else { "nobody" };
-    let args = dnsmasq::arguments(network, &dir.join("leases"), user);
+    let args = arguments(network, dir);
     let whom = format!("network {}", network.name);
     let helper = HelperProgram { whom: &whom, program: &program, args: &args, gives: None, domain: None };
     let process = supervisor.start_helper(helper).await?;
