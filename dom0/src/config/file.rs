@@ -10,22 +10,21 @@ use crate::device::block::config::DiskFile;
 use crate::device::console::config::ConsoleFile;
 use crate::device::external::config::DeviceFile;
 use crate::device::net::config::NetFile;
-use crate::value::is_default;
 use crate::value::rate::LimitsFile;
 use crate::value::size::MemorySize;
 
 /// A domain: one guest with its devices. Relative paths start at the directory of this file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Domus domain")]
 pub struct DomainFile {
     /// Where the schema is, for editors. Domus does not read it.
-    #[serde(rename = "$schema", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "$schema", default)]
     pub schema: Option<String>,
     /// 1 to 48 of a-z A-Z 0-9 . _ -, the first a letter or digit.
     pub name: String,
     /// UUID of the machine, as its guest and lists have it. Without this key it is made from the name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub uuid: Option<String>,
     /// Number of vCPUs, 1 to 32.
     #[serde(default = "one")]
@@ -38,84 +37,53 @@ pub struct DomainFile {
     /// What is started.
     pub boot: BootFile,
     /// Disks, in the order the guest sees them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub disks: Vec<DiskFile>,
     /// What all disks that Domus serves may do together a second.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub disk_limits: LimitsFile,
     /// NICs, in the order the guest sees them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub nets: Vec<NetFile>,
     /// Devices served by vhost-user backends that Domus does not start.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub devices: Vec<DeviceFile>,
     /// The serial console.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub console: ConsoleFile,
     /// The host's CPUs that the vCPUs run on: one set for all, or one for each.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub cpus: Option<CpusFile>,
     /// Its weight beside other domains where CPUs are short: 100.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(range(min = 1, max = 10000))]
     pub cpu_weight: Option<u64>,
     /// What all its processes may use together, in percent of one CPU; 0 is no cap.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(range(max = 3200))]
     pub cpu_cap: Option<u64>,
     /// Whether it starts with the host, if this file is in /etc/domus/domains.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub autostart: AutostartFile,
     /// What to do when the guest switches itself off.
-    #[serde(default = "destroy", skip_serializing_if = "OnStop::is_destroy")]
-    #[schemars(extend("default" = OnStop::Destroy))]
+    #[serde(default = "destroy")]
     pub on_poweroff: OnStop,
     /// What to do when the guest resets itself.
-    #[serde(default = "restart", skip_serializing_if = "OnStop::is_restart")]
-    #[schemars(extend("default" = OnStop::Restart))]
+    #[serde(default = "restart")]
     pub on_reboot: OnStop,
     /// What to do when KVM cannot go on with the guest, or its runner dies.
-    #[serde(default = "destroy", skip_serializing_if = "OnStop::is_destroy")]
-    #[schemars(extend("default" = OnStop::Destroy))]
+    #[serde(default = "destroy")]
     pub on_crash: OnStop,
     /// What to do when a vCPU has a triple fault, which is how some guests reset themselves: what `on_reboot` says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub on_triple_fault: Option<OnStop>,
     /// What becomes of a backend process of Domus' that lives and does not answer: `{ "restart_after": 30 }`.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub on_backend_hang: OnHang,
 }
 
-impl Default for DomainFile {
-    /// Every key that can be left out is, and those that cannot are empty.
-    fn default() -> Self {
-        Self {
-            schema: None,
-            name: String::new(),
-            uuid: None,
-            vcpus: one(),
-            memory: default_memory(),
-            boot: BootFile { kernel: String::new(), initrd: None, cmdline: default_cmdline() },
-            disks: Vec::new(),
-            disk_limits: LimitsFile::default(),
-            nets: Vec::new(),
-            devices: Vec::new(),
-            console: ConsoleFile::default(),
-            cpus: None,
-            cpu_weight: None,
-            cpu_cap: None,
-            autostart: AutostartFile::default(),
-            on_poweroff: destroy(),
-            on_reboot: restart(),
-            on_crash: destroy(),
-            on_triple_fault: None,
-            on_backend_hang: OnHang::default(),
-        }
-    }
-}
-
 /// Sets of CPUs such as `"0-3"`, `"0,2"`, `"0-7,^4"` or `"all"`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a set of CPUs such as \"0-3\", or a list of sets, would do")]
 pub enum CpusFile {
     /// One for all vCPUs.
@@ -125,7 +93,7 @@ pub enum CpusFile {
 }
 
 /// Whether a domain starts with the host: `true` or `false`, or an object that says when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "true, false, or an object with `order` and `delay` would do")]
 pub enum AutostartFile {
     /// It does, among those that say no more, or it does not.
@@ -141,7 +109,7 @@ impl Default for AutostartFile {
 }
 
 /// When a domain starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AutostartTurn {
     /// Those with lower numbers start earlier, and end later.
@@ -159,17 +127,16 @@ fn middle() -> u32 {
 }
 
 /// What a domain starts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootFile {
     /// An ELF `vmlinux` with a PVH note, or a distribution's `vmlinuz`: a bzImage packed with xz, lz4 or zstd.
     pub kernel: String,
     /// The initial RAM disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub initrd: Option<String>,
     /// The kernel's command line, at most 2047 bytes.
-    #[serde(default = "default_cmdline", skip_serializing_if = "is_default_cmdline")]
-    #[schemars(extend("default" = default_cmdline()))]
+    #[serde(default = "default_cmdline")]
     pub cmdline: String,
 }
 
@@ -189,16 +156,6 @@ pub enum OnStop {
     CoredumpRestart,
 }
 
-impl OnStop {
-    fn is_destroy(&self) -> bool {
-        *self == Self::Destroy
-    }
-
-    fn is_restart(&self) -> bool {
-        *self == Self::Restart
-    }
-}
-
 fn one() -> u64 {
     1
 }
@@ -209,10 +166,6 @@ fn default_memory() -> MemorySize {
 
 fn default_cmdline() -> String {
     "console=ttyS0".into()
-}
-
-fn is_default_cmdline(cmdline: &str) -> bool {
-    cmdline == default_cmdline()
 }
 
 fn destroy() -> OnStop {

@@ -9,8 +9,7 @@
 //! Every refusal is one line with the file, the JSON path, the value and what would be accepted. Nothing here
 //! touches the host but [`load`], which reads the file itself.
 //!
-//! The defaults of keys that are left out stand in [`DomainFile`], from which the JSON Schema is made, and which
-//! `domus import` writes: without the keys that can be left out, but with `vcpus` and `memory`.
+//! The defaults of keys that are left out stand in [`DomainFile`], from which the JSON Schema is made.
 //!
 //! Relative paths start at the config file's directory.
 

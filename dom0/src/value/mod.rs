@@ -9,8 +9,3 @@ pub mod rate;
 pub mod size;
 pub mod text;
 pub mod time;
-
-/// True for the value of a key that need not be written.
-pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}

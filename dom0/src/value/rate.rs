@@ -12,13 +12,6 @@ use shared_abi::control::{IoLimit, IoLimits, NicLimit, NicLimits, Rate};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateText(pub Option<Rate>);
 
-impl RateText {
-    /// So many a second, without bursts.
-    pub fn steady(per_second: u64) -> Self {
-        Self(Some(Rate { per_second, burst: per_second, burst_seconds: 1 }))
-    }
-}
-
 const EXPECTED: &str = "RATE[:BURST[:SECONDS]] such as 500, \"50MiB\", \"100M\" or \"100MiB:400MiB:10\", with BURST at least RATE, or \"none\"";
 
 /// Not a rate.
@@ -59,23 +52,6 @@ impl<'de> Deserialize<'de> for RateText {
     }
 }
 
-impl serde::Serialize for RateText {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            None => serializer.serialize_str("none"),
-            Some(Rate { per_second, burst, burst_seconds: 1 }) if burst == per_second => {
-                serializer.collect_str(&per_second)
-            }
-            Some(Rate { per_second, burst, burst_seconds: 1 }) => {
-                serializer.collect_str(&format_args!("{per_second}:{burst}"))
-            }
-            Some(Rate { per_second, burst, burst_seconds }) => {
-                serializer.collect_str(&format_args!("{per_second}:{burst}:{burst_seconds}"))
-            }
-        }
-    }
-}
-
 impl JsonSchema for RateText {
     fn schema_name() -> Cow<'static, str> {
         "Rate".into()
@@ -94,26 +70,26 @@ impl JsonSchema for RateText {
 }
 
 /// What a disk, or all disks of a domain, may do a second. What is left out is unlimited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsFile {
     /// Requests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub iops: Option<RateText>,
     /// Requests to read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub read_iops: Option<RateText>,
     /// Requests to write, discard or write zeroes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub write_iops: Option<RateText>,
     /// Bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub bytes: Option<RateText>,
     /// Bytes read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub read_bytes: Option<RateText>,
     /// Bytes written, discarded or zeroed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub write_bytes: Option<RateText>,
 }
 
@@ -132,20 +108,20 @@ impl LimitsFile {
 }
 
 /// What a NIC may carry a second. What is left out is unlimited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NicLimitsFile {
     /// Bits of frames to the guest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub receive_bits: Option<RateText>,
     /// Frames to the guest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub receive_packets: Option<RateText>,
     /// Bits of frames from the guest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub transmit_bits: Option<RateText>,
     /// Frames from the guest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub transmit_packets: Option<RateText>,
 }
 
@@ -182,10 +158,6 @@ mod tests {
             assert_eq!(text.parse(), Ok(RateText(expected)), "{text}");
         }
         assert_eq!(serde_json::from_str::<RateText>("7").unwrap().0, rate(7, 7, 1));
-        for text in ["\"none\"", "\"500\"", "\"1024:2048\"", "\"100:400:10\"", "\"7:7:2\""] {
-            let rate: RateText = serde_json::from_str(text).unwrap();
-            assert_eq!(serde_json::to_string(&rate).unwrap(), text);
-        }
         for text in
             ["", "0", "5MB", "10:5", "1:1:0", "1:1:3601", "1:2:3:4", "-1", "20000000000GiB", "1.5", "1:"]
         {

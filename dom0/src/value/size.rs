@@ -5,7 +5,6 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
-use serde::{Serialize, Serializer};
 use shared_abi::size;
 
 /// An amount of memory in MiB. Its range is checked with the rest of the config.
@@ -45,12 +44,6 @@ impl<'de> Deserialize<'de> for MemorySize {
             }
         }
         deserializer.deserialize_any(Size)
-    }
-}
-
-impl Serialize for MemorySize {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}MiB", self.mib))
     }
 }
 

@@ -9,6 +9,7 @@ use domu_runner::boot::{Image, load};
 use domu_runner::memory::GuestRam;
 use libfuzzer_sys::fuzz_target;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use shared_abi::control::StartPart;
 
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| GuestRam::new(32 << 20).expect("guest memory"));
 
@@ -16,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut file = File::from(memfd_create(c"kernel", MFdFlags::MFD_CLOEXEC).expect("a memfd"));
     file.write_all(bytes).expect("a memfd takes bytes");
     file.rewind().expect("a memfd seeks");
-    let image = Image::new(file).expect("a regular file");
+    let image = Image::new(StartPart::Kernel, file).expect("a regular file");
     if let Err(error) = load(&RAM, &image, None, "console=ttyS0", 1) {
         assert!(!error.to_string().contains('\n'));
     }

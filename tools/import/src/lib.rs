@@ -8,17 +8,17 @@
 //!
 //! Whatever is written there either has its counterpart in the config, says what Domus does anyway, or is listed in
 //! [`Translation::lost`] with its line and the reason: nothing is dropped in silence. Nothing here touches the host:
-//! an image is not looked at, so what only it knows (what a qcow2 image refers to) is for the operator to add. Of dom0
-//! nothing is used but the types of a config's file ([`DomainFile`](dom0::config::DomainFile)), so that its keys stand
-//! in one place; what of them is in range is for dom0 to say.
+//! an image is not looked at, so what only it knows (what a qcow2 image refers to) is for the operator to add.
 //!
 //! The text is a stranger's: it is bounded, reading it never fails but by an [`ImportError`], and what the errors and
 //! the list quote of it is one printable line.
 
+mod config;
 mod libvirt;
 mod translate;
 mod xl;
 
+pub use config::Config;
 pub use translate::{Lost, Translation};
 
 /// Longest text that is read, in bytes: far above any real one.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use dom0::config::{DomainFile, OnStop};
-use dom0::value::size::MemorySize;
 use serde::Serialize;
 use shared_abi::limits::MAX_VCPUS;
 use shared_abi::{DeviceId, DomainName, MacAddress};
+
+use crate::config::Config;
 
 /// Upper bound of the list of what is lost: a text of [`crate::MAX_TEXT`] bytes can hold more than anybody reads.
 const MAX_LOST: usize = 1000;
@@ -18,24 +18,15 @@ const MAX_QUOTED: usize = 100;
 const NO_KERNEL: &str = "vmlinuz";
 
 /// The policies that Domus has.
-const POLICIES: [(&str, OnStop); 5] = [
-    ("destroy", OnStop::Destroy),
-    ("restart", OnStop::Restart),
-    ("preserve", OnStop::Preserve),
-    ("coredump-destroy", OnStop::CoredumpDestroy),
-    ("coredump-restart", OnStop::CoredumpRestart),
-];
+const POLICIES: [&str; 5] = ["destroy", "restart", "preserve", "coredump-destroy", "coredump-restart"];
 
 /// A foreign config as one of Domus, and what of it has no counterpart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Translation {
     /// The config.
-    pub config: DomainFile,
+    pub config: Config,
     /// What has no counterpart, in the order of its lines.
     pub lost: Vec<Lost>,
-    /// It says how much memory there is.
-    #[serde(skip)]
-    has_memory: bool,
 }
 
 /// Something without a counterpart.
@@ -75,13 +66,7 @@ impl Translation {
 
     /// Its RAM, in MiB.
     pub(crate) fn memory(&mut self, mib: u64) {
-        self.config.memory = MemorySize { mib };
-        self.has_memory = true;
-    }
-
-    /// It has so much RAM in MiB, and says so.
-    pub(crate) fn has_memory(&self, mib: u64) -> bool {
-        self.has_memory && self.config.memory.mib == mib
+        self.config.memory = format!("{mib}MiB");
     }
 
     /// Its vCPUs.
@@ -100,15 +85,17 @@ impl Translation {
             "rename-restart" | "soft-reset" => "restart",
             wish => wish,
         };
-        let policy = POLICIES.iter().find(|(name, _)| *name == own).map(|(_, policy)| *policy);
-        if own != wish || policy.is_none() {
-            let why = match policy {
-                Some(_) => format!("is \"{own}\" here"),
-                None => "there is no such policy".into(),
+        if own != wish || !POLICIES.contains(&own) {
+            let why = if POLICIES.contains(&own) {
+                format!("is \"{own}\" here")
+            } else {
+                "there is no such policy".into()
             };
             self.lose(line, &format!("{key} = {wish}"), why);
         }
-        if let Some(policy) = policy {
+        if POLICIES.contains(&own) {
+            let usual = if key == "on_reboot" { "restart" } else { "destroy" };
+            let policy = (own != usual).then(|| own.to_owned());
             match key {
                 "on_poweroff" => self.config.on_poweroff = policy,
                 "on_reboot" => self.config.on_reboot = policy,
@@ -167,10 +154,11 @@ impl Translation {
             self.name(1, "domain");
             self.lose(1, "no name is given", "it is \"domain\" here");
         }
-        if !self.has_memory {
+        if self.config.memory.is_empty() {
             self.memory(512);
             self.lose(1, "no memory is given", "it is 512MiB here");
         }
+        self.config.vcpus = self.config.vcpus.max(1);
         let mut taken = BTreeSet::new();
         let ids = self.config.disks.iter_mut().map(|disk| (&mut disk.id, "disk"));
         let ids = ids.chain(self.config.nets.iter_mut().map(|net| (&mut net.id, "eth")));

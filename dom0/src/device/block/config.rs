@@ -9,7 +9,6 @@ use shared_abi::control::{Cache, ImageFormat, IoLimits, OnError};
 use shared_abi::limits::MAX_QUEUES;
 use shared_abi::nbd::{NbdUri, is_nbd};
 
-use crate::value::is_default;
 use crate::value::place::{ConfigError, Context};
 use crate::value::rate::LimitsFile;
 
@@ -17,56 +16,55 @@ use crate::value::rate::LimitsFile;
 const MAX_BACKING: usize = 16;
 
 /// A disk: an image that Domus serves (`path`), or a vhost-user-blk backend's socket (`vhost_user_socket`).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskFile {
     /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
     pub id: String,
     /// The image: a regular file, a block device, or an NBD export (`nbd://HOST[:PORT][/EXPORT]`,
     /// `nbd+unix:///[EXPORT]?socket=/PATH`). One domain at a time may write to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub path: Option<String>,
     /// The image's format: `raw` if this is left out, never guessed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub format: Option<DiskFormat>,
     /// The images that a qcow2 image is allowed to refer to.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub backing: Vec<BackingFile>,
     /// Whether the guest cannot write to the disk: `false` if this is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub read_only: Option<bool>,
     /// Serial number the guest reads: at most 20 printable ASCII characters; the disk's `id` if this is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub serial: Option<String>,
     /// Number of virtqueues, 1 to 64.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub queues: Option<u64>,
     /// Cache mode: whether a completed write survives a crash of the host before the guest flushes. `none` if the file
     /// system has O_DIRECT, else `writeback`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub cache: Option<CacheFile>,
     /// Whether the guest may give space back to the host: `true` if this is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub discard: Option<bool>,
     /// The logical block size that the guest sees, 512 or 4096 bytes: the image's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub block_size: Option<u64>,
     /// What becomes of a write that fails: `pause-if-full`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub werror: Option<OnErrorFile>,
     /// What becomes of a read that fails: `report`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rerror: Option<OnErrorFile>,
     /// What it may do a second.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub limits: LimitsFile,
     /// What becomes of the domain if the disk's backend is lost.
-    #[serde(default, skip_serializing_if = "is_default")]
-    #[schemars(extend("default" = OnLoss::Stall))]
+    #[serde(default)]
     pub on_backend_loss: OnLoss,
     /// The listening socket of a vhost-user-blk backend that serves this disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub vhost_user_socket: Option<String>,
 }
 
@@ -81,7 +79,7 @@ pub enum DiskFormat {
 }
 
 /// An image that another one refers to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackingFile {
     /// The image.

@@ -12,7 +12,7 @@ use crate::device::spec::{usual_class, usual_config};
 use crate::value::place::{ConfigError, Context};
 
 /// A virtio device of any type, served by a vhost-user backend that Domus does not start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceFile {
     /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
@@ -21,7 +21,7 @@ pub struct DeviceFile {
     #[schemars(range(min = 1, max = 63))]
     pub virtio_type: u64,
     /// The PCI class code the guest sees, 24 bits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(range(max = 16777215))]
     pub pci_class: Option<u64>,
     /// Number of virtqueues, 1 to 64.
@@ -32,11 +32,11 @@ pub struct DeviceFile {
     #[schemars(range(min = 2, max = 1024))]
     pub queue_size: u64,
     /// Bytes of its configuration space to ask the backend for, up to 256.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(range(max = 256))]
     pub config_size: Option<u64>,
     /// Its configuration space in hexadecimal, where the backend does not know it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub config: Option<String>,
     /// The socket the backend listens on.
     pub vhost_user_socket: String,

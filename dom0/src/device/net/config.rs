@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use crate::device::net::forward::Forward;
 use crate::value::address::range;
-use crate::value::is_default;
 use crate::value::place::{ConfigError, Context};
 use crate::value::rate::NicLimitsFile;
 
@@ -24,59 +23,59 @@ const MAX_FORWARDS: usize = 64;
 
 /// A NIC and what is at the other end of its cable: one of `bridge`, `tap`, `macvtap`, `network`, `switch`,
 /// `vhost_user_socket` and `user`. With none of them it is on `user`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetFile {
     /// Unique in the domain: 1 to 20 of a-z A-Z 0-9 _ -, the first a letter or digit.
     pub id: String,
     /// The bridge that a tap made for the NIC is put on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub bridge: Option<String>,
     /// A persistent tap to use as it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub tap: Option<String>,
     /// The interface that a macvtap made for the NIC is put on, in mode bridge.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub macvtap: Option<String>,
     /// A network that dom0 manages (domus network-define).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub network: Option<String>,
     /// A switch in user space that the domains which name it share.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub switch: Option<String>,
     /// The listening socket of a vhost-user-net backend that Domus does not start, such as Open vSwitch's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub vhost_user_socket: Option<String>,
     /// A network in user space (passt), which needs no rights on the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub user: Option<UserFile>,
     /// Number of queue pairs, 1 to 31.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(range(min = 1, max = 31))]
     pub queues: Option<u64>,
     /// The guest's MAC address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub mac: Option<String>,
     /// The MTU in bytes, 68 to 65535.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u64>,
     /// The guest may send in the name of any MAC address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub spoof: Option<bool>,
     /// The IP addresses that the guest may use, each with or without a prefix length: any, if this is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub addresses: Option<Vec<String>>,
     /// What it may carry a second.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub limits: NicLimitsFile,
     /// Whether its cable is plugged in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub link: Option<LinkFile>,
 }
 
 /// A network in user space.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum UserFile {
     /// Without ports that lead to the guest: `true`.
@@ -86,7 +85,7 @@ pub enum UserFile {
 }
 
 /// What there is to say of a network in user space.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserDetails {
     /// Ports of the host that lead to the guest, each `tcp:[ADDRESS:]HOST-PORT:GUEST-PORT` or the same with `udp`.

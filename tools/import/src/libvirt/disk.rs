@@ -1,10 +1,9 @@
 //! A `<disk>` of libvirt's.
 
-use dom0::device::block::config::{BackingFile, CacheFile, DiskFile, DiskFormat, OnErrorFile};
-use dom0::value::rate::RateText;
 use roxmltree::Node;
 
 use super::{Reader, elements, text};
+use crate::config::{Backing, Disk};
 
 /// Images behind one another.
 const MAX_BACKING: usize = 16;
@@ -18,7 +17,7 @@ impl Reader {
                 "there are neither floppies nor SCSI devices of the host's: the disk is left out",
             );
         }
-        let mut disk = DiskFile { read_only: (kind == "cdrom").then_some(true), ..DiskFile::default() };
+        let mut disk = Disk { read_only: (kind == "cdrom").then_some(true), ..Disk::default() };
         for child in elements(node) {
             let line = self.line(child);
             match child.tag_name().name() {
@@ -64,7 +63,7 @@ impl Reader {
         if disk.path.is_none() && disk.vhost_user_socket.is_none() {
             if node.attribute("type") == Some("vhostuser") {
                 let socket = elements(node).find(|child| child.tag_name().name() == "source");
-                disk = DiskFile { id: disk.id, queues: disk.queues, ..DiskFile::default() };
+                disk = Disk { id: disk.id, queues: disk.queues, ..Disk::default() };
                 disk.vhost_user_socket = socket.and_then(|socket| socket.attribute("path")).map(Into::into);
             }
             if disk.vhost_user_socket.is_none() {
@@ -107,7 +106,7 @@ impl Reader {
     }
 
     /// The images behind one, from the first to the last.
-    fn backing(&mut self, first: Node<'_, '_>, list: &mut Vec<BackingFile>) {
+    fn backing(&mut self, first: Node<'_, '_>, list: &mut Vec<Backing>) {
         let mut next = Some(first);
         while let Some(store) = next {
             next = elements(store).find(|child| child.tag_name().name() == "backingStore");
@@ -116,14 +115,9 @@ impl Reader {
             let Some(source) = part("source") else { return };
             let format = part("format").and_then(|format| format.attribute("type")).unwrap_or("raw");
             let path = source.attribute("file").or(source.attribute("dev"));
-            let format = match format {
-                "raw" => Some(DiskFormat::Raw),
-                "qcow2" => Some(DiskFormat::Qcow2),
-                _ => None,
-            };
-            match (path, format) {
-                (Some(path), Some(format)) if list.len() < MAX_BACKING => {
-                    list.push(BackingFile { path: path.into(), format });
+            match path {
+                Some(path) if matches!(format, "raw" | "qcow2") && list.len() < MAX_BACKING => {
+                    list.push(Backing { path: path.into(), format: format.into() });
                 }
                 _ => {
                     return self.lose(store, "16 raw or qcow2 files or block devices may be behind an image");
@@ -132,15 +126,15 @@ impl Reader {
         }
     }
 
-    fn driver(&mut self, driver: Node<'_, '_>, disk: &mut DiskFile) {
+    fn driver(&mut self, driver: Node<'_, '_>, disk: &mut Disk) {
         let line = self.line(driver);
         for attribute in driver.attributes() {
             let (key, value) = (attribute.name(), attribute.value());
             let what = format!("<driver {key}=\"{value}\">");
             let on_error = |value: &str| match value {
-                "stop" => Some(OnErrorFile::Pause),
-                "report" => Some(OnErrorFile::Report),
-                "enospace" => Some(OnErrorFile::PauseIfFull),
+                "stop" => Some("pause"),
+                "report" => Some("report"),
+                "enospace" => Some("pause-if-full"),
                 _ => None,
             };
             let why = match (key, value) {
@@ -150,20 +144,16 @@ impl Reader {
                     _,
                 ) => "is domus-block's to decide",
                 ("type", "qcow2") => {
-                    disk.format = Some(DiskFormat::Qcow2);
+                    disk.format = Some(value.into());
                     continue;
                 }
                 ("type", _) => "is no format of Domus': convert the image with domus disk convert",
                 ("cache", "none" | "directsync") => {
-                    disk.cache = Some(CacheFile::None);
+                    disk.cache = Some("none".into());
                     continue;
                 }
-                ("cache", "writeback") => {
-                    disk.cache = Some(CacheFile::Writeback);
-                    continue;
-                }
-                ("cache", "unsafe") => {
-                    disk.cache = Some(CacheFile::Unsafe);
+                ("cache", "writeback" | "unsafe") => {
+                    disk.cache = Some(value.into());
                     continue;
                 }
                 ("discard", "unmap" | "ignore") => {
@@ -175,11 +165,11 @@ impl Reader {
                     continue;
                 }
                 ("error_policy", policy) if on_error(policy).is_some() => {
-                    disk.werror = on_error(policy);
+                    disk.werror = on_error(policy).map(Into::into);
                     continue;
                 }
                 ("rerror_policy", policy) if on_error(policy).is_some() => {
-                    disk.rerror = on_error(policy);
+                    disk.rerror = on_error(policy).map(Into::into);
                     continue;
                 }
                 _ => "there is no such thing here",
@@ -188,15 +178,15 @@ impl Reader {
         }
     }
 
-    fn iotune(&mut self, iotune: Node<'_, '_>, disk: &mut DiskFile) {
+    fn iotune(&mut self, iotune: Node<'_, '_>, disk: &mut Disk) {
         for node in elements(iotune) {
             let limit = match node.tag_name().name() {
-                "total_bytes_sec" => &mut disk.limits.bytes,
-                "read_bytes_sec" => &mut disk.limits.read_bytes,
-                "write_bytes_sec" => &mut disk.limits.write_bytes,
-                "total_iops_sec" => &mut disk.limits.iops,
-                "read_iops_sec" => &mut disk.limits.read_iops,
-                "write_iops_sec" => &mut disk.limits.write_iops,
+                "total_bytes_sec" => "bytes",
+                "read_bytes_sec" => "read_bytes",
+                "write_bytes_sec" => "write_bytes",
+                "total_iops_sec" => "iops",
+                "read_iops_sec" => "read_iops",
+                "write_iops_sec" => "write_iops",
                 _ => {
                     self.lose(node, "give bursts in disks[].limits: RATE:BURST:SECONDS");
                     continue;
@@ -204,7 +194,7 @@ impl Reader {
             };
             match text(node).parse::<u64>() {
                 Ok(0) => {}
-                Ok(rate) => *limit = Some(RateText::steady(rate)),
+                Ok(rate) => drop(disk.limits.insert(limit, rate.to_string())),
                 Err(_) => self.lose(node, "is no number"),
             }
         }

@@ -9,6 +9,7 @@ mod nic;
 use roxmltree::{Document, Node, ParsingOptions};
 
 use crate::ImportError;
+use crate::config::Config;
 use crate::translate::{Translation, quoted};
 
 /// Nodes of a document that are read; a domain has some hundreds.
@@ -90,7 +91,9 @@ pub fn read(text: &str) -> Result<Translation, ImportError> {
         return Err(ImportError::NoDomain(quoted(root.tag_name().name())));
     }
     let lines = text.match_indices('\n').map(|(at, _)| at + 1).collect();
-    let mut reader = Reader { translation: Translation::default(), lines };
+    let translation =
+        Translation { config: Config { vcpus: 1, ..Config::default() }, ..Translation::default() };
+    let mut reader = Reader { translation, lines };
     reader.domain(root);
     reader.translation.lost.iter_mut().for_each(|lost| lost.line += skipped);
     Ok(reader.translation.whole())
@@ -158,7 +161,9 @@ impl Reader {
                     Some(mib) => self.translation.memory(mib),
                     None => self.lose(node, "is no amount of memory"),
                 },
-                "currentMemory" if mib(node).is_some_and(|mib| self.translation.has_memory(mib)) => {}
+                "currentMemory"
+                    if mib(node).map(|mib| format!("{mib}MiB"))
+                        == Some(self.translation.config.memory.clone()) => {}
                 "vcpu" => {
                     if let Some(count) = self.translation.number(line, text(node), text(node), 1, u64::MAX) {
                         self.translation.vcpus(line, text(node), count);
@@ -198,7 +203,7 @@ impl Reader {
                 }
                 "kernel" => self.translation.config.boot.kernel = text(node).into(),
                 "initrd" => self.translation.config.boot.initrd = Some(text(node).into()),
-                "cmdline" => self.translation.config.boot.cmdline = text(node).into(),
+                "cmdline" => self.translation.config.boot.cmdline = Some(text(node).into()),
                 _ => self.lose(node, ""),
             }
         }

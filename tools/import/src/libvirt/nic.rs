@@ -1,11 +1,9 @@
 //! An `<interface>` of libvirt's.
 
-use dom0::device::net::config::{LinkFile, NetFile, UserFile};
-use dom0::value::rate::{NicLimitsFile, RateText};
 use roxmltree::Node;
-use shared_abi::control::Rate;
 
 use super::{Reader, elements};
+use crate::config::Net;
 
 /// Most queue pairs of a NIC on a tap.
 const MAX_PAIRS: u64 = 31;
@@ -13,7 +11,7 @@ const MAX_PAIRS: u64 = 31;
 impl Reader {
     pub(super) fn nic(&mut self, node: Node<'_, '_>) {
         let kind = node.attribute("type").unwrap_or_default();
-        let mut net = NetFile::default();
+        let mut net = Net::default();
         for child in elements(node) {
             let line = self.line(child);
             match child.tag_name().name() {
@@ -39,7 +37,7 @@ impl Reader {
                         65535,
                     )
                 }
-                "link" => net.link = (child.attribute("state") == Some("down")).then_some(LinkFile::Down),
+                "link" => net.link = (child.attribute("state") == Some("down")).then(|| "down".into()),
                 "driver" => {
                     if let Some(queues) = child.attribute("queues") {
                         net.queues = self.translation.number(line, "<driver queues>", queues, 1, MAX_PAIRS);
@@ -53,22 +51,22 @@ impl Reader {
             }
         }
         if kind == "user" {
-            net.user = Some(UserFile::Plain(true));
+            net.user = Some(true);
         }
         let wire = [&net.bridge, &net.tap, &net.macvtap, &net.network, &net.vhost_user_socket];
         if net.user.is_none() && wire.iter().all(|wire| wire.is_none()) {
             self.lose(node, "has no wire that Domus knows: the NIC is put on a network in user space");
-            net.user = Some(UserFile::Plain(true));
+            net.user = Some(true);
         }
         if net.vhost_user_socket.is_some() {
-            if net.queues.is_some() || net.link.is_some() || net.limits != NicLimitsFile::default() {
+            if net.queues.is_some() || net.link.is_some() || !net.limits.is_empty() {
                 self.lose(node, "has one queue pair; its limits and its link are the backend's to decide");
             }
-            net = NetFile {
+            net = Net {
                 vhost_user_socket: net.vhost_user_socket,
                 mac: net.mac,
                 mtu: net.mtu,
-                ..NetFile::default()
+                ..Net::default()
             };
         }
         if net.user.is_some() && net.queues.is_some_and(|queues| queues > 1) {
@@ -79,7 +77,7 @@ impl Reader {
         self.translation.config.nets.push(net);
     }
 
-    fn wire(&mut self, kind: &str, source: Node<'_, '_>, net: &mut NetFile) {
+    fn wire(&mut self, kind: &str, source: Node<'_, '_>, net: &mut Net) {
         let given = |key: &str| source.attribute(key).map(str::to_owned);
         let known: &[&str] = match kind {
             "bridge" => {
@@ -116,13 +114,10 @@ impl Reader {
     }
 
     /// Kilobytes a second, and what may come at once.
-    fn bandwidth(&mut self, bandwidth: Node<'_, '_>, net: &mut NetFile) {
+    fn bandwidth(&mut self, bandwidth: Node<'_, '_>, net: &mut Net) {
         for node in elements(bandwidth) {
             // libvirt sees it from the guest's side, as Domus does.
-            let limit = match node.tag_name().name() {
-                "inbound" => &mut net.limits.receive_bits,
-                _ => &mut net.limits.transmit_bits,
-            };
+            let limit = if node.tag_name().name() == "inbound" { "receive_bits" } else { "transmit_bits" };
             let bits = |key: &str| {
                 node.attribute(key)?.parse::<u64>().ok()?.checked_mul(8_000).filter(|bits| *bits < 1 << 50)
             };
@@ -130,8 +125,11 @@ impl Reader {
                 self.lose(node, "a rate in kilobytes a second would do");
                 continue;
             };
-            let burst = bits("peak").map_or(average, |peak| peak.max(average));
-            *limit = Some(RateText(Some(Rate { per_second: average, burst, burst_seconds: 1 })));
+            let rate = match bits("peak").filter(|peak| *peak > average) {
+                Some(peak) => format!("{average}:{peak}"),
+                None => average.to_string(),
+            };
+            net.limits.insert(limit, rate);
             self.only(node, &["average", "peak"], "give bursts in nets[].limits: RATE:BURST:SECONDS");
         }
     }

@@ -1,9 +1,6 @@
 //! A disk (xl-disk-configuration(5)) and a NIC (xl-network-configuration(5)) of xl's.
 
-use dom0::device::block::config::{DiskFile, DiskFormat};
-use dom0::device::net::config::NetFile;
-use dom0::value::rate::RateText;
-
+use crate::config::{Disk, Net};
 use crate::translate::Translation;
 
 /// What is put before the target of a disk in configs of xm's time, and the format it stands for.
@@ -36,7 +33,7 @@ struct Said<'a> {
 /// Reads one disk.
 pub fn disk(translation: &mut Translation, line: u32, text: &str) {
     let mut said = Said::default();
-    let mut disk = DiskFile::default();
+    let mut disk = Disk::default();
     let mut positions = 0;
     let mut rest = Some(text);
     while let Some(now) = rest {
@@ -93,7 +90,7 @@ pub fn disk(translation: &mut Translation, line: u32, text: &str) {
     match said.format.unwrap_or("raw") {
         "raw" | "" => {}
         "qcow2" => {
-            disk.format = Some(DiskFormat::Qcow2);
+            disk.format = Some("qcow2".into());
             translation.lose(
                 line,
                 target,
@@ -158,7 +155,7 @@ fn pair<'a>(translation: &mut Translation, line: u32, key: &'a str, value: &'a s
 
 /// Reads one NIC.
 pub fn nic(translation: &mut Translation, line: u32, text: &str) {
-    let mut net = NetFile { bridge: Some(BRIDGE.into()), ..NetFile::default() };
+    let mut net = Net { bridge: Some(BRIDGE.into()), ..Net::default() };
     for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         let (key, value) = (key.trim(), value.trim());
@@ -176,20 +173,19 @@ pub fn nic(translation: &mut Translation, line: u32, text: &str) {
                 continue;
             }
             ("ip", addresses) => {
-                let mut addresses: Vec<String> = addresses.split_whitespace().map(Into::into).collect();
-                addresses.retain(|address| {
+                net.addresses = addresses.split_whitespace().map(Into::into).collect();
+                net.addresses.retain(|address| {
                     let is = is_range(address);
                     if !is {
                         translation.lose(line, address, "is no IP address or range of them");
                     }
                     is
                 });
-                net.addresses = Some(addresses).filter(|addresses| !addresses.is_empty());
                 continue;
             }
             ("rate", rate) => match bits(rate) {
                 Some(rate) => {
-                    net.limits.transmit_bits = Some(rate);
+                    net.limits.insert("transmit_bits", rate);
                     continue;
                 }
                 None => "is no rate: such as 10Mb/s or 500KB/s",
@@ -220,7 +216,7 @@ fn is_range(text: &str) -> bool {
 }
 
 /// xl's `10Mb/s`, `500KB/s@20ms` as bits a second.
-fn bits(rate: &str) -> Option<RateText> {
+fn bits(rate: &str) -> Option<String> {
     // How often the guest's credit is renewed: Domus' own bucket does not need to know.
     let rate = rate.split('@').next()?.trim().strip_suffix("/s")?;
     let digits = rate.find(|c: char| !c.is_ascii_digit())?;
@@ -237,5 +233,5 @@ fn bits(rate: &str) -> Option<RateText> {
         "GB" => 8_000_000_000,
         _ => return None,
     };
-    number.checked_mul(unit).filter(|bits| *bits <= u64::MAX / 4096).map(RateText::steady)
+    number.checked_mul(unit).filter(|bits| *bits <= u64::MAX / 4096).map(|bits| bits.to_string())
 }

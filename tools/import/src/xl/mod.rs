@@ -4,6 +4,7 @@ mod devices;
 mod syntax;
 
 use crate::ImportError;
+use crate::config::Config;
 use crate::translate::Translation;
 use syntax::{Setting, Value, settings};
 
@@ -104,7 +105,8 @@ struct CommandLine {
 /// # Errors
 /// [`ImportError::Syntax`].
 pub fn read(text: &str) -> Result<Translation, ImportError> {
-    let mut translation = Translation::default();
+    let mut translation =
+        Translation { config: Config { vcpus: 1, ..Config::default() }, ..Translation::default() };
     let mut line = CommandLine::default();
     let settings = settings(text)?;
     for setting in &settings {
@@ -114,8 +116,7 @@ pub fn read(text: &str) -> Result<Translation, ImportError> {
     for setting in &settings {
         let same = match setting.key.as_str() {
             "maxmem" => {
-                let mib = text_of(&setting.value).and_then(|mib| mib.parse().ok());
-                mib.is_some_and(|mib| translation.has_memory(mib))
+                text_of(&setting.value).is_some_and(|mib| format!("{mib}MiB") == translation.config.memory)
             }
             "maxvcpus" => text_of(&setting.value) == Some(translation.config.vcpus.to_string().as_str()),
             _ => continue,
@@ -241,7 +242,7 @@ fn command_line(translation: &mut Translation, line: CommandLine) {
     if !words.iter().any(|word| word.starts_with("console=")) {
         words.push("console=ttyS0");
     }
-    translation.config.boot.cmdline = words.join(" ");
+    translation.config.boot.cmdline = Some(words.join(" "));
 }
 
 /// A setting as one line.
