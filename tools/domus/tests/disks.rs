@@ -97,6 +97,63 @@ fn a_disk_that_grows_is_seen_by_the_guest_and_by_the_next_backend() {
 }
 
 #[test]
+fn a_disk_that_runs_becomes_shorter_only_if_that_is_said_to_the_command_and_to_dom0() {
+    let host = Host::with_service(true);
+    let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, ""));
+    let file = host.guest("web1", SHELL, &disks);
+    host.ok(&["create", &file]);
+    Console::attach(&host, "web1").wait("mini: ready");
+    let bytes = || fs::metadata(host.path("root.img")).unwrap().len();
+    let refused = host.refused(&["block-resize", "web1", "root", "32MiB"]);
+    assert!(refused.contains("--shrink") && refused.contains("64 MiB"), "{refused}");
+    // A client of before knows no shrink.
+    let resize = |more: &str| {
+        let call = format!(
+            r#"{{"method":"org.domus.Dom0.BlockResize","parameters":{{"name":"web1","disk":"root","bytes":33554432{more}}}}}"#
+        );
+        host.call(&call)
+    };
+    let refused = resize("")["parameters"]["message"].to_string();
+    assert!(refused.contains("67108864 bytes") && refused.contains("set shrink"), "{refused}");
+    assert!(resize(r#","shrink":false"#)["error"].is_string());
+    assert_eq!(bytes(), 64 << 20);
+    // An image that has grown since its backend looked is not cut back to less.
+    fs::File::options().write(true).open(host.path("root.img")).unwrap().set_len(96 << 20).unwrap();
+    assert!(host.refused(&["block-resize", "web1", "root", "80MiB"]).contains("100663296 bytes"));
+    assert_eq!(host.ok(&["block-resize", "web1", "root", "96MiB"]), "100663296 bytes\n");
+    assert_eq!(host.ok(&["block-resize", "web1", "root", "48MiB", "--shrink"]), "50331648 bytes\n");
+    assert_eq!(bytes(), 48 << 20);
+    assert_eq!(resize(r#","shrink":true"#)["parameters"]["bytes"], 32 << 20);
+}
+
+#[test]
+fn a_raw_disk_that_is_another_formats_image_is_refused_with_the_line_to_add() {
+    let host = Host::new(true);
+    host.ok(&["disk", "create", host.path("root.img").to_str().unwrap(), "8M", "--format", "qcow2"]);
+    let disk = |more: &str| {
+        let path = host.path("root.img");
+        format!(r#", "disks": [ {{ "id": "root", "path": "{}"{more} }} ]"#, path.display())
+    };
+    let file = host.guest("web1", SHELL, &disk(""));
+    for verb in ["check", "run"] {
+        let refused = host.refused(&[verb, &file]);
+        assert!(
+            refused.contains("disks[0].path") && refused.contains(r#"add "format": "qcow2""#),
+            "{refused}"
+        );
+    }
+    for format in ["qcow2", "raw"] {
+        host.ok(&["check", &host.guest("web1", SHELL, &disk(&format!(r#", "format": "{format}""#)))]);
+    }
+    fs::write(host.path("root.img"), [&b"KDMV"[..], &[0; 4092]].concat()).unwrap();
+    let refused = host.refused(&["check", &host.guest("web1", SHELL, &disk(""))]);
+    assert!(refused.contains("a VMDK image") && refused.contains(r#""format": "raw""#), "{refused}");
+    // A guest that encrypts its disk is to start again.
+    fs::write(host.path("root.img"), [&b"LUKS\xba\xbe"[..], &[0; 4090]].concat()).unwrap();
+    host.ok(&["check", &host.guest("web1", SHELL, &disk(""))]);
+}
+
+#[test]
 fn a_limit_is_obeyed_from_the_moment_it_is_set_and_by_the_next_backend_too() {
     let host = Host::with_service(true);
     let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, r#", "limits": { "bytes": "1GiB" }"#));
@@ -170,6 +227,7 @@ fn a_qcow2_disk_on_a_base_survives_its_killed_backends_and_its_image_is_sound() 
     println!("{}", console.wait("value blk-endure"));
     console.wait("mini: ok blk-endure");
     host.until("the guest switches itself off", || host.domain("web1").is_none());
+    assert!(host.ok(&["disk", "check", image]).contains("is there"));
     let check = tool("qemu-img", &["check", "-f", "qcow2", image]);
     // 0: clean; 3: clusters leaked, and nothing wrong.
     assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");

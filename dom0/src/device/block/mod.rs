@@ -159,14 +159,17 @@ impl Disks {
     async fn open_missing(&self, why: Mode) -> Result<(), ConfigError> {
         let missing = |open: &OpenDisk| {
             let wanted = why == Mode::Check || !open.is_open;
-            wanted.then(|| (open.n, open.disk.clone()))
+            wanted.then(|| (open.n, open.disk.clone(), open.files.is_empty()))
         };
         let missing: Vec<_> = self.disks.borrow().iter().filter_map(missing).collect();
-        for (n, disk) in missing {
+        for (n, disk, is_new) in missing {
             let place = self.place(n);
             match &disk.source {
                 DiskSource::Own(own) => {
                     let opened = Opened::new(&place, own, why).await?;
+                    if is_new {
+                        opened.expect_raw(&place, own)?;
+                    }
                     if why == Mode::Use {
                         self.with(&disk.id, |open| open.take(opened, &place)).transpose()?;
                     }

@@ -19,7 +19,7 @@ use crate::device::block::config::{Disk, DiskData, OnLoss, OwnDisk};
 use crate::device::block::record::DiskRecord;
 use crate::host::files::{self, Direct, FileId, Mode};
 use crate::host::locks::OpenMarker;
-use crate::host::{nbd, sockets};
+use crate::host::{magic, nbd, sockets};
 use crate::value::place::{ConfigError, Place};
 
 /// A disk, and what is open of it.
@@ -127,6 +127,30 @@ impl Opened {
             .collect::<Result<_, _>>()
             .map_err(|error| at("path").refuse(format_args!("cannot be looked at: {error}")))?;
         Ok(Self { image, connection, backing, files, cache })
+    }
+
+    /// Refuses a raw disk that looks like an image of another format, where the config does not say `raw`. For a disk
+    /// that no guest has had yet: what is on one later is the guest's matter. LUKS is, too: a guest that encrypts its
+    /// disk leaves just that, and is to start again.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the line that would do.
+    pub fn expect_raw(&self, place: &Place<'_>, own: &OwnDisk) -> Result<(), ConfigError> {
+        let (DiskData::Raw(path), Some(image), false) = (&own.data, &self.image, own.format_given) else {
+            return Ok(());
+        };
+        let path = path.display();
+        match magic::head(image) {
+            Ok(None | Some(magic::LUKS)) | Err(_) => Ok(()),
+            Ok(Some(magic::QCOW2)) => Err(place.under("path").refuse(format_args!(
+                "\"{path}\" is a qcow2 image: add \"format\": \"qcow2\" to the disk, or \"format\": \"raw\" if the \
+                 guest is to see the file as it is"
+            ))),
+            Ok(Some(other)) => Err(place.under("path").refuse(format_args!(
+                "\"{path}\" is a {other} image, which is not served: convert it with qemu-img convert -O qcow2, or add \
+                 \"format\": \"raw\" to the disk if the guest is to see the file as it is"
+            ))),
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use shared_abi::control::{FdIndex, ImageFormat};
 
 use super::files::Image;
+use super::tables;
 
 /// Whom a child becomes that root started: `nobody` of every distribution.
 const NOBODY: u32 = 65534;
@@ -38,9 +40,11 @@ const PIECE: u64 = 1 << 20;
 /// How many of them are under way.
 const PIECES: usize = 8;
 
-/// The system calls of the child beyond [`COMMON`]: its ring, the length of files, and a second descriptor of one.
+/// The system calls of the child beyond [`COMMON`]: its ring, tables of images, the length of files, and a second
+/// descriptor of one.
 const OWN: &[Allow] = &[
     Allow::Call(libc::SYS_io_uring_enter),
+    Allow::Call(libc::SYS_pread64),
     Allow::Call(libc::SYS_lseek),
     Allow::Call(libc::SYS_ftruncate),
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
@@ -224,8 +228,7 @@ impl Worker<'_> {
         match job {
             Job::Look(image) => {
                 let (image, _) = self.take(image)?;
-                let qcow2::Facts { header, backing, backing_format } =
-                    qcow2::look(&self.reactor, image).await?;
+                let qcow2::Facts { header, backing, backing_format } = self.looked(&image).await?;
                 let domus_block::qcow2::header::Facts { version, cluster, bytes, snapshots, .. } = header;
                 Ok(Outcome::Facts(Facts { version, cluster, bytes, snapshots, backing, backing_format }))
             }
@@ -236,6 +239,7 @@ impl Worker<'_> {
             }
             Job::Resize { image, bytes } => {
                 let (image, _) = self.take(image)?;
+                self.looked(&image).await?;
                 let image = qcow2::Image::open_alone(&self.reactor, image, ImageFormat::Qcow2).await?;
                 match image.size().await > bytes {
                     true => image.shrink(bytes).await?,
@@ -245,6 +249,17 @@ impl Worker<'_> {
             }
             Job::Convert { from, backing, to, format } => self.convert(from, backing, to, format).await,
         }
+    }
+
+    /// Looks at a qcow2 image, and whether all of it is there.
+    async fn looked(&self, image: &qcow2::OpenImage) -> anyhow::Result<qcow2::Facts> {
+        let qcow2::OpenImage { path, file, direct } = image;
+        let again = qcow2::OpenImage { path: path.clone(), file: file.try_clone()?, direct: *direct };
+        let named = || path.display().to_string();
+        tables::check_header(file).with_context(named)?;
+        let facts = qcow2::look(&self.reactor, again).await?;
+        tables::check(file).with_context(named)?;
+        Ok(facts)
     }
 
     async fn convert(
@@ -259,6 +274,13 @@ impl Worker<'_> {
             .into_iter()
             .map(|named| self.take(named).map(|(image, format)| (format, image)))
             .collect::<anyhow::Result<Vec<_>>>()?;
+        let chain =
+            iter::once((from_format, &from)).chain(backing.iter().map(|(format, image)| (*format, image)));
+        for (format, image) in chain {
+            if format == ImageFormat::Qcow2 {
+                self.looked(image).await?;
+            }
+        }
         let source = qcow2::Image::open(&self.reactor, from, from_format, backing, false, true).await?;
         let bytes = source.size().await;
         let (to, _) = self.take(to)?;
