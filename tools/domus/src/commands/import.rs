@@ -13,6 +13,7 @@ use domus_import::{MAX_TEXT, import_bytes};
 use serde_json::json;
 
 use crate::output::print;
+use crate::shared::say;
 
 /// The command line of `import`.
 #[derive(Debug, Args)]
@@ -60,7 +61,7 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<()> {
     } else {
         print(&config)?;
         for lost in &translation.lost {
-            eprintln!("{}:{}: {}: {}", file.display(), lost.line, lost.what, lost.why);
+            say(format_args!("{}:{}: {}: {}", file.display(), lost.line, lost.what, lost.why));
         }
     }
     match config::parse(file, directory, &config) {

@@ -191,7 +191,7 @@ pub fn serve() -> ExitCode {
     let (job, fds) = match link.receive::<Job>() {
         Ok(received) => received,
         Err(error) => {
-            eprintln!("domus: {}", control::chain(&error));
+            crate::shared::say(format_args!("domus: {}", control::chain(&error)));
             return ExitCode::FAILURE;
         }
     };
