@@ -219,6 +219,44 @@ fn an_image_that_was_cut_off_is_refused_and_never_read_as_zeros() {
 }
 
 #[test]
+fn the_line_to_write_for_what_is_behind_an_image_is_json() {
+    let folder = ImageFolder::new();
+    folder.disk(&["create", "a.img", "1M"]);
+    let base = folder.path("a.img");
+    fs::rename(&base, folder.path("a \"b\".img")).unwrap();
+    folder.disk(&["create", "over.qcow2", "--backing", "a \"b\".img"]);
+    let described =
+        format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{}"}}}}"#, base.display());
+    fs::copy(folder.path("a \"b\".img"), &base).unwrap();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-b", &described, "-F", "raw", "described.qcow2", "1M"]);
+    for (image, path) in [("over.qcow2", folder.path("a \"b\".img")), ("described.qcow2", base.clone())] {
+        let refused = folder.refused(1, &["convert", image, "new.img"]);
+        let line = refused.split("\"backing\": ").nth(1).unwrap().split(" in a config").next().unwrap();
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line, serde_json::json!([{ "path": path, "format": "raw" }]), "{refused}");
+        assert_eq!(image == "described.qcow2", refused.contains("qemu-img rebase -u"), "{refused}");
+    }
+}
+
+#[test]
+fn too_few_open_files_are_counted_and_the_cure_is_told() {
+    let folder = ImageFolder::new();
+    // Without the capability that goes beyond the limit.
+    let output = Command::new("setpriv")
+        .args(["--bounding-set=-sys_resource", "prlimit", "--nofile=512:512", env!("CARGO_BIN_EXE_domus")])
+        .args(["disk", "create", "a.qcow2", "1M"])
+        .current_dir(&folder.0)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("1024 open files") && text.contains("512") && text.contains("ulimit -Hn 1024"),
+        "{text}"
+    );
+}
+
+#[test]
 fn an_image_with_snapshots_is_whole_until_what_only_they_have_is_cut_off() {
     let folder = ImageFolder::new();
     folder.pattern("a.img", 1 << 20);

@@ -154,6 +154,52 @@ fn a_raw_disk_that_is_another_formats_image_is_refused_with_the_line_to_add() {
 }
 
 #[test]
+fn an_image_that_is_there_twice_is_named_by_both_places() {
+    let host = Host::new(true);
+    let (a, b) = (host.path("a.img"), host.path("b.img"));
+    fs::File::create(&a).unwrap().set_len(1 << 20).unwrap();
+    fs::hard_link(&a, &b).unwrap();
+    host.ok(&["disk", "create", host.path("over.qcow2").to_str().unwrap(), "--backing", b.to_str().unwrap()]);
+    let disk = |id: &str, path: &str, more: &str| {
+        format!(r#"{{ "id": "{id}", "path": "{}"{more} }}"#, host.path(path).display())
+    };
+    let over =
+        format!(r#", "format": "qcow2", "backing": [ {{ "path": "{}", "format": "raw" }} ]"#, b.display());
+    let read_only = r#", "read_only": true"#;
+    for (second, at) in [
+        (disk("two", "b.img", ""), "disks[1].path"),
+        (disk("two", "a.img", read_only), "disks[1].path"),
+        (disk("two", "over.qcow2", &over), "disks[1].backing[0].path"),
+    ] {
+        let file =
+            host.guest("web1", SHELL, &format!(r#", "disks": [ {}, {second} ]"#, disk("one", "a.img", "")));
+        for verb in ["check", "run"] {
+            let refused = host.refused(&[verb, &file]);
+            assert!(
+                refused.contains(&format!("{at}: ")) && refused.contains("file of disks[0].path"),
+                "{refused}"
+            );
+        }
+    }
+    let both = [disk("one", "a.img", read_only), disk("two", "b.img", read_only)].join(", ");
+    host.ok(&["check", &host.guest("web1", SHELL, &format!(r#", "disks": [ {both} ]"#))]);
+}
+
+#[test]
+fn what_a_domain_has_none_of_is_said() {
+    let host = Host::with_service(true);
+    host.ok(&["create", &host.guest("web1", SHELL, "")]);
+    assert_eq!(host.ok(&["block-list", "web1"]), "web1 has no disks\n");
+    assert_eq!(host.ok(&["network-list", "web1"]), "web1 has no NICs\n");
+    assert!(host.ok(&["network-list"]).contains("there are no networks"));
+    assert_eq!(host.ok(&["block-list", "web1", "--json"]).trim(), "[]");
+    let refused = host.refused(&["block-resize", "web1", "root", "1M"]);
+    assert!(refused.contains("\"root\": the domain has none"), "{refused}");
+    let refused = host.refused(&["network-set", "web1", "eth0", "--link", "down"]);
+    assert!(refused.contains("\"eth0\": the domain has none"), "{refused}");
+}
+
+#[test]
 fn a_limit_is_obeyed_from_the_moment_it_is_set_and_by_the_next_backend_too() {
     let host = Host::with_service(true);
     let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, r#", "limits": { "bytes": "1GiB" }"#));

@@ -100,7 +100,8 @@ impl Disks {
             None => {
                 let disks = self.disks.borrow();
                 let ids = disks.iter().map(|open| open.disk.id.as_str()).collect::<Vec<_>>();
-                Err(format!("there is no disk \"{disk}\": the domain has {}", ids.join(", ")))
+                let ids = if ids.is_empty() { "none".into() } else { ids.join(", ") };
+                Err(format!("there is no disk \"{disk}\": the domain has {ids}"))
             }
         }
     }
@@ -162,6 +163,8 @@ impl Disks {
             wanted.then(|| (open.n, open.disk.clone(), open.files.is_empty()))
         };
         let missing: Vec<_> = self.disks.borrow().iter().filter_map(missing).collect();
+        let images = missing.iter().filter_map(|(n, disk, _)| Some((*n, disk.own()?)));
+        open::expect_apart(&self.file, images)?;
         for (n, disk, is_new) in missing {
             let place = self.place(n);
             match &disk.source {

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -152,6 +153,46 @@ impl Opened {
             ))),
         }
     }
+}
+
+/// Refuses a file that is in one config twice, and is written to by one of its disks, whatever its paths: its lock would
+/// be in the way of the second, and the holder no other process.
+///
+/// # Errors
+/// [`ConfigError`] at the second, with the place of the first.
+pub fn expect_apart<'a>(
+    file: &Path,
+    disks: impl Iterator<Item = (usize, &'a OwnDisk)>,
+) -> Result<(), ConfigError> {
+    let mut images: Vec<(FileId, bool, String)> = Vec::new();
+    for (n, own) in disks {
+        let (path, behind) = match &own.data {
+            DiskData::Raw(path) => (path, &[][..]),
+            DiskData::Qcow2(path, behind) => (path, behind.as_slice()),
+            DiskData::Nbd(_) => continue,
+        };
+        let behind = behind
+            .iter()
+            .enumerate()
+            .map(|(k, (path, _))| (path, true, format!("disks[{n}].backing[{k}].path")));
+        for (path, read_only, at) in
+            iter::once((path, own.read_only, format!("disks[{n}].path"))).chain(behind)
+        {
+            // What is not there is refused when it is opened.
+            let Ok(id) = files::id_of(path) else { continue };
+            if let Some((.., first)) =
+                images.iter().find(|(known, readers, _)| *known == id && !(*readers && read_only))
+            {
+                let problem = format!(
+                    "\"{}\" is the file of {first}, too: give each its own, or set read_only where nothing is written",
+                    path.display()
+                );
+                return Err(ConfigError::new(file, at, problem));
+            }
+            images.push((id, read_only, at));
+        }
+    }
+    Ok(())
 }
 
 impl OpenDisk {

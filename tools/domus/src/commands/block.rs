@@ -55,7 +55,11 @@ pub struct ResizeArgs {
 pub async fn list(dir: Option<&Path>, args: ListArgs) -> anyhow::Result<()> {
     let ListArgs { name, json } = args;
     let disks = answer(connect(dir).await?.block_list(&name).await)?.disks;
-    print(&if json { serde_json::to_string_pretty(&disks)? } else { table(&disks) })
+    print(&match disks.as_slice() {
+        [] if !json => format!("{name} has no disks"),
+        _ if json => serde_json::to_string_pretty(&disks)?,
+        _ => table(&disks),
+    })
 }
 
 fn table(disks: &[DiskInfo]) -> String {

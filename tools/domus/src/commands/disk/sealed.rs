@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use domus_block::async_io::AsyncDisk;
 use domus_block::async_io::reactor::Reactor;
 use domus_block::qcow2;
@@ -28,6 +28,7 @@ use futures_util::stream;
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use shared_abi::control::{FdIndex, ImageFormat};
 
 use super::files::Image;
@@ -281,7 +282,8 @@ impl Worker<'_> {
                 self.looked(image).await?;
             }
         }
-        let source = qcow2::Image::open(&self.reactor, from, from_format, backing, false, true).await?;
+        let source = qcow2::Image::open(&self.reactor, from, from_format, backing, false, true).await;
+        let source = source.map_err(unlisted)?;
         let bytes = source.size().await;
         let (to, _) = self.take(to)?;
         match format {
@@ -315,6 +317,33 @@ impl Worker<'_> {
         }
         Ok(())
     }
+}
+
+/// The line to write for an image that refers to one that is not listed: a path may hold what JSON escapes, and a
+/// description (`json:{…}`) is no path at all.
+fn unlisted(error: qcow2::ChainError) -> anyhow::Error {
+    let qcow2::ChainError::Unlisted { image, backing, format } = error else { return error.into() };
+    let (image, path) = (image.display(), backing.to_string_lossy());
+    let Some(at) = path.find("json:") else {
+        let line = json!([{ "path": path, "format": format }]);
+        return anyhow!(
+            "{image} is backed by {path}, which is not listed: give --backing FILE:{format}, and \"backing\": {line} in a \
+             config, if it may be read"
+        );
+    };
+    let description: Value = serde_json::from_str(&path[at + 5..]).unwrap_or_default();
+    let part = |of: &Value, keys: &[&str]| keys.iter().find_map(|key| of[*key].as_str().map(str::to_owned));
+    let file = part(&description, &["file.filename", "filename"])
+        .or_else(|| part(&description["file"], &["filename"]))
+        .unwrap_or_else(|| "/FILE".into());
+    let format =
+        part(&description, &["driver"]).filter(|driver| driver == "qcow2").unwrap_or_else(|| "raw".into());
+    let line = json!([{ "path": file, "format": format }]);
+    anyhow!(
+        "{image} is backed by {}, which describes an image and names none: name it with qemu-img rebase -u -b '{file}' -F \
+         {format}, and give --backing '{file}:{format}', or \"backing\": {line} in a config",
+        &path[at..]
+    )
 }
 
 async fn copy_piece(source: &qcow2::Image, target: &qcow2::Image, offset: u64, len: usize) -> io::Result<()> {
