@@ -205,7 +205,7 @@ impl Translation {
         self.config.uuid = Some(parts.join("-"));
     }
 
-    /// The kernel's command line, which begins at `line`: the console is the one that there is, and the root is looked at.
+    /// The kernel's command line, which begins at `line`: the console is the one that there is, the root is looked at.
     pub(crate) fn command_line(&mut self, line: u32, text: &str) {
         let mut kept: Vec<&str> = Vec::new();
         let mut console = false;

@@ -25,8 +25,8 @@ pub struct DiskFile {
     /// `nbd+unix:///[EXPORT]?socket=/PATH`). One domain at a time may write to it.
     #[serde(default)]
     pub path: Option<String>,
-    /// The image's format: `raw` if this is left out, never guessed. A file that begins as another format's is taken for
-    /// a raw disk only if `raw` is written here.
+    /// The image's format: `raw` if this is left out, never guessed. A file that begins as another format's is taken
+    /// for a raw disk only if `raw` is written here.
     #[serde(default)]
     pub format: Option<DiskFormat>,
     /// The images that a qcow2 image is allowed to refer to.

@@ -155,8 +155,8 @@ impl Opened {
     }
 }
 
-/// Refuses a file that is in one config twice, and is written to by one of its disks, whatever its paths: its lock would
-/// be in the way of the second, and the holder no other process.
+/// Refuses a file that is in one config twice, and is written to by one of its disks, whatever its paths: its lock
+/// would be in the way of the second, and the holder no other process.
 ///
 /// # Errors
 /// [`ConfigError`] at the second, with the place of the first.

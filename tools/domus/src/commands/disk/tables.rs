@@ -1,8 +1,8 @@
 //! Whether a qcow2 image is as long as its own tables say: one that was cut off reads as zeros from there on.
 //!
-//! Runs in the sandboxed child, on an image whose header has been checked. Looked at: the refcount table and its blocks,
-//! the L1 table with the L2 tables and the clusters they lead to, and the same of each snapshot inside. Of a data
-//! cluster only what lies within the disk must be there. Nothing is compared with the reference counts: that is
+//! Runs in the sandboxed child, on an image whose header has been checked. Looked at: the refcount table and its
+//! blocks, the L1 table with the L2 tables and the clusters they lead to, and the same of each snapshot inside. Of a
+//! data cluster only what lies within the disk must be there. Nothing is compared with the reference counts: that is
 //! `qemu-img check`'s.
 
 use std::collections::HashSet;
