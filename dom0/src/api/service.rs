@@ -340,9 +340,23 @@ impl Session {
         name: String,
         disk: String,
         bytes: Option<u64>,
+        shrink: Option<bool>,
     ) -> Result<Resized, ApiError> {
         self.may_change("resizing a disk")?;
         let disk = device(&disk)?;
+        if let Some(bytes) = bytes.filter(|_| shrink != Some(true)) {
+            let id = disk.clone();
+            // Measured now: the image may have grown since its backend looked.
+            let before =
+                self.dom0.call(&name, move |domain| domain.machine().resize(id, None).boxed_local()).await?;
+            if bytes < before {
+                let message = format!(
+                    "disk {disk} has {before} bytes: to {bytes} it would lose what is behind its new end; set shrink \
+                     if that is meant"
+                );
+                return Err(ApiError::Refused { message });
+            }
+        }
         let bytes =
             self.dom0.call(&name, move |domain| domain.machine().resize(disk, bytes).boxed_local()).await?;
         Ok(Resized { bytes })

@@ -130,6 +130,16 @@ fn id(file: &File) -> io::Result<FileId> {
     Ok((meta.dev(), meta.ino(), device))
 }
 
+/// Which file a path leads to now. A block device is that device, by whatever device file.
+///
+/// # Errors
+/// What `stat(2)` said.
+pub fn id_of(path: &Path) -> io::Result<FileId> {
+    let meta = path.metadata()?;
+    let is_device = meta.file_type().is_block_device();
+    Ok(if is_device { (0, 0, meta.rdev()) } else { (meta.dev(), meta.ino(), 0) })
+}
+
 /// Opens the file at the JSON path `place` for appending, and creates it, readable by its owner alone, if it is
 /// missing. A check creates no file, so it may return none.
 ///

@@ -6,6 +6,7 @@ pub mod fault;
 pub mod files;
 pub mod links;
 pub mod locks;
+pub mod magic;
 pub mod memory;
 pub mod nbd;
 pub mod orphans;

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -112,19 +113,48 @@ async fn end(dom0: &Dom0, name: &str, grace: Duration) -> bool {
 
 /// The configs that say `autostart`, and what is wrong with those that cannot be read.
 fn read(config_dir: &Path) -> (Vec<(DomainConfig, Autostart)>, Vec<ConfigError>) {
-    let entries = fs::read_dir(config_dir.join("domains")).into_iter().flatten().flatten();
-    let paths =
-        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
+    let domains = config_dir.join("domains");
+    let entries = fs::read_dir(&domains).into_iter().flatten().flatten();
+    // An editor's copy, or a file on its way (`.web1.json.swp`, `.#web1.json`), begins with a dot.
+    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let paths = entries.map(|entry| entry.path());
+    let paths = paths.filter(|path| path.extension().is_some_and(|end| end == "json") && !hidden(path));
     let mut paths: Vec<PathBuf> = paths.take(MAX_CONFIGS).collect();
     paths.sort();
     let (mut found, mut problems) = (Vec::new(), Vec::new());
+    if let (false, Err(problem)) = (paths.is_empty(), is_trusted(&domains, fs::Metadata::is_dir)) {
+        return (found, vec![problem]);
+    }
     for path in paths {
-        match config::load(&path) {
+        match is_trusted(&path, fs::Metadata::is_file).and_then(|()| config::load(&path)) {
             Ok(config) => found.extend(config.autostart.map(|autostart| (config, autostart))),
             Err(problem) => problems.push(problem),
         }
     }
     (found, problems)
+}
+
+/// Refuses a file or folder that others than root, or whom dom0 runs as, may write to: what starts by itself runs with
+/// dom0's rights.
+fn is_trusted(path: &Path, is_kind: fn(&fs::Metadata) -> bool) -> Result<(), ConfigError> {
+    let refuse = |problem: String| ConfigError::new(path, "", problem);
+    let meta = path.metadata().map_err(|error| refuse(format!("cannot be looked at: {error}")))?;
+    let (mode, uid, gid) = (meta.mode(), meta.uid(), meta.gid());
+    if !is_kind(&meta) {
+        return Err(refuse("is no regular file: name a domain's config so".into()));
+    }
+    let own = [0, nix::unistd::geteuid().as_raw()];
+    let group = [0, nix::unistd::getegid().as_raw()];
+    let (who, cure) = if !own.contains(&uid) {
+        (format!("belongs to uid {uid}"), "chown root")
+    } else if mode & 0o002 != 0 {
+        (format!("may be written to by everybody (mode {:03o})", mode & 0o777), "chmod o-w")
+    } else if mode & 0o020 != 0 && !group.contains(&gid) {
+        (format!("may be written to by group {gid} (mode {:03o})", mode & 0o777), "chmod g-w")
+    } else {
+        return Ok(());
+    };
+    Err(refuse(format!("{who}, who could start anything as root: {cure} it")))
 }
 
 /// In the order in which they start: by number, then by name.
@@ -153,6 +183,7 @@ mod tests {
             fs::write(domains.join(format!("{name}.json")), text).unwrap();
         }
         fs::write(domains.join("notes.txt"), "no config").unwrap();
+        fs::write(domains.join(".web.json"), "an editor's").unwrap();
         let (configs, problems) = read(dir.path());
         let order: Vec<String> =
             in_order(configs).iter().map(|(config, _)| config.name.to_string()).collect();
@@ -160,5 +191,43 @@ mod tests {
         assert_eq!(order, ["app", "db", "web"]);
         assert_eq!(problems.len(), 1);
         assert!(problems[0].to_string().contains("autostart"), "{}", problems[0]);
+    }
+
+    #[test]
+    fn a_config_that_others_may_write_to_does_not_start_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let domains = dir.path().join("domains");
+        fs::create_dir(&domains).unwrap();
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        };
+        mode(&domains, 0o755);
+        let path = domains.join("web.json");
+        fs::write(&path, r#"{ "name": "web", "boot": { "kernel": "k" }, "autostart": true }"#).unwrap();
+        let told = |problem: &str| {
+            let (configs, problems) = read(dir.path());
+            assert!(configs.is_empty());
+            assert!(matches!(&problems[..], [one] if one.to_string().contains(problem)), "{problems:?}");
+        };
+        for safe in [0o644, 0o600, 0o664] {
+            mode(&path, safe);
+            assert_eq!(read(dir.path()).0.len(), 1, "{safe:o}");
+        }
+        mode(&path, 0o646);
+        told("by everybody (mode 646), who could start anything as root: chmod o-w");
+        mode(&path, 0o644);
+        mode(&domains, 0o777);
+        told("by everybody (mode 777)");
+        mode(&domains, 0o755);
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+            told("belongs to uid 12345");
+            std::os::unix::fs::chown(&path, Some(0), Some(12345)).unwrap();
+            mode(&path, 0o664);
+            told("by group 12345");
+        }
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        told("no regular file");
     }
 }

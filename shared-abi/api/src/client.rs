@@ -99,12 +99,14 @@ pub trait Dom0Client {
         disk: Option<&str>,
         limits: &[Limit],
     ) -> zlink::Result<Result<(), ApiError>>;
-    /// Gives a disk another size, or without one measures again what has grown by itself; the guest is told.
+    /// Gives a disk another size, or without one measures again what has grown by itself; the guest is told. A smaller
+    /// one is refused without `shrink`.
     async fn block_resize(
         &mut self,
         name: &str,
         disk: &str,
         bytes: Option<u64>,
+        shrink: Option<bool>,
     ) -> zlink::Result<Result<Resized, ApiError>>;
     /// Exchanges the process that serves a device, for this program if given, while the guest runs.
     async fn backend_upgrade(

@@ -9,6 +9,7 @@ use crate::commands::{
     backend, block, check, cleanup_process, console, cpus, create, disk, dom0, events, guests, host, import,
     lifecycle, list, logs, machine, network, run, shell, top, update, why,
 };
+use crate::output::until_unread;
 use crate::selection::Selection;
 
 /// Creates and drives domains.
@@ -140,13 +141,13 @@ impl Args {
             Command::RunShadow(args) => cleanup_process::run(dir, &args)?,
             Command::Check(args) => check::run(dir, args).await?,
             Command::Import(args) => import::run(&args)?,
-            Command::Top(args) => top::run(dir, args).await?,
+            Command::Top(args) => until_unread(top::run(dir, args)).await?,
             Command::List(args) => list::list(dir, args).await?,
             Command::VmList(args) => list::vm_list(dir, args).await?,
             Command::Domid(args) => list::domid(dir, args).await?,
             Command::Domname(args) => list::domname(dir, args).await?,
             Command::Info(args) => host::info(dir, args).await?,
-            Command::Console(args) => console::run(dir, args).await?,
+            Command::Console(args) => until_unread(console::run(dir, args)).await?,
             Command::Pause(args) => return lifecycle::pause(dir, &args).await,
             Command::Unpause(args) => return lifecycle::unpause(dir, &args).await,
             Command::Disk(args) => disk::run(args)?,
@@ -164,8 +165,8 @@ impl Args {
             Command::SchedList(args) => cpus::sched_list(dir, args).await?,
             Command::Uptime(args) => cpus::uptime(dir, args).await?,
             Command::Why(args) => why::run(dir, args).await?,
-            Command::Events(args) => events::follow(dir, args).await?,
-            Command::Logs(args) => logs::run(dir, args).await?,
+            Command::Events(args) => until_unread(events::follow(dir, args)).await?,
+            Command::Logs(args) => until_unread(logs::run(dir, args)).await?,
             Command::BlockList(args) => block::list(dir, args).await?,
             Command::BlockSet(args) => block::set(dir, args).await?,
             Command::BlockResize(args) => block::resize(dir, args).await?,
@@ -179,7 +180,7 @@ impl Args {
             Command::NetworkSet(args) => network::set(dir, args).await?,
             Command::GuestsStop(args) => guests::stop(dir, args).await?,
             Command::Dom0(args) => dom0::run(dir, args).await?,
-            Command::Completions(args) => shell::completions(&args, &mut Self::command()),
+            Command::Completions(args) => shell::completions(&args, &mut Self::command())?,
             Command::Manual(args) => shell::manual(args, Self::command())?,
             Command::Backend(args) => backend::run(dir, args).await?,
             Command::DiskSealed => anyhow::bail!("this command is of use to domus itself only"),

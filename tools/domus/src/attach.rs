@@ -126,8 +126,8 @@ pub async fn attach(
                     if let (ServerFrame::Output(bytes), Some(copy)) = (&frame, &mut copy) {
                         copy.append(bytes)?;
                     }
-                    if show(frame, mode)? == Some(End::Ended) {
-                        return Ok(End::Ended);
+                    if let Some(end) = show(frame, mode)? {
+                        return Ok(end);
                     }
                 }
             }
@@ -151,7 +151,11 @@ fn show(frame: ServerFrame, mode: Mode) -> anyhow::Result<Option<End>> {
     match frame {
         ServerFrame::Output(bytes) => {
             let mut out = io::stdout().lock();
-            out.write_all(&bytes).and_then(|()| out.flush()).context("cannot write to standard output")?;
+            match out.write_all(&bytes).and_then(|()| out.flush()) {
+                // Nobody is left to see it.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Some(End::Left)),
+                written => written.context("cannot write to standard output")?,
+            }
         }
         ServerFrame::Welcome { writer: false, .. } if mode != Mode::Read => {
             say("somebody else writes to this console: you can read; --take takes it over");

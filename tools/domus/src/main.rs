@@ -26,7 +26,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    // A reader that goes away (`domus list | head -1`) ends the command, quietly.
     let args = args::Args::parse();
     // A sandbox is closed around one thread.
     if matches!(args.command, args::Command::DiskSealed) {
@@ -43,7 +42,7 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("domus: {error:#}");
+            shared::say(format_args!("domus: {error:#}"));
             ExitCode::FAILURE
         }
     }

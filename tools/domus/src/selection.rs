@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::client::{Connection, answer, connect};
 use crate::output::print;
+use crate::shared::say;
 
 /// Domains that are asked at the same time, each over a connection of its own.
 const AT_ONCE: usize = 16;
@@ -103,7 +104,7 @@ pub async fn for_each(
     };
     let done: Vec<_> = stream::iter(names).map(one).buffered(AT_ONCE).collect().await;
     for (_, failed) in done.iter().filter_map(|(name, done)| Some((name, done.as_ref().err()?))) {
-        eprintln!("domus: {failed}");
+        say(format_args!("domus: {failed}"));
     }
     let all_done = done.iter().all(|(_, done)| done.is_ok());
     if selection.json {

@@ -130,6 +130,143 @@ fn an_image_is_made_shorter_only_if_that_is_said() {
 }
 
 #[test]
+fn the_format_is_what_the_bytes_tell_and_not_what_the_name_does() {
+    let folder = ImageFolder::new();
+    folder.disk(&["create", "cloud.img", "8M", "--format", "qcow2"]);
+    let seen = folder.json(&["info", "cloud.img", "--json"]);
+    assert_eq!((&seen["format"], &seen["bytes"]), (&"qcow2".into(), &(8 << 20).into()));
+    folder.disk(&["convert", "cloud.img", "a.img"]);
+    assert_eq!(fs::metadata(folder.path("a.img")).unwrap().len(), 8 << 20);
+    folder.disk(&["resize", "cloud.img", "9M"]);
+    folder.disk(&["create", "over.qcow2", "--backing", "cloud.img"]);
+    assert_eq!(folder.json(&["info", "over.qcow2", "--json"])["qcow2"]["backing_format"], "qcow2");
+    folder.disk(&["convert", "over.qcow2", "b.img", "--backing", "cloud.img"]);
+    folder.disk(&["snapshot", "cloud.img", "--create", "x"]);
+    // Said expressly, a file is what it is.
+    assert_eq!(folder.json(&["info", "cloud.img", "--format", "raw", "--json"])["format"], "raw");
+    for (format, name) in
+        [("vmdk", "VMDK"), ("vdi", "VDI"), ("vhdx", "VHDX"), ("vpc", "VHD"), ("qed", "QED"), ("qcow", "qcow")]
+    {
+        let image = format!("{format}.img");
+        folder.qemu_img(&["create", "-q", "-f", format, &image, "4M"]);
+        for args in [
+            &["info", &image][..],
+            &["check", &image],
+            &["convert", &image, "new.img"],
+            &["resize", &image, "8M"],
+            &["create", "new.qcow2", "--backing", &image],
+            &["snapshot", &image, "new.qcow2"],
+            &["convert", "over.qcow2", "new.img", "--backing", &image],
+        ] {
+            let refused = folder.refused(1, args);
+            assert!(refused.contains(&format!("{image} is a {name} image")), "{refused}");
+            assert!(refused.contains("raw if") && refused.contains("qemu-img convert"), "{refused}");
+        }
+        folder.disk(&["info", &image, "--format", "raw"]);
+    }
+    folder.qemu_img(&["create", "-q", "-f", "vpc", "-o", "subformat=fixed", "fixed.img", "4M"]);
+    assert!(folder.refused(1, &["info", "fixed.img"]).contains("a VHD image"));
+    let (iso, luks) = (folder.path("cd.qcow3"), folder.path("luks.img"));
+    fs::write(&iso, [&vec![0; 32_769][..], b"CD001", &vec![0; 2042]].concat()).unwrap();
+    fs::write(&luks, [&b"LUKS\xba\xbe\0\x02"[..], &[0; 4088]].concat()).unwrap();
+    assert_eq!(folder.json(&["info", "cd.qcow3", "--json"])["format"], "raw");
+    assert!(folder.refused(1, &["info", "luks.img"]).contains("a LUKS image"));
+}
+
+#[test]
+fn an_image_that_was_cut_off_is_refused_and_never_read_as_zeros() {
+    let folder = ImageFolder::new();
+    folder.pattern("a.img", (4 << 20) + 512);
+    folder.disk(&["convert", "a.img", "ours.qcow2"]);
+    for (name, options) in [
+        ("theirs.qcow2", &["-o", "cluster_size=4k"][..]),
+        ("second.qcow2", &["-o", "compat=0.10"]),
+        ("compressed.qcow2", &["-c"]),
+        ("prepared.qcow2", &["-o", "preallocation=metadata"]),
+    ] {
+        let args = [&["convert", "-q", "-f", "raw", "-O", "qcow2"], options, &["a.img", name]].concat();
+        folder.qemu_img(&args);
+    }
+    folder.disk(&["create", "empty.qcow2", "1T"]);
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "bare.qcow2", "1G"]);
+    for name in ["ours", "theirs", "second", "compressed", "prepared", "empty", "bare"]
+        .map(|name| format!("{name}.qcow2"))
+    {
+        assert!(folder.disk(&["check", &name]).contains("is there"), "{name}");
+        folder.disk(&["info", &name]);
+        let path = folder.path(&name);
+        let whole = fs::read(&path).unwrap();
+        // In the data, in the tables, in the header. Of the last cluster the disk has 512 bytes.
+        for part in [0.95, 0.5, 0.2, 0.0001] {
+            let len = (whole.len() as f64 * part) as usize;
+            fs::write(&path, &whole[..len]).unwrap();
+            for args in [&["info", &name][..], &["check", &name], &["convert", &name, "new.img"]] {
+                let refused = folder.refused(1, args);
+                let says = ["cut off", "no qcow2 image"].iter().any(|part| refused.contains(part));
+                assert!(says && refused.contains(&name), "{len} of {}: {refused}", whole.len());
+            }
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    // What is behind an image is read through it.
+    folder.disk(&["create", "over.qcow2", "--backing", "ours.qcow2"]);
+    File::options().write(true).open(folder.path("ours.qcow2")).unwrap().set_len(2 << 20).unwrap();
+    let refused = folder.refused(1, &["convert", "over.qcow2", "new.img", "--backing", "ours.qcow2"]);
+    assert!(refused.contains("ours.qcow2: ") && refused.contains("cut off"), "{refused}");
+    assert!(folder.refused(1, &["resize", "ours.qcow2", "8M"]).contains("cut off"));
+    assert!(!folder.path("new.img").exists());
+    assert!(folder.disk(&["check", "a.img"]).contains("no tables"));
+}
+
+#[test]
+fn the_line_to_write_for_what_is_behind_an_image_is_json() {
+    let folder = ImageFolder::new();
+    folder.disk(&["create", "a.img", "1M"]);
+    let base = folder.path("a.img");
+    fs::rename(&base, folder.path("a \"b\".img")).unwrap();
+    folder.disk(&["create", "over.qcow2", "--backing", "a \"b\".img"]);
+    let described =
+        format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{}"}}}}"#, base.display());
+    fs::copy(folder.path("a \"b\".img"), &base).unwrap();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-b", &described, "-F", "raw", "described.qcow2", "1M"]);
+    for (image, path) in [("over.qcow2", folder.path("a \"b\".img")), ("described.qcow2", base.clone())] {
+        let refused = folder.refused(1, &["convert", image, "new.img"]);
+        let line = refused.split("\"backing\": ").nth(1).unwrap().split(" in a config").next().unwrap();
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line, serde_json::json!([{ "path": path, "format": "raw" }]), "{refused}");
+        assert_eq!(image == "described.qcow2", refused.contains("qemu-img rebase -u"), "{refused}");
+    }
+}
+
+#[test]
+fn too_few_open_files_are_counted_and_the_cure_is_told() {
+    let folder = ImageFolder::new();
+    // Without the capability that goes beyond the limit.
+    let output = Command::new("setpriv")
+        .args(["--bounding-set=-sys_resource", "prlimit", "--nofile=512:512", env!("CARGO_BIN_EXE_domus")])
+        .args(["disk", "create", "a.qcow2", "1M"])
+        .current_dir(&folder.0)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("1024 open files") && text.contains("512") && text.contains("ulimit -Hn 1024"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_image_with_snapshots_is_whole_until_what_only_they_have_is_cut_off() {
+    let folder = ImageFolder::new();
+    folder.pattern("a.img", 1 << 20);
+    folder.disk(&["convert", "a.img", "b.qcow2"]);
+    folder.disk(&["snapshot", "b.qcow2", "--create", "before"]);
+    folder.disk(&["snapshot", "b.qcow2", "--create", "again"]);
+    assert!(folder.disk(&["check", "b.qcow2"]).contains("is there"));
+}
+
+#[test]
 fn snapshots_are_overlays_or_inside() {
     let folder = ImageFolder::new();
     folder.pattern("a.img", 2 << 20);

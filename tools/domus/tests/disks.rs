@@ -97,6 +97,109 @@ fn a_disk_that_grows_is_seen_by_the_guest_and_by_the_next_backend() {
 }
 
 #[test]
+fn a_disk_that_runs_becomes_shorter_only_if_that_is_said_to_the_command_and_to_dom0() {
+    let host = Host::with_service(true);
+    let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, ""));
+    let file = host.guest("web1", SHELL, &disks);
+    host.ok(&["create", &file]);
+    Console::attach(&host, "web1").wait("mini: ready");
+    let bytes = || fs::metadata(host.path("root.img")).unwrap().len();
+    let refused = host.refused(&["block-resize", "web1", "root", "32MiB"]);
+    assert!(refused.contains("--shrink") && refused.contains("64 MiB"), "{refused}");
+    // A client of before knows no shrink.
+    let resize = |more: &str| {
+        let call = format!(
+            r#"{{"method":"org.domus.Dom0.BlockResize","parameters":{{"name":"web1","disk":"root","bytes":33554432{more}}}}}"#
+        );
+        host.call(&call)
+    };
+    let refused = resize("")["parameters"]["message"].to_string();
+    assert!(refused.contains("67108864 bytes") && refused.contains("set shrink"), "{refused}");
+    assert!(resize(r#","shrink":false"#)["error"].is_string());
+    assert_eq!(bytes(), 64 << 20);
+    // An image that has grown since its backend looked is not cut back to less.
+    fs::File::options().write(true).open(host.path("root.img")).unwrap().set_len(96 << 20).unwrap();
+    assert!(host.refused(&["block-resize", "web1", "root", "80MiB"]).contains("100663296 bytes"));
+    assert_eq!(host.ok(&["block-resize", "web1", "root", "96MiB"]), "100663296 bytes\n");
+    assert_eq!(host.ok(&["block-resize", "web1", "root", "48MiB", "--shrink"]), "50331648 bytes\n");
+    assert_eq!(bytes(), 48 << 20);
+    assert_eq!(resize(r#","shrink":true"#)["parameters"]["bytes"], 32 << 20);
+}
+
+#[test]
+fn a_raw_disk_that_is_another_formats_image_is_refused_with_the_line_to_add() {
+    let host = Host::new(true);
+    host.ok(&["disk", "create", host.path("root.img").to_str().unwrap(), "8M", "--format", "qcow2"]);
+    let disk = |more: &str| {
+        let path = host.path("root.img");
+        format!(r#", "disks": [ {{ "id": "root", "path": "{}"{more} }} ]"#, path.display())
+    };
+    let file = host.guest("web1", SHELL, &disk(""));
+    for verb in ["check", "run"] {
+        let refused = host.refused(&[verb, &file]);
+        assert!(
+            refused.contains("disks[0].path") && refused.contains(r#"add "format": "qcow2""#),
+            "{refused}"
+        );
+    }
+    for format in ["qcow2", "raw"] {
+        host.ok(&["check", &host.guest("web1", SHELL, &disk(&format!(r#", "format": "{format}""#)))]);
+    }
+    fs::write(host.path("root.img"), [&b"KDMV"[..], &[0; 4092]].concat()).unwrap();
+    let refused = host.refused(&["check", &host.guest("web1", SHELL, &disk(""))]);
+    assert!(refused.contains("a VMDK image") && refused.contains(r#""format": "raw""#), "{refused}");
+    // A guest that encrypts its disk is to start again.
+    fs::write(host.path("root.img"), [&b"LUKS\xba\xbe"[..], &[0; 4090]].concat()).unwrap();
+    host.ok(&["check", &host.guest("web1", SHELL, &disk(""))]);
+}
+
+#[test]
+fn an_image_that_is_there_twice_is_named_by_both_places() {
+    let host = Host::new(true);
+    let (a, b) = (host.path("a.img"), host.path("b.img"));
+    fs::File::create(&a).unwrap().set_len(1 << 20).unwrap();
+    fs::hard_link(&a, &b).unwrap();
+    host.ok(&["disk", "create", host.path("over.qcow2").to_str().unwrap(), "--backing", b.to_str().unwrap()]);
+    let disk = |id: &str, path: &str, more: &str| {
+        format!(r#"{{ "id": "{id}", "path": "{}"{more} }}"#, host.path(path).display())
+    };
+    let over =
+        format!(r#", "format": "qcow2", "backing": [ {{ "path": "{}", "format": "raw" }} ]"#, b.display());
+    let read_only = r#", "read_only": true"#;
+    for (second, at) in [
+        (disk("two", "b.img", ""), "disks[1].path"),
+        (disk("two", "a.img", read_only), "disks[1].path"),
+        (disk("two", "over.qcow2", &over), "disks[1].backing[0].path"),
+    ] {
+        let file =
+            host.guest("web1", SHELL, &format!(r#", "disks": [ {}, {second} ]"#, disk("one", "a.img", "")));
+        for verb in ["check", "run"] {
+            let refused = host.refused(&[verb, &file]);
+            assert!(
+                refused.contains(&format!("{at}: ")) && refused.contains("file of disks[0].path"),
+                "{refused}"
+            );
+        }
+    }
+    let both = [disk("one", "a.img", read_only), disk("two", "b.img", read_only)].join(", ");
+    host.ok(&["check", &host.guest("web1", SHELL, &format!(r#", "disks": [ {both} ]"#))]);
+}
+
+#[test]
+fn what_a_domain_has_none_of_is_said() {
+    let host = Host::with_service(true);
+    host.ok(&["create", &host.guest("web1", SHELL, "")]);
+    assert_eq!(host.ok(&["block-list", "web1"]), "web1 has no disks\n");
+    assert_eq!(host.ok(&["network-list", "web1"]), "web1 has no NICs\n");
+    assert!(host.ok(&["network-list"]).contains("there are no networks"));
+    assert_eq!(host.ok(&["block-list", "web1", "--json"]).trim(), "[]");
+    let refused = host.refused(&["block-resize", "web1", "root", "1M"]);
+    assert!(refused.contains("\"root\": the domain has none"), "{refused}");
+    let refused = host.refused(&["network-set", "web1", "eth0", "--link", "down"]);
+    assert!(refused.contains("\"eth0\": the domain has none"), "{refused}");
+}
+
+#[test]
 fn a_limit_is_obeyed_from_the_moment_it_is_set_and_by_the_next_backend_too() {
     let host = Host::with_service(true);
     let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, r#", "limits": { "bytes": "1GiB" }"#));
@@ -170,6 +273,7 @@ fn a_qcow2_disk_on_a_base_survives_its_killed_backends_and_its_image_is_sound() 
     println!("{}", console.wait("value blk-endure"));
     console.wait("mini: ok blk-endure");
     host.until("the guest switches itself off", || host.domain("web1").is_none());
+    assert!(host.ok(&["disk", "check", image]).contains("is there"));
     let check = tool("qemu-img", &["check", "-f", "qcow2", image]);
     // 0: clean; 3: clusters leaked, and nothing wrong.
     assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");

@@ -34,6 +34,22 @@ fn a_config_of_xl_s_is_printed_as_one_of_domus_and_what_is_lost_goes_to_standard
     assert!(!out.stdout.is_empty());
     assert!(String::from_utf8(out.stderr).unwrap().contains("memory: 1MiB is too little"));
 
+    // Images that are here are looked at.
+    let image = host.path("win11.img");
+    host.ok(&["disk", "create", image.to_str().unwrap(), "1M", "--format", "qcow2"]);
+    host.write(
+        "win.cfg",
+        &format!("name = 'win'\nkernel = 'k'\ndisk = [ 'file:{},xvda,w' ]\n", image.display()),
+    );
+    let both: serde_json::Value = serde_json::from_str(&host.ok(&["import", "--json", "win.cfg"])).unwrap();
+    assert_eq!(both["config"]["disks"][0]["format"], "qcow2");
+    assert!(both["lost"].to_string().contains("is a qcow2 image"), "{both}");
+
+    std::fs::write(host.path("latin1.cfg"), b"# caf\xe9\nname = 'a'\nkernel = 'k'\nmemory = 64\n").unwrap();
+    host.ok(&["import", "latin1.cfg"]);
+    host.write("empty.cfg", "# nothing\n");
+    assert!(host.refused(&["import", "empty.cfg"]).contains("says nothing of a domain"));
+
     host.write("bad.cfg", "memory 5\n");
     let line = host.refused(&["import", "bad.cfg"]);
     assert!(line.starts_with("bad.cfg: line 1: "), "{line}");

@@ -56,6 +56,25 @@ fn runs_well(host: &Host, name: &str, cmdline: &str, nets: &str) {
 }
 
 #[test]
+fn a_host_without_the_device_of_taps_is_told_which_and_how_to_get_it() {
+    use nix::mount::{MsFlags, mount};
+    let host = Host::new(true);
+    // For this thread and the processes it starts.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(Some("none"), "/dev/net", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    let file = host.guest("web1", SHELL, r#", "nets": [ { "id": "eth0", "bridge": "br0" } ]"#);
+    let told = |part: &str| {
+        for verb in ["check", "run"] {
+            let refused = host.refused(&[verb, &file]);
+            assert!(refused.contains("nets[0].bridge: ") && refused.contains(part), "{refused}");
+            assert!(refused.contains("/dev/net/tun") && refused.contains("modprobe tun"), "{refused}");
+        }
+    };
+    told("does not exist");
+}
+
+#[test]
 fn a_nic_is_on_a_bridge_a_tap_with_one_queue_or_many_or_a_macvtap() {
     let host = Host::with_service(true);
     host.touch_run_dir();

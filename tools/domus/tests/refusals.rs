@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
@@ -215,26 +215,13 @@ fn a_second_service_on_the_same_run_directory_is_refused_by_name() {
     assert!(!host.run_dir().join("dom0.sock").exists());
 }
 
-/// One Varlink call, as any client would make it.
-fn call(host: &Host, text: &str) -> serde_json::Value {
-    let mut stream = UnixStream::connect(host.run_dir().join("dom0.sock")).unwrap();
-    stream.write_all(text.as_bytes()).unwrap();
-    stream.write_all(&[0]).unwrap();
-    let mut answer = Vec::new();
-    std::io::BufReader::new(stream).read_until(0, &mut answer).unwrap();
-    assert_eq!(answer.pop(), Some(0));
-    serde_json::from_slice(&answer).unwrap()
-}
-
 #[test]
 fn the_api_describes_itself_and_its_errors_are_typed() {
     let host = Host::with_service(false);
-    let info = call(&host, r#"{"method":"org.varlink.service.GetInfo"}"#);
+    let info = host.call(r#"{"method":"org.varlink.service.GetInfo"}"#);
     let interfaces = info["parameters"]["interfaces"].to_string();
     assert!(interfaces.contains("org.domus.Dom0") && interfaces.contains("org.varlink.service"), "{info}");
-    let description = call(
-        &host,
-        r#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.domus.Dom0"}}"#,
+    let description = host.call(r#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.domus.Dom0"}}"#,
     );
     let idl = description["parameters"]["description"].as_str().unwrap();
     for part in [
@@ -248,9 +235,9 @@ fn the_api_describes_itself_and_its_errors_are_typed() {
     }
     let interface = zlink::idl::Interface::try_from(idl).unwrap();
     assert_eq!((interface.methods().count(), interface.errors().count()), (38, 5));
-    let error = call(&host, r#"{"method":"org.domus.Dom0.Pause","parameters":{"name":"web9"}}"#);
+    let error = host.call(r#"{"method":"org.domus.Dom0.Pause","parameters":{"name":"web9"}}"#);
     assert_eq!(error["error"], "org.domus.Dom0.NoSuchDomain");
-    let error = call(&host, r#"{"method":"org.domus.Dom0.Frob"}"#);
+    let error = host.call(r#"{"method":"org.domus.Dom0.Frob"}"#);
     assert_eq!(error["error"], "org.varlink.service.MethodNotFound");
 }
 
@@ -258,9 +245,7 @@ fn the_api_describes_itself_and_its_errors_are_typed() {
 #[test]
 fn the_file_of_the_interface_is_what_the_service_says_of_itself() {
     let host = Host::with_service(false);
-    let description = call(
-        &host,
-        r#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.domus.Dom0"}}"#,
+    let description = host.call(r#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.domus.Dom0"}}"#,
     );
     let idl = description["parameters"]["description"].as_str().unwrap();
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared-abi/api/org.domus.Dom0.varlink");

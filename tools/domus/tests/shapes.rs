@@ -120,5 +120,6 @@ const COMMANDS: &[&str] = &[
     "dump-core web1 web1.core --json",
     "disk create new.qcow2 8MiB --format qcow2 --json",
     "disk info new.qcow2 --json",
+    "disk check new.qcow2 --json",
     "destroy web1 --json",
 ];

@@ -97,3 +97,90 @@ fn the_host_is_described_with_its_nodes_if_that_is_asked() {
     let text = host.ok(&["info", "-n"]);
     assert!(text.contains("nr_cpus                : ") && text.contains("numa_info"), "{text}");
 }
+
+/// Runs a command of which nobody reads what it prints, not even its errors; returns its exit status.
+fn unread(host: &Host, args: &[&str]) -> Option<i32> {
+    let closed = || {
+        let (_, end) = std::io::pipe().unwrap();
+        end
+    };
+    let mut child = host.command(args).stdout(closed()).stderr(closed()).spawn().unwrap();
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if begun.elapsed() > Duration::from_secs(10) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("domus {args:?} goes on and nobody reads it");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_ends_what_is_only_printed_and_no_command_panics() {
+    let host = Host::with_service(true);
+    let file = host.guest("web1", SHELL, "");
+    host.ok(&["create", &file]);
+    let other = host.guest("web2", SHELL, "");
+    host.write("old.cfg", "name = 'old'\nkernel = 'vmlinuz'\nmemory = 64\nvnc = 1\n");
+    host.write("bad.json", "{");
+    for args in [
+        &["completions", "bash"][..],
+        &["completions", "zsh"],
+        &["completions", "fish"],
+        &["list"],
+        &["list", "--json", "--verbose"],
+        &["vm-list"],
+        &["info"],
+        &["why", "web1"],
+        &["check", &other],
+        &["import", "old.cfg"],
+        &["top", "--batch", "--delay", "1"],
+        &["events"],
+        &["events", "--since-start", "--json"],
+        &["logs", "web1", "--follow"],
+        &["console", "web1"],
+        &["block-list", "web1"],
+        &["network-list"],
+        &["vcpu-list", "web1"],
+        &["pause", "web1", "--json"],
+        &["unpause", "web1"],
+        &["disk", "create", "new.img", "1M", "--json"],
+        &["disk", "info", "new.img"],
+        &["destroy", "--all", "--json"],
+        &["--help"],
+        &["disk", "--help"],
+        &["--version"],
+    ] {
+        assert_eq!(unread(&host, args), Some(0), "{args:?}");
+    }
+    for (args, status) in [
+        (&["check", "bad.json"][..], 1),
+        (&["import", "no.cfg"], 1),
+        (&["run", "bad.json"], 1),
+        (&["console", "web9"], 1),
+        (&["destroy", "web9"], 1),
+        (&["disk", "info", "no.img"], 1),
+        (&["frob"], 2),
+        (&["list", "--tall"], 2),
+    ] {
+        assert_eq!(unread(&host, args), Some(status), "{args:?}");
+    }
+    // What was to be done is done.
+    assert!(host.domain("web1").is_none() && host.path("new.img").exists());
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_at_once_and_whoever_has_it_stays() {
+    let host = Host::with_service(true);
+    let file = host.guest("web1", SHELL, "");
+    host.ok(&["create", &file]);
+    let begun = Instant::now();
+    let refused = host.refused(&["run", &file]);
+    assert!(refused.contains("name: a domain named \"web1\" runs already"), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
+    assert_eq!(host.domain("web1").unwrap()["state"], "running");
+}

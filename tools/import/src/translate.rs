@@ -7,6 +7,7 @@ use shared_abi::limits::MAX_VCPUS;
 use shared_abi::{DeviceId, DomainName, MacAddress};
 
 use crate::config::Config;
+use crate::rules;
 
 /// Upper bound of the list of what is lost: a text of [`crate::MAX_TEXT`] bytes can hold more than anybody reads.
 const MAX_LOST: usize = 1000;
@@ -27,6 +28,9 @@ pub struct Translation {
     pub config: Config,
     /// What has no counterpart, in the order of its lines.
     pub lost: Vec<Lost>,
+    /// Of each disk its line, and whether its format is said there expressly.
+    #[serde(skip)]
+    pub(crate) formats: Vec<(u32, bool)>,
 }
 
 /// Something without a counterpart.
@@ -128,8 +132,8 @@ impl Translation {
         least: u64,
         most: u64,
     ) -> Option<u64> {
-        match number.trim().parse() {
-            Ok(number) if (least..=most).contains(&number) => Some(number),
+        match rules::number(number) {
+            Some(number) if (least..=most).contains(&number) => Some(number),
             _ => {
                 self.lose(line, what, format!("{least} to {most} would do"));
                 None

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use domus_import::{ImportError, Translation, import};
+use domus_import::{ImportError, Translation, import, import_bytes};
 use serde_json::{Value, json};
 
 /// Reads a sample; what it is made into is a config to dom0.
@@ -131,14 +131,14 @@ fn a_domain_of_libvirt_s_is_a_config_and_each_element_that_is_lost_is_listed() {
 #[test]
 fn a_name_a_number_of_vcpus_and_wires_that_domus_does_not_have_become_ones_that_it_has() {
     let (config, translation) = sample(include_str!("samples/libvirt-uefi.xml"));
-    assert_eq!((&config["name"], &config["vcpus"]), (&json!("Fedora-Server--1"), &json!(32)));
+    assert_eq!((&config["name"], &config["vcpus"]), (&json!("Fedora-Server--1"), &json!(2)));
     assert_eq!(config["memory"], "4096MiB");
     assert_eq!(config["disks"], json!([{ "id": "sda", "path": "/dev/vg0/fedora" }]));
     assert_eq!(config["nets"][0], json!({ "id": "eth0", "macvtap": "eth0" }));
     assert_eq!(config["nets"][1], json!({ "id": "eth1", "vhost_user_socket": "/run/vhost.sock" }));
     lists(&translation, 3, &["Fedora Server #1", "Fedora-Server--1"]);
     lists(&translation, 5, &["currentMemory"]);
-    lists(&translation, 6, &["48", "1 to 32"]);
+    lists(&translation, 6, &["48", "number of vCPUs is fixed"]);
     lists(&translation, 7, &["firmware"]);
     lists(&translation, 15, &["writethrough"]);
     lists(&translation, 21, &["vepa", "bridge"]);
@@ -162,6 +162,237 @@ fn what_is_neither_is_refused_in_one_line_that_says_where() {
     assert!(refused(&"[".repeat(1000)).lines().count() == 1);
     assert!(refused(&format!("a = {}", "[".repeat(1000))).contains("line 1"));
     assert_eq!(import(&" ".repeat(300_000)), Err(ImportError::TooLong));
+}
+
+/// The same guest, as both say it.
+fn both(
+    kernel: &str,
+    memory: (&str, &str, &str),
+    vcpus: (&str, &str),
+    cmdline: &str,
+) -> [(Value, Translation); 2] {
+    let (unit, libvirt, xl) = memory;
+    let (now, most) = vcpus;
+    [
+        sample(&format!(
+            "name = 'a'\nkernel = '{kernel}'\nmemory = '{xl}'\nvcpus = {now}\nmaxvcpus = {most}\nextra = '{cmdline}'\n"
+        )),
+        sample(&format!(
+            "<domain><name>a</name>\n<os><kernel>{kernel}</kernel>\n<cmdline>{cmdline}</cmdline></os>\n\
+             <memory unit='{unit}'>{libvirt}</memory>\n<vcpu current='{now}'>{most}</vcpu>\n</domain>"
+        )),
+    ]
+}
+
+#[track_caller]
+fn says(translation: &Translation, parts: &[&str]) {
+    let lost = lost(translation);
+    let is = |(_, text): &(u32, String)| parts.iter().all(|part| text.contains(part));
+    assert!(lost.iter().any(is), "{parts:?} is not in\n{lost:#?}");
+}
+
+#[test]
+fn an_amount_of_memory_is_the_same_whatever_the_case_of_its_unit() {
+    for (unit, libvirt, xl, mib) in [
+        ("KiB", "2097152", "2048", 2048),
+        ("kib", "2097152", "2048MiB", 2048),
+        ("Gib", "2", "2g", 2048),
+        ("GIB", "2", "2 GiB", 2048),
+        ("g", "2", "0x800", 2048),
+        ("gb", "1", "1GB", 954),
+        ("MB", "512", "512mb", 489),
+        ("", "1048576", "1024", 1024),
+        ("BYTES", "1073741824", "1073741824b", 1024),
+    ] {
+        for (config, _) in both("k", (unit, libvirt, xl), ("1", "1"), "") {
+            assert_eq!(config["memory"], format!("{mib}MiB"), "{unit} {xl}");
+        }
+    }
+    let (_, translation) =
+        sample("<domain><memory unit='furlong'>2</memory><os><kernel>k</kernel></os></domain>");
+    says(&translation, &["furlong", "no amount of memory"]);
+    let (config, translation) = sample("kernel = 'k'\nmemory = '2 furlongs'\n");
+    assert_eq!(config["memory"], "512MiB");
+    says(&translation, &["furlongs", "no amount of memory"]);
+    let (config, _) = sample("kernel = 'k'\nmaxmem = 256\n");
+    assert_eq!(config["memory"], "256MiB");
+}
+
+#[test]
+fn a_guest_has_the_vcpus_that_it_starts_with_and_that_it_could_have_more_is_told() {
+    for (config, translation) in both("k", ("M", "64", "64"), ("2", "16"), "") {
+        assert_eq!(config["vcpus"], 2);
+        says(&translation, &["16", "number of vCPUs is fixed"]);
+    }
+    for (config, translation) in both("k", ("M", "64", "64"), ("3", "3"), "") {
+        assert_eq!(config["vcpus"], 3);
+        assert_eq!(translation.lost, []);
+    }
+}
+
+#[test]
+fn the_kernels_command_line_has_the_console_that_there_is_and_its_root_is_looked_at() {
+    for (given, made, told) in [
+        ("ip=dhcp", "ip=dhcp console=ttyS0", None),
+        ("console=hvc0 quiet", "console=ttyS0 quiet", Some("console=hvc0")),
+        ("console=tty0 console=ttyS1,115200n8", "console=tty0 console=ttyS0", Some("console=ttyS1")),
+        ("console=xvc0 console=hvc0", "console=ttyS0", Some("console=hvc0")),
+        ("console=ttyS0,115200 a", "console=ttyS0,115200 a", None),
+        ("root=/dev/sda1 ro", "root=/dev/sda1 ro console=ttyS0", Some("/dev/vda")),
+        ("root=/dev/xvda", "root=/dev/xvda console=ttyS0", Some("/dev/vda")),
+        ("root=/dev/nvme0n1p2", "root=/dev/nvme0n1p2 console=ttyS0", Some("/dev/vda")),
+        ("root=/dev/disk/by-id/x", "root=/dev/disk/by-id/x console=ttyS0", Some("/dev/vda")),
+        ("root=202:1 resume=/dev/hda5", "root=202:1 resume=/dev/hda5 console=ttyS0", Some("resume=")),
+        ("root=UUID=a", "root=UUID=a console=ttyS0", None),
+        ("root=/dev/vda1", "root=/dev/vda1 console=ttyS0", None),
+        ("root=/dev/mapper/vg-root", "root=/dev/mapper/vg-root console=ttyS0", None),
+    ] {
+        for (config, translation) in both("k", ("M", "64", "64"), ("1", "1"), given) {
+            assert_eq!(config["boot"]["cmdline"], made);
+            match told {
+                Some(told) => says(&translation, &[told]),
+                None => assert_eq!(translation.lost, [], "{given}"),
+            }
+        }
+    }
+    let (config, translation) = sample("kernel = 'k'\nmemory = 64\nroot = '/dev/sda ro'\n");
+    assert_eq!(config["boot"]["cmdline"], "root=/dev/sda ro console=ttyS0");
+    says(&translation, &["root=/dev/sda", "/dev/vda"]);
+}
+
+#[test]
+fn firmware_and_boot_loaders_are_no_kernels() {
+    for kernel in [
+        "/usr/lib/xen-4.17/boot/hvmloader",
+        "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        "/usr/share/seabios/bios-256k.bin",
+        "/usr/lib/xen-4.17/bin/pygrub",
+        "/usr/lib/grub-xen/grub-x86_64-xen.bin",
+    ] {
+        for (config, translation) in both(kernel, ("M", "64", "64"), ("1", "1"), "a") {
+            assert_eq!(config["boot"]["kernel"], "vmlinuz");
+            says(&translation, &[kernel, "no firmware"]);
+            says(&translation, &["no kernel is named"]);
+        }
+    }
+}
+
+#[test]
+fn a_disk_of_xms_time_has_its_device_before_the_last_colon() {
+    let (config, translation) = sample(
+        "kernel = 'k'\ndisk = [ 'file:/a.iso,ioemu:hdc:cdrom,r', 'phy:/dev/b,ioemu:hda,w', 'file:/c,hdb:disk,w',\n\
+         'tap:tapdisk:aio:/d,xvdd:cdrom,r', 'format=raw,vdev=hde:cdrom,target=/e', 'drbd:res,xvdf,w', 'vmdk:/g,xvdg,w' ]\n",
+    );
+    let disk = |id: &str, path: &str, read_only: bool| match read_only {
+        true => json!({ "id": id, "path": path, "read_only": true }),
+        false => json!({ "id": id, "path": path }),
+    };
+    assert_eq!(
+        config["disks"],
+        json!([
+            disk("hdc", "/a.iso", true),
+            disk("hda", "/dev/b", false),
+            disk("hdb", "/c", false),
+            disk("xvdd", "/d", true),
+            disk("hde", "/e", true)
+        ])
+    );
+    lists(&translation, 3, &["drbd", "left out"]);
+    lists(&translation, 3, &["vmdk", "left out"]);
+}
+
+#[test]
+fn an_image_of_a_format_that_is_not_served_is_left_out_by_both() {
+    let (config, translation) = sample(
+        "<domain><os><kernel>k</kernel></os><devices><disk device='disk'><driver name='qemu' type='vmdk'/>\
+         <source file='/a.vmdk'/><target dev='vda' bus='virtio'/></disk></devices></domain>",
+    );
+    assert_eq!(config.get("disks"), None);
+    says(&translation, &["vmdk", "left out"]);
+    let (config, _) = sample("kernel = 'k'\ndisk = [ '/a.vmdk,vmdk,xvda' ]\n");
+    assert_eq!(config.get("disks"), None);
+    // What is behind a qcow2 image nobody has said.
+    let (_, translation) = sample(
+        "<domain><os><kernel>k</kernel></os><devices><disk device='disk'><driver name='qemu' type='QCOW2'/>\
+         <source file='/a.img'/><target dev='vda' bus='virtio'/></disk></devices></domain>",
+    );
+    says(&translation, &["/a.img", "backing"]);
+}
+
+#[test]
+fn the_format_of_an_image_is_what_it_tells_and_else_its_name_is_doubted() {
+    let told = |path: &str| match path {
+        "/q.img" => Some(Some("qcow2")),
+        "/v.img" => Some(Some("VMDK")),
+        "/raw.img" => Some(None),
+        _ => None,
+    };
+    let text = "kernel = 'k'\ndisk = [ 'file:/q.img,xvda,w', '/q.img,raw,xvdb', 'file:/v.img,xvdc,w',\n\
+                '/raw.img,qcow2,xvdd', 'file:/away.qcow2,xvde,w', '/raw.img,,xvdf' ]\n";
+    let translation = import_bytes(text.as_bytes(), &told).unwrap();
+    let formats: Vec<_> = translation.config.disks.iter().map(|disk| disk.format.as_deref()).collect();
+    assert_eq!(formats, [Some("qcow2"), Some("raw"), None, Some("qcow2"), None, None]);
+    lists(&translation, 2, &["/q.img", "is a qcow2 image, and is served as one"]);
+    lists(&translation, 2, &["/q.img", "said to be raw"]);
+    lists(&translation, 2, &["/v.img", "VMDK", "qemu-img convert"]);
+    lists(&translation, 3, &["/raw.img", "said to be qcow2, and is raw"]);
+    lists(&translation, 3, &["/away.qcow2", "its name says qcow2"]);
+    let xml = "<domain><os><kernel>k</kernel></os><devices><disk><source file='/q.img'/><target dev='vda'/></disk>\
+               <disk><driver type='raw'/><source file='/q.img'/><target dev='vdb'/></disk></devices></domain>";
+    let translation = import_bytes(xml.as_bytes(), &told).unwrap();
+    let formats: Vec<_> = translation.config.disks.iter().map(|disk| disk.format.as_deref()).collect();
+    assert_eq!(formats, [Some("qcow2"), Some("raw")]);
+}
+
+#[test]
+fn a_file_in_any_encoding_is_read_and_one_that_says_nothing_is_refused() {
+    let import = |bytes: &[u8]| import_bytes(bytes, &|_| None);
+    let plain = import(b"# caf\xc3\xa9\nname = 'a'\nkernel = 'k'\n").unwrap();
+    for bytes in [
+        &b"# caf\xe9\nname = 'a'\nkernel = 'k'\n"[..],
+        b"\xef\xbb\xbf# caf\xc3\xa9\nname = 'a'\nkernel = 'k'\n",
+        b"# caf\xe9\r\nname = 'a'\r\nkernel = 'k'\r\n",
+    ] {
+        assert_eq!(import(bytes).unwrap(), plain);
+    }
+    let wide: Vec<u8> = "\u{feff}<domain><name>a</name><os><kernel>k</kernel></os></domain>"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    assert_eq!(import(&wide).unwrap().config, plain.config);
+    let xml = b"<?xml version='1.0' encoding='iso-8859-1'?>\n<!-- caf\xe9 -->\n<domain><name>a</name>\
+                <os><kernel>k</kernel></os></domain>";
+    assert_eq!(import(xml).unwrap().config, plain.config);
+    // Where it counts, it is said.
+    says(&import(b"name = 'a'\nkernel = '/caf\xe9'\n").unwrap(), &["Latin-1"]);
+    for nothing in
+        [&b""[..], b"\n \n", b"# a comment\n", b"\xef\xbb\xbf", b";;", b"<domain/>", b"<domain> </domain>"]
+    {
+        let refused = import(nothing).unwrap_err();
+        assert_eq!(refused, ImportError::Empty);
+        assert!(refused.to_string().contains("xl.cfg(5)"));
+    }
+}
+
+#[test]
+fn both_give_the_same_reason_for_the_same_thing() {
+    for (xl, libvirt, why) in [
+        ("vnc = 1", "<devices><graphics type='vnc'/></devices>", "there is no display"),
+        ("bios = 'ovmf'", "<os><loader>/x.fd</loader></os>", "there is no firmware"),
+        ("pci = [ '01:00.0' ]", "<devices><hostdev/></devices>", "no devices of the host"),
+        ("localtime = 1", "<clock offset='localtime'/>", "no real-time clock"),
+        ("cpu_weight = 5", "<cputune><shares>5</shares></cputune>", "sched-set"),
+        ("cpus = '1'", "<vcpu cpuset='1'>1</vcpu>", "set \"cpus\""),
+        ("bootloader = 'pygrub'", "<bootloader>pygrub</bootloader>", "no boot loader"),
+        ("uuid = 'x'", "<uuid>x</uuid>", "is no UUID"),
+        ("on_crash = 'rename-restart'", "<on_crash>rename-restart</on_crash>", "\"restart\" here"),
+    ] {
+        let (_, of_xl) = sample(&format!("kernel = 'k'\n{xl}\n"));
+        let (_, of_libvirt) = sample(&format!("<domain><os><kernel>k</kernel></os>{libvirt}</domain>"));
+        for translation in [of_xl, of_libvirt] {
+            says(&translation, &[why]);
+        }
+    }
 }
 
 proptest::proptest! {

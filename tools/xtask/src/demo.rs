@@ -14,9 +14,9 @@ use domus_tests::lab_vm::{LabVm, Serial};
 use serde_json::json;
 
 use crate::command::{command, run, run_quiet};
-use crate::images::images;
+use crate::images::debian_only;
 use crate::lab::{STEP_HEAD, lab_vm, tells};
-use crate::packages::{Consent, install_packages, is_root};
+use crate::packages::{Consent, Need, install_packages, is_root};
 use crate::terminal::Terminal;
 use crate::workspace;
 
@@ -43,10 +43,12 @@ pub fn demo(consent: Consent, smoke: bool) -> Result<()> {
     if !smoke && !terminal {
         bail!("the demo needs a terminal; `cargo xtask demo --smoke` runs and checks it without one");
     }
-    install_packages(consent)?;
+    let environment = Environment::detect();
+    let nested: &[Need] = if environment == Environment::Hardware { &[] } else { &[Need::Qemu] };
+    install_packages(consent, &[&[Need::Images, Need::Guest], nested].concat())?;
     let bin = workspace::build_binaries()?;
-    let images = images(&[KERNEL])?;
-    smoke_or_terminal(Environment::detect(), &images, &bin, smoke)
+    let images = debian_only(KERNEL)?;
+    smoke_or_terminal(environment, &images, &bin, smoke)
 }
 
 fn smoke_or_terminal(environment: Environment, images: &Images, bin: &Path, smoke: bool) -> Result<()> {

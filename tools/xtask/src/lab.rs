@@ -12,7 +12,7 @@ use domus_tests::report::Tally;
 use crate::command::{command, read};
 use crate::demo;
 use crate::images::{KERNELS, images};
-use crate::packages::{Consent, install_packages};
+use crate::packages::{Consent, Need, install_packages};
 use crate::terminal::Terminal;
 use crate::workspace;
 
@@ -41,8 +41,11 @@ pub fn lab_vm<'a>(
         vm.place(&files.initrd, &format!("images/{initrd}"))?;
         inside.kernels.insert(*id, KernelFiles { vmlinuz: vmlinuz.into(), initrd: initrd.into() });
     }
-    vm.place(&images.guest, "images/guest.ext4")?;
-    inside.guest = "guest.ext4".into();
+    // The demo has none.
+    if !images.guest.as_os_str().is_empty() {
+        vm.place(&images.guest, "images/guest.ext4")?;
+        inside.guest = "guest.ext4".into();
+    }
     inside.debian = "/dev/nvme1n1".into();
     inside.save(&vm.share().join("images/images.json"))?;
     Ok(vm)
@@ -141,7 +144,7 @@ pub fn script(
     systemd: bool,
     build: bool,
 ) -> Result<()> {
-    install_packages(consent)?;
+    install_packages(consent, &[Need::Images, Need::TestGuest, Need::Qemu])?;
     let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
     let images = images(KERNELS)?;
     let vm = lab_vm(&images, &bin, "outer", true, systemd, Duration::from_secs(3600))?;

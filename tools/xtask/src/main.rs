@@ -129,7 +129,7 @@ enum Task {
         #[arg(long, value_enum, default_value_t = Profile::Release)]
         profile: Profile,
     },
-    /// Install what the other commands need, and nothing else.
+    /// Install what all the other commands need, and nothing else.
     Setup {
         #[command(flatten)]
         yes: Yes,
@@ -171,7 +171,8 @@ enum Bench {
 
 #[derive(Clone, Copy, Debug, Args)]
 struct Yes {
-    /// Install what is missing without asking (as CI=true in the environment does).
+    /// Install what is missing without asking (as CI=true in the environment does); whether something may be removed
+    /// or set back for it is asked all the same.
     #[arg(long)]
     yes: bool,
 }
@@ -226,12 +227,12 @@ fn run(task: Task) -> Result<()> {
             bench::density::density(yes.consent(), &options)
         }
         Task::Images { yes, file } => {
-            packages::install_packages(yes.consent())?;
+            packages::install_packages(yes.consent(), &[packages::Need::Images, packages::Need::TestGuest])?;
             images::images(images::KERNELS)?.save(&file)
         }
         Task::Deb { yes, profile } => deb::deb(yes.consent(), profile),
         Task::Setup { yes } => {
-            packages::install_packages(yes.consent())?;
+            packages::install_packages(yes.consent(), &[packages::Need::Tests])?;
             packages::install_cargo_tools(yes.consent())
         }
     }

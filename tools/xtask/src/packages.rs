@@ -1,8 +1,9 @@
 //! The Debian packages that the host needs, and their installation.
 //!
-//! Asks before it changes the host; on machines without an operator `--yes`, or `CI=true` in the environment, is the
-//! answer. Installs from the host's own Debian sources only, and prints a line when it has to replace a newer version
-//! by an older one.
+//! Each command installs what it needs itself ([`Need`]). The one transaction is computed first (`apt-get -s`), from
+//! the host's own Debian sources. Asks before it changes the host; on machines without an operator `--yes`, or
+//! `CI=true` in the environment, is the answer. What would be removed or set back to an older version is named, and
+//! needs an answer of its own, typed on a terminal: `--yes` does not agree to it.
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
@@ -11,30 +12,59 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{command, read, run, run_quiet, succeeds};
 
-/// Debian package, what of it is used.
-const PACKAGES: &[(&str, &str)] = &[
-    ("busybox-static", "the guests' initrd"),
-    ("dnsmasq-base", "addresses and names for the networks that dom0 manages"),
-    ("dpdk-dev", "testpmd, which NICs are tested against and the net bench compares with"),
-    ("e2fsprogs", "mke2fs makes disk images without mounting them"),
-    ("fio", "the limit that the block bench compares with"),
-    ("gdb", "reads the cores of machines in the tests"),
-    ("iproute2", "bridges and taps"),
-    ("iputils-ping", "asks the guest's NIC"),
-    ("iperf3", "traffic of guests"),
-    ("kmod", "depmod orders the guests' modules"),
-    ("mmdebstrap", "the guests' root file system"),
-    ("nbdkit", "an NBD server that disks are tested against"),
-    ("nmap", "nping, with which a test guest pretends to be another"),
-    ("nftables", "keeps the networks that dom0 manages apart"),
-    ("passt", "the network of a NIC that names none"),
-    ("qemu-system-common", "virtiofsd and qemu-storage-daemon"),
-    ("qemu-system-x86", "the nested lab, and the other VMM in the tests"),
-    ("qemu-utils", "qemu-img and qemu-nbd, which qcow2 and NBD disks are tested against"),
-    ("socat", "with which a test guest sends any frame"),
-    ("systemd", "systemd-analyze, which judges the package's units, and systemd-socket-activate"),
-    ("util-linux", "setpriv ties children to their parent"),
-    ("xz-utils", "unpacks kernel modules"),
+/// What packages are installed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Kernels, initrds and Debian's root file system.
+    Images,
+    /// The test guests' root file system, which has programs of the host's.
+    TestGuest,
+    /// A guest of one's own on this host, with a bridge.
+    Guest,
+    /// The nested lab, or QEMU as the other VMM.
+    Qemu,
+    /// The lab's scenarios on this host.
+    Lab,
+    /// The block bench.
+    BlockBench,
+    /// The net bench.
+    NetBench,
+    /// The density bench.
+    DensityBench,
+    /// All tests: everything.
+    Tests,
+}
+
+use Need::{BlockBench, DensityBench, Guest, Images, Lab, NetBench, Qemu, TestGuest};
+
+/// Debian package, what of it is used, and by what besides the tests.
+const PACKAGES: &[(&str, &str, &[Need])] = &[
+    ("busybox-static", "the guests' initrd", &[Images]),
+    ("dnsmasq-base", "addresses and names for the networks that dom0 manages", &[Lab]),
+    ("dpdk-dev", "testpmd, which NICs are tested against and the net bench compares with", &[NetBench]),
+    ("e2fsprogs", "mke2fs makes disk images without mounting them", &[Images]),
+    ("fio", "the limit that the block bench compares with", &[BlockBench]),
+    ("gdb", "reads the cores of machines in the tests", &[]),
+    ("iproute2", "bridges and taps", &[Guest, Lab, NetBench, DensityBench]),
+    ("iputils-ping", "asks the guest's NIC", &[Guest, Lab]),
+    ("iperf3", "traffic of guests", &[TestGuest, Lab]),
+    ("kmod", "depmod orders the guests' modules", &[Images]),
+    ("mmdebstrap", "the guests' root file system", &[Images]),
+    ("nbdkit", "an NBD server that disks are tested against", &[Lab]),
+    ("nmap", "nping, with which a test guest pretends to be another", &[TestGuest]),
+    ("nftables", "keeps the networks that dom0 manages apart", &[Lab]),
+    ("passt", "the network of a NIC that names none", &[Lab]),
+    ("qemu-system-common", "virtiofsd and qemu-storage-daemon", &[Lab, BlockBench]),
+    ("qemu-system-x86", "the nested lab, and the other VMM in the tests", &[Qemu]),
+    ("qemu-utils", "qemu-img and qemu-nbd, which qcow2 and NBD disks are tested against", &[Lab]),
+    ("socat", "with which a test guest sends any frame", &[TestGuest]),
+    ("systemd", "systemd-analyze, which judges the package's units, and systemd-socket-activate", &[]),
+    (
+        "util-linux",
+        "setpriv ties children to their parent",
+        &[Guest, Qemu, Lab, BlockBench, NetBench, DensityBench],
+    ),
+    ("xz-utils", "unpacks kernel modules", &[Images]),
 ];
 
 /// Cargo subcommand, crate that holds it.
@@ -58,9 +88,9 @@ impl Consent {
     }
 }
 
-/// Installs the missing Debian packages.
-pub fn install_packages(consent: Consent) -> Result<()> {
-    let missing = missing_packages()?;
+/// Installs the Debian packages that are missing for these.
+pub fn install_packages(consent: Consent, needs: &[Need]) -> Result<()> {
+    let missing = missing_packages(needs)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -68,21 +98,114 @@ pub fn install_packages(consent: Consent) -> Result<()> {
     for (name, purpose) in &missing {
         println!("  {name:<20} {purpose}");
     }
-    agree(consent, "Install them with apt-get?")?;
     let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+    // As far as it is known before apt's lists are brought up to date, which is a change of the host.
+    let before = compute(&names).map(|(_, changes)| changes).unwrap_or_default();
+    before.print();
+    agree(consent, "Install them with apt-get?")?;
     run_quiet(&mut apt_get(&["update"]))?;
-    // Without leave to remove anything: apt would rather take a newer package of the host's away than set it back.
-    let mut install = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
-    install.extend(&names);
-    if let Err(plain) = run_quiet(&mut apt_get(&install)) {
-        install_with_downgrades(&names)
-            .with_context(|| format!("the plain install had failed: {plain:#}"))?;
+    let (arguments, changes) = compute(&names)?;
+    if changes != before {
+        changes.print();
     }
-    let still: Vec<&str> = missing_packages()?.into_iter().map(|(name, _)| name).collect();
+    agree_to_losses(&changes, &names, io::stdin().is_terminal().then_some(&mut io::stdin().lock()))?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run_quiet(&mut apt_get(&[&["install", "--yes"], &arguments[..]].concat()))?;
+    let still: Vec<&str> = missing_packages(needs)?.into_iter().map(|(name, _)| name).collect();
     if !still.is_empty() {
         bail!("apt-get ended well, yet these packages are not installed: {}", still.join(" "));
     }
     Ok(())
+}
+
+/// What a transaction of apt's would change.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes {
+    /// New, or newer than now.
+    installed: Vec<String>,
+    removed: Vec<String>,
+    set_back: Vec<String>,
+}
+
+impl Changes {
+    fn print(&self) {
+        if !self.installed.is_empty() {
+            println!("apt-get installs or upgrades {}: {}", self.installed.len(), self.installed.join(" "));
+        }
+    }
+
+    /// Reads what `apt-get -s` says.
+    fn of(simulated: &str) -> Self {
+        let mut changes = Self::default();
+        let mut set_back = false;
+        for line in simulated.lines() {
+            // A list's lines are indented.
+            if line.starts_with("  ") {
+                if set_back {
+                    changes.set_back.extend(line.split_whitespace().map(str::to_owned));
+                }
+                continue;
+            }
+            set_back = line.contains("will be DOWNGRADED");
+            let mut words = line.split_whitespace();
+            match (words.next(), words.next()) {
+                (Some("Inst"), Some(name)) => changes.installed.push(name.to_owned()),
+                (Some("Remv" | "Purg"), Some(name)) => changes.removed.push(name.to_owned()),
+                _ => {}
+            }
+        }
+        changes.installed.retain(|name| !changes.set_back.contains(name));
+        changes
+    }
+}
+
+/// The first transaction that apt can make, and what it would change: one that takes nothing away; one that sets QEMU's
+/// backports back to the release's version; one that removes what is in the way.
+fn compute(names: &[&str]) -> Result<(Vec<String>, Changes)> {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let plain = [words(&["--no-install-recommends"]), words(names)].concat();
+    let without = |more: &[&str], rest: &[String]| [words(more), rest.to_vec()].concat();
+    let back = [without(&["--no-remove", "--allow-downgrades"], &plain), backports()?].concat();
+    let mut first = None;
+    for arguments in [without(&["--no-remove"], &plain), back, plain] {
+        // Whoever may look at the host's packages may ask.
+        let mut asked = command("apt-get", ["-s", "install"]);
+        match read(asked.args(&arguments).env("LC_ALL", "C")) {
+            Ok(simulated) => return Ok((arguments, Changes::of(&simulated))),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first.unwrap_or_else(|| anyhow::anyhow!("apt-get was not asked")))
+        .context("apt-get knows no way to install them")
+}
+
+/// Has somebody agree to what would be taken away: with `--yes` too, and never without being asked.
+fn agree_to_losses(changes: &Changes, names: &[&str], terminal: Option<&mut impl io::BufRead>) -> Result<()> {
+    let lists = [("remove", &changes.removed), ("set back to an older version", &changes.set_back)];
+    let losses: Vec<String> = lists
+        .into_iter()
+        .filter(|(_, packages)| !packages.is_empty())
+        .map(|(what, packages)| format!("{what}: {}", packages.join(" ")))
+        .collect();
+    if losses.is_empty() {
+        return Ok(());
+    }
+    let losses = losses.join("; ");
+    let Some(terminal) = terminal else {
+        bail!(
+            "to install {} apt-get would {losses}; --yes does not agree to that: run it again on a terminal and answer, or \
+             install them by hand",
+            names.join(" ")
+        );
+    };
+    print!("To install these, apt-get would {losses}. Agreed? Only \"yes\" is: ");
+    io::stdout().flush()?;
+    let mut answer = String::new();
+    terminal.read_line(&mut answer)?;
+    if answer.trim() == "yes" {
+        return Ok(());
+    }
+    bail!("not agreed, so nothing was changed: apt-get would {losses}");
 }
 
 /// Installs the missing cargo subcommands.
@@ -102,41 +225,35 @@ pub fn install_cargo_tool(consent: Consent, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-fn missing_packages() -> Result<Vec<(&'static str, &'static str)>> {
+/// The packages that these need.
+fn needed(needs: &[Need]) -> Vec<(&'static str, &'static str)> {
+    let is_needed = |by: &[Need]| needs.contains(&Need::Tests) || by.iter().any(|need| needs.contains(need));
+    PACKAGES.iter().filter(|(.., by)| is_needed(by)).map(|(name, purpose, _)| (*name, *purpose)).collect()
+}
+
+fn missing_packages(needs: &[Need]) -> Result<Vec<(&'static str, &'static str)>> {
+    let needed = needed(needs);
     // dpkg-query fails when it does not know one of the names, and still prints the others.
     let mut query = command("dpkg-query", ["--show", "--showformat", "${Package} ${db:Status-Status}\n"]);
-    query.args(PACKAGES.iter().map(|(name, _)| name));
+    query.args(needed.iter().map(|(name, _)| name));
     let output = query.output().context("cannot start dpkg-query: Domus' tools set up Debian hosts only")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let installed: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
-    Ok(PACKAGES.iter().copied().filter(|(name, _)| !installed.contains(name)).collect())
+    Ok(needed.into_iter().filter(|(name, _)| !installed.contains(name)).collect())
 }
 
-/// Some hosts have a package from backports that conflicts with the release's own QEMU. This sets it back to the
-/// release's version.
-fn install_with_downgrades(names: &[&str]) -> Result<()> {
+/// QEMU's packages from backports, which conflict with the release's own, as apt is told to set them back.
+fn backports() -> Result<Vec<String>> {
     let release = codename()?;
-    let mut blockers = Vec::new();
-    for line in read(&mut command(
-        "dpkg-query",
-        ["--show", "--showformat", "${Package} ${Version} ${db:Status-Status}\n"],
-    ))?
-    .lines()
-    {
+    let format = "${Package} ${Version} ${db:Status-Status}\n";
+    let known = read(&mut command("dpkg-query", ["--show", "--showformat", format]))?;
+    let newer = known.lines().filter_map(|line| {
         let mut words = line.split(' ');
-        if let (Some(name), Some(version), Some("installed")) = (words.next(), words.next(), words.next())
-            && name.starts_with("qemu-")
-            && version.contains("~bpo")
-        {
-            blockers.push(format!("{name}/{release}"));
-        }
-    }
-    let mut install =
-        vec!["install", "--yes", "--no-install-recommends", "--no-remove", "--allow-downgrades"];
-    install.extend(names);
-    install.extend(blockers.iter().map(String::as_str));
-    println!("The plain install failed; setting back to {release}'s version: {}", blockers.join(" "));
-    run_quiet(&mut apt_get(&install))
+        let (name, version, status) = (words.next()?, words.next()?, words.next()?);
+        let is = name.starts_with("qemu-") && version.contains("~bpo") && status == "installed";
+        is.then(|| format!("{name}/{release}"))
+    });
+    Ok(newer.collect())
 }
 
 /// The release's code name, by which apt knows its suite.
@@ -174,4 +291,78 @@ fn agree(consent: Consent, question: &str) -> Result<()> {
         return Ok(());
     }
     bail!("not installed, so nothing was started");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_command_installs_what_it_needs_and_no_more() {
+        let names = |needs: &[Need]| needed(needs).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(
+            names(&[Images, Guest, Qemu]),
+            [
+                "busybox-static",
+                "e2fsprogs",
+                "iproute2",
+                "iputils-ping",
+                "kmod",
+                "mmdebstrap",
+                "qemu-system-x86",
+                "util-linux",
+                "xz-utils"
+            ]
+        );
+        assert_eq!(names(&[BlockBench]), ["fio", "qemu-system-common", "util-linux"]);
+        assert_eq!(names(&[Need::Tests]).len(), PACKAGES.len());
+        for alone in ["dpdk-dev", "gdb", "nmap", "socat", "fio"] {
+            assert!(!names(&[Images, Guest, Qemu, Lab, DensityBench]).contains(&alone), "{alone}");
+        }
+    }
+
+    /// As apt 2.6 writes it, with LC_ALL=C.
+    const SIMULATED: &str = "\
+Reading package lists...
+The following additional packages will be installed:
+  libslirp0 qemu-system-data
+The following packages will be REMOVED:
+  qemu-utils
+The following NEW packages will be installed:
+  libslirp0 qemu-system-data qemu-system-x86
+The following packages will be DOWNGRADED:
+  qemu-block-extra qemu-system-common
+  qemu-system-gui
+0 upgraded, 3 newly installed, 3 downgraded, 1 to remove and 5 not upgraded.
+Remv qemu-utils [1:9.2.0-1~bpo12+1]
+Inst qemu-system-common [1:9.2.0-1~bpo12+1] (1:7.2+dfsg-7 Debian:12/stable [amd64])
+Inst libslirp0 (4.7.0-1 Debian:12/stable [amd64])
+Inst qemu-system-x86 (1:7.2+dfsg-7 Debian:12/stable [amd64])
+Conf libslirp0 (4.7.0-1 Debian:12/stable [amd64])
+";
+
+    #[test]
+    fn what_would_be_removed_or_set_back_is_named_and_yes_does_not_agree_to_it() {
+        let changes = Changes::of(SIMULATED);
+        assert_eq!(changes.removed, ["qemu-utils"]);
+        assert_eq!(changes.set_back, ["qemu-block-extra", "qemu-system-common", "qemu-system-gui"]);
+        assert_eq!(changes.installed, ["libslirp0", "qemu-system-x86"]);
+        let agreed = |answer: Option<&str>| {
+            let mut answer = answer.map(str::as_bytes);
+            agree_to_losses(&changes, &["qemu-system-x86"], answer.as_mut())
+                .map_err(|error| error.to_string())
+        };
+        // No terminal: nobody has been asked, whatever was agreed to before.
+        for answer in [None, Some("y\n"), Some("\n"), Some("no\n"), Some("")] {
+            let refused = agreed(answer).unwrap_err();
+            assert!(
+                refused.contains("remove: qemu-utils; set back to an older version: qemu-block-extra"),
+                "{refused}"
+            );
+        }
+        assert!(agreed(None).unwrap_err().contains("--yes does not agree"));
+        assert_eq!(agreed(Some("yes\n")), Ok(()));
+        let harmless = Changes::of("Inst fio (3.33-3 Debian:12/stable [amd64])\nConf fio (3.33-3)\n");
+        assert!(agree_to_losses(&harmless, &["fio"], None::<&mut &[u8]>).is_ok());
+    }
 }

@@ -13,7 +13,7 @@ use domus_tests::report::Tally;
 
 use crate::command::{command, run};
 use crate::images::{KERNELS, images};
-use crate::packages::{Consent, install_cargo_tool, install_cargo_tools, install_packages, is_root};
+use crate::packages::{Consent, Need, install_cargo_tool, install_cargo_tools, install_packages, is_root};
 use crate::workspace::Profile;
 use crate::{chaos, deb, demo, fuzz, lab, workspace};
 
@@ -22,7 +22,7 @@ pub fn test(consent: Consent) -> Result<()> {
     let environment = Environment::detect();
     println!("This machine: {environment}");
     let start = Instant::now();
-    install_packages(consent)?;
+    install_packages(consent, &[Need::Tests])?;
     install_cargo_tools(consent)?;
 
     let mut steps = Steps::default();
@@ -71,7 +71,7 @@ pub fn test(consent: Consent) -> Result<()> {
 
 /// Runs the lab's part alone: the scenarios that `names` lists, or all.
 pub fn lab_only(consent: Consent, names: &[String], build: bool) -> Result<()> {
-    install_packages(consent)?;
+    install_packages(consent, &[Need::Images, Need::TestGuest, Need::Guest, Need::Qemu, Need::Lab])?;
     let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
     let images = images(KERNELS)?;
     let tally = match Environment::detect() {
@@ -88,7 +88,7 @@ pub fn lab_only(consent: Consent, names: &[String], build: bool) -> Result<()> {
 
 /// Makes the package and runs the scenarios of services alone.
 pub fn services_only(consent: Consent, build: bool) -> Result<()> {
-    install_packages(consent)?;
+    install_packages(consent, &[Need::Images, Need::TestGuest, Need::Qemu])?;
     install_cargo_tool(consent, "deb")?;
     let bin = if build { workspace::build_binaries()? } else { workspace::binaries() };
     let tally = services(&bin, &images(KERNELS)?)?;
@@ -106,7 +106,7 @@ fn services(bin: &Path, images: &Images) -> Result<Tally> {
 
 /// Runs the tests with QEMU as the frontend, alone.
 pub fn qemu_interop_only(consent: Consent) -> Result<()> {
-    install_packages(consent)?;
+    install_packages(consent, &[Need::Images, Need::TestGuest, Need::Qemu])?;
     let bin = workspace::build_binaries()?;
     let tally = qemu_interop(&bin, &images(KERNELS)?)?;
     println!("{tally}");

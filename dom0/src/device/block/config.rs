@@ -25,7 +25,8 @@ pub struct DiskFile {
     /// `nbd+unix:///[EXPORT]?socket=/PATH`). One domain at a time may write to it.
     #[serde(default)]
     pub path: Option<String>,
-    /// The image's format: `raw` if this is left out, never guessed.
+    /// The image's format: `raw` if this is left out, never guessed. A file that begins as another format's is taken
+    /// for a raw disk only if `raw` is written here.
     #[serde(default)]
     pub format: Option<DiskFormat>,
     /// The images that a qcow2 image is allowed to refer to.
@@ -155,6 +156,9 @@ pub enum DiskSource {
 pub struct OwnDisk {
     /// Where its data is.
     pub data: DiskData,
+    /// Its format is written in the config, whatever the image looks like.
+    #[serde(default)]
+    pub format_given: bool,
     /// The guest cannot write.
     pub read_only: bool,
     /// What the guest reads as the serial number, at most 20 bytes.
@@ -279,6 +283,7 @@ fn own(
     });
     Ok(OwnDisk {
         data: data(context, n, path, disk)?,
+        format_given: disk.format.is_some(),
         read_only: disk.read_only.unwrap_or(false),
         serial,
         cache,

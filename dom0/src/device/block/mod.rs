@@ -49,13 +49,25 @@ pub struct Disks {
     disks: RefCell<Vec<OpenDisk>>,
     /// What all of them together may do.
     limits: Cell<IoLimits>,
+    /// A guest has had them: what is on them is its own matter.
+    are_used: Cell<bool>,
 }
 
 impl Disks {
     /// As they were written down; none is open.
     pub fn new(file: &Path, record: &BlockRecord) -> Self {
         let disks = record.disks.iter().map(OpenDisk::new).collect::<Vec<_>>();
-        Self { file: file.into(), disks: disks.into(), limits: record.limits.into() }
+        Self {
+            file: file.into(),
+            disks: disks.into(),
+            limits: record.limits.into(),
+            are_used: Cell::default(),
+        }
+    }
+
+    /// A guest has had them.
+    pub fn set_used(&self) {
+        self.are_used.set(true);
     }
 
     /// A dom0 before this one had them open, and a backend that lives has their locks.
@@ -101,7 +113,8 @@ impl Disks {
             None => {
                 let disks = self.disks.borrow();
                 let ids = disks.iter().map(|open| open.disk.id.as_str()).collect::<Vec<_>>();
-                Err(format!("there is no disk \"{disk}\": the domain has {}", ids.join(", ")))
+                let ids = if ids.is_empty() { "none".into() } else { ids.join(", ") };
+                Err(format!("there is no disk \"{disk}\": the domain has {ids}"))
             }
         }
     }
@@ -160,14 +173,19 @@ impl Disks {
     async fn open_missing(&self, why: Mode) -> Result<(), ConfigError> {
         let missing = |open: &OpenDisk| {
             let wanted = why == Mode::Check || !open.is_open;
-            wanted.then(|| (open.n, open.disk.clone()))
+            wanted.then(|| (open.n, open.disk.clone(), open.files.is_empty()))
         };
         let missing: Vec<_> = self.disks.borrow().iter().filter_map(missing).collect();
-        for (n, disk) in missing {
+        let images = missing.iter().filter_map(|(n, disk, _)| Some((*n, disk.own()?.clone()))).collect();
+        open::expect_apart(&self.file, images).await?;
+        for (n, disk, is_new) in missing {
             let place = self.place(n);
             match &disk.source {
                 DiskSource::Own(own) => {
                     let opened = Opened::new(&place, own, why).await?;
+                    if is_new && !self.are_used.get() {
+                        opened.expect_raw(&place, own).await?;
+                    }
                     if why == Mode::Use {
                         self.with(&disk.id, |open| open.take(opened, &place)).transpose()?;
                     }

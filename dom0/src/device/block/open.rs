@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -19,8 +20,8 @@ use crate::device::block::config::{Disk, DiskData, OnLoss, OwnDisk};
 use crate::device::block::record::DiskRecord;
 use crate::host::files::{self, Access, Direct, FileId, Mode};
 use crate::host::locks::OpenMarker;
-use crate::host::slow::StorageFile;
-use crate::host::{nbd, sockets};
+use crate::host::slow::{self, StorageFile};
+use crate::host::{magic, nbd, sockets};
 use crate::value::place::{ConfigError, Place};
 
 /// A disk, and what is open of it.
@@ -131,6 +132,70 @@ impl Opened {
         let files = first.into_iter().chain(behind_files).collect();
         Ok(Self { image, connection, backing, files, cache })
     }
+
+    /// Refuses a raw disk that looks like an image of another format, where the config does not say `raw`. For a disk
+    /// that no guest has had yet: what is on one later is the guest's matter. LUKS is, too: a guest that encrypts its
+    /// disk leaves just that, and is to start again.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the line that would do.
+    pub async fn expect_raw(&self, place: &Place<'_>, own: &OwnDisk) -> Result<(), ConfigError> {
+        let (DiskData::Raw(path), Some(image), false) = (&own.data, &self.image, own.format_given) else {
+            return Ok(());
+        };
+        let image = image.try_clone().map(StorageFile::from);
+        let head = slow::with(path, move |_| magic::head(&*image?));
+        let head = head.await.map_err(|slow| place.under("path").refuse(slow))?;
+        let path = path.display();
+        match head {
+            Ok(None | Some(magic::LUKS)) | Err(_) => Ok(()),
+            Ok(Some(magic::QCOW2)) => Err(place.under("path").refuse(format_args!(
+                "\"{path}\" is a qcow2 image: add \"format\": \"qcow2\" to the disk, or \"format\": \"raw\" if the \
+                 guest is to see the file as it is"
+            ))),
+            Ok(Some(other)) => Err(place.under("path").refuse(format_args!(
+                "\"{path}\" is a {other} image, which is not served: convert it with qemu-img convert -O qcow2, or add \
+                 \"format\": \"raw\" to the disk if the guest is to see the file as it is"
+            ))),
+        }
+    }
+}
+
+/// Refuses a file that is in one config twice, and is written to by one of its disks, whatever its paths: its lock
+/// would be in the way of the second, and the holder no other process.
+///
+/// # Errors
+/// [`ConfigError`] at the second, with the place of the first.
+pub async fn expect_apart(file: &Path, disks: Vec<(usize, OwnDisk)>) -> Result<(), ConfigError> {
+    let mut images: Vec<(FileId, bool, String)> = Vec::new();
+    for (n, own) in &disks {
+        let (path, behind) = match &own.data {
+            DiskData::Raw(path) => (path, &[][..]),
+            DiskData::Qcow2(path, behind) => (path, behind.as_slice()),
+            DiskData::Nbd(_) => continue,
+        };
+        let behind = behind
+            .iter()
+            .enumerate()
+            .map(|(k, (path, _))| (path, true, format!("disks[{n}].backing[{k}].path")));
+        for (path, read_only, at) in
+            iter::once((path, own.read_only, format!("disks[{n}].path"))).chain(behind)
+        {
+            // What is not there is refused when it is opened.
+            let Ok(Ok(id)) = slow::with(path, files::id_of).await else { continue };
+            if let Some((.., first)) =
+                images.iter().find(|(known, readers, _)| *known == id && !(*readers && read_only))
+            {
+                let problem = format!(
+                    "\"{}\" is the file of {first}, too: give each its own, or set read_only where nothing is written",
+                    path.display()
+                );
+                return Err(ConfigError::new(file, at, problem));
+            }
+            images.push((id, read_only, at));
+        }
+    }
+    Ok(())
 }
 
 impl OpenDisk {

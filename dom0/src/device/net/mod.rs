@@ -118,7 +118,8 @@ impl Nics {
         self.with(nic, |open| open.nic.link.clone()).ok_or_else(|| {
             let nics = self.nics.borrow();
             let ids = nics.iter().map(|open| open.nic.id.as_str()).collect::<Vec<_>>();
-            format!("there is no NIC \"{nic}\": the domain has {}", ids.join(", "))
+            let ids = if ids.is_empty() { "none".into() } else { ids.join(", ") };
+            format!("there is no NIC \"{nic}\": the domain has {ids}")
         })
     }
 

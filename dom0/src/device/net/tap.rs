@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use shared_abi::DomId;
 
@@ -55,6 +56,21 @@ fn open(path: &str) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
+/// Every tap comes from it.
+const TUN: &str = "/dev/net/tun";
+
+fn open_tun() -> io::Result<File> {
+    open(TUN).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            io::Error::new(error.kind(), format!("{TUN} may not be opened by dom0"))
+        }
+        _ => io::Error::new(error.kind(), format!("{TUN} cannot be opened ({error}); {NO_TUN}")),
+    })
+}
+
+/// The device file is made at boot, or by whoever made the container; the module is loaded when it is opened, or not.
+const NO_TUN: &str = "load its module with modprobe tun, or give the container that device";
+
 fn set_interface(tap: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     let mut request = request(name, flags);
     let address = std::ptr::from_mut(&mut request) as libc::c_ulong;
@@ -69,7 +85,7 @@ fn attach(name: &str, pairs: u16, new: bool) -> io::Result<Vec<File>> {
     let mut queues = Vec::new();
     for n in 0..pairs {
         let exclusive = if new && n == 0 { libc::IFF_TUN_EXCL } else { 0 };
-        let tun = open("/dev/net/tun")?;
+        let tun = open_tun()?;
         set_interface(&tun, name, flags(pairs) | exclusive)?;
         queues.push(tun);
     }
@@ -83,7 +99,7 @@ fn take(name: &str, pairs: u16, given: bool) -> io::Result<Vec<File>> {
     match attach(name, pairs, false) {
         Err(error) if invalid(&error) && pairs > 1 && !given => attach(name, 1, false),
         Err(error) if invalid(&error) && pairs == 1 => {
-            let tun = open("/dev/net/tun")?;
+            let tun = open_tun()?;
             set_interface(&tun, name, FLAGS | libc::IFF_MULTI_QUEUE)?;
             Ok(vec![tun])
         }
@@ -129,6 +145,9 @@ pub async fn check(place: &Place<'_>, key: &str, name: &str, links: &Links) -> R
         "macvtap" => (None, "name a network interface of the host".to_owned()),
         _ => (Some(Kind::Bridge), format!("name a bridge, or make it: ip link add {name} type bridge")),
     };
+    if key != "macvtap" && !Path::new(TUN).exists() {
+        return Err(refuse(format!("\"{name}\" cannot have a tap: {TUN} does not exist; {NO_TUN}")));
+    }
     let found = links.find(name).await.map_err(|e| refuse(format!("\"{name}\" cannot be looked up: {e}")))?;
     match found {
         None => Err(refuse(format!("\"{name}\" does not exist: {cure}"))),

@@ -87,6 +87,8 @@ pub struct Machine {
     timeline: Timeline,
     /// Lines about what children said that may still be written.
     log_budget: u32,
+    /// A guest of the domain has run, on this machine or one before it.
+    has_run: bool,
     notices: Vec<Notice>,
 }
 
@@ -133,6 +135,7 @@ impl Machine {
             next_beat: Instant::now(),
             timeline: Timeline::default(),
             log_budget: LINES,
+            has_run: false,
             notices: Vec::new(),
         }
     }
@@ -141,9 +144,13 @@ impl Machine {
     /// since, or from another one, which says all of that itself. Exchanged programs stay.
     pub fn successor(&mut self, owner: Owner, config: &DomainConfig, is_another: bool) -> Self {
         let next = Self::new(owner, config, self.from.clone(), self.destroyed.clone());
+        if self.has_run {
+            next.devices.disks.set_used();
+        }
         let scheduling = if is_another { next.scheduling.clone() } else { mem::take(&mut self.scheduling) };
         let losses = Losses { deaths: mem::take(&mut self.losses.deaths), ..Losses::default() };
-        Self { scheduling, programs: mem::take(&mut self.programs), losses, ..next }
+        let programs = mem::take(&mut self.programs);
+        Self { scheduling, programs, losses, has_run: self.has_run, ..next }
     }
 
     /// The machine that a dom0 before this one has left. Nobody has been greeted yet.
@@ -172,6 +179,7 @@ impl Machine {
             next_beat: Instant::now(),
             timeline: Timeline::default(),
             log_budget: LINES,
+            has_run: true,
             notices: Vec::new(),
         }
     }
@@ -251,7 +259,9 @@ impl Machine {
     /// The runner refuses, or is silent.
     pub async fn resume(&mut self) -> Result<(), ChildError> {
         self.retry().await;
-        self.request(&RunnerRequest::Resume, "let the guest run").await
+        self.request(&RunnerRequest::Resume, "let the guest run").await?;
+        self.has_run = true;
+        Ok(())
     }
 
     /// Has the runner do something, if there is one.

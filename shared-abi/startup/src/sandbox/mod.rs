@@ -24,7 +24,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{get_pdeathsig, set_dumpable, set_no_new_privs, set_pdeathsig};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, chdir, getegid, geteuid, pivot_root, setgroups, setresgid, setresuid};
 
 pub use filter::{Allow, COMMON, seal};
@@ -42,6 +42,15 @@ pub enum SandboxError {
         act: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// Its starter may open fewer files than it needs.
+    #[error(
+        "sandbox: it needs {MAX_OPEN} open files, and the hard limit is {hard}: raise that with ulimit -Hn {MAX_OPEN}, a \
+         nofile line in /etc/security/limits.conf, or LimitNOFILE= of the service"
+    )]
+    OpenFiles {
+        /// The limit it was started with.
+        hard: u64,
     },
     /// The domain's uid is root's.
     #[error("sandbox: uid 0 for a domain is refused")]
@@ -133,5 +142,9 @@ fn empty_root() -> Result<(), SandboxError> {
 
 fn limit() -> Result<(), SandboxError> {
     step("forbid core dumps", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
-    step("limit open files", setrlimit(Resource::RLIMIT_NOFILE, MAX_OPEN, MAX_OPEN))
+    match (setrlimit(Resource::RLIMIT_NOFILE, MAX_OPEN, MAX_OPEN), getrlimit(Resource::RLIMIT_NOFILE)) {
+        // Only whoever has CAP_SYS_RESOURCE on the host may go beyond what its starter has.
+        (Err(Errno::EPERM), Ok((_, hard))) if hard < MAX_OPEN => Err(SandboxError::OpenFiles { hard }),
+        (limited, _) => step("limit open files", limited),
+    }
 }

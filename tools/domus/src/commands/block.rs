@@ -6,6 +6,7 @@ use anyhow::bail;
 use clap::Args;
 use domus_api::{DiskCounters, DiskInfo, Dom0Client, OpInfo};
 
+use super::disk::would_lose;
 use crate::client::{answer, connect};
 use crate::limits::DiskLimits;
 use crate::output::print;
@@ -42,6 +43,9 @@ pub struct ResizeArgs {
     disk: String,
     /// Its new size, such as 20GiB; without it, the disk is measured again
     size: Option<Size>,
+    /// Let it become shorter: what is behind its new end is lost
+    #[arg(long, requires = "size")]
+    shrink: bool,
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -51,7 +55,11 @@ pub struct ResizeArgs {
 pub async fn list(dir: Option<&Path>, args: ListArgs) -> anyhow::Result<()> {
     let ListArgs { name, json } = args;
     let disks = answer(connect(dir).await?.block_list(&name).await)?.disks;
-    print(&if json { serde_json::to_string_pretty(&disks)? } else { table(&disks) })
+    print(&match disks.as_slice() {
+        [] if !json => format!("{name} has no disks"),
+        _ if json => serde_json::to_string_pretty(&disks)?,
+        _ => table(&disks),
+    })
 }
 
 fn table(disks: &[DiskInfo]) -> String {
@@ -96,8 +104,17 @@ pub async fn set(dir: Option<&Path>, args: SetArgs) -> anyhow::Result<()> {
 
 /// `domus block-resize`.
 pub async fn resize(dir: Option<&Path>, args: ResizeArgs) -> anyhow::Result<()> {
-    let ResizeArgs { name, disk, size, json } = args;
+    let ResizeArgs { name, disk, size, shrink, json } = args;
     let size = size.map(|Size(bytes)| bytes);
-    let resized = answer(connect(dir).await?.block_resize(&name, &disk, size).await)?;
+    let mut connection = connect(dir).await?;
+    if let Some(bytes) = size.filter(|_| !shrink) {
+        // dom0 refuses, too; one of before knew only how to do it.
+        let disks = answer(connection.block_list(&name).await)?.disks;
+        let before = disks.iter().find(|known| known.id == disk).and_then(|known| known.bytes);
+        if let Some(before) = before.filter(|before| *before > bytes) {
+            bail!("{}", would_lose(format_args!("{name}: disk {disk}"), before, bytes));
+        }
+    }
+    let resized = answer(connection.block_resize(&name, &disk, size, shrink.then_some(true)).await)?;
     if json { print(&serde_json::to_string(&resized)?) } else { print(&format!("{} bytes", resized.bytes)) }
 }

@@ -5,7 +5,7 @@
 //! that pipe's end it kills each of the domain's processes that is still there, waits until all have ended, and
 //! removes the directory.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -48,6 +48,14 @@ impl CleanupProcess {
     }
 }
 
+impl CleanupProcess {
+    /// Ends it with nothing done: the domain of that name is somebody else's.
+    pub fn dismiss(mut self) {
+        // One that has ended meanwhile does nothing, too.
+        let _ = self.0.stdin.as_mut().map(|stdin| stdin.write_all(b"."));
+    }
+}
+
 impl Drop for CleanupProcess {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
@@ -60,8 +68,10 @@ impl Drop for CleanupProcess {
 /// # Errors
 /// That the run directory cannot be used.
 pub fn run(dir: Option<&Path>, CleanupArgs { name }: &CleanupArgs) -> anyhow::Result<()> {
-    // Whatever the result, the other end is gone.
-    let _ = std::io::stdin().lock().read(&mut [0]);
+    // A byte says that there is nothing to do; with any other result the other end is gone.
+    if let Ok(1) = std::io::stdin().lock().read(&mut [0]) {
+        return Ok(());
+    }
     let run = RunDir::open(&dir.map_or_else(default_run_dir, Path::to_owned))?;
     // A dying process closes the pipe before it lets go of the lock, or after.
     for _ in 0..500 {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::attach::{Copy, End, Keys, attach};
 use crate::client::{Connection, answer, connect};
+use crate::shared::say;
 use crate::terminal::Raw;
 
 /// Upper bound of the time without a console while the domain runs, and of the time without dom0.
@@ -77,7 +78,7 @@ pub async fn follow(
         let how = attach(Path::new(&console.path), mode, &mut keys, copy.as_mut()).await?;
         if how == End::Left {
             drop(raw);
-            eprintln!();
+            say("");
             return Ok(());
         }
         match next(dir, &mut connection, name, console.id, how).await {

@@ -109,11 +109,19 @@ pub async fn list(dir: Option<&Path>, args: ListArgs) -> anyhow::Result<()> {
     print(&match domain {
         None => {
             let networks = answer(connection.network_list().await)?.networks;
-            if json { serde_json::to_string_pretty(&networks)? } else { networks_table(&networks) }
+            match networks.as_slice() {
+                [] if !json => "there are no networks: domus network-define makes one".into(),
+                _ if json => serde_json::to_string_pretty(&networks)?,
+                _ => networks_table(&networks),
+            }
         }
         Some(domain) => {
             let nics = answer(connection.nic_list(&domain).await)?.nics;
-            if json { serde_json::to_string_pretty(&nics)? } else { nics_table(&nics) }
+            match nics.as_slice() {
+                [] if !json => format!("{domain} has no NICs"),
+                _ if json => serde_json::to_string_pretty(&nics)?,
+                _ => nics_table(&nics),
+            }
         }
     })
 }

@@ -86,10 +86,18 @@ pub async fn run(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> 
             return Ok(ExitCode::FAILURE);
         }
     };
-    created.map_err(|error| match error {
-        StartError::Config(error) => anyhow!(error),
-        error => anyhow!(explain(&plan, &error)),
-    })?;
+    if let Err(error) = created {
+        return Err(match error {
+            StartError::Config(error) => {
+                // The name is taken: what has it is not to be cleaned up, and not to be waited for.
+                if error.at == "name" {
+                    cleanup.dismiss();
+                }
+                anyhow!(error)
+            }
+            error => anyhow!(explain(&plan, &error)),
+        });
+    }
     let mut raw = if console { Raw::enter()? } else { None };
     let mut keys = if console { Keys::read(raw.is_some()) } else { Keys::none() };
     let mut last = None;

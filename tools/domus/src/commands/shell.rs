@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::output::write;
+
 /// The command line of `completions`.
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
@@ -20,8 +22,13 @@ pub struct ManualArgs {
 }
 
 /// `domus completions`, of this command line.
-pub fn completions(args: &CompletionsArgs, of: &mut clap::Command) {
-    clap_complete::generate(args.shell, of, "domus", &mut std::io::stdout());
+///
+/// # Errors
+/// That standard output cannot be written to.
+pub fn completions(args: &CompletionsArgs, of: &mut clap::Command) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, of, "domus", &mut script);
+    write(&script)
 }
 
 /// `domus manual`, of this command line.

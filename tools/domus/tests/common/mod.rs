@@ -5,8 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "only tests use it")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -227,6 +228,17 @@ impl Host {
         );
         self.write(&file, &text);
         file
+    }
+
+    /// What the service answers to one Varlink call, as any client would make it.
+    pub fn call(&self, text: &str) -> serde_json::Value {
+        let mut stream = UnixStream::connect(self.run_dir().join("dom0.sock")).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream.write_all(&[0]).unwrap();
+        let mut answer = Vec::new();
+        BufReader::new(stream).read_until(0, &mut answer).unwrap();
+        assert_eq!(answer.pop(), Some(0));
+        serde_json::from_slice(&answer).unwrap()
     }
 
     /// The domains as `list --json` shows them.

@@ -4,6 +4,7 @@ use roxmltree::Node;
 
 use super::{Reader, elements, text};
 use crate::config::{Backing, Disk};
+use crate::rules::{CDROM, NO_MEDIUM, UNKNOWN};
 
 /// Images behind one another.
 const MAX_BACKING: usize = 16;
@@ -18,12 +19,21 @@ impl Reader {
             );
         }
         let mut disk = Disk { read_only: (kind == "cdrom").then_some(true), ..Disk::default() };
+        let mut served = true;
+        let mut format_said = None;
+        let mut nothing_behind = false;
         for child in elements(node) {
             let line = self.line(child);
             match child.tag_name().name() {
-                "driver" => self.driver(child, &mut disk),
+                "driver" => {
+                    served = self.driver(child, &mut disk);
+                    format_said = child.attribute("type").map(|_| line);
+                }
                 "source" => disk.path = self.source(child),
-                "backingStore" => self.backing(child, &mut disk.backing),
+                "backingStore" => {
+                    self.backing(child, &mut disk.backing);
+                    nothing_behind = elements(child).next().is_none();
+                }
                 "target" => {
                     disk.id = child.attribute("dev").unwrap_or_default().into();
                     if child.attribute("bus").is_some_and(|bus| bus != "virtio") {
@@ -49,14 +59,13 @@ impl Reader {
                 "boot" => self.lose(child, ""),
                 // Names of libvirt's own.
                 "alias" => {}
-                "mirror" => self.translation.lose(line, "<mirror>", "there is no mirroring"),
                 _ => self.lose(child, ""),
             }
         }
         if kind == "cdrom" {
             let why = match disk.path {
-                Some(_) => "there are no CD-ROM drives: it is a disk that cannot be written to",
-                None => "there are no drives without a medium: the disk is left out",
+                Some(_) => CDROM,
+                None => NO_MEDIUM,
             };
             self.lose(node, why);
         }
@@ -74,7 +83,17 @@ impl Reader {
                 return;
             }
         }
-        self.translation.config.disks.push(disk);
+        if !served {
+            return;
+        }
+        let at = format_said.unwrap_or(self.line(node));
+        if let (Some("qcow2"), Some(path), true) =
+            (disk.format.as_deref(), &disk.path, disk.backing.is_empty())
+            && !nothing_behind
+        {
+            self.translation.behind_unknown(at, path);
+        }
+        self.translation.disk(at, disk, format_said.is_some());
     }
 
     fn source(&mut self, source: Node<'_, '_>) -> Option<String> {
@@ -126,8 +145,10 @@ impl Reader {
         }
     }
 
-    fn driver(&mut self, driver: Node<'_, '_>, disk: &mut Disk) {
+    /// False if the disk's format is none that is served.
+    fn driver(&mut self, driver: Node<'_, '_>, disk: &mut Disk) -> bool {
         let line = self.line(driver);
+        let mut served = true;
         for attribute in driver.attributes() {
             let (key, value) = (attribute.name(), attribute.value());
             let what = format!("<driver {key}=\"{value}\">");
@@ -138,16 +159,15 @@ impl Reader {
                 _ => None,
             };
             let why = match (key, value) {
-                ("name", "qemu") | ("type", "raw") | ("cache", "default") => continue,
+                ("name", "qemu") | ("cache", "default") => continue,
                 (
                     "io" | "iothread" | "ats" | "iommu" | "packed" | "event_idx" | "ioeventfd" | "queue_size",
                     _,
                 ) => "is domus-block's to decide",
-                ("type", "qcow2") => {
-                    disk.format = Some(value.into());
+                ("type", format) => {
+                    served = self.translation.format(line, &what, format, disk);
                     continue;
                 }
-                ("type", _) => "is no format of Domus': convert the image with domus disk convert",
                 ("cache", "none" | "directsync") => {
                     disk.cache = Some("none".into());
                     continue;
@@ -172,10 +192,11 @@ impl Reader {
                     disk.rerror = on_error(policy).map(Into::into);
                     continue;
                 }
-                _ => "there is no such thing here",
+                _ => UNKNOWN,
             };
             self.translation.lose(line, &what, why);
         }
+        served
     }
 
     fn iotune(&mut self, iotune: Node<'_, '_>, disk: &mut Disk) {

@@ -1,10 +1,11 @@
 //! A disk (xl-disk-configuration(5)) and a NIC (xl-network-configuration(5)) of xl's.
 
 use crate::config::{Disk, Net};
+use crate::rules::{CDROM, NO_MEDIUM};
 use crate::translate::Translation;
 
 /// What is put before the target of a disk in configs of xm's time, and the format it stands for.
-const PREFIXES: [(&str, &str); 10] = [
+const PREFIXES: [(&str, &str); 14] = [
     ("raw:", "raw"),
     ("qcow2:", "qcow2"),
     ("qcow:", "qcow"),
@@ -15,6 +16,10 @@ const PREFIXES: [(&str, &str); 10] = [
     ("phy:", "raw"),
     ("file:", "raw"),
     ("qdisk:", ""),
+    ("tapdisk:", ""),
+    ("ioemu:", ""),
+    ("vmdk:", "vmdk"),
+    ("vhdx:", "vhdx"),
 ];
 
 /// The bridge that a NIC of xl's is on if it names none.
@@ -28,11 +33,13 @@ struct Said<'a> {
     vdev: Option<&'a str>,
     access: Option<&'a str>,
     cdrom: bool,
+    /// The format is not a prefix's.
+    expressly: bool,
 }
 
 /// Reads one disk.
 pub fn disk(translation: &mut Translation, line: u32, text: &str) {
-    let mut said = Said::default();
+    let mut said = Said { expressly: true, ..Said::default() };
     let mut disk = Disk::default();
     let mut positions = 0;
     let mut rest = Some(text);
@@ -70,44 +77,41 @@ pub fn disk(translation: &mut Translation, line: u32, text: &str) {
                     {
                         (said.target, said.format) =
                             (Some(target), Some(format).filter(|format| !format.is_empty()));
+                        said.expressly = false;
                         positions = 2;
                     }
                 }
             },
         }
     }
-    // xm's way to say what kind of device it is.
-    if let Some((vdev, kind)) = said.vdev.and_then(|vdev| vdev.split_once(':')) {
-        said.vdev = Some(vdev);
+    // xm's way to say what kind of device it is: ioemu:hdc:cdrom.
+    if let Some((vdev, kind)) = said.vdev.and_then(|vdev| vdev.rsplit_once(':')) {
+        let kind = kind.trim();
         said.cdrom |= kind == "cdrom";
+        let device = if matches!(kind, "cdrom" | "disk" | "") { vdev } else { kind };
+        said.vdev = device.rsplit(':').next().map(str::trim);
     }
-    let Some(target) = said.target.filter(|target| !target.is_empty()) else {
-        return translation.lose(line, text, "there are no drives without a medium: the disk is left out");
+    let Some(target) = said.target.map(str::trim).filter(|target| !target.is_empty()) else {
+        return translation.lose(line, text, NO_MEDIUM);
     };
-    if said.cdrom {
-        translation.lose(line, text, "there are no CD-ROM drives: it is a disk that cannot be written to");
+    let nbd = target.starts_with("nbd:") || target.starts_with("nbd+");
+    if let Some((prefix, _)) = target.split_once(':').filter(|(prefix, _)| !nbd && is_word(prefix)) {
+        let why = "is made ready by a script of Xen's, and no scripts are run: make the block device before the domain \
+                   starts, the disk is left out";
+        return translation.lose(line, &format!("{prefix}: {text}"), why);
     }
-    match said.format.unwrap_or("raw") {
-        "raw" | "" => {}
-        "qcow2" => {
-            disk.format = Some("qcow2".into());
-            translation.lose(
-                line,
-                target,
-                "is kept; if the image refers to others, name them in backing: domus disk info tells",
-            );
-        }
-        other => {
-            translation.lose(
-                line,
-                other,
-                "is no format of Domus': convert the image with domus disk convert, the disk is left out",
-            );
-            return;
-        }
+    if said.cdrom {
+        translation.lose(line, text, CDROM);
+    }
+    let format = said.format.unwrap_or_default();
+    if !translation.format(line, format, format, &mut disk) {
+        return;
+    }
+    if disk.format.is_some() {
+        translation.behind_unknown(line, target);
     }
     match said.access.unwrap_or("rw") {
-        "rw" | "w" | "" => {}
+        "rw" | "w" | "w!" | "" => {}
         "ro" | "r" => disk.read_only = Some(true),
         other => translation.lose(line, other, "is no access: it is rw here"),
     }
@@ -115,9 +119,14 @@ pub fn disk(translation: &mut Translation, line: u32, text: &str) {
         disk.read_only = Some(true);
     }
     disk.id = said.vdev.unwrap_or_default().rsplit('/').next().unwrap_or_default().into();
-    let nbd = target.starts_with("nbd:") || target.starts_with("nbd+");
     disk.path = Some(if target.starts_with('/') || nbd { target.into() } else { format!("/dev/{target}") });
-    translation.config.disks.push(disk);
+    // A prefix of xm's time says how a disk is served rather than what it is.
+    translation.disk(line, disk, said.expressly && !format.is_empty());
+}
+
+fn is_word(prefix: &str) -> bool {
+    prefix.starts_with(|c: char| c.is_ascii_lowercase())
+        && prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 /// The format and the rest of a target of xm's time.
@@ -137,7 +146,7 @@ fn old(target: &str) -> Option<(&str, &str)> {
 
 fn pair<'a>(translation: &mut Translation, line: u32, key: &'a str, value: &'a str, said: &mut Said<'a>) {
     let why = match (key, value) {
-        ("format", _) => return said.format = Some(value),
+        ("format", _) => return (said.format, said.expressly) = (Some(value), true),
         ("vdev", _) => return said.vdev = Some(value),
         ("access", _) => return said.access = Some(value),
         ("devtype", "cdrom") => return said.cdrom = true,

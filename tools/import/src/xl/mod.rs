@@ -5,66 +5,12 @@ mod syntax;
 
 use crate::ImportError;
 use crate::config::Config;
+use crate::rules::{self, UNKNOWN};
 use crate::translate::Translation;
 use syntax::{Setting, Value, settings};
 
-/// What Domus has no counterpart for, by the beginning of its key, and why. The first that fits.
-const UNSUPPORTED: &[(&str, &str)] = &[
-    ("bios", "there is no firmware: the kernel is started by PVH"),
-    ("firmware", "there is no firmware: the kernel is started by PVH"),
-    ("bootloader", "no boot loader is run: name the guest's kernel in boot.kernel"),
-    ("boot", "no boot loader is run: name the guest's kernel in boot.kernel"),
-    ("vnc", "there is no display"),
-    ("sdl", "there is no display"),
-    ("spice", "there is no display"),
-    ("vfb", "there is no display"),
-    ("gfx", "there is no display"),
-    ("vga", "there is no display"),
-    ("stdvga", "there is no display"),
-    ("videoram", "there is no display"),
-    ("keymap", "there is no keyboard"),
-    ("opengl", "there is no display"),
-    ("usb", "there is no USB"),
-    ("vkb", "there is no keyboard"),
-    ("sound", "there is no sound"),
-    ("soundhw", "there is no sound"),
-    ("vsnd", "there is no sound"),
-    ("pci", "no devices of the host are passed through"),
-    ("rdm", "no devices of the host are passed through"),
-    ("dtdev", "no devices of the host are passed through"),
-    ("iomem", "no devices of the host are passed through"),
-    ("ioports", "no devices of the host are passed through"),
-    ("irqs", "no devices of the host are passed through"),
-    ("serial", "the console is always the one on ttyS0: see domus console"),
-    ("channel", "there are no channels"),
-    ("p9", "give a virtiofsd's socket in devices[]"),
-    ("vtpm", "there is no TPM"),
-    ("device_model", "there is no device model: each kind of device has a process of its own"),
-    ("stubdomain", "there is no device model"),
-    ("maxmem", "the memory is fixed"),
-    ("maxvcpus", "the number of vCPUs is fixed"),
-    ("cpu_weight", "is not in the config: give it to the running domain with domus sched-set"),
-    ("cap", "is not in the config: give it to the running domain with domus sched-set"),
-    ("cpus", "is written otherwise: set \"cpus\" in the config, such as \"0-3\""),
-    ("pool", "there are no CPU pools"),
-    ("cpuid", "the guest sees the CPU that KVM offers"),
-    ("nestedhvm", "guests run no hypervisor"),
-    ("vnuma", "the guest sees one NUMA node"),
-    ("driver_domain", "drivers run in processes of dom0's, not in domains"),
-    ("claim_mode", "memory is the host's to give out"),
-    ("tsc_mode", "the guest has kvmclock"),
-    ("localtime", "there is no real-time clock: the guest has kvmclock"),
-    ("rtc_timeoffset", "there is no real-time clock: the guest has kvmclock"),
-    ("seclabel", "there are no labels of XSM"),
-    ("init_seclabel", "there are no labels of XSM"),
-    ("xen_platform_pci", "the guest does not run on Xen"),
-    ("viridian", "no Windows runs here"),
-    ("on_watchdog", "there is no watchdog"),
-    ("on_soft_reset", "there is no soft reset"),
-    ("altp2m", "there are no alternate page tables"),
-    ("timer_mode", "is Xen's own"),
-    ("e820_host", "the memory map is Domus's own"),
-];
+/// The unit of xl's memory.
+const MIB: &str = "MiB";
 
 /// What Domus always does: said in a config, it is not lost.
 const ALWAYS_DONE: &[(&str, &[&str])] = &[
@@ -109,16 +55,24 @@ pub fn read(text: &str) -> Result<Translation, ImportError> {
         Translation { config: Config { vcpus: 1, ..Config::default() }, ..Translation::default() };
     let mut line = CommandLine::default();
     let settings = settings(text)?;
+    if settings.is_empty() {
+        return Err(ImportError::Empty);
+    }
     for setting in &settings {
         set(&mut translation, &mut line, setting);
     }
-    // What is the same as the value that counts says nothing.
+    // What is the same as the value that counts says nothing; and without one, the most is what the guest has.
     for setting in &settings {
+        let text = text_of(&setting.value);
         let same = match setting.key.as_str() {
-            "maxmem" => {
-                text_of(&setting.value).is_some_and(|mib| format!("{mib}MiB") == translation.config.memory)
+            "maxmem" if translation.config.memory.is_empty() => {
+                translation.ram(setting.line, &shown(setting), text.unwrap_or_default(), MIB);
+                true
             }
-            "maxvcpus" => text_of(&setting.value) == Some(translation.config.vcpus.to_string().as_str()),
+            "maxmem" => text
+                .and_then(|text| rules::mib(text, MIB))
+                .is_some_and(|mib| format!("{mib}MiB") == translation.config.memory),
+            "maxvcpus" => text.and_then(rules::number) == Some(translation.config.vcpus),
             _ => continue,
         };
         if !same {
@@ -126,7 +80,7 @@ pub fn read(text: &str) -> Result<Translation, ImportError> {
         }
     }
     command_line(&mut translation, line);
-    Ok(translation.whole())
+    Ok(translation)
 }
 
 fn text_of(value: &Value) -> Option<&str> {
@@ -140,18 +94,10 @@ fn set(translation: &mut Translation, line: &mut CommandLine, setting: &Setting)
     let at = setting.line;
     match (setting.key.as_str(), &setting.value) {
         ("name", Value::Text(name)) => translation.name(at, name),
-        ("uuid", Value::Text(uuid)) => translation.config.uuid = Some(uuid.clone()),
-        ("memory", Value::Text(mib)) => {
-            if let Some(mib) = translation.number(at, &shown(setting), mib, 1, 1 << 32) {
-                translation.memory(mib);
-            }
-        }
-        ("vcpus", Value::Text(count)) => {
-            if let Some(count) = translation.number(at, &shown(setting), count, 0, u64::MAX) {
-                translation.vcpus(at, &shown(setting), count);
-            }
-        }
-        ("kernel", Value::Text(path)) => translation.config.boot.kernel.clone_from(path),
+        ("uuid", Value::Text(uuid)) => translation.uuid(at, uuid),
+        ("memory", Value::Text(text)) => translation.ram(at, &shown(setting), text, MIB),
+        ("vcpus", Value::Text(count)) => translation.cpus(at, &shown(setting), count),
+        ("kernel", Value::Text(path)) => translation.kernel(at, path),
         ("ramdisk", Value::Text(path)) => translation.config.boot.initrd = Some(path.clone()),
         ("cmdline", Value::Text(text)) => line.whole = Some((at, text.clone())),
         ("root", Value::Text(text)) => line.root = Some((at, text.clone())),
@@ -182,10 +128,7 @@ fn lose(translation: &mut Translation, setting: &Setting) {
              needs virtio drivers"
         }
         ("type" | "builder", _) => "the kernel is started by PVH, and needs virtio drivers in place of Xen's",
-        (key, _) => UNSUPPORTED
-            .iter()
-            .find(|(lost, _)| key.starts_with(lost))
-            .map_or("there is no such thing here", |(_, why)| *why),
+        (key, _) => rules::of_key(key).unwrap_or(UNKNOWN),
     };
     translation.lose(*line, &shown(setting), why);
 }
@@ -220,29 +163,14 @@ fn command_line(translation: &mut Translation, line: CommandLine) {
             whole
         }
         None => {
-            let root = root.map(|(at, root)| (at, format!("root={root}")));
-            let given: Vec<_> =
-                [root, extra].into_iter().flatten().filter(|(_, text)| !text.is_empty()).collect();
+            let root = root.filter(|(_, root)| !root.trim().is_empty());
+            let root = root.map(|(at, root)| (at, format!("root={}", root.trim())));
+            let given: Vec<_> = [root, extra].into_iter().flatten().collect();
             let Some((at, _)) = given.first() else { return };
             (*at, given.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(" "))
         }
     };
-    if text.contains("/dev/xvd") {
-        translation.lose(
-            at,
-            &text,
-            "is kept, but names a disk as Xen does: the first disk is /dev/vda here, better root=UUID=…",
-        );
-    }
-    let mut words: Vec<&str> = text.split_whitespace().collect();
-    if words.contains(&"console=hvc0") {
-        translation.lose(at, "console=hvc0", "is console=ttyS0 here");
-        words.iter_mut().filter(|word| **word == "console=hvc0").for_each(|word| *word = "console=ttyS0");
-    }
-    if !words.iter().any(|word| word.starts_with("console=")) {
-        words.push("console=ttyS0");
-    }
-    translation.config.boot.cmdline = Some(words.join(" "));
+    translation.command_line(at, &text);
 }
 
 /// A setting as one line.

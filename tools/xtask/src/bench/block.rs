@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::program;
 use crate::command::{command, run};
-use crate::packages::Consent;
+use crate::packages::{Consent, Need};
 use crate::workspace;
 
 /// What `domus-bench` is told.
@@ -31,7 +31,7 @@ pub struct Options {
 /// Builds what is measured as it is shipped, and measures it on the file system of the build folder.
 pub fn block(consent: Consent, options: &Options) -> Result<()> {
     let packages: &[&str] = if options.guest { &["domus-block", "domu-runner"] } else { &["domus-block"] };
-    let (bin, program) = program(consent, packages)?;
+    let (bin, program) = program(consent, Need::BlockBench, packages)?;
     let mut bench = command(&program.display().to_string(), ["--bin"]);
     bench.arg(&bin).arg("block").arg("--disk").arg(workspace::target()).args(["--case", &options.name]);
     bench.args(["--rounds", &options.rounds.to_string(), "--seconds", &options.seconds.to_string()]);

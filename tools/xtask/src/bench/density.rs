@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::program;
 use crate::command::{command, run};
-use crate::packages::{Consent, is_root};
+use crate::packages::{Consent, Need, is_root};
 
 /// What `domus-bench` is told.
 #[derive(Debug, Args)]
@@ -24,7 +24,7 @@ pub struct Options {
 /// Builds everything as it is shipped, and measures it.
 pub fn density(consent: Consent, options: &Options) -> Result<()> {
     let programs = ["dom0", "domus", "domu-runner", "domus-block", "domus-net", "domus-console"];
-    let (bin, program) = program(consent, &programs)?;
+    let (bin, program) = program(consent, Need::DensityBench, &programs)?;
     let mut bench = if is_root() {
         command(&program.display().to_string(), ["--bin"])
     } else {

@@ -11,12 +11,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::command::{command, run};
-use crate::packages::{Consent, install_packages};
+use crate::packages::{Consent, Need, install_packages};
 use crate::workspace;
 
 /// Builds `domus-bench` and these packages as they are shipped; returns the folder with their programs, and its path.
-fn program(consent: Consent, packages: &[&str]) -> Result<(PathBuf, PathBuf)> {
-    install_packages(consent)?;
+fn program(consent: Consent, need: Need, packages: &[&str]) -> Result<(PathBuf, PathBuf)> {
+    install_packages(consent, &[need])?;
     let mut cargo =
         command("cargo", ["build", "--release", "--locked", "--bins", "--package", "domus-bench"]);
     for package in packages {

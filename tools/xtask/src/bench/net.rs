@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::program;
 use crate::command::{command, run};
-use crate::packages::{Consent, is_root};
+use crate::packages::{Consent, Need, is_root};
 
 /// What `domus-bench` is told.
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ pub struct Options {
 
 /// Builds what is measured as it is shipped, and measures it in a network namespace of its own.
 pub fn net(consent: Consent, options: &Options) -> Result<()> {
-    let (bin, program) = program(consent, &["domus-net", "domus-switch"])?;
+    let (bin, program) = program(consent, Need::NetBench, &["domus-net", "domus-switch"])?;
     let mut bench = if is_root() {
         command(&program.display().to_string(), ["--bin"])
     } else {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::command::{command, read};
 use crate::images::{KERNELS, images};
 use crate::lab::{STEP_HEAD, lab_vm};
-use crate::packages::{Consent, install_packages, is_root};
+use crate::packages::{Consent, Need, install_packages, is_root};
 use crate::workspace;
 
 /// What is aimed at, by the case's name: the peer of a figure that has no other.
@@ -38,7 +38,7 @@ const PROCESSES: &[(&str, &[&str])] = &[
 
 /// Measures a start, and what the processes weigh.
 pub fn start(consent: Consent, json: bool) -> Result<()> {
-    install_packages(consent)?;
+    install_packages(consent, &[Need::Images, Need::TestGuest, Need::Guest, Need::Qemu])?;
     let bin = workspace::build_binaries()?;
     let images = images(KERNELS)?;
     let environment = Environment::detect();

@@ -26,10 +26,25 @@ pub const KERNELS: &[KernelId] = &[KernelId::V6_1Cloud, KernelId::V6_12Cloud];
 /// Makes whatever is missing and returns where everything is.
 pub fn images(ids: &[KernelId]) -> Result<Images> {
     let cache = Cache::open(workspace::images())?;
+    let images = with_debian(&cache, ids)?;
+    let guest_recipe = [guest_root::SOURCE, guest_root::GUEST_INIT].map(str::as_bytes);
+    let guest = cache.entry("guest", ".ext4", &guest_recipe, |path| {
+        let tree = Tree::new(path)?;
+        guest_root::build(&tree.0, path)
+    })?;
+    Ok(Images { guest, ..images })
+}
+
+/// A kernel and Debian's root file system, without that of the test guests, whose path is empty.
+pub fn debian_only(id: KernelId) -> Result<Images> {
+    with_debian(&Cache::open(workspace::images())?, &[id])
+}
+
+fn with_debian(cache: &Cache, ids: &[KernelId]) -> Result<Images> {
     let mut kernels = BTreeMap::new();
     let mut lab_kernel = None;
     for id in ids {
-        let kernel = kernels::kernel(&cache, *id)?;
+        let kernel = kernels::kernel(cache, *id)?;
         let recipe = [initrd::SOURCE, initrd::SCRIPT, cpio::SOURCE].map(str::as_bytes);
         let kernel_path = kernel.vmlinuz.as_os_str().as_encoded_bytes();
         let recipe = [recipe.as_slice(), &[kernel_path]].concat();
@@ -42,18 +57,13 @@ pub fn images(ids: &[KernelId]) -> Result<Images> {
         }
     }
     let lab_kernel = lab_kernel.context("the outer machine's kernel must be among the kernels")?;
-    let guest_recipe = [guest_root::SOURCE, guest_root::GUEST_INIT].map(str::as_bytes);
-    let guest = cache.entry("guest", ".ext4", &guest_recipe, |path| {
-        let tree = Tree::new(path)?;
-        guest_root::build(&tree.0, path)
-    })?;
     let mut recipe = debian::recipe();
     recipe.push(lab_kernel.modules.as_os_str().as_encoded_bytes());
     let debian = cache.entry("debian", ".ext4", &recipe, |path| {
         let tree = Tree::new(path)?;
         debian::build(&tree.0, path, &lab_kernel)
     })?;
-    Ok(Images { kernels, guest, debian })
+    Ok(Images { kernels, guest: PathBuf::new(), debian })
 }
 
 /// The folder of finished images.

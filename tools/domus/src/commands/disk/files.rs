@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use dom0::host::locks::{self, Lock};
+use dom0::host::magic;
 use nix::fcntl::AtFlags;
 use shared_abi::control::ImageFormat;
 use tempfile::NamedTempFile;
@@ -19,9 +20,41 @@ use super::sealed::{self, Fds, Named};
 pub struct Image {
     /// Its absolute path.
     pub path: PathBuf,
-    /// Its format, which was said and not guessed.
+    /// Its format: what was said, else what its bytes tell.
     pub format: ImageFormat,
     file: File,
+}
+
+/// The format that an image is said to have, if that is said, and where it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Said {
+    /// The format.
+    pub format: Option<ImageFormat>,
+    /// What to write on the command line for a raw one.
+    pub raw: &'static str,
+}
+
+impl Said {
+    /// The format of an open image.
+    fn or_told(self, file: &File, path: &Path) -> anyhow::Result<ImageFormat> {
+        if let Some(format) = self.format {
+            return Ok(format);
+        }
+        let path = path.display();
+        let told = magic::whole(file).with_context(|| format!("cannot read {path}"))?;
+        match told {
+            Some(magic::QCOW2) => Ok(ImageFormat::Qcow2),
+            Some(other) => bail!(
+                "{path} is a {other} image, which Domus does not read: convert it with qemu-img convert -O qcow2, or say \
+                 {} if the disk is the file as it is",
+                self.raw
+            ),
+            None if path.to_string().ends_with(".qcow2") => {
+                bail!("{path} is no qcow2 image, whatever its name says: say {} if it is raw", self.raw)
+            }
+            None => Ok(ImageFormat::Raw),
+        }
+    }
 }
 
 impl Image {
@@ -29,8 +62,8 @@ impl Image {
     ///
     /// # Errors
     /// One line: it is not there, no image, or in use.
-    pub fn open(path: &Path, format: ImageFormat, lock: Lock) -> anyhow::Result<Self> {
-        let image = Self::open_only(path, format, lock == Lock::Write)?;
+    pub fn open(path: &Path, said: Said, lock: Lock) -> anyhow::Result<Self> {
+        let image = Self::open_only(path, said, lock == Lock::Write)?;
         let taken =
             locks::take(&image.file, lock).with_context(|| format!("cannot lock {}", path.display()))?;
         if !taken {
@@ -43,16 +76,16 @@ impl Image {
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub fn peek(path: &Path, format: ImageFormat) -> anyhow::Result<(Self, Option<String>)> {
-        let image = Self::open_only(path, format, false)?;
+    pub fn peek(path: &Path, said: Said) -> anyhow::Result<(Self, Option<String>)> {
+        let image = Self::open_only(path, said, false)?;
         let free = locks::probe(&image.file, Lock::Read).unwrap_or(true);
         let user = if free { None } else { Some(image.user()?) };
         Ok((image, user))
     }
 
-    fn open_only(path: &Path, format: ImageFormat, write: bool) -> anyhow::Result<Self> {
-        let cannot = || format!("cannot open {}", path.display());
-        let path = std::path::absolute(path).with_context(cannot)?;
+    fn open_only(named: &Path, said: Said, write: bool) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot open {}", named.display());
+        let path = std::path::absolute(named).with_context(cannot)?;
         // Without waiting: a FIFO would never be opened.
         let file = OpenOptions::new().read(true).write(write).custom_flags(libc::O_NONBLOCK).open(&path);
         let file = file.with_context(cannot)?;
@@ -60,6 +93,7 @@ impl Image {
         if !kind.is_file() && !kind.is_block_device() {
             bail!("{} is no image: an image is a regular file or a block device", path.display());
         }
+        let format = said.or_told(&file, named)?;
         Ok(Self { path, format, file })
     }
 

@@ -2,13 +2,16 @@
 //!
 //! What is in a qcow2 file may have been written by a guest's backend, so this process never parses one: a child that
 //! has closed a sandbox around itself does ([`sealed`]), with the descriptors it needs and nothing else. Internal
-//! snapshots are the exception: `qemu-img` works on them ([`qemu`]). Refused: an image that a domain or another
-//! program has locked, and a format guessed from bytes. Promised: a file that is made is there when it is complete,
-//! or not at all.
+//! snapshots are the exception: `qemu-img` works on them ([`qemu`]). The format of an image that is there is what the
+//! command line says, else what the image's own bytes tell, and never what its name does. Refused: an image that a
+//! domain or another program has locked, one of a format that Domus does not read unless it is said to be raw, and a
+//! qcow2 image that is shorter than its tables say ([`tables`]). Promised: a file that is made is there when it is
+//! complete, or not at all.
 
 mod files;
 mod qemu;
 pub mod sealed;
+mod tables;
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +23,7 @@ use shared_abi::control::ImageFormat;
 
 use crate::output::print;
 use crate::size::Size;
-use files::{Image, NewFile};
+use files::{Image, NewFile, Said};
 use sealed::{Job, Outcome};
 
 /// The command line of `disk`.
@@ -38,6 +41,13 @@ pub enum Command {
     Create(Create),
     /// Say what an image is
     Info {
+        /// The image
+        file: PathBuf,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Say whether all of an image is there that its tables refer to; exit status 1 if it is not
+    Check {
         /// The image
         file: PathBuf,
         #[command(flatten)]
@@ -82,10 +92,31 @@ impl From<Format> for ImageFormat {
     }
 }
 
-/// What most of the commands take.
+/// What the commands take that work on an image that is there.
 #[derive(Debug, Args)]
 pub struct How {
-    /// The image's format [default: qcow2 if its name ends in .qcow2, else raw]
+    /// The image's format [default: what its own bytes tell]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl How {
+    fn said(&self) -> Said {
+        said(self.format, "--format raw")
+    }
+}
+
+fn said(format: Option<Format>, raw: &'static str) -> Said {
+    Said { format: format.map(Into::into), raw }
+}
+
+/// What the commands take that make an image.
+#[derive(Debug, Args)]
+pub struct Made {
+    /// The new image's format [default: qcow2 if its name ends in .qcow2, else raw]
     #[arg(long)]
     format: Option<Format>,
     /// Print a JSON object
@@ -104,11 +135,11 @@ pub struct Create {
     /// What it shows where nothing was written
     #[arg(long, value_name = "FILE")]
     backing: Option<PathBuf>,
-    /// The format of the backing image [default: as for --format]
+    /// The format of the backing image [default: what its own bytes tell]
     #[arg(long, value_name = "FORMAT", requires = "backing")]
     backing_format: Option<Format>,
     #[command(flatten)]
-    how: How,
+    how: Made,
 }
 
 /// `disk convert`.
@@ -118,14 +149,14 @@ pub struct Convert {
     from: PathBuf,
     /// The new image
     to: PathBuf,
-    /// The format of the image to copy [default: as for --format]
+    /// The format of the image to copy [default: what its own bytes tell]
     #[arg(long, value_name = "FORMAT")]
     from_format: Option<Format>,
     /// An image that the one to copy may refer to; once for each
     #[arg(long, value_name = "FILE[:FORMAT]")]
     backing: Vec<String>,
     #[command(flatten)]
-    how: How,
+    how: Made,
 }
 
 /// `disk snapshot`.
@@ -168,13 +199,14 @@ pub fn run(args: DiskArgs) -> anyhow::Result<()> {
     match args.command {
         Command::Create(create) => self::create(create),
         Command::Info { file, how } => info(&file, &how),
+        Command::Check { file, how } => check(&file, &how),
         Command::Convert(convert) => self::convert(convert),
         Command::Resize { file, size, shrink, how } => resize(&file, size.0, shrink, &how),
         Command::Snapshot(snapshot) => self::snapshot(snapshot),
     }
 }
 
-/// The format somebody has said, or that a name has.
+/// The format of a new image: as somebody has said, or as its name has it.
 fn format(path: &Path, said: Option<Format>) -> ImageFormat {
     let named = path.extension().is_some_and(|ending| ending == "qcow2");
     said.map_or(if named { ImageFormat::Qcow2 } else { ImageFormat::Raw }, Into::into)
@@ -185,18 +217,17 @@ fn create(Create { file, size, backing, backing_format, how }: Create) -> anyhow
     let Some(backing) = backing else {
         let bytes = size.context("an image without a backing image needs a size")?.0;
         make(&file, format, bytes, None)?;
-        return said(&file, bytes, how.json);
+        return tell(&file, bytes, how.json);
     };
     if format == ImageFormat::Raw {
         bail!("{} cannot have a backing image: say --format qcow2", file.display());
     }
-    let backing_format = self::format(&backing, backing_format);
-    let bytes = over(&file, &backing, backing_format, size)?;
-    said(&file, bytes, how.json)
+    let bytes = over(&file, &backing, said(backing_format, "--backing-format raw"), size)?;
+    tell(&file, bytes, how.json)
 }
 
 /// Makes an overlay; returns its size.
-fn over(file: &Path, backing: &Path, format: ImageFormat, size: Option<Size>) -> anyhow::Result<u64> {
+fn over(file: &Path, backing: &Path, format: Said, size: Option<Size>) -> anyhow::Result<u64> {
     let image = Image::open(backing, format, Lock::Read)?;
     let bytes = match size {
         Some(Size(bytes)) => bytes,
@@ -205,7 +236,7 @@ fn over(file: &Path, backing: &Path, format: ImageFormat, size: Option<Size>) ->
     // Absolute, so that it means the same wherever the overlay is.
     let name =
         image.path.to_str().context("the path of the backing image is no UTF-8: rename it")?.to_owned();
-    make(file, ImageFormat::Qcow2, bytes, Some((name, format)))?;
+    make(file, ImageFormat::Qcow2, bytes, Some((name, image.format)))?;
     Ok(bytes)
 }
 
@@ -226,7 +257,7 @@ fn make(
 }
 
 fn info(file: &Path, how: &How) -> anyhow::Result<()> {
-    let (image, user) = Image::peek(file, format(file, how.format))?;
+    let (image, user) = Image::peek(file, how.said())?;
     let allocated = image.allocated()?;
     let (bytes, facts) = match image.format {
         ImageFormat::Raw => (image.bytes()?, None),
@@ -262,8 +293,21 @@ fn info(file: &Path, how: &How) -> anyhow::Result<()> {
     user.map_or(Ok(()), |user| print(&format!("in use by {user}")))
 }
 
+/// A raw image has no tables that could refer to anything.
+fn check(file: &Path, how: &How) -> anyhow::Result<()> {
+    let (image, _) = Image::peek(file, how.said())?;
+    let bytes = image.bytes()?;
+    if how.json {
+        return print(&json!({ "path": image.path, "format": image.format, "bytes": bytes }).to_string());
+    }
+    print(&match image.format {
+        ImageFormat::Raw => format!("{}: raw, it has no tables", file.display()),
+        ImageFormat::Qcow2 => format!("{}: qcow2, all that its tables refer to is there", file.display()),
+    })
+}
+
 fn convert(Convert { from, to, from_format, backing, how }: Convert) -> anyhow::Result<()> {
-    let source = Image::open(&from, format(&from, from_format), Lock::Read)?;
+    let source = Image::open(&from, said(from_format, "--from-format raw"), Lock::Read)?;
     let backing = backing.iter().map(|text| listed(text)).collect::<anyhow::Result<Vec<_>>>()?;
     let new = NewFile::new(&to)?;
     let format = format(&to, how.format);
@@ -275,29 +319,24 @@ fn convert(Convert { from, to, from_format, backing, how }: Convert) -> anyhow::
     })?;
     let Outcome::Size(bytes) = outcome else { bail!("the child has not said how long the image is") };
     new.keep()?;
-    said(&to, bytes, how.json)
+    tell(&to, bytes, how.json)
 }
 
 /// `FILE[:FORMAT]`.
 fn listed(text: &str) -> anyhow::Result<Image> {
-    let (path, said) = match text.rsplit_once(':') {
+    let (path, format) = match text.rsplit_once(':') {
         Some((path, "raw")) => (path, Some(Format::Raw)),
         Some((path, "qcow2")) => (path, Some(Format::Qcow2)),
         _ => (text, None),
     };
-    Image::open(Path::new(path), format(Path::new(path), said), Lock::Read)
+    Image::open(Path::new(path), said(format, "FILE:raw"), Lock::Read)
 }
 
 fn resize(file: &Path, bytes: u64, shrink: bool, how: &How) -> anyhow::Result<()> {
-    let image = Image::open(file, format(file, how.format), Lock::Write)?;
+    let image = Image::open(file, how.said(), Lock::Write)?;
     let before = image.bytes()?;
     if bytes < before && !shrink {
-        bail!(
-            "{} has {}: to {} it would lose what is behind its new end; --shrink if that is meant",
-            file.display(),
-            Size(before),
-            Size(bytes)
-        );
+        bail!("{}", would_lose(file.display(), before, bytes));
     }
     match image.format {
         ImageFormat::Raw => image.set_len(bytes)?,
@@ -305,16 +344,16 @@ fn resize(file: &Path, bytes: u64, shrink: bool, how: &How) -> anyhow::Result<()
             sealed::run(|fds| Job::Resize { image: image.pass(fds), bytes })?;
         }
     }
-    said(file, bytes, how.json)
+    tell(file, bytes, how.json)
 }
 
 fn snapshot(Snapshot { file, overlay, inside, how }: Snapshot) -> anyhow::Result<()> {
-    let format = format(&file, how.format);
     if let Some(overlay) = overlay {
-        let bytes = over(&overlay, &file, format, None)?;
-        return said(&overlay, bytes, how.json);
+        let bytes = over(&overlay, &file, how.said(), None)?;
+        return tell(&overlay, bytes, how.json);
     }
-    if format == ImageFormat::Raw {
+    // qemu-img, which works on what is inside, locks the image itself.
+    if Image::peek(&file, how.said())?.0.format == ImageFormat::Raw {
         bail!("{} is raw, there are no snapshots inside: name an overlay", file.display());
     }
     match inside {
@@ -326,9 +365,18 @@ fn snapshot(Snapshot { file, overlay, inside, how }: Snapshot) -> anyhow::Result
 }
 
 /// Says what was made, to those who want JSON.
-fn said(path: &Path, bytes: u64, json: bool) -> anyhow::Result<()> {
+fn tell(path: &Path, bytes: u64, json: bool) -> anyhow::Result<()> {
     if !json {
         return Ok(());
     }
     print(&json!({ "path": std::path::absolute(path)?, "bytes": bytes }).to_string())
+}
+
+/// Why a disk is not made shorter unless that is said.
+pub fn would_lose(disk: impl std::fmt::Display, before: u64, bytes: u64) -> String {
+    format!(
+        "{disk} has {}: to {} it would lose what is behind its new end; --shrink if that is meant",
+        Size(before),
+        Size(bytes)
+    )
 }

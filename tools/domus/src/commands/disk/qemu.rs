@@ -7,8 +7,11 @@ use anyhow::{Context, bail};
 use dom0::host::locks::Lock;
 use shared_abi::control::ImageFormat;
 
-use super::files::Image;
+use super::files::{Image, Said};
 use crate::output::print;
+
+/// The caller has looked.
+const QCOW2: Said = Said { format: Some(ImageFormat::Qcow2), raw: "" };
 
 /// Takes (`-c`), goes back to (`-a`) or deletes (`-d`) a snapshot.
 ///
@@ -16,7 +19,7 @@ use crate::output::print;
 /// One line for the user.
 pub fn change(file: &Path, action: &str, name: &str) -> anyhow::Result<()> {
     // Only to see that nobody uses it: qemu-img locks it itself.
-    drop(Image::open(file, ImageFormat::Qcow2, Lock::Write)?);
+    drop(Image::open(file, QCOW2, Lock::Write)?);
     snapshot(file, &[action, name]).map(drop)
 }
 
@@ -25,7 +28,7 @@ pub fn change(file: &Path, action: &str, name: &str) -> anyhow::Result<()> {
 /// # Errors
 /// One line for the user.
 pub fn list(file: &Path, json: bool) -> anyhow::Result<()> {
-    drop(Image::open(file, ImageFormat::Qcow2, Lock::Read)?);
+    drop(Image::open(file, QCOW2, Lock::Read)?);
     if !json {
         let output = snapshot(file, &["-l"])?;
         return print(String::from_utf8_lossy(&output.stdout).trim_end());

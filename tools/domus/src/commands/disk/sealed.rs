@@ -10,12 +10,13 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use domus_block::async_io::AsyncDisk;
 use domus_block::async_io::reactor::Reactor;
 use domus_block::qcow2;
@@ -27,9 +28,11 @@ use futures_util::stream;
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use shared_abi::control::{FdIndex, ImageFormat};
 
 use super::files::Image;
+use super::tables;
 
 /// Whom a child becomes that root started: `nobody` of every distribution.
 const NOBODY: u32 = 65534;
@@ -38,9 +41,11 @@ const PIECE: u64 = 1 << 20;
 /// How many of them are under way.
 const PIECES: usize = 8;
 
-/// The system calls of the child beyond [`COMMON`]: its ring, the length of files, and a second descriptor of one.
+/// The system calls of the child beyond [`COMMON`]: its ring, tables of images, the length of files, and a second
+/// descriptor of one.
 const OWN: &[Allow] = &[
     Allow::Call(libc::SYS_io_uring_enter),
+    Allow::Call(libc::SYS_pread64),
     Allow::Call(libc::SYS_lseek),
     Allow::Call(libc::SYS_ftruncate),
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
@@ -187,7 +192,7 @@ pub fn serve() -> ExitCode {
     let (job, fds) = match link.receive::<Job>() {
         Ok(received) => received,
         Err(error) => {
-            eprintln!("domus: {}", control::chain(&error));
+            crate::shared::say(format_args!("domus: {}", control::chain(&error)));
             return ExitCode::FAILURE;
         }
     };
@@ -224,8 +229,7 @@ impl Worker<'_> {
         match job {
             Job::Look(image) => {
                 let (image, _) = self.take(image)?;
-                let qcow2::Facts { header, backing, backing_format } =
-                    qcow2::look(&self.reactor, image).await?;
+                let qcow2::Facts { header, backing, backing_format } = self.looked(&image).await?;
                 let domus_block::qcow2::header::Facts { version, cluster, bytes, snapshots, .. } = header;
                 Ok(Outcome::Facts(Facts { version, cluster, bytes, snapshots, backing, backing_format }))
             }
@@ -236,6 +240,7 @@ impl Worker<'_> {
             }
             Job::Resize { image, bytes } => {
                 let (image, _) = self.take(image)?;
+                self.looked(&image).await?;
                 let image = qcow2::Image::open_alone(&self.reactor, image, ImageFormat::Qcow2).await?;
                 match image.size().await > bytes {
                     true => image.shrink(bytes).await?,
@@ -245,6 +250,17 @@ impl Worker<'_> {
             }
             Job::Convert { from, backing, to, format } => self.convert(from, backing, to, format).await,
         }
+    }
+
+    /// Looks at a qcow2 image, and whether all of it is there.
+    async fn looked(&self, image: &qcow2::OpenImage) -> anyhow::Result<qcow2::Facts> {
+        let qcow2::OpenImage { path, file, direct } = image;
+        let again = qcow2::OpenImage { path: path.clone(), file: file.try_clone()?, direct: *direct };
+        let named = || path.display().to_string();
+        tables::check_header(file).with_context(named)?;
+        let facts = qcow2::look(&self.reactor, again).await?;
+        tables::check(file).with_context(named)?;
+        Ok(facts)
     }
 
     async fn convert(
@@ -259,7 +275,15 @@ impl Worker<'_> {
             .into_iter()
             .map(|named| self.take(named).map(|(image, format)| (format, image)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let source = qcow2::Image::open(&self.reactor, from, from_format, backing, false, true).await?;
+        let chain =
+            iter::once((from_format, &from)).chain(backing.iter().map(|(format, image)| (*format, image)));
+        for (format, image) in chain {
+            if format == ImageFormat::Qcow2 {
+                self.looked(image).await?;
+            }
+        }
+        let source = qcow2::Image::open(&self.reactor, from, from_format, backing, false, true).await;
+        let source = source.map_err(unlisted)?;
         let bytes = source.size().await;
         let (to, _) = self.take(to)?;
         match format {
@@ -293,6 +317,33 @@ impl Worker<'_> {
         }
         Ok(())
     }
+}
+
+/// The line to write for an image that refers to one that is not listed: a path may hold what JSON escapes, and a
+/// description (`json:{…}`) is no path at all.
+fn unlisted(error: qcow2::ChainError) -> anyhow::Error {
+    let qcow2::ChainError::Unlisted { image, backing, format } = error else { return error.into() };
+    let (image, path) = (image.display(), backing.to_string_lossy());
+    let Some(at) = path.find("json:") else {
+        let line = json!([{ "path": path, "format": format }]);
+        return anyhow!(
+            "{image} is backed by {path}, which is not listed: give --backing FILE:{format}, and \"backing\": {line} in a \
+             config, if it may be read"
+        );
+    };
+    let description: Value = serde_json::from_str(&path[at + 5..]).unwrap_or_default();
+    let part = |of: &Value, keys: &[&str]| keys.iter().find_map(|key| of[*key].as_str().map(str::to_owned));
+    let file = part(&description, &["file.filename", "filename"])
+        .or_else(|| part(&description["file"], &["filename"]))
+        .unwrap_or_else(|| "/FILE".into());
+    let format =
+        part(&description, &["driver"]).filter(|driver| driver == "qcow2").unwrap_or_else(|| "raw".into());
+    let line = json!([{ "path": file, "format": format }]);
+    anyhow!(
+        "{image} is backed by {}, which describes an image and names none: name it with qemu-img rebase -u -b '{file}' -F \
+         {format}, and give --backing '{file}:{format}', or \"backing\": {line} in a config",
+        &path[at..]
+    )
 }
 
 async fn copy_piece(source: &qcow2::Image, target: &qcow2::Image, offset: u64, len: usize) -> io::Result<()> {

@@ -72,6 +72,11 @@ pub fn sort(rows: &mut [Row], order: SortKey) {
     rows.sort_by(|a, b| key(b).total_cmp(&key(a)).then_with(|| a.name.cmp(&b.name)));
 }
 
+/// The sum of nothing is 0; that of the standard library is -0, which is printed as such.
+fn sum(each: impl Iterator<Item = f64>) -> f64 {
+    each.fold(0.0, |sum, one| sum + one)
+}
+
 fn row(was: &DomainStatistics, now: &DomainStatistics, seconds: f64) -> Row {
     // One that has become smaller has begun anew.
     let grown = |was: u64, now: u64| (if now < was { now } else { now - was }) as f64 / seconds;
@@ -80,21 +85,21 @@ fn row(was: &DomainStatistics, now: &DomainStatistics, seconds: f64) -> Row {
             let old = was.vcpus.iter().find(|old| old.vcpu == it.vcpu).map_or(of(it), of);
             grown(old, of(it))
         });
-        each.sum::<f64>() / 1e9 * 100.0
+        sum(each) / 1e9 * 100.0
     };
     let disk = |of: fn(&domus_api::DiskCounters) -> u64| -> f64 {
         let each = now.disks.iter().filter_map(|it| {
             let old = was.disks.iter().find(|old| old.id == it.id)?.counters.as_ref()?;
             Some(grown(of(old), of(it.counters.as_ref()?)))
         });
-        each.sum()
+        sum(each)
     };
     let nic = |of: fn(&domus_api::NicCounters) -> u64| -> f64 {
         let each = now.nics.iter().filter_map(|it| {
             let old = was.nics.iter().find(|old| old.id == it.id)?.counters.as_ref()?;
             Some(grown(of(old), of(it.counters.as_ref()?)))
         });
-        each.sum()
+        sum(each)
     };
     Row {
         name: now.domain.name.clone(),
@@ -240,6 +245,16 @@ mod tests {
         let rows = rates(&before, &now, Duration::from_secs(2), SortKey::Disk);
         assert_eq!(rows[0].name, "b");
         assert_eq!(table(&rows).lines().count(), 4);
+    }
+
+    #[test]
+    fn a_domain_without_devices_does_nothing_and_not_less() {
+        let mut bare = domain("a", 1, 0, 0);
+        (bare.disks, bare.nics, bare.vcpus) = (vec![], vec![], vec![]);
+        let rows = rates(&[bare.clone()], &[bare], Duration::from_secs(1), SortKey::Disk);
+        for text in [table(&rows), serde_json::to_string(&rows).unwrap()] {
+            assert!(!text.contains("-0"), "{text}");
+        }
     }
 
     #[test]
