@@ -13,6 +13,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use shared_abi::DeviceId;
 use shared_abi::control::{BackendEvent, NetNic, NetRequest, NetWire, NicFilter};
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUE_PAIRS, NIC_STATE_LEN};
+use vu_server::server;
 
 use crate::control::{Nics, stream_of};
 use crate::filter::Filter;
@@ -135,7 +136,7 @@ fn bring_up(control: &Control, request: NetRequest, mut fds: Fds) -> Result<Nics
         start_nic(id.clone(), prepared, socket, &sealed, &control.events())
             .map_err(|source| StartError::Prepare { nic: id, source })?;
     }
-    sandbox::seal(&[COMMON, CALLS].concat())?;
+    sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
     sealed.wait();
     Ok(Nics::new(nics, control.events()))
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use crate::eventfd::Signals;
 use crate::memory::MAX_REGIONS;
 
 /// A device class: its features and its configuration space. Its work is done by workers ([`crate::worker`]).
@@ -42,6 +43,11 @@ pub trait Device: Send + 'static {
     /// a process that serves several guests must not give one of them that power.
     fn sealed_memory(&self) -> bool {
         false
+    }
+
+    /// How the eventfds of its frontends are signalled. A process that serves several domains must not wait for one.
+    fn signals(&self) -> Signals {
+        Signals::Write
     }
 
     /// Most regions of memory, up to [`MAX_REGIONS`]: each is an open file, and those of a process are bounded.

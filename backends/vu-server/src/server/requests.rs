@@ -15,6 +15,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use crate::device::Device;
+use crate::eventfd::{self, EventfdError};
 use crate::memory::MemoryTable;
 use crate::queue::RingAddresses;
 use crate::worker::Port;
@@ -47,6 +48,10 @@ pub struct State<D: Device> {
 /// A refusal that names the act and the value.
 fn refuse(text: String) -> Error {
     Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+fn refuse_eventfd(index: u8, what: &str, why: &EventfdError) -> Error {
+    refuse(format!("the {what} descriptor of queue {index}: {}", chain(why)))
 }
 
 impl<D: Device> State<D> {
@@ -92,7 +97,7 @@ impl<D: Device> State<D> {
                 None => None,
             };
             vring
-                .start(&self.name, self.features, &self.memory, log)
+                .start(&self.name, self.features, &self.memory, log, self.device.signals())
                 .map_err(|error| refuse(chain(&error)))?;
         }
         Ok(())
@@ -300,15 +305,22 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let fd =
             fd.ok_or_else(|| refuse(format!("queue {index} without a kick eventfd: polling is not served")))?;
+        eventfd::check(&fd).map_err(|error| refuse_eventfd(index, "kick", &error))?;
         self.change(index.into(), |vring| vring.kick = Some(fd.into()))?;
         self.start()
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        if let Some(fd) = &fd {
+            eventfd::check_signalled(fd).map_err(|error| refuse_eventfd(index, "call", &error))?;
+        }
         self.vring(index.into())?.set_call(fd.map(Into::into)).map_err(|error| refuse(error.to_string()))
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        if let Some(fd) = &fd {
+            eventfd::check_signalled(fd).map_err(|error| refuse_eventfd(index, "error", &error))?;
+        }
         self.change(index.into(), |vring| vring.error = fd.map(Into::into))
     }
 
