@@ -104,7 +104,7 @@ impl<S: Sink> Transmit<S> {
         copy[..header].copy_from_slice(&virtio[..header]);
         if let Some(filter) = &self.filter {
             let head = &copy[header..];
-            filter.check(head.get(..HEAD).unwrap_or(head), frame)?;
+            filter.check(&virtio, head.get(..HEAD).unwrap_or(head), frame)?;
         }
         if let Err(time) = self.shared.transmit.pass(time::monotonic, frame) {
             self.counters.throttled();

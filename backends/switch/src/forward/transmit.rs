@@ -160,7 +160,7 @@ impl Transmit {
         if !self.shared.link_up() {
             return Err(DropReason::LinkDown);
         }
-        self.shared.filter.check(&self.head[skip..read], len)?;
+        self.shared.filter.check(&header, &self.head[skip..read], len)?;
         Ok(Judged { header, len, skip, shown })
     }
 }
