@@ -15,6 +15,8 @@ mod events;
 mod pass;
 mod receive;
 mod table;
+#[cfg(test)]
+mod tests;
 mod transmit;
 mod whole;
 
@@ -125,15 +127,7 @@ impl Forward {
     /// A switch without ports, to be run by the thread that makes it.
     pub fn new(prepared: Prepared, beat: Arc<Beat>) -> Self {
         let Prepared { commands, events } = prepared;
-        let ports = Ports {
-            receive: (0..MAX_PORTS).map(|_| None).collect(),
-            transmit: (0..MAX_PORTS).map(|_| None).collect(),
-            table: Table::default(),
-            places: Places::default(),
-            whole: Whole::default(),
-            unpublished: 0,
-            copied: 0,
-        };
+        let ports = Ports::new();
         let port_orders = (0..MAX_PORTS).map(|_| None).collect();
         let poll_time = PollTime::default();
         Self { commands, events, beat, ports, port_orders, poll_time, happened: Vec::new(), unfinished: 0 }
@@ -299,6 +293,18 @@ impl Forward {
 const RECEIVE: u16 = 0;
 
 impl Ports {
+    fn new() -> Self {
+        Self {
+            receive: (0..MAX_PORTS).map(|_| None).collect(),
+            transmit: (0..MAX_PORTS).map(|_| None).collect(),
+            table: Table::default(),
+            places: Places::default(),
+            whole: Whole::default(),
+            unpublished: 0,
+            copied: 0,
+        }
+    }
+
     fn queue(&mut self, slot: usize, queue: u16) -> Option<&mut Queue> {
         if queue == RECEIVE {
             self.receive[slot].as_mut()?.queue()
