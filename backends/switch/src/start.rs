@@ -12,16 +12,16 @@ use std::time::Duration;
 use domus_startup::Control;
 use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
-use domus_startup::sandbox::{self, COMMON, SandboxError};
+use domus_startup::sandbox::{self, SandboxError};
 use domus_startup::threads;
 use shared_abi::control::SwitchRequest;
-use vu_server::aio::{self, Aio};
-use vu_server::{Signals, server};
+use vu_server::Signals;
+use vu_server::aio::Aio;
 
 use crate::beat::Beat;
 use crate::control::Switch;
 use crate::forward::{Forward, Prepared};
-use crate::syscalls::CALLS;
+use crate::syscalls::calls;
 use crate::{MAX_PORTS, connection};
 
 /// How long one turn of the data thread may take: far more than the slowest memory needs.
@@ -80,7 +80,7 @@ fn bring_up(
     threads::start("data".into(), work).map_err(failed)?;
     threads::start("beat".into(), move || beat.watch(PATIENCE, end)).map_err(failed)?;
     let signals = Signals::Kernel(Arc::new(Aio::new().map_err(failed)?));
-    sandbox::seal(&[COMMON, server::CALLS, server::LOG_CALLS, aio::CALLS, CALLS].concat())?;
+    sandbox::seal(&calls())?;
     Ok(Switch::new(data, connections, signals, control.events()))
 }
 

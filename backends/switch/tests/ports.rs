@@ -19,7 +19,7 @@ use domus_driver::net::{Guest, SENT};
 use domus_driver::process::private_memory;
 use domus_driver::ring::{NEXT, WRITE};
 use domus_net::features;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use shared_abi::control::{BackendReply, DropReason, NicLimits, NicRequest, SwitchEvent, SwitchRequest};
 use vhost::vhost_user::Frontend;
@@ -220,6 +220,19 @@ fn a_frontend_that_breaks_the_protocol_loses_its_port_alone() {
     let why = failed(&switch, 4);
     assert!(why.contains("F_SEAL_SHRINK"), "{why}");
     assert_eq!(mapped(&switch, "short"), 0);
+
+    // Huge pages, of which there need be none when they are touched.
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_HUGETLB;
+    let file = memfd_create("huge", flags).unwrap();
+    nix::unistd::ftruncate(&file, 2 << 20).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)).unwrap();
+    let frontend = Frontend::from_stream(switch.plug(4), 2);
+    frontend.set_owner().unwrap();
+    let region = VhostUserMemoryRegionInfo { memory_size: 2 << 20, mmap_handle: file.as_raw_fd(), ..region };
+    frontend.set_mem_table(&[region]).unwrap();
+    let why = failed(&switch, 4);
+    assert!(why.contains("tmpfs"), "{why}");
+    assert_eq!(mapped(&switch, "huge"), 0);
 
     // Many files: they are this process's, and not many.
     let file = domus_startup::memfd::sealed("many", 1 << 20).unwrap();

@@ -39,8 +39,9 @@ pub trait Device: Send + 'static {
         false
     }
 
-    /// Refuse memory whose file could become shorter (`F_SEAL_SHRINK`). A read beyond its end would kill this process;
-    /// a process that serves several guests must not give one of them that power.
+    /// Refuse memory that could go away: whose file could become shorter (`F_SEAL_SHRINK`), or that is not in tmpfs, as
+    /// huge pages are missing when their pool is empty. To touch it would kill this process; one that serves several
+    /// guests must not give one of them that power.
     fn sealed_memory(&self) -> bool {
         false
     }

@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
-use domus_startup::lock;
+use domus_startup::{lock, memfd};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandlerMut};
 
 use domus_startup::control::chain;
@@ -45,7 +45,8 @@ pub const CALLS: &[Allow] = &[
 /// And those of a device that offers an inflight log: to make its memory file.
 pub const LOG_CALLS: &[Allow] = &[
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_ADD_SEALS as u32),
-    Allow::Call(libc::SYS_memfd_create),
+    Allow::Argument(libc::SYS_memfd_create, 1, memfd::FLAGS[0]),
+    Allow::Argument(libc::SYS_memfd_create, 1, memfd::FLAGS[1]),
     Allow::Call(libc::SYS_ftruncate),
 ];
 

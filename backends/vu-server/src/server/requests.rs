@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use domus_startup::control::chain;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -34,6 +35,9 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
 /// Bytes of configuration space that can be read; those behind the device's own are 0.
 const CONFIG_SPACE: usize = 256;
 
+/// What tmpfs says of its blocks.
+const PAGE: i64 = 4096;
+
 /// All that a frontend has set, and the device.
 #[derive(Debug)]
 pub struct State<D: Device> {
@@ -48,6 +52,24 @@ pub struct State<D: Device> {
 /// A refusal that names the act and the value.
 fn refuse(text: String) -> Error {
     Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// Refuses memory a touch of which could end this process: of a file that could become shorter, or whose pages may be
+/// missing although the file is long enough, as those of hugetlbfs may.
+fn check_stays(file: &File) -> std::result::Result<(), String> {
+    // First: only files in memory have seals, so what comes after it asks no file system's server.
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
+    if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+        let text = "a memory region's file that could become shorter: it must be sealed (F_SEAL_SHRINK)";
+        return Err(text.into());
+    }
+    let system = fstatfs(file).map_err(|errno| format!("a memory region's file system: {errno}"))?;
+    if system.filesystem_type() != TMPFS_MAGIC || system.block_size() != PAGE {
+        let text =
+            "a memory region's file that has no pages of 4096 bytes in tmpfs: huge pages can be missing";
+        return Err(text.into());
+    }
+    Ok(())
 }
 
 fn refuse_eventfd(index: u8, what: &str, why: &EventfdError) -> Error {
@@ -132,22 +154,13 @@ impl<D: Device> State<D> {
         self.change_all(|state| state.memory = Arc::new(memory))
     }
 
-    /// Refuses a region that the device has no room for, or whose file could become shorter if it minds.
+    /// Refuses a region that the device has no room for, or, if it minds, whose memory could go away.
     fn check_region(&self, memory: &MemoryTable, file: &File) -> Result<()> {
         let most = self.device.max_regions();
         if memory.regions() >= most {
             return Err(refuse(format!("more than {most} memory regions")));
         }
-        let sealed = || {
-            let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
-            SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK)
-        };
-        if !self.device.sealed_memory() || sealed() {
-            return Ok(());
-        }
-        Err(refuse(
-            "a memory region's file that could become shorter: it must be sealed (F_SEAL_SHRINK)".into(),
-        ))
+        if self.device.sealed_memory() { check_stays(file).map_err(refuse) } else { Ok(()) }
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
