@@ -214,7 +214,18 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
         if unknown != 0 {
             return Err(refuse(format!("feature bits {unknown:#x} were not offered")));
         }
-        // Rings keep the features they started with; a driver settles them before (virtio 1.3 §3.1.1).
+        // A driver settles them before its rings run (virtio 1.3 §3.1.1), and what is behind the rings, a tap's header
+        // for one, is set for all of them at once. QEMU says the same features again for each queue pair; the bit that
+        // it adds during a migration (`VHOST_F_LOG_ALL`) is not offered.
+        if let Some(vring) = self.vrings.iter().find(|vring| vring.is_running()) {
+            if features == self.features {
+                return Ok(());
+            }
+            let (old, index) = (self.features, vring.index());
+            return Err(refuse(format!(
+                "features {features:#x} instead of {old:#x} while queue {index} runs: stop all rings before"
+            )));
+        }
         self.features = features;
         self.device.set_features(features);
         Ok(())
