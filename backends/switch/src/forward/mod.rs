@@ -246,7 +246,7 @@ impl Forward {
                         reply.done(queue);
                     }
                 }
-                WorkerCommand::Call { queue, call } => {
+                WorkerCommand::Call { queue, call, .. } => {
                     if let Some(queue) = self.ports.queue(slot, queue) {
                         queue.set_call(call);
                     }
