@@ -9,9 +9,11 @@ use std::process::{Command, Stdio};
 
 use common::*;
 use domus_driver::block::*;
+use domus_driver::process::longest_file;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vu_server::server::MAX_LOGS;
 
 fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
@@ -116,6 +118,22 @@ fn a_limit_on_the_command_line_holds() {
         assert_eq!(driver.request(0, T_OUT, 0, &[(DATA, 512, false)]).0, S_OK);
     }
     assert!(start.elapsed().as_secs() < 9, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_file_becomes_no_longer_than_an_image_that_cannot_grow() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), 8 << 20);
+    let longest = |args: &[&str]| {
+        let mut backend = Backend::of(dir.path(), args);
+        let mut driver = Driver::logged(backend.connect(), 1, 0).0;
+        assert_eq!(driver.request(0, T_OUT, 2047, &[(DATA, 512, false)]).0 == S_OK, args[2] != "--read-only");
+        longest_file(backend.process.pid()).unwrap()
+    };
+    let image = image.to_str().unwrap();
+    assert_eq!(longest(&["--blk-file", image, "--queues", "1"]), Some(8 << 20));
+    assert_eq!(longest(&["--blk-file", image, "--read-only"]), Some(MAX_LOGS));
+    assert_eq!(longest(&["--null", "1048576", "--queues", "1"]), Some(MAX_LOGS));
 }
 
 #[test]

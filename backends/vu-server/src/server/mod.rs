@@ -26,6 +26,7 @@ use crate::eventfd::LOOK;
 use crate::say;
 use crate::worker::Port;
 use enable_workaround::Enable;
+pub use inflight::MAX_LOGS;
 use requests::State;
 pub use vring::VringError;
 
