@@ -1,7 +1,9 @@
 //! Makes the rings of one disk from its description, in the same way for dom0 and for a command line.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -133,6 +135,25 @@ impl DiskSpec<'_> {
                 Ok(PreparedDisk { prepared, storage: None, left_over: 0 })
             }
         }
+    }
+}
+
+impl Source {
+    /// How long this process may make a file of this source; none if the source may grow. `resizable`: somebody may ask
+    /// for another length of the image.
+    ///
+    /// # Errors
+    /// The image cannot be looked at.
+    pub fn longest(&self, read_only: bool, resizable: bool) -> io::Result<Option<u64>> {
+        Ok(match self {
+            _ if read_only => Some(0),
+            Self::Raw(image) => match image.metadata()? {
+                found if found.file_type().is_block_device() => Some(0),
+                found => (!resizable).then_some(found.len()),
+            },
+            Self::Qcow2 { .. } => None,
+            Self::Nbd { .. } | Self::Null(..) => Some(0),
+        })
     }
 }
 

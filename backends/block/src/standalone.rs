@@ -18,7 +18,7 @@ use shared_abi::control::{Cache, ImageFormat, IoLimits};
 use shared_abi::limits::MAX_QUEUES;
 use shared_abi::nbd::{NbdServer, NbdUri};
 use shared_abi::size;
-use vu_server::server::ConnectionError;
+use vu_server::server::{ConnectionError, MAX_LOGS};
 use vu_server::standalone::{Common, Frontend, SocketError};
 
 use crate::faults::Faults;
@@ -154,6 +154,14 @@ pub enum StandaloneError {
         /// Why.
         source: OpenError,
     },
+    /// The image cannot be looked at.
+    #[error("cannot look at {what}")]
+    Look {
+        /// The image.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The server cannot be reached.
     #[error("cannot connect to {uri}")]
     Connect {
@@ -202,6 +210,8 @@ pub fn run(args: &Standalone) -> Result<(), StandaloneError> {
         (None, None, Some(bytes)) => ("null", Source::Null(NullDisk::Zeros, bytes)),
         (None, None, None) => return Err(StandaloneError::NoImage),
     };
+    let longest = source.longest(args.read_only, false);
+    let longest = longest.map_err(|source| StandaloneError::Look { what: what(args), source })?;
     let spec = DiskSpec {
         name,
         queues: args.queues,
@@ -220,6 +230,9 @@ pub fn run(args: &Standalone) -> Result<(), StandaloneError> {
         Err(source) => return Err(StandaloneError::Disk { what: what(args), source }),
     };
     let opening = prepared.opening();
+    if let Some(longest) = longest {
+        sandbox::limit_files(longest.max(MAX_LOGS))?;
+    }
     args.common.enter_sandbox()?;
     let server = prepared.start()?;
     sandbox::seal(&calls())?;

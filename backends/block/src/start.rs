@@ -9,6 +9,7 @@
 //! Untrusted bytes are read only after the seal: from the vhost-user sockets, from an image's metadata, which a guest
 //! may have written, and from a server.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -23,6 +24,7 @@ use shared_abi::control::{BackendEvent, BlockDisk, BlockRequest, BlockSource};
 use shared_abi::ids::DeviceId;
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUES};
 use vu_server::Server;
+use vu_server::server::MAX_LOGS;
 
 use crate::control::{Disks, Served, server_of};
 use crate::device::BlockDevice;
@@ -65,6 +67,14 @@ pub enum StartError {
     /// The message's descriptors do not fit it.
     #[error("start message")]
     Fds(#[from] FdError),
+    /// A disk's image cannot be looked at.
+    #[error("cannot look at the image of disk {id}")]
+    Look {
+        /// The disk.
+        id: DeviceId,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A disk cannot be prepared.
     #[error("disk {id}")]
     Prepare {
@@ -120,6 +130,7 @@ fn bring_up(control: &Control, request: BlockRequest, mut fds: Fds) -> Result<Di
     }
     let lifeline = fds.take(start.lifeline)?;
     let domain = throttle::shared(start.limits);
+    let mut longest = Some(MAX_LOGS);
     let (mut prepared, mut served) = (Vec::new(), Vec::new());
     let (mut openings, mut unconnected) = (Vec::new(), Vec::new());
     for disk in start.disks {
@@ -132,8 +143,9 @@ fn bring_up(control: &Control, request: BlockRequest, mut fds: Fds) -> Result<Di
         if matches!(disk.source, BlockSource::Nbd { socket: None, .. }) {
             unconnected.push(id.clone());
         }
-        let PreparedDisk { prepared: mut what, storage, .. } =
+        let (PreparedDisk { prepared: mut what, storage, .. }, file) =
             prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
+        longest = longest.zip(file).map(|(one, other)| one.max(other));
         served.push(Served::new(id.clone(), &what, storage, remote));
         openings.extend(what.opening().map(|opening| (id.clone(), opening)));
         prepared.push(Device { id, socket, what });
@@ -144,6 +156,8 @@ fn bring_up(control: &Control, request: BlockRequest, mut fds: Fds) -> Result<Di
     fds.finish()?;
     // The rings have it: it is closed when the kernel has finished everything they were asked to do.
     drop(lifeline);
+    // Where no image may grow: a process that is its guest's cannot fill a disk.
+    longest.map_or(Ok(()), sandbox::limit_files)?;
     sandbox::enter(start.identity.uid)?;
 
     // The sockets' threads are made before the seal and wait at the gate until after it.
@@ -205,7 +219,7 @@ fn prepare(
     fds: &mut Fds,
     domain: Shared,
     lifeline: BorrowedFd<'_>,
-) -> Result<PreparedDisk, StartError> {
+) -> Result<(PreparedDisk, Option<u64>), StartError> {
     let BlockDisk { id, queues, cache, read_only, discard, block_size, serial, .. } = disk;
     let mut faults = Faults::new(disk.read_error, disk.write_error, id.clone(), control.events());
     let source = match disk.source {
@@ -231,6 +245,9 @@ fn prepare(
             }
         }
     };
+    // dom0 may ask for another length.
+    let longest = source.longest(read_only, true);
+    let longest = longest.map_err(|source| StartError::Look { id: id.clone(), source })?;
     let (name, gate) = (id.as_str(), Gate::new(disk.limits, domain));
     let spec = DiskSpec { name, source, queues, cache, read_only, discard, block_size, serial, gate, faults };
     let made = spec.prepare(&[lifeline]).map_err(|source| StartError::Prepare { id: id.clone(), source })?;
@@ -240,7 +257,7 @@ fn prepare(
             made.left_over
         ));
     }
-    Ok(made)
+    Ok((made, longest))
 }
 
 /// Tells dom0 that a disk's server is gone, until there is a new connection.

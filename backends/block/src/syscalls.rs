@@ -10,5 +10,5 @@ const OWN: &[Allow] = &[Allow::Call(libc::SYS_io_uring_enter)];
 
 /// Every system call of a sealed `domus-block`.
 pub fn calls() -> Vec<Allow> {
-    [COMMON, server::CALLS, OWN, raw::CALLS].concat()
+    [COMMON, server::CALLS, server::LOG_CALLS, OWN, raw::CALLS].concat()
 }

@@ -139,6 +139,17 @@ impl Gate {
         if self.closed.load(Ordering::Relaxed) { self.ask(now(), direction, bytes) } else { Ok(()) }
     }
 
+    /// A request goes, whatever the limits say: those after it wait the longer.
+    pub fn charge(&self, now: u64, direction: Direction, bytes: u64) {
+        if self.closed.load(Ordering::Relaxed) {
+            // In the order of `ask`.
+            let mut own = lock(&self.own);
+            let mut domain = lock(&self.domain);
+            own.charge(now, direction, bytes);
+            domain.charge(now, direction, bytes);
+        }
+    }
+
     #[cold]
     fn ask(&self, now: u64, direction: Direction, bytes: u64) -> Result<(), u64> {
         // Always in this order.

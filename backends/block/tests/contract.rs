@@ -9,7 +9,7 @@ use common::dom0::*;
 use common::*;
 use domus_driver::block::*;
 use domus_driver::control::dial;
-use domus_driver::process::private_memory;
+use domus_driver::process::{longest_file, private_memory};
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{BackendEvent, BackendReply, BlockDisk, BlockSource, FdIndex, FromChild};
 use vhost::vhost_user::VhostUserFrontend;
@@ -132,6 +132,8 @@ fn thirty_one_disks_with_five_queues_each_are_served() {
         .map(|number| disk(&mut fds, &format!("disk{number}"), File::open(&path).unwrap(), true, 5))
         .unzip();
     assert_eq!(send(&link, disks, fds), FromChild::Reply(BackendReply::Ready));
+    // Read-only all of them.
+    assert_eq!(longest_file(process.pid()).unwrap(), Some(vu_server::server::MAX_LOGS));
     let mut drivers: Vec<_> = sockets.into_iter().map(|socket| Driver::new(socket, 5, 0)).collect();
     for (sector, driver) in (0..).zip(&mut drivers) {
         for queue in 0..5 {

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use common::*;
 use domus_driver::block::*;
 use domus_driver::event::lent;
-use domus_driver::frontend::{F_INDIRECT, OWN};
+use domus_driver::frontend::{F_INDIRECT, F_PROTOCOL, F_VERSION_1, OWN};
 use domus_driver::ring::{INDIRECT, NEXT, put_descriptor};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VringConfigData};
@@ -275,6 +275,15 @@ fn a_frontend_that_breaks_the_protocol_is_hung_up_on_and_the_next_one_is_served(
     type Offence<'a> = &'a dyn Fn(&mut Driver) -> bool;
     let offences: &[(&str, Offence<'_>)] = &[
         ("a feature that was not offered", &|d| d.frontend.set_features(1 << 60).is_err()),
+        ("other features while a ring runs", &|d| {
+            d.set_memory();
+            d.start(0, 0);
+            // QEMU says the same again for each queue pair.
+            let same = F_VERSION_1 | F_PROTOCOL;
+            d.frontend.set_features(same).unwrap();
+            assert_eq!(d.sector(0, 5), 5);
+            d.frontend.set_features(same | F_INDIRECT).is_err()
+        }),
         ("a region beyond its file", &|d| {
             let mut regions = d.regions();
             regions[1].memory_size += 0x1000;

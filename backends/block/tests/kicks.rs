@@ -1,5 +1,5 @@
-//! A frontend that gives something else than an eventfd to be kicked by: it costs nobody's processor time, and the next
-//! one is served.
+//! A frontend that gives something else than an eventfd to be kicked by: it is refused, or costs nobody's processor
+//! time, and the next one is served.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use domus_driver::block::*;
+use domus_driver::frontend::{OWN, run, set_up};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 const SECTORS: u64 = 4096;
@@ -33,18 +35,23 @@ fn a_kick_that_is_no_eventfd_costs_no_processor_time() {
     full.write_all(&[1; 4096]).unwrap();
     let (mut writer, reader) = UnixStream::pair().unwrap();
     writer.write_all(&[1; 4096]).unwrap();
+    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    let (_, always) = UnixStream::pair().unwrap();
+    ready.add(&always, EpollEvent::new(EpollFlags::EPOLLIN, 0)).unwrap();
     let kicks = [
-        ("/dev/zero", File::open("/dev/zero").unwrap()),
-        ("/dev/null", File::open("/dev/null").unwrap()),
-        ("a file", full),
-        ("a socket full of bytes", OwnedFd::from(reader).into()),
-        ("a socket that nobody holds the other end of", OwnedFd::from(UnixStream::pair().unwrap().0).into()),
+        ("/dev/zero", File::open("/dev/zero").unwrap(), false),
+        ("/dev/null", File::open("/dev/null").unwrap(), false),
+        ("a file", full, false),
+        ("a socket full of bytes", OwnedFd::from(reader).into(), false),
+        ("a socket without a peer", OwnedFd::from(UnixStream::pair().unwrap().0).into(), false),
+        ("an epoll that is always ready", ready.0.into(), true),
     ];
-    for (what, kick) in kicks {
+    for (what, kick, anonymous) in kicks {
         let mut driver = Driver::negotiated(backend.connect(), 1, 0);
         driver.set_memory();
         driver.rings[0].kick = kick;
-        driver.start(0, 0);
+        set_up(&driver.frontend, 0, &driver.rings[0], OWN, 0).unwrap();
+        assert_eq!(run(&mut driver.frontend, 0, &driver.rings[0]).is_ok(), anonymous, "{what}");
         let (before, start) = (cpu_time(backend.process.pid()), Instant::now());
         std::thread::sleep(Duration::from_millis(300));
         let (used, time) = (cpu_time(backend.process.pid()) - before, start.elapsed());

@@ -9,7 +9,11 @@ use std::process::{Command, Stdio};
 
 use common::*;
 use domus_driver::block::*;
+use domus_driver::process::longest_file;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vu_server::server::MAX_LOGS;
 
 fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_domus-block"));
@@ -114,6 +118,43 @@ fn a_limit_on_the_command_line_holds() {
         assert_eq!(driver.request(0, T_OUT, 0, &[(DATA, 512, false)]).0, S_OK);
     }
     assert!(start.elapsed().as_secs() < 9, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_file_becomes_no_longer_than_an_image_that_cannot_grow() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), 8 << 20);
+    let longest = |args: &[&str]| {
+        let mut backend = Backend::of(dir.path(), args);
+        let mut driver = Driver::logged(backend.connect(), 1, 0).0;
+        assert_eq!(driver.request(0, T_OUT, 2047, &[(DATA, 512, false)]).0 == S_OK, args[2] != "--read-only");
+        longest_file(backend.process.pid()).unwrap()
+    };
+    let image = image.to_str().unwrap();
+    assert_eq!(longest(&["--blk-file", image, "--queues", "1"]), Some(8 << 20));
+    assert_eq!(longest(&["--blk-file", image, "--read-only"]), Some(MAX_LOGS));
+    assert_eq!(longest(&["--null", "1048576", "--queues", "1"]), Some(MAX_LOGS));
+}
+
+#[test]
+fn a_guest_that_resets_its_disk_pays_for_what_waited() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut backend = Backend::of(dir.path(), &["--null", "1048576", "--read-iops", "50"]);
+    let mut driver = Driver::new(backend.connect(), 1, 0);
+    driver.header(T_IN, 0, HEADER);
+    let head = driver.chain(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    // The first 6 go at once; the others wait until the ring is stopped.
+    (0..SIZE).for_each(|_| driver.offer(0, head));
+    driver.show(0);
+    driver.wait(0, 6);
+    let start = std::time::Instant::now();
+    let base = driver.frontend.get_vring_base(0).unwrap();
+    driver.wait(0, SIZE - 6);
+    assert!(start.elapsed().as_millis() < 500, "a ring that is stopped waits for its limit");
+    driver.frontend.reset_device().unwrap();
+    driver.start(0, base as u16);
+    assert_eq!(driver.request(0, T_IN, 0, &[(DATA, 512, true)]).0, S_OK);
+    assert!(start.elapsed().as_millis() >= 900, "{:?} after 58 reads too many", start.elapsed());
 }
 
 #[test]

@@ -8,6 +8,9 @@ pub const MAX_LOG: u64 = 64 << 20;
 
 const FULL: &[u8] = b"\n[domus-console: the log is full, later output is not kept here]\n";
 
+/// How long the log's file becomes at most.
+pub const MAX_FILE: u64 = MAX_LOG + FULL.len() as u64;
+
 /// An append-only file. Promises: never longer than its limit and one line; no failure stops the console.
 #[derive(Debug)]
 pub struct Log {

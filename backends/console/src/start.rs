@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use shared_abi::control::ConsoleRequest;
 
 use crate::console::Console;
-use crate::log::Log;
+use crate::log::{Log, MAX_FILE};
 use crate::server::Server;
 
 /// Least and most bytes of history.
@@ -67,6 +67,8 @@ fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<(), St
     let log =
         log.map(Log::new).transpose().map_err(|source| StartError::Prepare { what: "log file", source })?;
     let server = Server::new(Console::new(history), serial, listener, log);
+    // The only file that it is given is the log: a process that is its guest's cannot fill a disk.
+    sandbox::limit_files(MAX_FILE)?;
     sandbox::enter(start.identity.uid)?;
     let gate = spawn(server)?;
     // poll, accept4, recvfrom, sendmsg and write are all in COMMON: a console needs nothing of its own.

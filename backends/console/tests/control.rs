@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::Client;
-use domus_driver::process::{Running, private_memory};
+use domus_driver::process::{Running, longest_file, private_memory};
 use domus_driver::{PATIENCE, control};
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
@@ -90,6 +90,9 @@ fn a_console_attached_late_sees_the_boot_and_one_client_answers() {
     console.guest.read_exact(&mut typed[..3]).unwrap();
     assert_eq!(&typed[..3], b"ls\n");
     assert_eq!(std::fs::read(log.path()).unwrap(), b"Linux version 6\n");
+    // The log's limit, and its last line.
+    let longest = longest_file(console.process.pid()).unwrap();
+    assert_eq!(longest, Some(domus_console::log::MAX_FILE));
 
     // Nonsense on the control socket is refused and ends nothing.
     console.link.send(&"no request", &[]).unwrap();

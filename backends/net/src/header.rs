@@ -17,12 +17,12 @@ pub const MIN_FRAME: u64 = 14;
 /// Bytes of the longest frame: 64 KiB of IP packet, an Ethernet header and a VLAN tag.
 pub const MAX_FRAME: u64 = 65_536 + 14 + 4;
 
-const NEEDS_CSUM: u8 = 1;
-const GSO_NONE: u8 = 0;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_UDP_L4: u8 = 5;
-const GSO_ECN: u8 = 0x80;
+pub(crate) const NEEDS_CSUM: u8 = 1;
+pub(crate) const GSO_NONE: u8 = 0;
+pub(crate) const GSO_TCPV4: u8 = 1;
+pub(crate) const GSO_TCPV6: u8 = 4;
+pub(crate) const GSO_UDP_L4: u8 = 5;
+pub(crate) const GSO_ECN: u8 = 0x80;
 
 /// Why a frame is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -33,10 +33,14 @@ impl Limits {
         wait(&self.bits).max(wait(&self.packets))
     }
 
-    fn charge(&mut self, now: u64, bytes: u64) {
+    fn charge_bytes(&mut self, now: u64, bytes: u64) {
         if let Some(limiter) = &mut self.bits {
             limiter.charge(now, bytes.saturating_mul(8));
         }
+    }
+
+    fn charge(&mut self, now: u64, bytes: u64) {
+        self.charge_bytes(now, bytes);
         if let Some(limiter) = &mut self.packets {
             limiter.charge(now, 1);
         }
@@ -65,6 +69,25 @@ impl RateLimit {
     #[inline]
     pub fn pass(&self, now: impl FnOnce() -> u64, bytes: u64) -> Result<(), u64> {
         if self.closed.load(Ordering::Relaxed) { self.ask(now(), Some(bytes)) } else { Ok(()) }
+    }
+
+    /// The same for a frame that may have been let through before, and waits for something else since: then `paid`
+    /// bytes of it were. A guest may have made it longer meanwhile, so the difference is charged. Returns what is paid.
+    ///
+    /// # Errors
+    /// The time, at least 1.
+    #[inline]
+    pub fn pass_again(&self, now: impl FnOnce() -> u64, bytes: u64, paid: Option<u64>) -> Result<u64, u64> {
+        match paid {
+            None => self.pass(now, bytes).map(|()| bytes),
+            Some(paid) if bytes > paid => {
+                if self.closed.load(Ordering::Relaxed) {
+                    lock(&self.limits).charge_bytes(now(), bytes - paid);
+                }
+                Ok(bytes)
+            }
+            Some(paid) => Ok(paid),
+        }
     }
 
     /// Allows a frame of unknown length, or says after how many nanoseconds to ask again. A frame that was received is
@@ -120,5 +143,19 @@ mod tests {
         assert_eq!(gate.open(|| start), Err(1_000_000_000));
         gate.set(NicLimit::default());
         assert!((0..100).all(|_| gate.pass(|| start, 65_536).is_ok()));
+    }
+
+    #[test]
+    fn a_frame_that_is_let_through_again_pays_for_what_it_has_grown_by() {
+        let start = 1 << 40;
+        let gate = RateLimit::new(NicLimit { bits: a_second(8000), packets: a_second(1000) });
+        let paid = gate.pass_again(|| start, 50, None).unwrap();
+        assert_eq!(gate.pass_again(|| start, 50, Some(paid)), Ok(50));
+        assert_eq!(gate.pass_again(|| start, 20, Some(paid)), Ok(50));
+        assert_eq!(gate.open(|| start), Ok(()), "50 bytes of the 100 that come at once");
+        assert_eq!(gate.pass_again(|| start, 1100, Some(paid)), Ok(1100));
+        assert_eq!(gate.open(|| start), Err(1_000_000_000));
+        gate.set(NicLimit::default());
+        assert_eq!(gate.pass_again(|| start, 1100, Some(paid)), Ok(1100));
     }
 }

@@ -5,6 +5,7 @@ use domus_startup::sandbox::{self, COMMON};
 use shared_abi::MacAddress;
 use shared_abi::control::NicLimits;
 use shared_abi::limits::MAX_QUEUE_PAIRS;
+use vu_server::server;
 use vu_server::standalone::{Common, Frontend};
 
 use crate::nic::Card;
@@ -58,7 +59,7 @@ impl Standalone {
                 std::process::exit(1);
             })
         })?;
-        sandbox::seal(&[COMMON, CALLS].concat())?;
+        sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
         match frontend {
             Frontend::Listener(listener) => server.serve_all(&listener).context("cannot accept a frontend"),
             Frontend::Connected(stream) => Ok(server.serve(stream)?),

@@ -9,10 +9,10 @@ use domus_startup::control::{ControlError, chain};
 use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::{Control, Events, Fds, threads};
-use nix::sys::resource::{Resource, setrlimit};
 use shared_abi::DeviceId;
 use shared_abi::control::{BackendEvent, NetNic, NetRequest, NetWire, NicFilter};
 use shared_abi::limits::{MAX_DEVICES, MAX_QUEUE_PAIRS, NIC_STATE_LEN};
+use vu_server::server;
 
 use crate::control::{Nics, stream_of};
 use crate::filter::Filter;
@@ -43,9 +43,6 @@ pub enum StartError {
     /// The descriptors of the start message.
     #[error("net start message")]
     Fds(#[from] FdError),
-    /// The length of files cannot be limited.
-    #[error("cannot limit the length of files")]
-    Limit(#[source] io::Error),
     /// The first message is another one.
     #[error("the first message is not the start")]
     NotStarted,
@@ -126,8 +123,7 @@ fn bring_up(control: &Control, request: NetRequest, mut fds: Fds) -> Result<Nics
     }
     fds.finish()?;
     // The only files that it is given are what its NICs keep: a process that is its guest's cannot fill a disk.
-    setrlimit(Resource::RLIMIT_FSIZE, NIC_STATE_LEN, NIC_STATE_LEN)
-        .map_err(|errno| StartError::Limit(errno.into()))?;
+    sandbox::limit_files(NIC_STATE_LEN)?;
     sandbox::enter(start.identity.uid)?;
     // The threads run before the seal, but none looks at what a frontend sent before it.
     let sealed = Arc::new(Barrier::new(starting.len() + 1));
@@ -135,7 +131,7 @@ fn bring_up(control: &Control, request: NetRequest, mut fds: Fds) -> Result<Nics
         start_nic(id.clone(), prepared, socket, &sealed, &control.events())
             .map_err(|source| StartError::Prepare { nic: id, source })?;
     }
-    sandbox::seal(&[COMMON, CALLS].concat())?;
+    sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
     sealed.wait();
     Ok(Nics::new(nics, control.events()))
 }

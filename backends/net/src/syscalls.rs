@@ -4,7 +4,7 @@ use domus_startup::sandbox::Allow;
 
 use crate::tap::SEALED_IOCTLS;
 
-/// To be added to [`COMMON`](domus_startup::sandbox::COMMON).
+/// To be added to [`COMMON`](domus_startup::sandbox::COMMON) and [`vu_server::server::CALLS`].
 pub const CALLS: &[Allow] = &[
     // A driver's features are settled, so the tap's header and offloads are.
     Allow::Ioctl(SEALED_IOCTLS),
@@ -18,10 +18,4 @@ pub const CALLS: &[Allow] = &[
     // down.
     Allow::Ioctl(&[libc::FIONBIO]),
     Allow::Call(libc::SYS_shutdown),
-    // A ring starts: its eventfds are cloned for the worker.
-    Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
-    // A memory region is mapped: is its file long enough? With an empty root there is no other file to look at.
-    Allow::Call(libc::SYS_fstat),
-    Allow::Call(libc::SYS_statx),
-    Allow::Call(libc::SYS_lseek),
 ];

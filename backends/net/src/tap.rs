@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::{
     IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNGETIFF, TUNSETIFF, TUNSETOFFLOAD, TUNSETQUEUE,
@@ -44,7 +45,11 @@ pub enum TapError {
 
 /// One queue of a tap, in non-blocking mode, with a header before each frame.
 #[derive(Debug)]
-pub struct Tap(File);
+pub struct Tap {
+    file: File,
+    /// Length of the header before each frame, as far as this process has set it; 0 before.
+    header: AtomicUsize,
+}
 
 impl Tap {
     /// Takes a queue that somebody else has attached to a tap; one of several, or the only one.
@@ -52,7 +57,7 @@ impl Tap {
     /// # Errors
     /// [`TapError::NotATap`], [`TapError::Flags`], [`TapError::SingleQueue`].
     pub fn new(fd: OwnedFd, several: bool) -> Result<Self, TapError> {
-        let tap = Self(fd.into());
+        let tap = Self::of(fd.into());
         let flags = match tap.flags() {
             // The process before this one may have detached it, and then it does not say what it is.
             Err(Errno::EBADFD) if several => tap.attach(true).and_then(|()| {
@@ -79,20 +84,24 @@ impl Tap {
     /// # Errors
     /// It cannot be made non-blocking.
     pub fn in_place(socket: OwnedFd) -> io::Result<Self> {
-        let tap = Self(socket.into());
+        let tap = Self::of(socket.into());
         tap.set_nonblocking()?;
         Ok(tap)
     }
 
+    fn of(file: File) -> Self {
+        Self { file, header: AtomicUsize::new(0) }
+    }
+
     fn set_nonblocking(&self) -> nix::Result<()> {
-        let flags = OFlag::from_bits_retain(fcntl(&self.0, FcntlArg::F_GETFL)?);
-        fcntl(&self.0, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+        let flags = OFlag::from_bits_retain(fcntl(&self.file, FcntlArg::F_GETFL)?);
+        fcntl(&self.file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
     }
 
     fn flags(&self) -> Result<c_int, Errno> {
         let mut request = request("");
         // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is; it lives until the call returns.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNGETIFF, &raw mut request) };
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), TUNGETIFF, &raw mut request) };
         Errno::result(result)?;
         // SAFETY: TUNGETIFF has filled in the flags.
         Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
@@ -130,10 +139,27 @@ impl Tap {
     /// # Errors
     /// What the kernel says; `EBADFD` if the queue is [detached](Self::attach).
     pub fn set_header(&self, header: usize) -> io::Result<()> {
-        let header = header as c_int;
+        let length = header as c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one `int`, which lives until the call returns.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) };
-        Errno::result(result).map(drop).map_err(Into::into)
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const length) };
+        let result = Errno::result(result).map(drop);
+        // A detached queue has the header of the others, which are set besides.
+        if matches!(result, Ok(()) | Err(Errno::EBADFD)) {
+            self.expect_header(header);
+        }
+        result.map_err(Into::into)
+    }
+
+    /// From now on the header before each frame has this length.
+    pub(crate) fn expect_header(&self, header: usize) {
+        self.header.store(header, Ordering::Relaxed);
+    }
+
+    /// Whether the header before a frame may have this length, as far as is known.
+    #[inline]
+    pub fn takes_header(&self, header: usize) -> bool {
+        let set = self.header.load(Ordering::Relaxed);
+        set == 0 || set == header
     }
 
     /// Sets what the kernel may leave to the reader (`TUNSETOFFLOAD`): of all queues of the tap.
@@ -142,7 +168,8 @@ impl Tap {
     /// What the kernel says: `EINVAL` for what it does not know.
     pub fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };
+        let result =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };
         Errno::result(result).map(drop).map_err(Into::into)
     }
 
@@ -156,7 +183,7 @@ impl Tap {
         let flags = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
         request.ifr_ifru.ifru_flags = flags as i16;
         // SAFETY: TUNSETQUEUE reads one `ifreq`, which `request` is; it lives until the call returns.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETQUEUE, &raw const request) };
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETQUEUE, &raw const request) };
         match Errno::result(result) {
             Ok(_) | Err(Errno::EINVAL) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -166,7 +193,7 @@ impl Tap {
 
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Transmit<S> {
     chain: Chain,
     copy: Box<[u8; COPIED]>,
     ring_poll: RingPoll,
+    /// How much of the ring's next frame has passed the limits, while it waits for the wire.
+    paid: Option<u64>,
 }
 
 /// Why a frame was not sent.
@@ -81,6 +83,7 @@ impl<S: Sink> Transmit<S> {
             chain: Chain::default(),
             copy: Box::new([0; COPIED]),
             ring_poll: RingPoll::default(),
+            paid: None,
         }
     }
 
@@ -104,11 +107,14 @@ impl<S: Sink> Transmit<S> {
         copy[..header].copy_from_slice(&virtio[..header]);
         if let Some(filter) = &self.filter {
             let head = &copy[header..];
-            filter.check(head.get(..HEAD).unwrap_or(head), frame)?;
+            filter.check(&virtio, head.get(..HEAD).unwrap_or(head), frame)?;
         }
-        if let Err(time) = self.shared.transmit.pass(time::monotonic, frame) {
-            self.counters.throttled();
-            return Err(Unsent::Waits(Wait::Time(time)));
+        match self.shared.transmit.pass_again(time::monotonic, frame, self.paid) {
+            Ok(paid) => self.paid = Some(paid),
+            Err(time) => {
+                self.counters.throttled();
+                return Err(Unsent::Waits(Wait::Time(time)));
+            }
         }
         let rest = Part { memory, segments, skip: copied as u64, limit: total - copied as u64 };
         self.wire.write(header, copy, rest).map_err(unsent)?;
@@ -135,6 +141,7 @@ impl<S: Sink> Transmit<S> {
                     return wait;
                 }
             }
+            self.paid = None;
             queue.push(self.chain.head, 0);
         }
         queue.publish();

@@ -126,7 +126,41 @@ impl Sink for OnTap {
         Some(self.tap.as_fd())
     }
 
-    fn write(&mut self, _header: usize, head: &mut [u8], rest: Part<'_>) -> io::Result<()> {
+    fn write(&mut self, header: usize, head: &mut [u8], rest: Part<'_>) -> io::Result<()> {
+        // The filter has judged what follows a header of this length; with another the kernel would send other bytes.
+        if !self.tap.takes_header(header) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         self.pieces.write(self.tap.as_fd(), head, rest).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use vu_server::MemoryTable;
+
+    use super::*;
+
+    #[test]
+    fn a_frame_behind_a_header_that_the_tap_has_not_is_not_sent() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let tap = Arc::new(Tap::in_place(ours.into()).unwrap());
+        let mut wire = OnTap::new(tap.clone(), false);
+        let memory = MemoryTable::default();
+        let mut send = |header| {
+            let rest = Part { memory: &memory, segments: &[], skip: 0, limit: 0 };
+            wire.write(header, &mut [7; 60], rest).map_err(|error| error.kind())
+        };
+        let came = || theirs.recv(&mut [0; 100]).is_ok();
+        for (set, header, sent) in
+            [(None, 12, true), (Some(12), 12, true), (Some(10), 12, false), (None, 10, true)]
+        {
+            set.into_iter().for_each(|set| tap.expect_header(set));
+            assert_eq!(send(header), if sent { Ok(()) } else { Err(io::ErrorKind::InvalidData) });
+            assert_eq!(came(), sent, "{set:?} {header}");
+        }
     }
 }

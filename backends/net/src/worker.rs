@@ -132,7 +132,7 @@ pub fn run(mut work: impl Work, mut desk: Desk) {
                         reply.done(queue);
                     }
                 }
-                WorkerCommand::Call { queue: index, call } => {
+                WorkerCommand::Call { queue: index, call, .. } => {
                     // One that is surplus is never called.
                     if let Some(queue) = work.queue()
                         && queue.index() == index

@@ -12,7 +12,7 @@ use std::time::Duration;
 use domus_startup::{Events, Fds};
 use shared_abi::control::{BackendReply, NetCard, NicRequest, SwitchEvent, SwitchRequest};
 use shared_abi::ids::{DeviceId, DomainName};
-use vu_server::{Port, Server};
+use vu_server::{Port, Server, Signals};
 
 use crate::connection::{Connection, Connections};
 use crate::forward::SwitchCommand;
@@ -38,14 +38,20 @@ pub struct Switch {
     connections: Vec<Connections>,
     /// One for each of `connections`.
     ports: Vec<Option<Plugged>>,
+    signals: Signals,
     events: Events,
 }
 
 impl Switch {
     /// A switch without ports, whose data thread is behind `data`, and which can have as many ports as `connections`.
-    pub fn new(data: Port<SwitchCommand>, connections: Vec<Connections>, events: Events) -> Self {
+    pub fn new(
+        data: Port<SwitchCommand>,
+        connections: Vec<Connections>,
+        signals: Signals,
+        events: Events,
+    ) -> Self {
         let ports = connections.iter().map(|_| None).collect();
-        Self { data, connections, ports, events }
+        Self { data, connections, ports, signals, events }
     }
 
     /// Does what dom0 asks.
@@ -89,7 +95,8 @@ impl Switch {
         let (port, commands) = vu_server::worker::commands().map_err(|error| refused(&error))?;
         let add = SwitchCommand::Add { slot, shared: shared.clone(), commands };
         self.data.tell(add).map_err(|gone| refused(&gone))?;
-        let server = Server::new(&name, Nic(shared.clone()), vec![port.clone(), port.clone()]);
+        let nic = Nic { shared: shared.clone(), signals: self.signals.clone() };
+        let server = Server::new(&name, nic, vec![port.clone(), port.clone()]);
         let failed = {
             let (events, (domain, nic)) = (self.events.clone(), owner.clone());
             move |why: String| {

@@ -22,6 +22,8 @@
 //!   MAC address that dom0 has given to a port leads to that port alone, whichever port sends from it.
 //! - A receiver without room delays its sender for a moment ([`forward::HOLD`]) and then loses frames; it never delays
 //!   ports that send to others. A frame for all ports waits for no receiver.
+//! - No thread that works for several ports waits for one: the kernel signals their eventfds ([`vu_server::aio`]). If
+//!   the data thread stands still nevertheless, the process ends, so that dom0 starts another.
 //! - An idle switch costs nothing.
 //!
 //! Its NICs have one queue pair and no control queue: their drivers have nothing to set. After a switch has died, dom0
@@ -34,7 +36,9 @@
 //! | [`connection`] | the threads that frontends talk to |
 //! | [`nic`] | the device behind a connection, and what its threads share |
 //! | [`forward`] | the data thread: who gets a frame, and the copy |
+//! | [`beat`] | whether the data thread moves |
 
+pub mod beat;
 pub mod connection;
 pub mod control;
 pub mod forward;

@@ -10,7 +10,7 @@ use domus_net::rate_limit::RateLimit;
 use domus_net::statistics::Counters;
 use shared_abi::control::{NetCard, NicStatistics, TrafficStatistics};
 use shared_abi::ids::MacAddress;
-use vu_server::Device;
+use vu_server::{Device, Signals};
 
 /// What every port offers.
 const OFFERED: u64 = features::OFFLOADS
@@ -102,7 +102,12 @@ pub enum PortCommand {
 
 /// The device behind a connection.
 #[derive(Debug)]
-pub struct Nic(pub Arc<Shared>);
+pub struct Nic {
+    /// The port.
+    pub shared: Arc<Shared>,
+    /// How its frontend's eventfds are signalled.
+    pub signals: Signals,
+}
 
 impl Device for Nic {
     type Command = PortCommand;
@@ -115,6 +120,10 @@ impl Device for Nic {
         true
     }
 
+    fn signals(&self) -> Signals {
+        self.signals.clone()
+    }
+
     fn max_regions(&self) -> usize {
         MAX_REGIONS
     }
@@ -122,8 +131,8 @@ impl Device for Nic {
     /// `struct virtio_net_config` (virtio 1.3 §5.1.4): mac, status, max_virtqueue_pairs, mtu.
     fn config(&self) -> Vec<u8> {
         let mut space = Vec::with_capacity(12);
-        space.extend(self.0.mac.bytes());
-        for word in [u16::from(self.0.link_up()), 1, self.0.mtu] {
+        space.extend(self.shared.mac.bytes());
+        for word in [u16::from(self.shared.link_up()), 1, self.shared.mtu] {
             space.extend(word.to_le_bytes());
         }
         space

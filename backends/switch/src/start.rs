@@ -6,19 +6,26 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use domus_startup::Control;
 use domus_startup::control::ControlError;
 use domus_startup::fds::FdError;
-use domus_startup::sandbox::{self, COMMON, SandboxError};
+use domus_startup::sandbox::{self, SandboxError};
 use domus_startup::threads;
 use shared_abi::control::SwitchRequest;
-use vu_server::server;
+use vu_server::Signals;
+use vu_server::aio::Aio;
 
+use crate::beat::Beat;
 use crate::control::Switch;
 use crate::forward::{Forward, Prepared};
-use crate::syscalls::CALLS;
+use crate::syscalls::calls;
 use crate::{MAX_PORTS, connection};
+
+/// How long one turn of the data thread may take: far more than the slowest memory needs.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why there is no switch.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +72,23 @@ fn bring_up(
     let (data, commands) = vu_server::worker::commands().map_err(failed)?;
     let connections = connection::pool(MAX_PORTS).map_err(failed)?;
     let prepared = Prepared::new(commands).map_err(failed)?;
-    let work = move || Forward::new(prepared).run();
+    let beat = Arc::new(Beat::default());
+    let work = {
+        let beat = beat.clone();
+        move || Forward::new(prepared, beat).run()
+    };
     threads::start("data".into(), work).map_err(failed)?;
-    sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
-    Ok(Switch::new(data, connections, control.events()))
+    threads::start("beat".into(), move || beat.watch(PATIENCE, end)).map_err(failed)?;
+    let signals = Signals::Kernel(Arc::new(Aio::new().map_err(failed)?));
+    sandbox::seal(&calls())?;
+    Ok(Switch::new(data, connections, signals, control.events()))
+}
+
+/// The data thread stands still: dom0 starts another switch, which is better than none.
+fn end() {
+    domus_startup::say(format_args!(
+        "domus-switch: no frame has moved for {} s although there was work: it ends itself",
+        PATIENCE.as_secs()
+    ));
+    std::process::exit(1);
 }

@@ -5,7 +5,8 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,14 +14,17 @@ use common::{Answer, OFFLOADS, Switch, USUAL, card, lost, mac};
 use domus_driver::PATIENCE;
 use domus_driver::event::lent;
 use domus_driver::frames::{ALL, PLAIN, frame, tcp};
+use domus_driver::frontend::F_VERSION_1;
 use domus_driver::net::{Guest, SENT};
 use domus_driver::process::private_memory;
 use domus_driver::ring::{NEXT, WRITE};
 use domus_net::features;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use shared_abi::control::{BackendReply, DropReason, NicLimits, NicRequest, SwitchEvent, SwitchRequest};
 use vhost::vhost_user::Frontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use vmm_sys_util::eventfd::EventFd;
 
 const DONE: Answer = Answer::Reply(BackendReply::Done);
 
@@ -217,6 +221,19 @@ fn a_frontend_that_breaks_the_protocol_loses_its_port_alone() {
     assert!(why.contains("F_SEAL_SHRINK"), "{why}");
     assert_eq!(mapped(&switch, "short"), 0);
 
+    // Huge pages, of which there need be none when they are touched.
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_HUGETLB;
+    let file = memfd_create("huge", flags).unwrap();
+    nix::unistd::ftruncate(&file, 2 << 20).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)).unwrap();
+    let frontend = Frontend::from_stream(switch.plug(4), 2);
+    frontend.set_owner().unwrap();
+    let region = VhostUserMemoryRegionInfo { memory_size: 2 << 20, mmap_handle: file.as_raw_fd(), ..region };
+    frontend.set_mem_table(&[region]).unwrap();
+    let why = failed(&switch, 4);
+    assert!(why.contains("tmpfs"), "{why}");
+    assert_eq!(mapped(&switch, "huge"), 0);
+
     // Many files: they are this process's, and not many.
     let file = domus_startup::memfd::sealed("many", 1 << 20).unwrap();
     let frontend = Frontend::from_stream(switch.plug(5), 2);
@@ -238,6 +255,68 @@ fn a_frontend_that_breaks_the_protocol_loses_its_port_alone() {
     // Both ports can be plugged again.
     let mut c = switch.guest(3, USUAL);
     pass(&mut a, &mut c, [1, 3], 1);
+}
+
+#[test]
+fn a_descriptor_that_is_no_eventfd_is_refused_and_costs_its_port_alone() {
+    let switch = Switch::start();
+    let (mut a, mut b) = (switch.guest(1, USUAL), switch.guest(2, USUAL));
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let others: [(&str, OwnedFd); 4] = [
+        ("a socket", UnixStream::pair().unwrap().0.into()),
+        ("a pipe to write to", writer),
+        ("a pipe to read from", reader),
+        ("a file", memfd_create("file", MFdFlags::MFD_CLOEXEC).unwrap()),
+    ];
+    for (what, other) in others {
+        let other = lent(&other).unwrap();
+        let says: [(&str, Says); 3] = [
+            ("call", |frontend, fd| frontend.set_vring_call(0, fd)),
+            ("kick", |frontend, fd| frontend.set_vring_kick(0, fd)),
+            ("error", |frontend, fd| frontend.set_vring_err(0, fd)),
+        ];
+        for (name, says) in says {
+            let frontend = Frontend::from_stream(switch.plug(3), 2);
+            frontend.set_owner().unwrap();
+            says(&frontend, &other).unwrap();
+            let why = failed(&switch, 3);
+            assert!(why.contains(name) && why.contains("no eventfd"), "{what} as {name}: {why}");
+        }
+        pass(&mut a, &mut b, [1, 2], 1);
+    }
+}
+
+/// A message with an eventfd.
+type Says = fn(&Frontend, &EventFd) -> vhost::Result<()>;
+
+#[test]
+fn a_call_eventfd_that_its_frontend_fills_and_lets_block_stops_nobody() {
+    let switch = Switch::start();
+    let (mut a, mut b) = (switch.guest(1, USUAL), switch.guest(2, USUAL));
+    let mut liar = switch.guest(3, F_VERSION_1);
+    for queue in [0, 1] {
+        let call = &liar.rings[queue].call;
+        nix::unistd::write(call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        fcntl(call, FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
+    }
+    // It has not asked not to be called, so it is for each of these.
+    for seed in 0..5 {
+        let sent = frame(mac(3), mac(1), seed, 100);
+        a.send(PLAIN, &sent, 2000);
+        assert_eq!(liar.receive().1, sent);
+        pass(&mut a, &mut b, [1, 2], seed);
+        let bytes = liar.put(PLAIN, &frame(mac(2), mac(3), seed, 100));
+        liar.tx().set_descriptor(0, (SENT, bytes, 0, 0));
+        liar.tx().offer(0);
+        liar.tx().kick();
+        b.receive();
+    }
+    // Its connection's thread signals as it starts a ring again.
+    let base = liar.frontend.get_vring_base(1).unwrap();
+    liar.frontend.set_vring_base(1, base as u16).unwrap();
+    liar.start(1);
+    switch.settle(3, &mut liar);
+    pass(&mut b, &mut a, [2, 1], 1);
 }
 
 /// What a guest may do to its rings.
@@ -340,7 +419,9 @@ fn a_header_that_does_not_fit_its_packet_reaches_nobody_who_cannot_take_it() {
         a.send(header, &sent, 4096);
     }
     pass(&mut a, &mut b, [1, 2], 1);
-    assert_eq!(lost(&switch.statistics(2).receive.drops, DropReason::Header), 3);
+    // A checksum elsewhere than in TCP is refused of any sender, and so many pieces by this receiver.
+    assert_eq!(lost(&switch.statistics(1).transmit.drops, DropReason::Header), 2);
+    assert_eq!(lost(&switch.statistics(2).receive.drops, DropReason::Header), 1);
 }
 
 #[test]

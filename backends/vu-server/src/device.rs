@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use crate::eventfd::Signals;
 use crate::memory::MAX_REGIONS;
 
 /// A device class: its features and its configuration space. Its work is done by workers ([`crate::worker`]).
@@ -38,10 +39,16 @@ pub trait Device: Send + 'static {
         false
     }
 
-    /// Refuse memory whose file could become shorter (`F_SEAL_SHRINK`). A read beyond its end would kill this process;
-    /// a process that serves several guests must not give one of them that power.
+    /// Refuse memory that could go away: whose file could become shorter (`F_SEAL_SHRINK`), or that is not in tmpfs, as
+    /// huge pages are missing when their pool is empty. To touch it would kill this process; one that serves several
+    /// guests must not give one of them that power.
     fn sealed_memory(&self) -> bool {
         false
+    }
+
+    /// How the eventfds of its frontends are signalled. A process that serves several domains must not wait for one.
+    fn signals(&self) -> Signals {
+        Signals::Write
     }
 
     /// Most regions of memory, up to [`MAX_REGIONS`]: each is an open file, and those of a process are bounded.

@@ -14,7 +14,8 @@
 //! eventfds stops the rings concerned, which drains them, and starts them again where they were.
 //!
 //! Refused, with the connection: regions beyond their file, overlapping or overflowing; rings outside the
-//! regions, misaligned or of a size that is no power of two; queue numbers and features never offered.
+//! regions, misaligned or of a size that is no power of two; queue numbers and features never offered; sockets, pipes
+//! and files in the place of eventfds.
 //! Promised: whatever a driver writes into its rings costs at most work in proportion to the ring's size; a ring
 //! that cannot be made sense of stands still until it is stopped, and the others go on. A device that says so has an
 //! inflight log ([`queue`]): a backend that was killed is replaced by one that does again what the first had not given
@@ -24,6 +25,7 @@
 //! |---|---|
 //! | [`memory`] | the regions a frontend shares, and the way from its addresses to ours |
 //! | [`queue`] | one split virtqueue: chains in, used elements out, notifications as few as the driver asks for |
+//! | [`eventfd`], [`aio`] | what is taken for a frontend's eventfd, and how it is signalled |
 //! | [`worker`] | what a worker thread is told |
 //! | [`device`] | what a device class must say |
 //! | [`server`] | the connection: start, stop, hang-up, the next frontend |
@@ -32,7 +34,9 @@
 //! | [`rate`] | one rate with bursts |
 //! | [`say`] | one line to standard error, a few a second at most |
 
+pub mod aio;
 pub mod device;
+pub mod eventfd;
 pub mod memory;
 pub mod poll_time;
 pub mod queue;
@@ -43,6 +47,7 @@ pub mod standalone;
 pub mod worker;
 
 pub use device::Device;
+pub use eventfd::Signals;
 pub use memory::{MemoryTable, Segment};
 pub use poll_time::PollTime;
 pub use queue::{Chain, Queue};

@@ -117,8 +117,11 @@ impl MemoryTable {
         if needed > has {
             return Err(RegionError::BeyondFile { needed, has });
         }
-        let mapping =
-            MmapRegion::from_file(FileOffset::new(file, offset), length).map_err(RegionError::Map)?;
+        // Without MAP_NORESERVE, which `from_file` sets: pages that are reserved at all (hugetlbfs) are so from here on
+        // or this fails, and tmpfs reserves none.
+        let (place, access) = (FileOffset::new(file, offset), libc::PROT_READ | libc::PROT_WRITE);
+        let mapping = MmapRegion::build(Some(place), length, access, libc::MAP_SHARED);
+        let mapping = mapping.map_err(RegionError::Map)?;
         let at = self.regions.partition_point(|region| region.guest < guest);
         self.regions.insert(at, Region { guest, frontend, size, mapping: Arc::new(mapping) });
         Ok(())

@@ -8,6 +8,7 @@
 //! A worker pops the available chains as soon as it gets a queue, without waiting for a kick: after a backend was
 //! replaced, the kick may have come before the worker was there.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -36,6 +37,8 @@ pub enum WorkerCommand<T> {
         queue: u16,
         /// Its new eventfd.
         call: Option<Arc<File>>,
+        /// Dropped with the command: somebody waits for that.
+        obeyed: Obeyed,
     },
     /// What the device class means by it. It may come at any time, with or without a queue.
     Device(T),
@@ -54,6 +57,10 @@ impl Reply {
         let _ = self.0.send(queue);
     }
 }
+
+/// Part of a command that is waited for.
+#[derive(Debug)]
+pub struct Obeyed(#[expect(dead_code, reason = "its drop is what counts")] SyncSender<Infallible>);
 
 /// A worker has ended although it should not have.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -97,12 +104,17 @@ impl<T> Port<T> {
         done.recv().map_err(|_| WorkerGone)
     }
 
-    /// Changes the call eventfd of a running queue.
+    /// Changes the call eventfd of a running queue. Returns when the worker has it: a frontend that sends one after the
+    /// other must not fill this process with descriptors.
     ///
     /// # Errors
     /// [`WorkerGone`].
     pub fn set_call(&self, queue: u16, call: Option<Arc<File>>) -> Result<(), WorkerGone> {
-        self.send(WorkerCommand::Call { queue, call })
+        let (obeyed, done) = sync_channel(0);
+        self.send(WorkerCommand::Call { queue, call, obeyed: Obeyed(obeyed) })?;
+        // Nothing ever comes: the other end is dropped with the command.
+        let Err(_) = done.recv();
+        Ok(())
     }
 
     /// Tells the worker what the device class has to say.
@@ -158,4 +170,29 @@ pub fn commands<T>() -> io::Result<(Port<T>, Commands<T>)> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let (sender, receiver) = channel();
     Ok((Port { commands: sender, wake: wake.clone() }, Commands { commands: receiver, wake }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    #[test]
+    fn a_flood_of_call_eventfds_waits_for_the_worker() {
+        let (port, commands) = commands::<()>().unwrap();
+        let call = Arc::new(File::from(OwnedFd::from(EventFd::new().unwrap())));
+        let flood = {
+            let call = call.clone();
+            std::thread::spawn(move || while port.set_call(0, Some(call.clone())).is_ok() {})
+        };
+        for _ in 0..100 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            // Ours, the thread's, and that of one command.
+            assert!(Arc::strong_count(&call) <= 3, "{} descriptors", Arc::strong_count(&call));
+            commands.take();
+        }
+        drop(commands);
+        flood.join().unwrap();
+    }
 }

@@ -2,10 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use domus_startup::sandbox::{Allow, COMMON, enter, seal};
+use domus_startup::sandbox::{Allow, COMMON, enter, limit_files, seal};
 
 /// Set in the child: what it should do once it is in the sandbox.
 const ACT: &str = "DOMUS_SANDBOX_ACT";
@@ -33,6 +34,8 @@ fn inside() {
                 nix::unistd::geteuid().as_raw()
             };
             let status = std::fs::File::open("/proc/self/status").unwrap();
+            let mut long = domus_startup::memfd::sealed("long", 8192).unwrap();
+            limit_files(4096).unwrap();
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
             enter(uid).unwrap();
             assert_eq!(nix::sys::prctl::get_pdeathsig(), Ok(Some(nix::sys::signal::Signal::SIGKILL)));
@@ -40,6 +43,11 @@ fn inside() {
             match act.as_str() {
                 "status" => print!("{}", std::io::read_to_string(status).unwrap()),
                 "open" => drop(std::fs::File::open("/")),
+                "write" => {
+                    long.write_all(&[1; 4096]).unwrap();
+                    let more = long.write_all(&[1]).map_err(|error| error.raw_os_error());
+                    assert_eq!(more, Err(Some(libc::EFBIG)));
+                }
                 "exec" => drop(Command::new("/bin/true").status()),
                 other => panic!("{other}"),
             }
@@ -76,6 +84,12 @@ fn a_sealed_process_has_no_privilege_left() {
     assert_eq!(field("Seccomp"), "2");
     assert!(!field("Uid").starts_with("0\t"), "{}", field("Uid"));
     assert_eq!(field("Groups").trim(), if nix::unistd::geteuid().is_root() { "" } else { "65534" });
+}
+
+#[test]
+fn a_write_beyond_the_limit_of_files_is_an_error_and_ends_nothing() {
+    let output = child("write");
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

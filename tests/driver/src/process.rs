@@ -117,6 +117,17 @@ impl Running {
     }
 }
 
+/// The length of files that this process cannot write beyond, in bytes; none if there is no limit.
+///
+/// # Errors
+/// There is no such process.
+pub fn longest_file(pid: u32) -> Result<Option<u64>> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));
+    let hard = line.and_then(|line| line.split_whitespace().nth(1)).context("no limit of files")?;
+    Ok(if hard == "unlimited" { None } else { Some(hard.parse()?) })
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -55,10 +55,14 @@ fuzz_target!(|input: Input<'_>| {
     let (rules, frame) = (rules(&input), frame(&input));
     let len = frame.len() as u64;
     let filter = Filter::new(MacAddress::new(MAC).expect("a unicast address"), &rules);
-    if filter.check(&frame[..frame.len().min(HEAD)], len).is_ok() {
+    let judge = |header: &[u8; LEN], frame: &[u8]| {
+        filter.check(header, &frame[..frame.len().min(HEAD)], frame.len() as u64)
+    };
+    if judge(&[0; LEN], &frame).is_ok() {
         reference::claims_only_its_own(&frame, MAC, &rules);
     }
     let Ok(header) = header::check(input.header, len, input.features) else { return };
+    let passes = judge(&header, &frame).is_ok();
     assert!((14..=MAX_FRAME).contains(&len));
     let mut filled = frame.clone();
     let _ = offload::fill(&header, &mut filled);
@@ -67,6 +71,9 @@ fuzz_target!(|input: Input<'_>| {
         filled.iter().zip(&frame).filter(|(new, old)| new != old).count() <= 2,
         "more than a checksum has changed"
     );
+    if passes {
+        assert_eq!(judge(&[0; LEN], &filled), Ok(()), "the checksum has changed what was judged");
+    }
     let Ok(cut) = Cut::new(&header, &frame) else { return };
     assert!(header[1] != 0 && input.features & features::CSUM != 0 && cut.segments() <= MAX_SEGMENTS);
     let size = usize::from(u16::from_le_bytes([header[4], header[5]]));
@@ -75,6 +82,7 @@ fuzz_target!(|input: Input<'_>| {
         cut.segment(number, &mut piece);
         assert!(piece.len() <= cut.longest() && piece.len() <= frame.len());
         let headers = cut.longest() - size.min(cut.longest());
+        assert!(!passes || judge(&[0; LEN], &piece).is_ok(), "a piece that would not pass");
         payload.extend_from_slice(&piece[headers.min(piece.len())..]);
     }
     if cut.segments() > 1 {

@@ -96,7 +96,7 @@ impl Nic {
                 let mut header = [0; LEN];
                 header[..virtio.len()].copy_from_slice(virtio);
                 assert_eq!(header::check(header, frame.len() as u64, features), Ok(header));
-                self.check_frame(frame);
+                self.check_frame(&header, frame);
                 continue;
             }
             pending.extend_from_slice(&bytes[..count]);
@@ -104,16 +104,16 @@ impl Nic {
                 let length = u32::from_be_bytes(*length) as usize;
                 assert!((14..=header::MAX_FRAME as usize).contains(&length), "a frame of {length} bytes");
                 let Some(frame) = rest.get(..length) else { break };
-                self.check_frame(frame);
+                self.check_frame(&[0; LEN], frame);
                 pending.drain(..4 + length);
             }
         }
     }
 
-    fn check_frame(&self, frame: &[u8]) {
+    fn check_frame(&self, header: &[u8; LEN], frame: &[u8]) {
         assert_eq!(frame[6..12], MAC, "from another address");
         let head = &frame[..frame.len().min(HEAD)];
-        assert_eq!(self.filter.check(head, frame.len() as u64), Ok(()), "{head:x?}");
+        assert_eq!(self.filter.check(header, head, frame.len() as u64), Ok(()), "{head:x?}");
     }
 
     /// A frame arrives, if there is room.

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use libfuzzer_sys::fuzz_target;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vu_server::queue::{Chain, Queue, QueueSetup, RingAddresses};
-use vu_server::{F_EVENT_IDX, F_INDIRECT, MemoryTable};
+use vu_server::{F_EVENT_IDX, F_INDIRECT, MemoryTable, Signals};
 
 /// Two pages of guest memory; the ring is at the start of the first.
 const MEMORY: u64 = 8192;
@@ -34,6 +34,7 @@ fuzz_target!(|input: (u64, u16, &[u8])| {
         kick: null().into(),
         call: Some(null().into()),
         error: None,
+        signals: Signals::Write,
         log: None,
     });
     let mut queue = queue.expect("a sound ring");

@@ -201,7 +201,7 @@ impl<D: AsyncDisk> AsyncWorker<D> {
                     self.reactor.cancel(KICKS + u64::from(queue));
                 }
             }
-            WorkerCommand::Call { queue, call } => {
+            WorkerCommand::Call { queue, call, .. } => {
                 if let Some(lane) = self.lanes.get_mut(usize::from(queue)) {
                     lane.requests.set_call(call);
                 }

@@ -13,8 +13,8 @@
 //! here.
 //!
 //! Promised: a request keeps its slot, and its buffers stay mapped, from `next_request` to its answer. A queue can
-//! always be stopped, although requests wait for a limit or are held after an error: waiting requests are let through;
-//! held requests stay in the inflight log for the next backend or, without a log, fail.
+//! always be stopped, although requests wait for a limit or are held after an error: waiting requests are let through
+//! and charged; held requests stay in the inflight log for the next backend or, without a log, fail.
 
 mod take;
 mod waiting;

@@ -44,9 +44,15 @@ impl Requests {
             let Some(&index) = self.waiting[direction as usize].front() else { continue };
             let (now, bytes) = (self.now, self.slots[usize::from(index)].bytes);
             match self.disk.gate().pass(|| now, direction, bytes) {
-                Err(wait) if !stopping => wake = wake.min(now.saturating_add(wait)),
-                _ => return self.waiting[direction as usize].pop_front(),
+                Err(wait) if !stopping => {
+                    wake = wake.min(now.saturating_add(wait));
+                    continue;
+                }
+                // A queue can always be stopped. What that lets through is a debt, which the queue's next driver pays.
+                Err(_) => self.disk.gate().charge(now, direction, bytes),
+                Ok(()) => {}
             }
+            return self.waiting[direction as usize].pop_front();
         }
         self.wake = wake;
         None

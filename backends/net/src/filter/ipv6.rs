@@ -12,7 +12,7 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
-const ICMPV6: u8 = 58;
+pub const ICMPV6: u8 = 58;
 const DESTINATION: u8 = 60;
 const MOBILITY: u8 = 135;
 const HOST_IDENTITY: u8 = 139;
@@ -54,16 +54,16 @@ pub fn check(own: &Own, packet: &[u8], len: u64) -> Verdict {
 }
 
 /// What the last extension header leads to.
-struct Inside {
-    protocol: u8,
+pub struct Inside {
+    pub protocol: u8,
     /// Where it is in the packet.
-    at: usize,
+    pub at: usize,
     /// There was a fragment header.
-    fragmented: bool,
+    pub fragmented: bool,
 }
 
 /// Walks the extension headers; `None` in a fragment that is not the first.
-fn walk(mut protocol: u8, packet: &[u8]) -> Result<Option<Inside>, DropReason> {
+pub fn walk(mut protocol: u8, packet: &[u8]) -> Result<Option<Inside>, DropReason> {
     let (mut at, mut fragmented) = (LEN, false);
     // Each header has eight bytes at least, so this ends at the end of what is shown.
     loop {

@@ -24,6 +24,9 @@
 //! With `addresses` the filter refuses the messages that only a router or a DHCP server sends: advertisements,
 //! redirects and multicast queries of ICMP, ICMPv6 and IGMP, and DHCP replies. It does not look into tunnels.
 //!
+//! A checksum may be left open, and segments uncut, only where that changes nothing that was judged: in unfragmented
+//! TCP, UDP and ICMPv6.
+//!
 //! Frames that cannot be judged are refused as malformed: headers that end too early or beyond [`HEAD`], first
 //! fragments without the ports, and fragments that could overwrite them (RFC 1858, RFC 3128, RFC 7112), neighbour
 //! discovery (RFC 6980) and DHCP in fragments.
@@ -34,6 +37,7 @@ mod arp;
 mod icmpv6;
 mod ipv4;
 mod ipv6;
+mod open_checksum;
 mod own;
 #[cfg(test)]
 mod reference;
@@ -44,6 +48,7 @@ mod udp;
 use shared_abi::control::{DropReason, NicFilter};
 use shared_abi::ids::MacAddress;
 
+use crate::header::LEN;
 use own::Own;
 
 /// How many bytes of a frame are looked at: Ethernet, two tags, IPv6 and 194 bytes of what follows.
@@ -80,12 +85,13 @@ impl Filter {
         }
     }
 
-    /// Judges a frame of `len` bytes by its first ones: `head` is [`HEAD`] of them, or all that there are.
+    /// Judges a frame of `len` bytes by its first ones: `head` is [`HEAD`] of them, or all that there are. The virtio
+    /// `header` before it has passed [`header::check`](crate::header::check).
     ///
     /// # Errors
     /// Why the frame must not leave.
     #[inline]
-    pub fn check(&self, head: &[u8], len: u64) -> Verdict {
+    pub fn check(&self, header: &[u8; LEN], head: &[u8], len: u64) -> Verdict {
         if self.any_mac && !self.by_address {
             return Ok(());
         }
@@ -99,7 +105,9 @@ impl Filter {
             at += 2;
             if !matches!(ether_type, VLAN | SERVICE_VLAN) {
                 // `field` has found that so many bytes are there.
-                return self.payload(ether_type, &head[at..], len.saturating_sub(at as u64));
+                let packet = &head[at..];
+                self.payload(ether_type, packet, len.saturating_sub(at as u64))?;
+                return open_checksum::check(header, ether_type, packet, at);
             }
             at += 2;
         }

@@ -3,6 +3,7 @@ use shared_abi::control::AddressRange;
 
 use super::reference::claims_only_its_own;
 use super::*;
+use crate::offload::{self, Cut};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const OTHER_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x57];
@@ -27,7 +28,17 @@ fn filter(any_mac: bool, addresses: bool) -> Filter {
 }
 
 fn judge(filter: &Filter, frame: &[u8]) -> Verdict {
-    filter.check(&frame[..frame.len().min(HEAD)], frame.len() as u64)
+    judge_with(filter, &[0; LEN], frame)
+}
+
+fn judge_with(filter: &Filter, header: &[u8; LEN], frame: &[u8]) -> Verdict {
+    filter.check(header, &frame[..frame.len().min(HEAD)], frame.len() as u64)
+}
+
+/// The header of a frame whose checksum is left open.
+fn open(start: usize, offset: usize) -> [u8; LEN] {
+    let [[s0, s1], [o0, o1]] = [start as u16, offset as u16].map(u16::to_le_bytes);
+    [1, 0, 0, 0, 0, 0, s0, s1, o0, o1, 0, 0]
 }
 
 fn ethernet(source: [u8; 6], ether_type: u16, payload: &[u8]) -> Vec<u8> {
@@ -334,7 +345,74 @@ fn without_addresses_only_mac_addresses_are_looked_at() {
 fn a_free_guest_may_send_anything() {
     let free = filter(true, false);
     assert!(cases().iter().all(|(_, frame, _)| judge(&free, frame).is_ok()));
-    assert_eq!(free.check(&[], 0), Ok(()));
+    assert_eq!(free.check(&[0; LEN], &[], 0), Ok(()));
+}
+
+#[test]
+fn a_checksum_is_left_open_only_where_it_is_and_in_whole_packets() {
+    let tcp = [0; 20];
+    let datagram = udp(5000, 53, &[0; 64]);
+    let echo = [&[128_u8, 0, 0, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
+    let ethernet_and = |network: usize| 14 + network;
+    let mut options = v4(V4, 6, 0, &[&[1; 40][..], &tcp].concat());
+    options[14] = 0x4f;
+    let fine = [
+        (v4(V4, 6, 0, &tcp), ethernet_and(20), 16),
+        (v4(V4, 6, 0x4000, &tcp), ethernet_and(20), 16),
+        (v4(V4, 17, 0, &datagram), ethernet_and(20), 6),
+        (tagged(&[VLAN], v4(V4, 6, 0, &tcp)), ethernet_and(24), 16),
+        (tagged(&[VLAN, SERVICE_VLAN], v6(V6, 17, &datagram)), ethernet_and(48), 6),
+        (options, ethernet_and(60), 16),
+        (v6(V6, 6, &tcp), ethernet_and(40), 16),
+        (v6(V6, 58, &echo), ethernet_and(40), 2),
+        (v6(V6, 60, &extended(17, [0; 7], &datagram)), ethernet_and(48), 6),
+    ];
+    let all = || (0..20).flat_map(|offset| (0..80).map(move |start| (start, offset)));
+    for (frame, start, offset) in &fine {
+        for filter in [filter(false, true), filter(false, false), filter(true, true)] {
+            for place in all() {
+                let expected = if place == (*start, *offset) { Ok(()) } else { Err(DropReason::Header) };
+                assert_eq!(judge_with(&filter, &open(place.0, place.1), frame), expected, "{place:?}");
+            }
+        }
+        // Segments must be of what is in the packet.
+        for kind in [1, 4, 5, 0x81, 0x84] {
+            let mut header = open(*start, *offset);
+            header[1] = kind;
+            let is_v6 = frame[..22].windows(2).any(|bytes| bytes == [0x86, 0xdd]);
+            let fits = match kind & 0x7f {
+                1 => *offset == 16 && !is_v6,
+                4 => *offset == 16 && is_v6,
+                _ => *offset == 6,
+            };
+            assert_eq!(
+                judge_with(&filter(false, true), &header, frame).is_ok(),
+                fits,
+                "{kind}: {frame:02x?}"
+            );
+        }
+    }
+    let refused = [
+        arp(2, MAC, V4, OTHER_V4),
+        v4(V4, 17, 0x2000, &datagram),
+        v4(V4, 17, 0x2002, &datagram),
+        v4(V4, 1, 0, &echo),
+        v4(V4, 47, 0, &datagram),
+        v6(V6, 44, &extended(17, [0, 0, 1, 0, 0, 0, 1], &datagram)),
+        v6(V6, 132, &datagram),
+    ];
+    for (frame, place) in refused.iter().flat_map(|frame| all().map(move |place| (frame, place))) {
+        assert_eq!(judge(&filter(false, true), frame), Ok(()));
+        let verdict = judge_with(&filter(false, true), &open(place.0, place.1), frame);
+        assert_eq!(verdict, Err(DropReason::Header), "{place:?} {frame:02x?}");
+    }
+    // Each piece would be a message of its own.
+    let mut header = open(34, 6);
+    header[1] = 5;
+    assert_eq!(
+        judge_with(&filter(false, true), &header, &v4(V4, 17, 0, &dhcp(MAC))),
+        Err(DropReason::Header)
+    );
 }
 
 /// A frame that is close to an honest one, or to a lie that somebody has thought of.
@@ -362,6 +440,38 @@ proptest! {
     ) {
         if judge(&filter(any_mac, addresses), &frame).is_ok() {
             claims_only_its_own(&frame, MAC, &rules(any_mac, addresses));
+        }
+    }
+
+    #[test]
+    fn what_passes_passes_with_its_checksum_filled_in_and_cut_to_pieces_too(
+        frame in nearly(),
+        place in (0..120_usize, 0..40_usize),
+        sensible in prop::option::of((any::<bool>(), 0..3_usize, 0..3_usize)),
+        (gso_type, gso_size) in (prop::sample::select(vec![0, 0, 0, 1, 4, 5]), 1..300_u16),
+        any_mac: bool,
+        addresses: bool,
+    ) {
+        let (start, offset) = sensible.map_or(place, |(is_v6, tags, kind)| {
+            (14 + 4 * tags + if is_v6 { 40 } else { 20 }, [16, 6, 2][kind])
+        });
+        let mut header = open(start, offset);
+        header[1] = gso_type;
+        header[4..6].copy_from_slice(&gso_size.to_le_bytes());
+        let filter = filter(any_mac, addresses);
+        let Ok(header) = crate::header::check(header, frame.len() as u64, u64::MAX) else { return Ok(()) };
+        if (addresses || !any_mac) && judge_with(&filter, &header, &frame).is_ok() {
+            let mut filled = frame.clone();
+            offload::fill(&header, &mut filled).unwrap();
+            prop_assert_eq!(judge(&filter, &filled), Ok(()));
+            claims_only_its_own(&filled, MAC, &rules(any_mac, addresses));
+            if let Ok(cut) = Cut::new(&header, &frame) {
+                let mut piece = Vec::new();
+                for number in 0..cut.segments() {
+                    cut.segment(number, &mut piece);
+                    prop_assert_eq!(judge(&filter, &piece), Ok(()));
+                }
+            }
         }
     }
 }

@@ -24,6 +24,11 @@ pub fn is_dhcp_client(datagram: &[u8]) -> bool {
     ports(datagram) == Ok([DHCP_CLIENT, DHCP_SERVER])
 }
 
+/// Whether what it says is judged, besides its ports.
+pub fn is_judged(datagram: &[u8]) -> Result<bool, DropReason> {
+    Ok(ports(datagram)?[1] == DHCP_SERVER)
+}
+
 /// Judges a datagram in IPv4, or the first fragment of one.
 ///
 /// A server gives the lease to the address inside the message, not to the frame's.

@@ -15,6 +15,8 @@ mod events;
 mod pass;
 mod receive;
 mod table;
+#[cfg(test)]
+mod tests;
 mod transmit;
 mod whole;
 
@@ -26,6 +28,7 @@ use domus_startup::time::monotonic as now;
 use vu_server::{Commands, PollTime, Queue, WorkerCommand};
 
 use crate::MAX_PORTS;
+use crate::beat::Beat;
 use crate::nic::{PortCommand, Shared};
 
 use copy::Places;
@@ -93,6 +96,7 @@ impl Prepared {
 pub struct Forward {
     commands: Commands<SwitchCommand>,
     events: Events,
+    beat: Arc<Beat>,
     ports: Ports,
     /// Commands of each port whose frontend may still come.
     port_orders: Vec<Option<Commands<PortCommand>>>,
@@ -121,26 +125,19 @@ const _: () = assert!(MAX_PORTS <= u64::BITS as usize);
 
 impl Forward {
     /// A switch without ports, to be run by the thread that makes it.
-    pub fn new(prepared: Prepared) -> Self {
+    pub fn new(prepared: Prepared, beat: Arc<Beat>) -> Self {
         let Prepared { commands, events } = prepared;
-        let ports = Ports {
-            receive: (0..MAX_PORTS).map(|_| None).collect(),
-            transmit: (0..MAX_PORTS).map(|_| None).collect(),
-            table: Table::default(),
-            places: Places::default(),
-            whole: Whole::default(),
-            unpublished: 0,
-            copied: 0,
-        };
+        let ports = Ports::new();
         let port_orders = (0..MAX_PORTS).map(|_| None).collect();
         let poll_time = PollTime::default();
-        Self { commands, events, ports, port_orders, poll_time, happened: Vec::new(), unfinished: 0 }
+        Self { commands, events, beat, ports, port_orders, poll_time, happened: Vec::new(), unfinished: 0 }
     }
 
     /// Works until told to quit.
     pub fn run(mut self) {
         let mut passes = 0;
         loop {
+            self.beat.turn();
             let orders_seen = !self.ports.pass_all(now()) && self.rest();
             passes = if orders_seen { 0 } else { passes + 1 };
             // Frames that come one soon after the other keep it from resting, and commands must not wait for ever.
@@ -169,7 +166,9 @@ impl Forward {
         if self.ports.arm() {
             return false;
         }
+        self.beat.rests();
         self.events.wait(self.ports.due_in(now()), &mut self.happened);
+        self.beat.works();
         self.poll_time.came(now().saturating_sub(start));
         true
     }
@@ -247,7 +246,7 @@ impl Forward {
                         reply.done(queue);
                     }
                 }
-                WorkerCommand::Call { queue, call } => {
+                WorkerCommand::Call { queue, call, .. } => {
                     if let Some(queue) = self.ports.queue(slot, queue) {
                         queue.set_call(call);
                     }
@@ -294,6 +293,18 @@ impl Forward {
 const RECEIVE: u16 = 0;
 
 impl Ports {
+    fn new() -> Self {
+        Self {
+            receive: (0..MAX_PORTS).map(|_| None).collect(),
+            transmit: (0..MAX_PORTS).map(|_| None).collect(),
+            table: Table::default(),
+            places: Places::default(),
+            whole: Whole::default(),
+            unpublished: 0,
+            copied: 0,
+        }
+    }
+
     fn queue(&mut self, slot: usize, queue: u16) -> Option<&mut Queue> {
         if queue == RECEIVE {
             self.receive[slot].as_mut()?.queue()

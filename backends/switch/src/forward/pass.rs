@@ -87,12 +87,12 @@ impl Ports {
                 return Fate::Done;
             }
         };
-        if !transmit.passed {
-            if let Err(wait) = transmit.shared.transmit.gate.pass(|| now, judged.len) {
+        match transmit.shared.transmit.gate.pass_again(|| now, judged.len, transmit.paid) {
+            Ok(paid) => transmit.paid = Some(paid),
+            Err(wait) => {
                 transmit.shared.transmit.counters.throttled();
                 return Fate::Waits(Wait::Limit(now.saturating_add(wait)));
             }
-            transmit.passed = true;
         }
         match self.send(slot, transmit, &judged, now) {
             Ok(None) => {

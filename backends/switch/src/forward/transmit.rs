@@ -52,8 +52,8 @@ pub struct Transmit {
     pub wait: Option<Wait>,
     /// What it waits for may have come.
     pub retry: bool,
-    /// It has passed the port's limits.
-    pub passed: bool,
+    /// How many of its bytes have passed the port's limits, while it waits for its receiver.
+    pub paid: Option<u64>,
 }
 
 /// A frame that may be sent.
@@ -73,7 +73,7 @@ impl Transmit {
     /// A port without a ring.
     pub fn new(shared: Arc<Shared>) -> Self {
         let head = [0; LEN + HEAD];
-        Self { shared, queue: None, chain: Chain::default(), head, wait: None, retry: false, passed: false }
+        Self { shared, queue: None, chain: Chain::default(), head, wait: None, retry: false, paid: None }
     }
 
     /// The ring, if it runs.
@@ -84,14 +84,14 @@ impl Transmit {
     /// Works with this ring from now on.
     pub fn start(&mut self, mut queue: Box<Queue>) {
         queue.disable_kicks();
-        (self.wait, self.passed) = (None, false);
+        (self.wait, self.paid) = (None, None);
         self.queue = Some(queue);
     }
 
     /// Gives the ring back.
     pub fn stop(&mut self) -> Option<Box<Queue>> {
         let mut queue = self.queue.take()?;
-        (self.wait, self.passed) = (None, false);
+        (self.wait, self.paid) = (None, None);
         queue.publish();
         Some(queue)
     }
@@ -106,14 +106,14 @@ impl Transmit {
         let popped = self.queue.as_mut().is_some_and(|queue| queue.pop(&mut self.chain));
         if !popped {
             // One that has waited may have been taken back.
-            (self.wait, self.passed) = (None, false);
+            (self.wait, self.paid) = (None, None);
         }
         popped
     }
 
     /// The frame in work is done with.
     pub fn done(&mut self) {
-        (self.wait, self.passed) = (None, false);
+        (self.wait, self.paid) = (None, None);
         if let Some(queue) = &mut self.queue {
             queue.push(self.chain.head, 0);
         }
@@ -160,7 +160,7 @@ impl Transmit {
         if !self.shared.link_up() {
             return Err(DropReason::LinkDown);
         }
-        self.shared.filter.check(&self.head[skip..read], len)?;
+        self.shared.filter.check(&header, &self.head[skip..read], len)?;
         Ok(Judged { header, len, skip, shown })
     }
 }

@@ -30,6 +30,7 @@ use ring::{NO_INTERRUPT, NO_NOTIFY, Ring};
 
 use vm_memory::MmapRegion;
 
+use crate::eventfd::Signals;
 use crate::memory::MemoryTable;
 use crate::{F_EVENT_IDX, F_INDIRECT, say};
 
@@ -59,6 +60,8 @@ pub struct QueueSetup {
     pub call: Option<Arc<File>>,
     /// Written to when the ring is broken.
     pub error: Option<Arc<File>>,
+    /// How they are written to.
+    pub signals: Signals,
     /// Where the inflight log of this ring is.
     pub log: Option<LogPlace>,
 }
@@ -93,6 +96,7 @@ pub struct Queue {
     kick: Arc<File>,
     call: Option<Arc<File>>,
     error: Option<Arc<File>>,
+    signals: Signals,
     log: Option<Log>,
     /// What a killed backend had popped and not given back, the first last.
     again: Vec<u16>,
@@ -123,7 +127,7 @@ impl Queue {
         }
         // Whoever served this ring before may have been killed between showing what it used and calling the driver.
         if used_before && let Some(call) = &setup.call {
-            signal(call);
+            setup.signals.signal(call);
         }
         Ok(Self {
             device: setup.device,
@@ -137,6 +141,7 @@ impl Queue {
             kick: setup.kick,
             call: setup.call,
             error: setup.error,
+            signals: setup.signals,
             log,
             again,
             broken: false,
@@ -262,7 +267,7 @@ impl Queue {
             self.ring.available_flags() & NO_INTERRUPT == 0
         };
         if wanted && let Some(call) = &self.call {
-            signal(call);
+            self.signals.signal(call);
         }
     }
 
@@ -300,7 +305,7 @@ impl Queue {
             self.device, self.index
         ));
         if let Some(fd) = &self.error {
-            signal(fd);
+            self.signals.signal(fd);
         }
     }
 
@@ -309,7 +314,7 @@ impl Queue {
         // What was published just now may have been called on the old one, which nobody may read any more. A call too
         // many is harmless.
         if let Some(call) = &call {
-            signal(call);
+            self.signals.signal(call);
         }
         self.call = call;
     }
@@ -318,11 +323,6 @@ impl Queue {
 /// True if `event` is among the indices from `old` up to but not with `new` (virtio 1.3 §2.7.7.2).
 fn crossed(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-/// Adds one to an eventfd. A full one needs nothing more, and a descriptor that is none is its owner's loss.
-fn signal(fd: &File) {
-    let _ = nix::unistd::write(fd, &1_u64.to_ne_bytes());
 }
 
 #[cfg(test)]

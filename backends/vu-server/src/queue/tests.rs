@@ -72,6 +72,7 @@ impl Guest {
             kick: eventfd().into(),
             call: Some(self.call.clone()),
             error: None,
+            signals: Signals::Write,
             log: None,
         }
     }

@@ -15,6 +15,9 @@ use crate::queue::{LogPlace, log_len};
 /// Most queues a log is made for: vhost-user numbers them in a byte.
 const MAX_QUEUES: u16 = 256;
 
+/// Bytes of the longest file of logs.
+pub const MAX_LOGS: u64 = MAX_QUEUES as u64 * log_len(MAX_QUEUE_SIZE) as u64;
+
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
 pub enum InflightError {

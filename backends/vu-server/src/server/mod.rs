@@ -15,26 +15,39 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
-use domus_startup::lock;
+use domus_startup::{lock, memfd};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandlerMut};
 
 use domus_startup::control::chain;
 use domus_startup::sandbox::Allow;
 
 use crate::device::Device;
+use crate::eventfd::LOOK;
 use crate::say;
 use crate::worker::Port;
 use enable_workaround::Enable;
+pub use inflight::MAX_LOGS;
 use requests::State;
 pub use vring::VringError;
 
-/// The system calls of a control thread and of its queues beyond `sandbox::COMMON`: to find the size of a region's
-/// file, to clone the connection, and to make a sealed memory file for an inflight log.
+/// The system calls of a control thread and of its queues beyond `sandbox::COMMON`.
 pub const CALLS: &[Allow] = &[
+    // A memory region is mapped: is its file long enough?
     Allow::Call(libc::SYS_lseek),
+    // The connection is cloned, and a ring's eventfds are.
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
+    // A ring's eventfd: is it one? It takes paths, too, but with an empty root there is no other file to look at.
+    Allow::Argument(libc::SYS_statx, 2, LOOK as u32),
+    // It is not to block.
+    Allow::Argument(libc::SYS_fcntl, 1, libc::F_GETFL as u32),
+    Allow::Argument(libc::SYS_fcntl, 1, libc::F_SETFL as u32),
+];
+
+/// And those of a device that offers an inflight log: to make its memory file.
+pub const LOG_CALLS: &[Allow] = &[
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_ADD_SEALS as u32),
-    Allow::Call(libc::SYS_memfd_create),
+    Allow::Argument(libc::SYS_memfd_create, 1, memfd::FLAGS[0]),
+    Allow::Argument(libc::SYS_memfd_create, 1, memfd::FLAGS[1]),
     Allow::Call(libc::SYS_ftruncate),
 ];
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use domus_startup::control::chain;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -15,6 +16,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use crate::device::Device;
+use crate::eventfd::{self, EventfdError};
 use crate::memory::MemoryTable;
 use crate::queue::RingAddresses;
 use crate::worker::Port;
@@ -33,6 +35,9 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
 /// Bytes of configuration space that can be read; those behind the device's own are 0.
 const CONFIG_SPACE: usize = 256;
 
+/// What tmpfs says of its blocks.
+const PAGE: i64 = 4096;
+
 /// All that a frontend has set, and the device.
 #[derive(Debug)]
 pub struct State<D: Device> {
@@ -47,6 +52,28 @@ pub struct State<D: Device> {
 /// A refusal that names the act and the value.
 fn refuse(text: String) -> Error {
     Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// Refuses memory a touch of which could end this process: of a file that could become shorter, or whose pages may be
+/// missing although the file is long enough, as those of hugetlbfs may.
+fn check_stays(file: &File) -> std::result::Result<(), String> {
+    // First: only files in memory have seals, so what comes after it asks no file system's server.
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
+    if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+        let text = "a memory region's file that could become shorter: it must be sealed (F_SEAL_SHRINK)";
+        return Err(text.into());
+    }
+    let system = fstatfs(file).map_err(|errno| format!("a memory region's file system: {errno}"))?;
+    if system.filesystem_type() != TMPFS_MAGIC || system.block_size() != PAGE {
+        let text =
+            "a memory region's file that has no pages of 4096 bytes in tmpfs: huge pages can be missing";
+        return Err(text.into());
+    }
+    Ok(())
+}
+
+fn refuse_eventfd(index: u8, what: &str, why: &EventfdError) -> Error {
+    refuse(format!("the {what} descriptor of queue {index}: {}", chain(why)))
 }
 
 impl<D: Device> State<D> {
@@ -92,7 +119,7 @@ impl<D: Device> State<D> {
                 None => None,
             };
             vring
-                .start(&self.name, self.features, &self.memory, log)
+                .start(&self.name, self.features, &self.memory, log, self.device.signals())
                 .map_err(|error| refuse(chain(&error)))?;
         }
         Ok(())
@@ -127,22 +154,13 @@ impl<D: Device> State<D> {
         self.change_all(|state| state.memory = Arc::new(memory))
     }
 
-    /// Refuses a region that the device has no room for, or whose file could become shorter if it minds.
+    /// Refuses a region that the device has no room for, or, if it minds, whose memory could go away.
     fn check_region(&self, memory: &MemoryTable, file: &File) -> Result<()> {
         let most = self.device.max_regions();
         if memory.regions() >= most {
             return Err(refuse(format!("more than {most} memory regions")));
         }
-        let sealed = || {
-            let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
-            SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK)
-        };
-        if !self.device.sealed_memory() || sealed() {
-            return Ok(());
-        }
-        Err(refuse(
-            "a memory region's file that could become shorter: it must be sealed (F_SEAL_SHRINK)".into(),
-        ))
+        if self.device.sealed_memory() { check_stays(file).map_err(refuse) } else { Ok(()) }
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -196,7 +214,18 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
         if unknown != 0 {
             return Err(refuse(format!("feature bits {unknown:#x} were not offered")));
         }
-        // Rings keep the features they started with; a driver settles them before (virtio 1.3 §3.1.1).
+        // A driver settles them before its rings run (virtio 1.3 §3.1.1), and what is behind the rings, a tap's header
+        // for one, is set for all of them at once. QEMU says the same features again for each queue pair; the bit that
+        // it adds during a migration (`VHOST_F_LOG_ALL`) is not offered.
+        if let Some(vring) = self.vrings.iter().find(|vring| vring.is_running()) {
+            if features == self.features {
+                return Ok(());
+            }
+            let (old, index) = (self.features, vring.index());
+            return Err(refuse(format!(
+                "features {features:#x} instead of {old:#x} while queue {index} runs: stop all rings before"
+            )));
+        }
         self.features = features;
         self.device.set_features(features);
         Ok(())
@@ -300,15 +329,22 @@ impl<D: Device> VhostUserBackendReqHandlerMut for State<D> {
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let fd =
             fd.ok_or_else(|| refuse(format!("queue {index} without a kick eventfd: polling is not served")))?;
+        eventfd::check(&fd).map_err(|error| refuse_eventfd(index, "kick", &error))?;
         self.change(index.into(), |vring| vring.kick = Some(fd.into()))?;
         self.start()
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        if let Some(fd) = &fd {
+            eventfd::check_signalled(fd).map_err(|error| refuse_eventfd(index, "call", &error))?;
+        }
         self.vring(index.into())?.set_call(fd.map(Into::into)).map_err(|error| refuse(error.to_string()))
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        if let Some(fd) = &fd {
+            eventfd::check_signalled(fd).map_err(|error| refuse_eventfd(index, "error", &error))?;
+        }
         self.change(index.into(), |vring| vring.error = fd.map(Into::into))
     }
 

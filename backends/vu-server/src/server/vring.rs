@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::eventfd::Signals;
 use crate::memory::MemoryTable;
 use crate::queue::{LogPlace, Queue, QueueError, QueueSetup, RingAddresses};
 use crate::worker::{Port, WorkerGone};
@@ -78,6 +79,7 @@ impl<T> Vring<T> {
         features: u64,
         memory: &Arc<MemoryTable>,
         log: Option<LogPlace>,
+        signals: Signals,
     ) -> Result<(), VringError> {
         let (Some(addresses), Some(kick), true, false) =
             (self.addresses, &self.kick, self.enabled, self.running)
@@ -95,6 +97,7 @@ impl<T> Vring<T> {
             kick: kick.clone(),
             call: self.call.clone(),
             error: self.error.clone(),
+            signals,
             log,
         })
         .map_err(|source| VringError::Queue { index: self.index, source })?;

@@ -10,12 +10,13 @@
 //! | System V IPC, host name, cgroup paths | own namespaces |
 //! | the user | the domain's own uid and gid, no supplementary group |
 //! | privilege | no capability in any set, an empty bounding set, `no_new_privs` |
-//! | core dumps, many descriptors | resource limits |
+//! | core dumps, many descriptors, files that grow ([`limit_files`]) | resource limits |
 //! | all other system calls | a seccomp filter that kills the process |
 //!
 //! Without root the same is done inside a user namespace in which the caller's own id is the only one.
 
 mod caps;
+mod file_size;
 mod filter;
 
 use std::io;
@@ -27,6 +28,7 @@ use nix::sys::prctl::{get_pdeathsig, set_dumpable, set_no_new_privs, set_pdeaths
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, chdir, getegid, geteuid, pivot_root, setgroups, setresgid, setresuid};
 
+pub use file_size::limit_files;
 pub use filter::{Allow, COMMON, seal};
 
 /// Most descriptors a sealed process may have open: what it was given, and what its peers send it.
