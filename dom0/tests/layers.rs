@@ -81,9 +81,20 @@ fn layer(module: &str) -> Option<usize> {
 /// What is wrong with the imports of one file.
 fn faults(file: &Path, code: &str) -> Vec<String> {
     let parts: Vec<&str> = file.iter().filter_map(|part| part.to_str()).collect();
-    let Some(own) = layer(parts[0]) else { return Vec::new() };
-    let class = parts.get(1).copied().filter(|class| parts[0] == "device" && CLASSES.contains(class));
+    if parts.len() == 1 {
+        // What ties the layers together: main.rs, lib.rs.
+        return Vec::new();
+    }
+    let Some(own) = layer(parts[0]) else { return vec![format!("{}: a folder of no layer", file.display())] };
+    // A class is a folder of `device`.
+    let class = parts.get(1).copied().filter(|_| parts[0] == "device" && parts.len() > 2);
     let mut faults = Vec::new();
+    if class.is_some_and(|class| !CLASSES.contains(&class)) {
+        faults.push(format!("{}: a class that is not in CLASSES", file.display()));
+    }
+    if code.contains("super::super::") {
+        faults.push(format!("{}: super::super hides what it imports", file.display()));
+    }
     for path in imports(code) {
         let Some(other) = layer(&path[0]) else { continue };
         let mut fault = |why| faults.push(format!("{}: crate::{}: {why}", file.display(), path.join("::")));
@@ -113,12 +124,18 @@ fn leaks(file: &Path, code: &str) -> Vec<String> {
     let mut leaks = Vec::new();
     for (n, line) in (1..).zip(code.lines()).filter(|(_, line)| !line.trim_start().starts_with("//")) {
         let mut leak = |why| leaks.push(format!("{}:{n}: {why}: {}", file.display(), line.trim()));
-        let is_arm = |(at, _): (usize, &str)| {
-            let name = |c: char| c.is_alphanumeric() || c == '_';
-            let rest = line[at + "Role::".len()..].trim_start_matches(name).trim_start();
-            rest.starts_with("=>") || rest.starts_with('|') && !rest.starts_with("||")
+        // The runner is no device's.
+        let of_backend = |pattern: &str| {
+            ["Block", "Net", "Console", "Switch", "*"]
+                .iter()
+                .any(|role| pattern.contains(&format!("Role::{role}")))
         };
-        if !["process", "device"].contains(&layer) && line.match_indices("Role::").any(is_arm) {
+        let is_pattern = line.trim_start().starts_with('|')
+            || line.contains("Role::") && (line.trim_end().ends_with('|') || line.contains(" | Role::"));
+        let arm = line.split_once("=>").map(|(pattern, _)| pattern);
+        let leaks_role =
+            arm.is_some_and(of_backend) || is_pattern && of_backend(line) || line.contains("use Role::*");
+        if !["process", "device"].contains(&layer) && leaks_role {
             leak("a match over roles");
         }
         let lists = ["disks", "disk_limits", "nics", "external", "console_log"];
@@ -138,6 +155,10 @@ fn what_a_role_and_a_device_of_a_config_mean_is_known_in_their_layers_alone() {
     let arms = "match role {\n    Role::Block | Role::Net => 1,\n    _ => 2,\n}";
     assert_eq!(leaks_in("domain/task.rs", arms), 1);
     assert_eq!(leaks_in("process/direct.rs", arms), 0);
+    assert_eq!(
+        leaks_in("domain/task.rs", "    Some(Role::Block) if busy => 1,\n    (_, Role::Net) => 2,"),
+        2
+    );
     assert_eq!(leaks_in("domain/task.rs", "if role == Role::Runner || for_all(&config.devices.nics) {"), 1);
 }
 
@@ -199,6 +220,8 @@ fn an_upward_import_is_found() {
     let upwards = faults(Path::new("host/files.rs"), "use crate::{value::size, config::DomainConfig};");
     assert_eq!(upwards, ["host/files.rs: crate::config::DomainConfig: upwards"]);
     assert_eq!(faults(Path::new("device/net/mod.rs"), "use crate::device::block::open;").len(), 1);
+    assert_eq!(faults(Path::new("util/mod.rs"), "").len(), 1);
+    assert_eq!(faults(Path::new("device/rng/mod.rs"), "").len(), 1);
     assert_eq!(faults(Path::new("device/net/config.rs"), "use crate::host::links;").len(), 1);
     assert!(
         faults(Path::new("device/net/mod.rs"), "use crate::device::net::tap;\n// crate::api\n").is_empty()

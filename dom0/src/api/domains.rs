@@ -73,7 +73,7 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
     list.extend(domains.iter().map(describe));
     list.extend(dom0.leftovers().into_iter().map(|(name, domid)| DomainInfo {
         name: name.to_string(),
-        id: domid.0,
+        id: domid.map_or(0, |domid| domid.0),
         uuid: None,
         memory_mib: 0,
         vcpus: 0,

@@ -332,7 +332,12 @@ impl Session {
         let change =
             limits::change(&disks::LIMITS, &limits).map_err(|message| ApiError::Refused { message })?;
         let disk = disk.map(|disk| device(&disk)).transpose()?;
-        Ok(self.dom0.call(&name, move |domain| domain.machine().limit(disk, change).boxed_local()).await?)
+        Ok(self
+            .dom0
+            .call(&name, move |domain| {
+                async move { domain.running("change a limit")?.limit(disk, change).await }.boxed_local()
+            })
+            .await?)
     }
 
     async fn block_resize(
@@ -347,8 +352,12 @@ impl Session {
         if let Some(bytes) = bytes.filter(|_| shrink != Some(true)) {
             let id = disk.clone();
             // Measured now: the image may have grown since its backend looked.
-            let before =
-                self.dom0.call(&name, move |domain| domain.machine().resize(id, None).boxed_local()).await?;
+            let before = self
+                .dom0
+                .call(&name, move |domain| {
+                    async move { domain.running("resize a disk")?.resize(id, None).await }.boxed_local()
+                })
+                .await?;
             if bytes < before {
                 let message = format!(
                     "disk {disk} has {before} bytes: to {bytes} it would lose what is behind its new end; set shrink \
@@ -357,8 +366,12 @@ impl Session {
                 return Err(ApiError::Refused { message });
             }
         }
-        let bytes =
-            self.dom0.call(&name, move |domain| domain.machine().resize(disk, bytes).boxed_local()).await?;
+        let bytes = self
+            .dom0
+            .call(&name, move |domain| {
+                async move { domain.running("resize a disk")?.resize(disk, bytes).await }.boxed_local()
+            })
+            .await?;
         Ok(Resized { bytes })
     }
 
@@ -378,7 +391,8 @@ impl Session {
         let stalled = self
             .dom0
             .call(&name, move |domain| {
-                async move { domain.machine().exchange(&device, program).await }.boxed_local()
+                async move { domain.running("upgrade a backend")?.exchange(&device, program).await }
+                    .boxed_local()
             })
             .await?;
         Ok(Upgraded { stalled_us: stalled.as_micros() as u64 })
@@ -410,7 +424,7 @@ impl Session {
         Ok(self
             .dom0
             .call(&name, move |domain| {
-                async move { domain.machine().set_nic(&nic, change).await }.boxed_local()
+                async move { domain.running("change a NIC")?.set_nic(&nic, change).await }.boxed_local()
             })
             .await?)
     }

@@ -1,7 +1,7 @@
 //! A domain's config: text, then types that refuse what they do not know, then a value that can be acted on.
 //!
 //! ```text
-//! JSON text ──serde──▶ file::DomainFile ──check──▶ DomainConfig ──resources::open──▶ descriptors
+//! JSON text ──serde──▶ file::DomainFile ──check──▶ DomainConfig ──Backend::prepare──▶ descriptors
 //!            syntax, types,             ranges, names,          what only the host
 //!            unknown keys               what excludes what      can tell
 //! ```

@@ -22,13 +22,13 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use shared_abi::{DomainName, Role};
+use shared_abi::{DomId, DomainName, Role};
 
 use crate::domain::record::Record;
-use crate::host::fault;
 use crate::host::pidfd::{open_pidfd, signal};
 use crate::host::proc::ProcessId;
 use crate::host::run_dir::{RunDir, RunDirError, at};
+use crate::host::{fault, orphans};
 
 /// Within this time a process that was killed ends.
 pub const END: Duration = Duration::from_secs(5);
@@ -40,10 +40,7 @@ pub fn owner(run: &Path, name: &DomainName) -> Option<String> {
     // Shared, so that two who look do not take each other for the owner.
     match Flock::lock(dir, FlockArg::LockSharedNonblock) {
         Ok(_) => None,
-        Err(_) => Some(
-            read_record(&path)
-                .map_or("it is being built".into(), |record| format!("ID {}", record.machine.domid)),
-        ),
+        Err(_) => Some(owner_of(&path)),
     }
 }
 
@@ -67,7 +64,7 @@ impl RunDir {
             let Some(lock) = self.lock_domain(name, &path)? else { continue };
             let mut dir =
                 DomainDir { path: path.clone(), stays: false, written: RefCell::default(), _lock: lock };
-            if dir.leftovers().is_empty() {
+            if dir.leftovers().is_ok_and(|left| left.is_empty()) {
                 clear(&dir.path);
                 return Ok(dir);
             }
@@ -91,7 +88,8 @@ impl RunDir {
         let mut dir = DomainDir { path, stays: false, written: RefCell::default(), _lock: lock };
         // Held before they are looked at once more: what is killed is what was looked at.
         let open = |process: &ProcessId| open_pidfd(Pid::from_raw(process.pid)).ok();
-        let held: Vec<_> = dir.leftovers().iter().filter_map(|p| Some((*p, open(p)?))).collect();
+        let left = dir.leftovers().unwrap_or_else(|_| orphans::all(&dir.path));
+        let held: Vec<_> = left.iter().filter_map(|p| Some((*p, open(p)?))).collect();
         let mut dying: Vec<_> = held.into_iter().filter(|(process, _)| process.lives()).collect();
         dying.iter().for_each(|(_, pidfd)| signal(pidfd.as_fd(), Signal::SIGKILL));
         let deadline = Instant::now() + END;
@@ -110,35 +108,38 @@ impl RunDir {
         Ok(true)
     }
 
-    /// Domains whose directory is there and not locked: left by a dom0 that was killed, with processes that live.
-    /// Those that are `known` to be this dom0's are not looked at.
-    pub fn leftovers(&self, known: impl Fn(&DomainName) -> bool) -> Vec<(DomainName, Record)> {
+    /// Domains whose directory is there and not locked: left by a dom0 that was killed, with processes that live, or by
+    /// one whose records this dom0 does not understand; with their numbers, as far as these are known. Those that are
+    /// `known` to be this dom0's are not looked at.
+    pub fn leftovers(&self, known: impl Fn(&DomainName) -> bool) -> Vec<(DomainName, Option<DomId>)> {
         let left = self.names().filter(|name| !known(name)).filter_map(|name| {
             let path = self.domain_path(&name);
             // Somebody may be making it just now, and would find it locked.
-            read_record(&path)?;
+            let record = read_record(&path).transpose()?;
             let lock = self.lock_domain(&name, &path).ok()??;
-            let mut dir = DomainDir { path, stays: false, written: RefCell::default(), _lock: lock };
-            if dir.leftovers().is_empty() {
+            let mut dir = DomainDir { path, stays: true, written: RefCell::default(), _lock: lock };
+            if dir.leftovers().is_ok_and(|left| left.is_empty()) {
+                dir.stays = false;
                 return None;
             }
-            dir.stays = true;
-            let record = dir.record();
-            record.map(|record| (name, record))
+            Some((name, record.ok().map(|record| record.machine.domid)))
         });
         left.collect()
     }
 
     /// Takes over what a dom0 before this one has left of a domain, with a record if it had come so far. None if there
     /// is nothing, or it is somebody's.
-    pub fn take_over(&self, name: &DomainName) -> Option<(DomainDir, Option<Record>)> {
+    ///
+    /// # Errors
+    /// One line: there is a record that this dom0 does not understand. All of it stays as it is.
+    pub fn take_over(&self, name: &DomainName) -> Result<Option<(DomainDir, Option<Record>)>, String> {
         let path = self.domain_path(name);
-        let lock = self.lock_domain(name, &path).ok()??;
-        let mut dir = DomainDir { path, stays: false, written: RefCell::default(), _lock: lock };
-        let record = dir.record();
+        let Ok(Some(lock)) = self.lock_domain(name, &path) else { return Ok(None) };
+        let mut dir = DomainDir { path, stays: true, written: RefCell::default(), _lock: lock };
+        let record = read_record(&dir.path)?;
         // It was begun in the foreground, and whoever began it cleans up.
         dir.stays = record.as_ref().is_some_and(|record| record.foreground);
-        (!dir.stays).then_some((dir, record))
+        Ok((!dir.stays).then_some((dir, record)))
     }
 
     /// None if the directory was removed meanwhile.
@@ -159,11 +160,7 @@ impl RunDir {
                     _ => Ok(None),
                 }
             }
-            Err(_) => {
-                let record = read_record(path);
-                let owner = record.map_or("it is being built".into(), |r| format!("ID {}", r.machine.domid));
-                Err(RunDirError::NameTaken { name: name.clone(), owner })
-            }
+            Err(_) => Err(RunDirError::NameTaken { name: name.clone(), owner: owner_of(path) }),
         }
     }
 }
@@ -192,9 +189,26 @@ pub fn beside(control: &Path) -> PathBuf {
     control.with_extension("next.sock")
 }
 
-fn read_record(path: &Path) -> Option<Record> {
-    let name = path.file_name()?.to_str()?.parse().ok()?;
-    Record::read(&fs::read(path.join("state.json")).ok()?, &name).ok()
+/// What is written down there: nothing before the domain has come so far.
+///
+/// # Errors
+/// One line: it is written down in a way that this dom0 does not understand. Whoever wrote it does.
+fn read_record(path: &Path) -> Result<Option<Record>, String> {
+    let name = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+    match (fs::read(path.join("state.json")), name) {
+        (Ok(json), Some(name)) => Record::read(&json, &name).map(Some).map_err(|error| error.to_string()),
+        (Err(error), Some(_)) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+        _ => Ok(None),
+    }
+}
+
+/// Who has the domain whose directory this is, for people.
+fn owner_of(path: &Path) -> String {
+    match read_record(path) {
+        Ok(Some(record)) => format!("ID {}", record.machine.domid),
+        Ok(None) => "it is being built".into(),
+        Err(_) => "a dom0 of another version has it".into(),
+    }
 }
 
 /// A domain's directory. Dropping it removes it.
@@ -232,10 +246,6 @@ impl DomainDir {
         Ok(())
     }
 
-    fn record(&self) -> Option<Record> {
-        read_record(&self.path)
-    }
-
     /// Gives the domain another name, in one step: it has one of them at any time.
     ///
     /// # Errors
@@ -255,11 +265,9 @@ impl DomainDir {
     }
 
     /// The processes of a dom0 that has ended that live on.
-    fn leftovers(&self) -> Vec<ProcessId> {
-        self.record()
-            .into_iter()
-            .flat_map(|record| record.known().filter(ProcessId::lives).collect::<Vec<_>>())
-            .collect()
+    fn leftovers(&self) -> Result<Vec<ProcessId>, String> {
+        let record = read_record(&self.path)?;
+        Ok(record.map_or(Vec::new(), |record| record.known().filter(ProcessId::lives).collect()))
     }
 }
 
@@ -274,8 +282,6 @@ impl Drop for DomainDir {
 
 #[cfg(test)]
 mod tests {
-    use shared_abi::DomId;
-
     use super::*;
     use crate::domain::lifecycle::State;
     use crate::domain::record::{MachineRecord, ProcessRecord, Source};
@@ -322,11 +328,29 @@ mod tests {
         let record = record(ProcessId::of(Pid::from_raw(pid)).unwrap());
         fs::write(path.join("state.json"), serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(run.claim(&name("web1")), Err(RunDirError::LeftOver(_))));
-        assert_eq!(run.leftovers(|_| false), [(name("web1"), record)]);
+        assert_eq!(run.leftovers(|_| false), [(name("web1"), Some(record.machine.domid))]);
         assert!(run.remove_leftover(&name("web1")).unwrap());
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
         assert!(!path.exists());
         drop(run.claim(&name("web1")).unwrap());
+    }
+
+    #[test]
+    fn a_record_of_a_version_that_is_not_known_costs_nobody_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let path = dir.path().join("domains/web1");
+        fs::create_dir(&path).unwrap();
+        for text in [r#"{"version": 77}"#, r#"{"version": 2, "own"#] {
+            fs::write(path.join("state.json"), text).unwrap();
+            fs::write(path.join("runner.sock"), "").unwrap();
+            assert!(run.take_over(&name("web1")).is_err());
+            assert!(matches!(run.claim(&name("web1")), Err(RunDirError::LeftOver(_))));
+            assert_eq!(run.leftovers(|_| false), [(name("web1"), None)]);
+            assert!(path.join("runner.sock").exists());
+        }
+        assert!(run.remove_leftover(&name("web1")).unwrap());
+        assert!(!path.exists());
     }
 
     #[test]

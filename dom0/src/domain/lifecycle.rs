@@ -400,7 +400,7 @@ mod tests {
         fn act(&mut self, action: Action) {
             match action {
                 Action::Build => {
-                    assert!(!self.processes, "built on top of an incarnation that is not gone");
+                    assert!(!self.processes, "built on top of an machine that is not gone");
                     self.processes = true;
                 }
                 // Resuming one that runs changes nothing.

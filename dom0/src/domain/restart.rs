@@ -1,4 +1,4 @@
-//! How soon a guest is started again. Pure, but for the clock.
+//! The restart delay of a guest. Reads the clock, no other I/O.
 
 use std::time::Duration;
 
@@ -10,9 +10,20 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// Upper bound of the restart delay. A guest that ran at least this long gets its delay reset.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// A build that has failed and is tried again.
+#[derive(Debug)]
+pub struct Problem {
+    /// Why.
+    pub why: String,
+    /// How many in a row have.
+    pub attempts: u32,
+}
+
 /// The starts of one domain's machines.
 #[derive(Debug, Default)]
 pub struct Pace {
+    /// Why the last build failed, and how many in a row have.
+    pub problem: Option<Problem>,
     last: Option<Instant>,
     /// The next start comes at least this long after the last one.
     delay: Duration,
@@ -27,6 +38,7 @@ impl Pace {
     /// When the machine that is to be started now may be, and counts it. None for the first one. `crashed` is how the
     /// one before it ended.
     pub fn next_start(&mut self, crashed: bool) -> Option<Instant> {
+        let crashed = crashed || self.problem.is_some();
         if let Some(last) = self.last {
             self.delay = delay(self.delay, last.elapsed(), crashed);
         }

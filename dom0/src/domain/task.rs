@@ -21,7 +21,7 @@ use crate::domain::events::Kind;
 use crate::domain::lifecycle::{Action, Event, Life, State};
 use crate::domain::machine::{CoreFile, Machine, Notice};
 use crate::domain::record::{Record, Source};
-use crate::domain::restart::Pace;
+use crate::domain::restart::{Pace, Problem};
 use crate::domain::verb::{Command, STATUS, Verb};
 use crate::domain::view::{Trouble, View};
 use crate::process::link::ChildError;
@@ -47,13 +47,6 @@ pub(super) struct Waiting {
     end: Vec<oneshot::Sender<Result<(), String>>>,
 }
 
-/// A build that has failed and is tried again.
-#[derive(Debug)]
-struct Problem {
-    why: String,
-    attempts: u32,
-}
-
 /// What a domain's task is made of.
 pub struct Domain {
     pub(super) config: Rc<DomainConfig>,
@@ -66,8 +59,6 @@ pub struct Domain {
     pub(super) life: Life,
     pub(super) machine: Machine,
     pace: Pace,
-    /// Why it could not be built.
-    problem: Option<Problem>,
     waiting: Waiting,
     /// What a dom0 before this one has left of it, until that is taken over.
     inherited: Option<Box<Record>>,
@@ -104,7 +95,6 @@ impl Domain {
             life,
             machine,
             pace: Pace::default(),
-            problem: None,
             waiting,
             inherited: None,
         };
@@ -148,7 +138,6 @@ impl Domain {
             life: Life::resumed(record.state, []),
             machine,
             pace: Pace::default(),
-            problem: None,
             waiting: Waiting::default(),
             inherited: None,
         };
@@ -323,12 +312,16 @@ impl Domain {
         }
         self.entered(before);
         if event == Event::Destroy {
-            self.view.send_modify(|view| view.ended = Some("was destroyed".into()));
-            self.waiting.end.push(answer);
-            return;
+            return self.destroyed_by(answer);
         }
         let result = self.perform().await;
         let _ = answer.send(result.map_err(|error| chain(&error)));
+    }
+
+    /// An operator destroys it, and is told when nothing of it is left.
+    fn destroyed_by(&mut self, answer: oneshot::Sender<Result<(), String>>) {
+        self.view.send_modify(|view| view.ended = Some("was destroyed".into()));
+        self.waiting.end.push(answer);
     }
 
     /// Does what the state machine asks for, and tells it what has come of that.
@@ -338,9 +331,7 @@ impl Domain {
     async fn perform(&mut self) -> Result<(), ChildError> {
         let mut first = Ok(());
         while let Some(action) = self.life.next_action() {
-            let result = self.act(action).await;
-            self.tell_notices();
-            match result {
+            match self.act(action).await {
                 Ok(()) => self.feed(&Event::Done(action)),
                 Err(error) => {
                     self.feed(&Event::Failed(action));
@@ -354,6 +345,8 @@ impl Domain {
                     };
                 }
             }
+            // What the machine has told meanwhile comes after what became of the action.
+            self.tell_notices();
         }
         self.settle();
         first
@@ -369,7 +362,7 @@ impl Domain {
             }
             Action::Resume => {
                 machine.resume().await?;
-                self.problem = None;
+                self.pace.problem = None;
                 if let Some(created) = self.waiting.created.take() {
                     // Written down first: whoever is told may count on it.
                     self.publish();
@@ -408,7 +401,7 @@ impl Domain {
 
     /// Builds a machine, or is told to give up. None if the state machine has been told meanwhile.
     async fn build(&mut self) -> Option<Event> {
-        let not_before = self.pace.next_start(self.view.borrow().crashed || self.problem.is_some());
+        let not_before = self.pace.next_start(self.view.borrow().crashed);
         let is_another = self.apply_pending();
         let domid = match self.env.run.next_domid() {
             Ok(domid) => domid,
@@ -445,7 +438,8 @@ impl Domain {
                 let (event, answer) = match command {
                     Command::Ask { event, answer } => (event, answer),
                     Command::Call(Verb(verb)) => {
-                        let answer = verb(Err("is being started just now: try again".into())).await;
+                        let answer =
+                            verb(Err("is being started just now: try again, or see domus why".into())).await;
                         answer();
                         continue;
                     }
@@ -466,7 +460,7 @@ impl Domain {
                 Some(Event::BuildFailed)
             }
             Err(answer) => {
-                self.waiting.end.push(answer);
+                self.destroyed_by(answer);
                 self.entered(State::Building);
                 None
             }
@@ -498,12 +492,12 @@ impl Domain {
         }
         let why = chain(&error);
         // Once for each reason.
-        if self.problem.as_ref().is_none_or(|problem| problem.why != why) {
+        if self.pace.problem.as_ref().is_none_or(|problem| problem.why != why) {
             self.say(&format!("cannot be started: {why}: it is tried again"));
             self.emit(Kind::StartFailed, Some(&why));
         }
-        let attempts = self.problem.take().map_or(0, |problem| problem.attempts) + 1;
-        self.problem = Some(Problem { why, attempts });
+        let attempts = self.pace.problem.take().map_or(0, |problem| problem.attempts) + 1;
+        self.pace.problem = Some(Problem { why, attempts });
         if let Some(created) = self.waiting.created.take() {
             let _ = created.send(Err(error));
         }
@@ -511,7 +505,7 @@ impl Domain {
 
     /// What is amiss with the domain itself.
     fn trouble(&self) -> Option<Trouble> {
-        let Problem { why, attempts } = self.problem.as_ref()?;
+        let Problem { why, attempts } = self.pace.problem.as_ref()?;
         Some(Trouble {
             layer: "domain".into(),
             cause: format!("cannot be started, {attempts} time(s) by now: {why}"),

@@ -1,4 +1,4 @@
-//! What a domain's task is asked, generic over the domain that it is done with.
+//! Commands to a domain's task, generic over the domain so that `task.rs` can import this file.
 
 use std::fmt;
 use std::time::Duration;

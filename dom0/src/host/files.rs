@@ -1,5 +1,5 @@
-//! Opens kernels, initrds and disk images, and never reads their contents. All of it may wait for storage, so all of it is
-//! done on threads of their own: see [`slow`].
+//! Opens kernels, initrds and disk images, and never reads their contents. All of it may wait for storage, so all of it
+//! is done on threads of their own: see [`slow`].
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -183,9 +183,9 @@ pub struct Access {
     pub why: Mode,
 }
 
-/// Opens the image at the JSON path `place` and locks it for one writer, or for any number of readers, and says which file
-/// it is. An open for use waits a moment for an image that is in use. The file's flags tell whether `O_DIRECT` is in force
-/// ([`is_direct`]).
+/// Opens the image at the JSON path `place` and locks it for one writer, or for any number of readers, and says which
+/// file it is. An open for use waits a moment for an image that is in use. The file's flags tell whether `O_DIRECT` is
+/// in force ([`is_direct`]).
 ///
 /// # Errors
 /// [`ConfigError`]; if another process has the image, the text names that process as far as it is known.

@@ -28,3 +28,11 @@ pub fn end(dir: &Path, known: &[ProcessId]) -> usize {
     }
     ended
 }
+
+/// Every process whose control socket is in `dir`.
+pub fn all(dir: &Path) -> Vec<ProcessId> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());
+    let here = |pid: &i32| control(*pid).is_some_and(|control| control.parent() == Some(dir));
+    pids.filter(here).filter_map(|pid| ProcessId::of(Pid::from_raw(pid))).collect()
+}

@@ -1,8 +1,8 @@
 //! System calls that wait for storage: a dead server, a stopped FUSE process or a suspended device holds them up for as
 //! long as it likes.
 //!
-//! None of them runs on dom0's only thread, which serves every domain. Each has a thread of its own and a deadline; a path
-//! whose call has not come back is refused at once until it has, so that one that hangs costs one thread.
+//! None of them runs on dom0's only thread, which serves every domain. Each has a thread of its own and a deadline; a
+//! path whose call has not come back is refused at once until it has, so that one that hangs costs one thread.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -244,8 +244,8 @@ impl Drop for Process {
         }
         self.kill();
         self.collect();
-        // Only on paths that give up everything at once; the orderly one is `reap`. One that storage holds up ends when that
-        // lets go of it: nobody waits for that.
+        // Only on paths that give up everything at once; the orderly one is `reap`. One that storage holds up ends when
+        // that lets go of it: nobody waits for that.
         let Ok(pidfd) = self.pidfd.get_ref().try_clone() else { return };
         let wait = move || {
             let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);

@@ -147,7 +147,17 @@ impl Dom0 {
     pub fn adopt(self: &Rc<Self>) {
         self.env.providers.switches.begin();
         for name in self.env.run.names() {
-            let Some((dir, record)) = self.env.run.take_over(&name) else { continue };
+            let (dir, record) = match self.env.run.take_over(&name) {
+                Ok(Some(left)) => left,
+                Ok(None) => continue,
+                Err(why) => {
+                    crate::log::stderr::line(format_args!(
+                        "{name}: cannot be taken over: what is written down of it: {why}: it runs on as it is; domus \
+                         destroy removes it"
+                    ));
+                    continue;
+                }
+            };
             let known: Vec<_> = record.iter().flat_map(Record::known).collect();
             orphans::end(dir.path(), &known);
             let Some(record) = record else { continue };
@@ -265,7 +275,7 @@ impl Dom0 {
                 let domid = self.leftovers().into_iter().find(|(left, _)| *left == name);
                 let removed = tokio::task::spawn_blocking(move || run.remove_leftover(&left)).await;
                 // A macvtap is no process's, and stays.
-                if let (Some((_, domid)), Ok(links)) = (domid, Links::open()) {
+                if let (Some((_, Some(domid))), Ok(links)) = (domid, Links::open()) {
                     tap::remove_macvtaps(&format!("vif{domid}."), &links).await;
                 }
                 removed.map_or(Ok(()), |removed| removed.map(drop).map_err(refused))?;
@@ -351,9 +361,8 @@ impl Dom0 {
     }
 
     /// Domains that a killed dom0 has left.
-    pub fn leftovers(&self) -> Vec<(DomainName, DomId)> {
-        let left = self.env.run.leftovers(|name| self.by_name(name).is_some());
-        left.into_iter().map(|(name, record)| (name, record.machine.domid)).collect()
+    pub fn leftovers(&self) -> Vec<(DomainName, Option<DomId>)> {
+        self.env.run.leftovers(|name| self.by_name(name).is_some())
     }
 
     /// Where the console of a domain is.

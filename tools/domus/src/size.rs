@@ -42,6 +42,15 @@ impl fmt::Display for Size {
     }
 }
 
+/// Why a disk is not made shorter unless that is said.
+pub fn would_lose(disk: impl std::fmt::Display, before: u64, bytes: u64) -> String {
+    format!(
+        "{disk} has {}: to {} it would lose what is behind its new end; --shrink if that is meant",
+        Size(before),
+        Size(bytes)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! Something in the place of what is lost: how it is had again, and how soon.
+//! Repairs: how dom0 replaces a lost process or connection, and when it retries.
 //!
 //! ```text
 //!   lost ─▶ (pause) ─▶ process started ─▶ connected ─▶ told what to serve ─┐

@@ -1,4 +1,4 @@
-//! What a machine waits for, all at once, and what it does then.
+//! The machine's event loop: waits for all children and timers, and handles one event.
 
 use std::future::poll_fn;
 use std::task::Poll;

@@ -1,4 +1,4 @@
-//! When a start came to what: dom0's moments, and those that its runner knows, on the one clock of the host.
+//! Timestamps of the phases of a start, dom0's and the runner's, on `CLOCK_MONOTONIC`.
 
 use nix::time::{ClockId, clock_gettime};
 use shared_abi::control::MachineTimes;

@@ -6,7 +6,6 @@ use anyhow::bail;
 use clap::Args;
 use domus_api::{DiskCounters, DiskInfo, Dom0Client, OpInfo};
 
-use super::disk::would_lose;
 use crate::client::{answer, connect};
 use crate::limits::DiskLimits;
 use crate::output::print;
@@ -112,7 +111,7 @@ pub async fn resize(dir: Option<&Path>, args: ResizeArgs) -> anyhow::Result<()> 
         let disks = answer(connection.block_list(&name).await)?.disks;
         let before = disks.iter().find(|known| known.id == disk).and_then(|known| known.bytes);
         if let Some(before) = before.filter(|before| *before > bytes) {
-            bail!("{}", would_lose(format_args!("{name}: disk {disk}"), before, bytes));
+            bail!("{}", crate::size::would_lose(format_args!("{name}: disk {disk}"), before, bytes));
         }
     }
     let resized = answer(connection.block_resize(&name, &disk, size, shrink.then_some(true)).await)?;

@@ -81,7 +81,8 @@ pub fn scribble(machine: &Machine, rng: &mut Rng, rounds: u64) -> Outcome {
         if everything && rng.below(16) == 0 {
             // The address port itself: narrow writes, reserved bits, other buses.
             match rng.below(3) {
-                0 => sys::outb(0xcf8 + (value as u16 & 3), value as u8),
+                // A byte to 0xcf9 with bit 2 is the one that resets the machine.
+                0 => sys::outb(0xcf8 + (value as u16 & 3), value as u8 & !4),
                 1 => sys::outw(0xcf8 + (value as u16 & 2), value as u16),
                 _ => sys::outl(0xcf8, value as u32),
             }

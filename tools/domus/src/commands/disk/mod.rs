@@ -336,7 +336,7 @@ fn resize(file: &Path, bytes: u64, shrink: bool, how: &How) -> anyhow::Result<()
     let image = Image::open(file, how.said(), Lock::Write)?;
     let before = image.bytes()?;
     if bytes < before && !shrink {
-        bail!("{}", would_lose(file.display(), before, bytes));
+        bail!("{}", crate::size::would_lose(file.display(), before, bytes));
     }
     match image.format {
         ImageFormat::Raw => image.set_len(bytes)?,
@@ -370,13 +370,4 @@ fn tell(path: &Path, bytes: u64, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     print(&json!({ "path": std::path::absolute(path)?, "bytes": bytes }).to_string())
-}
-
-/// Why a disk is not made shorter unless that is said.
-pub fn would_lose(disk: impl std::fmt::Display, before: u64, bytes: u64) -> String {
-    format!(
-        "{disk} has {}: to {} it would lose what is behind its new end; --shrink if that is meant",
-        Size(before),
-        Size(bytes)
-    )
 }
