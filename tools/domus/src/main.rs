@@ -2,7 +2,7 @@
 //!
 //! A file imports from lower layers only (`tests/layers.rs`): [`args`], [`commands`], then [`selection`] and
 //! [`attach`], [`client`] and [`terminal`], and at the bottom [`output`], [`limits`], [`clock`], [`shared`] and
-//! [`size`].
+//! [`shrink`].
 //!
 //! Every command is one request to the dom0 service, but `run`, which is a dom0 of its own, and `check`, which needs
 //! none. Exit status: 0 done, 1 failed, 2 wrong usage. A failure is one line on standard error.
@@ -16,7 +16,7 @@ mod limits;
 mod output;
 mod selection;
 mod shared;
-mod size;
+mod shrink;
 mod terminal;
 #[cfg(test)]
 mod xl;

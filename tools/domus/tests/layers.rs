@@ -9,7 +9,7 @@ use std::path::Path;
 /// From the lowest to the highest; a unit is a file, or a folder below `src` or `src/commands`. Units of one layer do
 /// not import each other.
 const LAYERS: [&[&str]; 8] = [
-    &["clock", "limits", "output", "shared", "size"],
+    &["clock", "limits", "output", "shared", "shrink"],
     &["client", "terminal"],
     &["attach", "selection"],
     &["commands/cleanup_process", "commands/console", "commands/plan", "commands/timing"],

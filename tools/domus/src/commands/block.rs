@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::bail;
 use clap::Args;
 use domus_api::{DiskCounters, DiskInfo, Dom0Client, OpInfo};
+use shared_abi::size::DiskSize;
 
 use crate::client::{answer, connect};
 use crate::limits::DiskLimits;
 use crate::output::print;
-use crate::size::Size;
+use crate::shrink::would_lose;
 
 /// The command line of `block-list`.
 #[derive(Debug, Args)]
@@ -41,7 +42,7 @@ pub struct ResizeArgs {
     /// The disk's id
     disk: String,
     /// Its new size, such as 20GiB; without it, the disk is measured again
-    size: Option<Size>,
+    size: Option<DiskSize>,
     /// Let it become shorter: what is behind its new end is lost
     #[arg(long, requires = "size")]
     shrink: bool,
@@ -104,14 +105,14 @@ pub async fn set(dir: Option<&Path>, args: SetArgs) -> anyhow::Result<()> {
 /// `domus block-resize`.
 pub async fn resize(dir: Option<&Path>, args: ResizeArgs) -> anyhow::Result<()> {
     let ResizeArgs { name, disk, size, shrink, json } = args;
-    let size = size.map(|Size(bytes)| bytes);
+    let size = size.map(|DiskSize(bytes)| bytes);
     let mut connection = connect(dir).await?;
     if let Some(bytes) = size.filter(|_| !shrink) {
         // dom0 refuses, too; one of before knew only how to do it.
         let disks = answer(connection.block_list(&name).await)?.disks;
         let before = disks.iter().find(|known| known.id == disk).and_then(|known| known.bytes);
         if let Some(before) = before.filter(|before| *before > bytes) {
-            bail!("{}", crate::size::would_lose(format_args!("{name}: disk {disk}"), before, bytes));
+            bail!("{}", would_lose(format_args!("{name}: disk {disk}"), before, bytes));
         }
     }
     let resized = answer(connection.block_resize(&name, &disk, size, shrink.then_some(true)).await)?;

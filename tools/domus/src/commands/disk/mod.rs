@@ -20,9 +20,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use dom0::host::locks::Lock;
 use serde_json::json;
 use shared_abi::control::ImageFormat;
+use shared_abi::size::DiskSize;
 
 use crate::output::print;
-use crate::size::Size;
+use crate::shrink::would_lose;
 use files::{Image, NewFile, Said};
 use sealed::{Job, Outcome};
 
@@ -60,7 +61,7 @@ pub enum Command {
         /// The image
         file: PathBuf,
         /// Its new size, such as 20G
-        size: Size,
+        size: DiskSize,
         /// Let it become shorter: what is behind its new end is lost
         #[arg(long)]
         shrink: bool,
@@ -131,7 +132,7 @@ pub struct Create {
     file: PathBuf,
     /// Its size, such as 20G; with a backing image that one's size if left out
     #[arg(required_unless_present = "backing")]
-    size: Option<Size>,
+    size: Option<DiskSize>,
     /// What it shows where nothing was written
     #[arg(long, value_name = "FILE")]
     backing: Option<PathBuf>,
@@ -227,10 +228,10 @@ fn create(Create { file, size, backing, backing_format, how }: Create) -> anyhow
 }
 
 /// Makes an overlay; returns its size.
-fn over(file: &Path, backing: &Path, format: Said, size: Option<Size>) -> anyhow::Result<u64> {
+fn over(file: &Path, backing: &Path, format: Said, size: Option<DiskSize>) -> anyhow::Result<u64> {
     let image = Image::open(backing, format, Lock::Read)?;
     let bytes = match size {
-        Some(Size(bytes)) => bytes,
+        Some(DiskSize(bytes)) => bytes,
         None => image.bytes()?,
     };
     // Absolute, so that it means the same wherever the overlay is.
@@ -277,9 +278,9 @@ fn info(file: &Path, how: &How) -> anyhow::Result<()> {
         ImageFormat::Raw => "raw",
         ImageFormat::Qcow2 => "qcow2",
     };
-    print(&format!("{}: {name}, {}, {} on the host", file.display(), Size(bytes), Size(allocated)))?;
+    print(&format!("{}: {name}, {}, {} on the host", file.display(), DiskSize(bytes), DiskSize(allocated)))?;
     if let Some(facts) = facts {
-        print(&format!("version {}, clusters of {}", facts.version, Size(facts.cluster.into())))?;
+        print(&format!("version {}, clusters of {}", facts.version, DiskSize(facts.cluster.into())))?;
         if let Some(backing) = facts.backing {
             print(&format!(
                 "backed by {backing} ({})",
@@ -336,7 +337,7 @@ fn resize(file: &Path, bytes: u64, shrink: bool, how: &How) -> anyhow::Result<()
     let image = Image::open(file, how.said(), Lock::Write)?;
     let before = image.bytes()?;
     if bytes < before && !shrink {
-        bail!("{}", crate::size::would_lose(file.display(), before, bytes));
+        bail!("{}", would_lose(file.display(), before, bytes));
     }
     match image.format {
         ImageFormat::Raw => image.set_len(bytes)?,
