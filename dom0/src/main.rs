@@ -119,7 +119,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     {
         log::file::keep_in(folder);
     }
-    let run = RunDir::open(&args.run_dir.unwrap_or_else(run_dir::default_path))?;
+    let run = RunDir::open(&args.run_dir.unwrap_or_else(domus_api::default_run_dir))?;
     let supervisor = starter(args.supervisor, args.libexec_dir, &run)?;
     let env = Environment::of_service(&run, &args.config_dir, supervisor);
     let cores = std::path::absolute(args.dump_dir)?;

@@ -9,7 +9,7 @@
 //! | [`console`] | `domus-console` and whoever is attached to a console, over a stream socket |
 //! | [`steering`] | dom0, the kernel and `domus-net`, in shared memory |
 //! | [`ids`], [`limits`], [`nbd`] | all of them |
-//! | [`rate`], [`size`] | people and all of them: how a config and a command line write them |
+//! | [`rate`], [`size`], [`time`] | people and all of them: how a config, a command line and a message write them |
 
 pub mod console;
 pub mod control;
@@ -19,5 +19,6 @@ pub mod nbd;
 pub mod rate;
 pub mod size;
 pub mod steering;
+pub mod time;
 
 pub use ids::{DeviceId, DomId, DomainName, MacAddress, NetworkName, Role, Slot, SwitchName};

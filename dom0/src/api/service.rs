@@ -8,8 +8,9 @@ use std::time::Duration;
 use domus_api::{
     ApiError, Console, Created, Defined, DiskCounters, DiskInfo, DiskList, DomainInfo, DomainStatistics,
     Domains, DropInfo, Dumped, Ended, EventInfo, GuestsStopped, HostInfo, LeaseInfo, LeaseList, Limit,
-    NetworkInfo, NetworkList, NicCounters, NicInfo, NicList, OneDomain, OpInfo, PhaseInfo, Resized, Sched,
-    Statistics, Timeline, TrafficInfo, TroubleInfo, Troubles, Upgraded, VcpuInfo, VcpuList, VcpuPlace,
+    MAX_CONFIG, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList, OneDomain, OpInfo, PhaseInfo,
+    Resized, Sched, Statistics, Timeline, TrafficInfo, TroubleInfo, Troubles, Upgraded, VcpuInfo, VcpuList,
+    VcpuPlace,
 };
 use futures_util::FutureExt;
 use shared_abi::ids::IdError;
@@ -28,7 +29,6 @@ use crate::host::memory;
 use crate::service::autostart::{self, Stopped};
 use crate::service::{AskError, Dom0, replace};
 use crate::value::place::ConfigError;
-use crate::value::text::MAX_CONFIG;
 use crate::{config, log};
 
 /// Within this time an answer has been sent.

@@ -102,7 +102,7 @@ pub struct Policy {
 /// # Errors
 /// [`ConfigError`].
 pub fn load(file: &Path) -> Result<DomainConfig, ConfigError> {
-    let (text, directory) = crate::value::text::read(file)?;
+    let (text, directory) = domus_api::read_config(file)?;
     parse(file, &directory, &text)
 }
 

@@ -25,17 +25,6 @@ const LOCK_FREED: Duration = Duration::from_secs(2);
 /// Where what outlives a reboot is kept: definitions.
 pub const CONFIG: &str = "/etc/domus";
 
-/// Where dom0 keeps its run directory if it is not told otherwise.
-pub fn default_path() -> PathBuf {
-    if nix::unistd::geteuid().is_root() {
-        return "/run/domus".into();
-    }
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if Path::new(&dir).is_absolute() => Path::new(&dir).join("domus"),
-        _ => format!("/tmp/domus-{}", nix::unistd::geteuid()).into(),
-    }
-}
-
 /// Why the run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
@@ -133,7 +122,7 @@ impl RunDir {
 
     /// The socket of the API.
     pub fn api_socket(&self) -> PathBuf {
-        self.path.join("dom0.sock")
+        domus_api::api_socket(&self.path)
     }
 
     /// Takes the directory for a service; the result must be kept.

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use domus_api::UnreadableConfig;
+
 use crate::value::names::is_interface;
 
 /// Why a config is refused: one line.
@@ -25,6 +27,12 @@ impl ConfigError {
             text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
         };
         Self { file: file.into(), at: clean(at.to_string()), problem: clean(problem.to_string()) }
+    }
+}
+
+impl From<UnreadableConfig> for ConfigError {
+    fn from(UnreadableConfig { file, problem }: UnreadableConfig) -> Self {
+        Self::new(&file, "", problem)
     }
 }
 

@@ -4,10 +4,12 @@
 //! is the same interface as text, for clients in other languages; a test compares it with what the service says of
 //! itself.
 //!
-//! Types only, and the proxy that `zlink` makes of [`Dom0Client`]: nothing here opens a socket.
+//! Types, the proxy that `zlink` makes of [`Dom0Client`], and what a client must know beside them: where dom0's socket
+//! is ([`api_socket`]) and how a config is read ([`read_config`]). Nothing here opens a socket.
 
 mod block;
 mod client;
+mod config;
 mod cpus;
 mod domain;
 mod error;
@@ -16,11 +18,13 @@ mod host;
 mod limit;
 mod net;
 mod network;
+mod run_dir;
 mod statistics;
 mod trouble;
 
 pub use block::{DiskCounters, DiskInfo, DiskList, OpInfo, Resized};
 pub use client::Dom0Client;
+pub use config::{MAX_CONFIG, UnreadableConfig, read_config};
 pub use cpus::{Sched, VcpuList, VcpuPlace};
 pub use domain::{Console, Created, DomainInfo, Domains, Dumped, Ended, OneDomain, PhaseInfo, Timeline};
 pub use error::ApiError;
@@ -29,5 +33,6 @@ pub use host::{GuestsStopped, HostInfo};
 pub use limit::{DISK_LIMITS, Limit, NIC_LIMITS};
 pub use net::{DropInfo, NicCounters, NicInfo, NicList, TrafficInfo};
 pub use network::{Defined, LeaseInfo, LeaseList, NetworkInfo, NetworkList};
+pub use run_dir::{api_socket, default_run_dir};
 pub use statistics::{DomainStatistics, Statistics, VcpuInfo};
 pub use trouble::{TroubleInfo, Troubles, Upgraded};

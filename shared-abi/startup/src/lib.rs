@@ -39,5 +39,5 @@ pub use event_limit::EventLimit;
 pub use fds::Fds;
 pub use link::{Link, LinkError};
 pub use lock::lock;
-pub use say::{report, say};
+pub use say::{report, say, to_raw_terminal};
 pub use serve::{program, serve};

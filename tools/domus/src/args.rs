@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    backend, block, check, cleanup_process, console, cpus, create, disk, dom0, events, guests, host, import,
-    lifecycle, list, logs, machine, network, run, shell, top, update, why,
+    backend, block, check, cleanup_process, console, cpus, create, disk, events, guests, host, import,
+    lifecycle, list, logs, machine, network, run, service, shell, top, update, why,
 };
 use crate::output::until_unread;
 use crate::selection::Selection;
@@ -118,7 +118,7 @@ pub enum Command {
     /// Shut all guests down, those first that were started last, and destroy what still runs then
     GuestsStop(guests::GuestsStopArgs),
     /// Exchange dom0 itself
-    Dom0(dom0::Dom0Args),
+    Dom0(service::Dom0Args),
     /// Print a shell's completions for this command
     Completions(shell::CompletionsArgs),
     /// Write this command's man pages into a directory
@@ -179,7 +179,7 @@ impl Args {
             Command::NetworkLeases(args) => network::leases(dir, args).await?,
             Command::NetworkSet(args) => network::set(dir, args).await?,
             Command::GuestsStop(args) => guests::stop(dir, args).await?,
-            Command::Dom0(args) => dom0::run(dir, args).await?,
+            Command::Dom0(args) => service::run(dir, args).await?,
             Command::Completions(args) => shell::completions(&args, &mut Self::command())?,
             Command::Manual(args) => shell::manual(args, Self::command())?,
             Command::Backend(args) => backend::run(dir, args).await?,

@@ -147,7 +147,7 @@ pub async fn attach(
 }
 
 fn show(frame: ServerFrame, mode: Mode) -> anyhow::Result<Option<End>> {
-    let say = |text: &str| crate::shared::say(text);
+    let say = |text: &str| domus_startup::say(text);
     match frame {
         ServerFrame::Output(bytes) => {
             let mut out = io::stdout().lock();

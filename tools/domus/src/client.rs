@@ -4,20 +4,17 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use domus_api::ApiError;
+use domus_api::{ApiError, api_socket, default_run_dir};
 use zlink::tokio::unix;
 
 pub use zlink::tokio::unix::Connection;
-
-use crate::shared::default_run_dir;
 
 /// Connects to the service.
 ///
 /// # Errors
 /// That it does not run, and how to start it.
 pub async fn connect(run_dir: Option<&Path>) -> anyhow::Result<Connection> {
-    let dir = run_dir.map_or_else(default_run_dir, Path::to_owned);
-    let path = dir.join("dom0.sock");
+    let path = api_socket(&run_dir.map_or_else(default_run_dir, Path::to_owned));
     match unix::connect(&path).await {
         Ok(connection) => Ok(connection),
         Err(zlink::Error::Io(error)) => match error.kind() {

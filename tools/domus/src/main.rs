@@ -1,11 +1,13 @@
 //! The toolstack: `domus`, which also answers to the name `xl`.
 //!
 //! A file imports from lower layers only (`tests/layers.rs`): [`args`], [`commands`], then [`selection`] and
-//! [`attach`], [`client`] and [`terminal`], and at the bottom [`output`], [`limits`], [`clock`], [`shared`] and
+//! [`attach`], [`client`] and [`terminal`], and at the bottom [`output`], [`limits`], [`clock`] and
 //! [`shrink`].
 //!
-//! Every command is one request to the dom0 service, but `run`, which is a dom0 of its own, and `check`, which needs
-//! none. Exit status: 0 done, 1 failed, 2 wrong usage. A failure is one line on standard error.
+//! A command that concerns running domains asks the dom0 service over Varlink, as often as it has to: once for each
+//! domain, or again and again while it follows something. `run` is a dom0 for one domain. `check`, `import`, `disk`,
+//! `completions` and `manual` need no service. The commands that do a part of dom0's work themselves link its crate;
+//! all others know the API only. Exit status: 0 done, 1 failed, 2 wrong usage. A failure is one line on standard error.
 
 mod args;
 mod attach;
@@ -15,7 +17,6 @@ mod commands;
 mod limits;
 mod output;
 mod selection;
-mod shared;
 mod shrink;
 mod terminal;
 #[cfg(test)]
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => status,
         Err(error) => {
-            shared::say(format_args!("domus: {error:#}"));
+            domus_startup::say(format_args!("domus: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -11,13 +11,13 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use domus_api::{Dom0Client, DomainInfo};
+use domus_startup::say;
 use futures_util::{StreamExt, stream};
 use glob::Pattern;
 use serde_json::json;
 
 use crate::client::{Connection, answer, connect};
 use crate::output::print;
-use crate::shared::say;
 
 /// Domains that are asked at the same time, each over a connection of its own.
 const AT_ONCE: usize = 16;

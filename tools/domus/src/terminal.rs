@@ -2,9 +2,8 @@
 
 use std::io::{self, IsTerminal, Stdin};
 
+use domus_startup::to_raw_terminal;
 use nix::sys::termios::{self, SetArg, Termios};
-
-use crate::shared::to_raw_terminal;
 
 /// A terminal in raw mode.
 #[derive(Debug)]

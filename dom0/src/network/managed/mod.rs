@@ -30,6 +30,7 @@ pub use dnsmasq::{Lease, leases};
 use crate::host::links::Links;
 use crate::network::managed::running::Running;
 use crate::process::Supervisor;
+use crate::value::place::ConfigError;
 
 pub use error::NetworkError;
 
@@ -74,7 +75,7 @@ impl Networks {
     }
 
     fn load(&self, file: &Path) -> Result<Network, NetworkError> {
-        let (text, _) = crate::value::text::read(file)?;
+        let (text, _) = domus_api::read_config(file).map_err(ConfigError::from)?;
         Ok(definition::parse(file, &text)?)
     }
 

@@ -6,10 +6,10 @@ use anyhow::anyhow;
 use clap::Args;
 use dom0::domain::error::StartError;
 use dom0::domain::error::{Attempted, explain};
-use dom0::host::run_dir;
+use dom0::host::run_dir::CONFIG;
 use dom0::network::managed::Networks;
 use dom0::{config, domain};
-use domus_api::Dom0Client;
+use domus_api::{Dom0Client, default_run_dir};
 
 use super::plan::Plan;
 use crate::client::{answer, connect};
@@ -39,7 +39,7 @@ pub async fn run(dir: Option<&Path>, args: CheckArgs) -> anyhow::Result<()> {
 /// What is wrong with it.
 pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Result<()> {
     let config = config::load(file)?;
-    let run = dir.map_or_else(run_dir::default_path, Path::to_owned);
+    let run = dir.map_or_else(default_run_dir, Path::to_owned);
     let mut owner = dom0::domain::directory::owner(&run, &config.name);
     // The run directory is root's; the service tells others.
     if owner.is_none()
@@ -55,7 +55,7 @@ pub async fn check(dir: Option<&Path>, file: &Path, json: bool) -> anyhow::Resul
         );
         return Err(dom0::value::place::ConfigError::new(file, "name", problem).into());
     }
-    let networks = Networks::of_others(Path::new(run_dir::CONFIG), &run);
+    let networks = Networks::of_others(Path::new(CONFIG), &run);
     domain::check::check(&config, &networks).await.map_err(|error| match error {
         StartError::Config(error) => anyhow!(error),
         error => anyhow!(explain(&Attempted::from(&config), &error)),

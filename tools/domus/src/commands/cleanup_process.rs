@@ -14,9 +14,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use dom0::host::run_dir::{RunDir, RunDirError};
+use domus_api::default_run_dir;
 use shared_abi::DomainName;
-
-use crate::shared::default_run_dir;
 
 /// The command line of `run-shadow`.
 #[derive(Debug, Args)]

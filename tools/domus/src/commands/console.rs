@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use domus_api::{Console, Dom0Client};
+use domus_startup::say;
 use shared_abi::console::Mode;
 use tokio::time::{Instant, sleep};
 
 use crate::attach::{Copy, End, Keys, attach};
 use crate::client::{Connection, answer, connect};
-use crate::shared::say;
 use crate::terminal::Raw;
 
 /// Upper bound of the time without a console while the domain runs, and of the time without dom0.

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use domus_api::Dom0Client;
+use domus_api::{Dom0Client, read_config};
 use serde_json::Value;
 use shared_abi::console::Mode;
 
 use super::{check, console, timing};
 use crate::client::{answer, connect, utf8};
 use crate::output::print;
-use crate::shared::read_config;
 
 /// The command line of `create`.
 #[derive(Debug, Args)]

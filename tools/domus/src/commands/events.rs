@@ -8,10 +8,10 @@ use clap::Args;
 use domus_api::{Dom0Client, EventInfo};
 use futures_util::StreamExt;
 use glob::Pattern;
+use shared_abi::time::written;
 
 use crate::client::{answer, connect};
 use crate::output::print;
-use crate::shared::timestamp;
 
 /// The command line of `events`.
 #[derive(Debug, Args)]
@@ -56,5 +56,5 @@ fn text(event: &EventInfo) -> String {
     let who =
         domain.as_deref().map_or("Domain-0".into(), |name| format!("{name} ({})", id.unwrap_or_default()));
     let detail = detail.as_ref().map_or(String::new(), |detail| format!(": {detail}"));
-    format!("{lost}{} {who} {kind}{detail}", timestamp(*time_ms))
+    format!("{lost}{} {who} {kind}{detail}", written(*time_ms))
 }

@@ -10,10 +10,10 @@ use clap::Args;
 use dom0::config;
 use dom0::host::magic;
 use domus_import::{MAX_TEXT, import_bytes};
+use domus_startup::say;
 use serde_json::json;
 
 use crate::output::print;
-use crate::shared::say;
 
 /// The command line of `import`.
 #[derive(Debug, Args)]

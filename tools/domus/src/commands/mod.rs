@@ -8,7 +8,7 @@
 //! | [`import`] | `import` |
 //! | [`list`] | `list`, `vm-list`, `domid`, `domname` |
 //! | [`top`], [`events`], [`logs`], [`why`] | the command of that name |
-//! | [`host`], [`guests`], [`dom0`] | `info`, `guests-stop`, `dom0` |
+//! | [`host`], [`guests`], [`service`] | `info`, `guests-stop`, `dom0` |
 //! | [`console`] | `console` |
 //! | [`lifecycle`] | `pause`, `unpause`, `shutdown`, `reboot`, `destroy` |
 //! | [`machine`] | `trigger`, `sysrq`, `dump-core` |
@@ -26,7 +26,6 @@ pub mod console;
 pub mod cpus;
 pub mod create;
 pub mod disk;
-pub mod dom0;
 pub mod events;
 pub mod guests;
 pub mod host;
@@ -38,6 +37,7 @@ pub mod machine;
 pub mod network;
 pub mod plan;
 pub mod run;
+pub mod service;
 pub mod shell;
 pub mod timing;
 pub mod top;

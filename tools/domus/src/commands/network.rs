@@ -5,12 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use domus_api::{Dom0Client, LeaseInfo, NetworkInfo, NicCounters, NicInfo, TrafficInfo};
+use domus_api::{Dom0Client, LeaseInfo, NetworkInfo, NicCounters, NicInfo, TrafficInfo, read_config};
 
 use crate::client::{answer, connect};
 use crate::limits::NicLimits;
 use crate::output::print;
-use crate::shared::read_config;
 
 /// Whether a cable is plugged in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -15,15 +15,16 @@ use dom0::domain::environment::Environment;
 use dom0::domain::error::StartError;
 use dom0::domain::error::{Attempted, explain};
 use dom0::domain::lifecycle::State;
-use dom0::host::run_dir::{self, RunDir};
+use dom0::host::run_dir::{CONFIG, RunDir};
 use dom0::process::Direct;
 use dom0::service::Dom0;
+use domus_api::default_run_dir;
+use domus_startup::say;
 use shared_abi::console::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::cleanup_process::CleanupProcess;
 use crate::attach::{End, Keys, attach};
-use crate::shared::say;
 use crate::terminal::Raw;
 
 /// The command line of `run`.
@@ -75,10 +76,10 @@ pub async fn run(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> 
     let config = config::load(&file)?;
     let plan = Attempted::from(&config);
     let name = plan.name.to_string();
-    let run = RunDir::open(&dir.map_or_else(run_dir::default_path, Path::to_owned))?;
+    let run = RunDir::open(&dir.map_or_else(default_run_dir, Path::to_owned))?;
     let cleanup = CleanupProcess::start(run.path(), &config.name)?;
     let supervisor = Rc::new(Direct::new(libexec_dir, true));
-    let dom0 = Dom0::new(Environment::of_command(&run, Path::new(run_dir::CONFIG), supervisor));
+    let dom0 = Dom0::new(Environment::of_command(&run, Path::new(CONFIG), supervisor));
     let created = tokio::select! {
         created = dom0.create(config) => created,
         () = signals.any() => {

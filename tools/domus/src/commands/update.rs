@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use domus_api::Dom0Client;
+use domus_api::{Dom0Client, read_config};
 
 use crate::client::{answer, connect, utf8};
-use crate::shared::read_config;
 
 /// The command line of `rename`.
 #[derive(Debug, Args)]

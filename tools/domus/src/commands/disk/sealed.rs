@@ -192,7 +192,7 @@ pub fn serve() -> ExitCode {
     let (job, fds) = match link.receive::<Job>() {
         Ok(received) => received,
         Err(error) => {
-            crate::shared::say(format_args!("domus: {}", control::chain(&error)));
+            domus_startup::say(format_args!("domus: {}", control::chain(&error)));
             return ExitCode::FAILURE;
         }
     };
