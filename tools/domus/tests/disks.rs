@@ -348,7 +348,9 @@ fn a_guest_that_reboots_while_its_disk_is_away_is_started_when_that_is_back() {
     drop(server);
     host.until("it cannot be started, and that is told", || {
         let why = host.ok(&["why", "web1"]);
-        why.contains("cannot be started") && why.contains("start the NBD server") && why.contains("tried again")
+        why.contains("cannot be started")
+            && why.contains("start the NBD server")
+            && why.contains("tried again")
     });
     let away = host.domain("web1").unwrap();
     let _server = NbdServer::start(&socket, &image);
