@@ -45,7 +45,7 @@ impl Domain {
         });
         self.machine.take(found);
         self.life = Life::resumed(State::Dying(next), [Action::TearDown]);
-        self.entered(record.state);
+        self.announce_state(record.state);
         Ok(())
     }
 
@@ -66,7 +66,7 @@ impl Domain {
         };
         if let Some(reason) = status.stopped {
             self.stopped(&reason);
-            self.feed(&Event::Stopped(reason));
+            self.step_with(&Event::Stopped(reason));
             return Ok(());
         }
         // The last wish is repeated: it may not have reached the runner.

@@ -47,7 +47,7 @@ impl Domain {
             Then::GoOn => {}
             Then::Destroy => {
                 self.view.send_modify(|view| view.ended = Some("was destroyed".into()));
-                self.feed(&Event::Destroy);
+                self.step_with(&Event::Destroy);
             }
             Then::Reset => {
                 let reset = self.machine.command(&RunnerRequest::Reset, "reset").await;

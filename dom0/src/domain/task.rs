@@ -190,11 +190,11 @@ impl Domain {
                 // The registry never lets go of a domain that is not gone; if it did: nobody could end it any more.
                 command = self.inbox.commands.recv() => match command {
                     Some(command) => self.command(command).await,
-                    None => self.feed(&Event::Destroy),
+                    None => self.step_with(&Event::Destroy),
                 },
                 event = self.machine.next() => self.machine.handle(event).await,
             }
-            self.settle();
+            self.apply_notices();
         }
         if let Some(failure) = &self.waiting.failure {
             self.emit(Kind::StartFailed, Some(&chain(failure)));
@@ -222,16 +222,16 @@ impl Domain {
     }
 
     /// Tells the state machine; its actions are done next.
-    pub(super) fn feed(&mut self, event: &Event) {
+    pub(super) fn step_with(&mut self, event: &Event) {
         let before = self.life.state();
         // What is no wish of an operator's is never refused.
         if self.life.step(event, self.policy()).is_ok() {
-            self.entered(before);
+            self.announce_state(before);
         }
     }
 
     /// Tells everybody that the domain is in another state than `before`, before anything is done for that.
-    pub(super) fn entered(&self, before: State) {
+    pub(super) fn announce_state(&self, before: State) {
         let state = self.life.state();
         self.publish();
         if std::mem::discriminant(&before) == std::mem::discriminant(&state) {
@@ -293,7 +293,7 @@ impl Domain {
             Command::Ask { event, answer } => (event, answer),
             Command::Call(Verb(verb)) => {
                 let answer = verb(Ok(self)).await;
-                self.settle();
+                self.apply_notices();
                 return answer();
             }
             Command::Status(answer) => {
@@ -310,7 +310,7 @@ impl Domain {
             let _ = answer.send(Err(refused.to_string()));
             return;
         }
-        self.entered(before);
+        self.announce_state(before);
         if event == Event::Destroy {
             return self.destroyed_by(answer);
         }
@@ -332,9 +332,9 @@ impl Domain {
         let mut first = Ok(());
         while let Some(action) = self.life.next_action() {
             match self.act(action).await {
-                Ok(()) => self.feed(&Event::Done(action)),
+                Ok(()) => self.step_with(&Event::Done(action)),
                 Err(error) => {
-                    self.feed(&Event::Failed(action));
+                    self.step_with(&Event::Failed(action));
                     first = match self.life.state() {
                         // It was built and never ran: that is a start that failed.
                         State::Dying(_) => {
@@ -348,7 +348,7 @@ impl Domain {
             // What the machine has told meanwhile comes after what became of the action.
             self.tell_notices();
         }
-        self.settle();
+        self.apply_notices();
         first
     }
 
@@ -357,7 +357,7 @@ impl Domain {
         match action {
             Action::Build => {
                 if let Some(event) = self.build().await {
-                    self.feed(&event);
+                    self.step_with(&event);
                 }
             }
             Action::Resume => {
@@ -377,7 +377,7 @@ impl Domain {
             Action::StopMachine => machine.stop_machine().await,
             Action::TearDown => {
                 machine.tear_down().await;
-                self.feed(&Event::Gone);
+                self.step_with(&Event::Gone);
             }
             Action::Forget => {}
         }
@@ -418,7 +418,7 @@ impl Domain {
         let record = self.record(&self.machine);
         let Self { dir, config, machine, inbox, life, .. } = self;
         let name = machine.owner().name.clone();
-        let keep = |machine: &Machine| {
+        let write_record = |machine: &Machine| {
             write(dir, &name, &Record { machine: machine.record(), ..record.clone() });
         };
         let result = {
@@ -426,7 +426,7 @@ impl Domain {
                 if let Some(at) = not_before {
                     sleep_until(at).await;
                 }
-                machine.build(config, &keep).await?;
+                machine.build(config, &write_record).await?;
                 Ok::<_, StartError>(machine.apply_scheduling().await?)
             };
             let mut building = pin!(building);
@@ -461,7 +461,7 @@ impl Domain {
             }
             Err(answer) => {
                 self.destroyed_by(answer);
-                self.entered(State::Building);
+                self.announce_state(State::Building);
                 None
             }
         }
@@ -518,7 +518,7 @@ impl Domain {
     }
 
     /// Does what the machine's notices ask for, and has everybody see what is.
-    fn settle(&mut self) {
+    fn apply_notices(&mut self) {
         self.tell_notices();
         self.publish();
     }
@@ -529,10 +529,10 @@ impl Domain {
                 Notice::Say(text) => self.say(&text),
                 Notice::Event(kind, detail) => self.emit(kind, Some(&detail)),
                 Notice::Restarted => self.view.send_modify(|view| view.restarts += 1),
-                Notice::Trouble => self.feed(&Event::Trouble),
+                Notice::Trouble => self.step_with(&Event::Trouble),
                 Notice::Stopped(reason) => {
                     self.stopped(&reason);
-                    self.feed(&Event::Stopped(reason));
+                    self.step_with(&Event::Stopped(reason));
                 }
                 Notice::RunnerEnded(how) => self.runner_ended(&how),
             }
@@ -547,7 +547,7 @@ impl Domain {
         });
         self.say(&format!("the runner {how}"));
         self.emit(Kind::Crashed, Some(&format!("its runner {how}")));
-        self.feed(&Event::RunnerDied);
+        self.step_with(&Event::RunnerDied);
     }
 
     /// Keeps how the machine stopped, for people.

@@ -54,7 +54,7 @@ pub struct Dom0 {
     domains: RefCell<Vec<Rc<Handle>>>,
     stopping: Cell<bool>,
     /// Somebody wants the installed program in this one's place.
-    succession: Notify,
+    replacement: Notify,
 }
 
 impl Dom0 {
@@ -64,7 +64,7 @@ impl Dom0 {
             env: Rc::new(env),
             domains: RefCell::default(),
             stopping: Cell::new(false),
-            succession: Notify::new(),
+            replacement: Notify::new(),
         })
     }
 
@@ -75,12 +75,12 @@ impl Dom0 {
 
     /// Has [`Self::succeeded`] return.
     pub fn succeed(&self) {
-        self.succession.notify_one();
+        self.replacement.notify_one();
     }
 
     /// Waits until the installed program is to take this one's place.
     pub async fn succeeded(&self) {
-        self.succession.notified().await;
+        self.replacement.notified().await;
     }
 
     /// What its domains have in common.

@@ -19,7 +19,7 @@ use crate::value::place::{ConfigError, Place};
 
 /// What is open of a NIC's cable.
 #[derive(Debug)]
-pub enum OpenWire {
+pub enum Attachment {
     /// A tap or macvtap.
     Tap {
         /// Its queues.
@@ -38,7 +38,7 @@ pub enum OpenWire {
     Elsewhere,
 }
 
-impl OpenWire {
+impl Attachment {
     /// The wire of a NIC before it is opened.
     pub fn closed(link: &NicLink) -> Self {
         match link {

@@ -35,7 +35,7 @@ use tokio::time::timeout;
 
 use crate::device::error::DeviceError;
 use crate::device::loss::{Loss, Mended};
-use crate::device::net::attach::OpenWire;
+use crate::device::net::attach::Attachment;
 use crate::device::net::config::{Nic, NicLink};
 use crate::device::net::nic::{NicRecord, OpenNic};
 use crate::device::net::passt::{PASST_START, PasstError};
@@ -58,12 +58,12 @@ pub struct Nics {
     /// Interfaces were made that stay until they are removed.
     macvtaps: Cell<Option<shared_abi::DomId>>,
     /// What is plugged in somewhere, to be taken out.
-    plugs: RefCell<Vec<Plug>>,
+    switch_ports: RefCell<Vec<SwitchPort>>,
 }
 
 /// A NIC at a switch.
 #[derive(Debug, PartialEq, Eq)]
-struct Plug {
+struct SwitchPort {
     switch: SwitchName,
     port: (DomainName, DeviceId),
 }
@@ -75,7 +75,7 @@ impl Nics {
             file: file.into(),
             nics: RefCell::new(records.iter().map(OpenNic::new).collect()),
             macvtaps: Cell::default(),
-            plugs: RefCell::default(),
+            switch_ports: RefCell::default(),
         }
     }
 
@@ -87,7 +87,7 @@ impl Nics {
                 NicLink::Switch(switch) => {
                     let port = (owner.name.clone(), open.nic.id.clone());
                     from.switches.resume(switch, port.clone());
-                    self.plugged(switch.clone(), port);
+                    self.keep_switch_port(switch.clone(), port);
                 }
                 NicLink::Macvtap(_) => self.macvtaps.set(Some(owner.domid)),
                 _ => {}
@@ -138,11 +138,11 @@ impl Nics {
         self.with(nic, |open| open.up = up);
     }
 
-    fn plugged(&self, switch: SwitchName, port: (DomainName, DeviceId)) {
-        let plug = Plug { switch, port };
-        let mut plugs = self.plugs.borrow_mut();
-        if !plugs.contains(&plug) {
-            plugs.push(plug);
+    fn keep_switch_port(&self, switch: SwitchName, port: (DomainName, DeviceId)) {
+        let plug = SwitchPort { switch, port };
+        let mut switch_ports = self.switch_ports.borrow_mut();
+        if !switch_ports.contains(&plug) {
+            switch_ports.push(plug);
         }
     }
 
@@ -157,7 +157,7 @@ impl Nics {
         if matches!(nic.link, NicLink::Macvtap(_)) {
             self.macvtaps.set(Some(owner.domid));
         }
-        let wire = OpenWire::open(owner, n, &nic, from, links).await?;
+        let wire = Attachment::open(owner, n, &nic, from, links).await?;
         self.with(&nic.id, |open| {
             (open.pairs, open.was_opened) = (wire.pairs(), true);
             open.spec.queues = nic.virtqueues(open.pairs);
@@ -180,7 +180,7 @@ impl Nics {
         }
         // As many as it had, whatever the config leaves open.
         let nic = Nic { pairs, pairs_given: true, ..nic };
-        let wire = OpenWire::open(owner, n, &nic, from, links).await?;
+        let wire = Attachment::open(owner, n, &nic, from, links).await?;
         self.with(&nic.id, |open| open.wire = wire);
         Ok(())
     }
@@ -207,18 +207,18 @@ impl Nics {
     /// The passt of a NIC, to be ended, whose socket is of no use any more.
     fn take_passt(&self, nic: &DeviceId) -> Option<Process> {
         self.with(nic, |open| match &mut open.wire {
-            OpenWire::User { passt, socket } => {
+            Attachment::User { passt, socket } => {
                 *socket = None;
                 passt.take()
             }
-            OpenWire::Tap { .. } | OpenWire::Elsewhere => None,
+            Attachment::Tap { .. } | Attachment::Elsewhere => None,
         })?
     }
 
     /// Keeps a NIC's new passt, and the socket for the next backend, if that does not have it yet.
     fn keep_passt(&self, nic: &DeviceId, process: Process, connection: Option<OwnedFd>) {
         self.with(nic, |open| {
-            if let OpenWire::User { passt, socket } = &mut open.wire {
+            if let Attachment::User { passt, socket } = &mut open.wire {
                 (*passt, *socket) = (Some(process), connection);
             }
         });
@@ -237,10 +237,10 @@ impl Nics {
     ) -> Result<OwnedFd, DeviceError> {
         let mut fds = Outgoing::default();
         let failed = |source| DeviceError::Io { act: "make what a switch is given", source };
-        let card = self.with(nic, |open| open.card(owner, &mut fds).map_err(failed));
+        let card = self.with(nic, |open| open.nic_message(owner, &mut fds).map_err(failed));
         let (card, socket) = card.ok_or_else(|| DeviceError::NotHere(nic.clone()))??;
         let port = (owner.name.clone(), nic.clone());
-        self.plugged(switch.clone(), port.clone());
+        self.keep_switch_port(switch.clone(), port.clone());
         let plugged = from.switches.plug(&switch, port, card, fds).await;
         plugged.map_err(|why| owner.place(format_args!("nets[{n}].switch")).refuse(why))?;
         Ok(socket)
@@ -311,7 +311,7 @@ impl Backend for Nics {
                 }
             }
             // Their socket has gone to a backend, which has ended now.
-            for nic in self.ids(|open| matches!(open.wire, OpenWire::User { socket: None, .. })) {
+            for nic in self.ids(|open| matches!(open.wire, Attachment::User { socket: None, .. })) {
                 if let Some((passt, socket)) = self.another_passt(owner, &nic, from).await? {
                     self.keep_passt(&nic, passt, Some(socket));
                 }
@@ -326,18 +326,18 @@ impl Backend for Nics {
         let (mut nics, mut sockets) = (Vec::new(), Vec::new());
         for open in self.nics.borrow_mut().iter_mut() {
             let wire = match &mut open.wire {
-                OpenWire::Tap { queues, steering } => {
+                Attachment::Tap { queues, steering } => {
                     let queues = queues.iter().map(|tap| tap.try_clone().map(|tap| fds.add(tap)));
                     let queues = queues.collect::<io::Result<_>>()?;
                     let steering = steering.as_ref().map(|table| table.try_clone()).transpose()?;
                     NetWire::Tap { queues, steering: steering.map(|table| fds.add(table)) }
                 }
-                OpenWire::User { socket, .. } => {
+                Attachment::User { socket, .. } => {
                     NetWire::Stream { socket: socket.take().map(|socket| fds.add(socket)) }
                 }
-                OpenWire::Elsewhere => continue,
+                Attachment::Elsewhere => continue,
             };
-            let (card, socket) = open.card(owner, &mut fds)?;
+            let (card, socket) = open.nic_message(owner, &mut fds)?;
             sockets.push((open.nic.id.clone(), socket));
             nics.push(NetNic { card, wire });
         }
@@ -385,7 +385,7 @@ impl Backend for Nics {
 
     fn poll_loss(&self, cx: &mut Context<'_>) -> Poll<Loss> {
         for open in self.nics.borrow().iter() {
-            if let OpenWire::User { passt: Some(passt), .. } = &open.wire
+            if let Attachment::User { passt: Some(passt), .. } = &open.wire
                 && passt.poll_ended(cx).is_ready()
             {
                 return Poll::Ready(Loss::Passt(open.nic.id.clone()));
@@ -445,7 +445,7 @@ impl Backend for Nics {
                 if let Some(mut living) = known.and_then(Process::found) {
                     from.supervisor.adopt(&mut living).await;
                     self.with(&nic, |open| {
-                        if let OpenWire::User { passt, .. } = &mut open.wire {
+                        if let Attachment::User { passt, .. } = &mut open.wire {
                             *passt = Some(living);
                         }
                     });
@@ -456,20 +456,21 @@ impl Backend for Nics {
     }
 
     fn missing(&self) -> Vec<Loss> {
-        let without = self.ids(|open| matches!(open.wire, OpenWire::User { passt: None, .. }));
+        let without = self.ids(|open| matches!(open.wire, Attachment::User { passt: None, .. }));
         without.into_iter().map(Loss::Passt).collect()
     }
 
     /// Takes out what is plugged in, ends every passt, lets go of the taps and removes the macvtaps.
     fn close<'a>(&'a self, from: &'a Providers) -> LocalBoxFuture<'a, ()> {
         async move {
-            for Plug { switch, port } in self.plugs.take() {
+            for SwitchPort { switch, port } in self.switch_ports.take() {
                 from.switches.unplug(&switch, port).await;
             }
             let mut passts = Vec::new();
             for open in self.nics.borrow_mut().iter_mut() {
-                let closed = OpenWire::closed(&open.nic.link);
-                if let OpenWire::User { passt: Some(passt), .. } = std::mem::replace(&mut open.wire, closed) {
+                let closed = Attachment::closed(&open.nic.link);
+                if let Attachment::User { passt: Some(passt), .. } = std::mem::replace(&mut open.wire, closed)
+                {
                     passts.push(passt);
                 }
             }
@@ -482,10 +483,10 @@ impl Backend for Nics {
     }
 
     fn leave(&self) {
-        self.plugs.take();
+        self.switch_ports.take();
         self.macvtaps.set(None);
         for open in self.nics.take() {
-            if let OpenWire::User { passt: Some(passt), .. } = open.wire {
+            if let Attachment::User { passt: Some(passt), .. } = open.wire {
                 passt.leave();
             }
         }

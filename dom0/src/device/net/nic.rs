@@ -12,7 +12,7 @@ use shared_abi::control::{DeviceConfig, DeviceFeatures, DeviceSpec, NetCard, Nic
 use shared_abi::limits::NIC_STATE_LEN;
 
 use crate::device::Owner;
-use crate::device::net::attach::OpenWire;
+use crate::device::net::attach::Attachment;
 use crate::device::net::config::{Nic, NicLink};
 use crate::device::slots::SlotMap;
 use crate::device::spec::{NET, NET_CONFIG, QUEUE_SIZE, usual_class};
@@ -85,7 +85,7 @@ pub struct OpenNic {
     /// What the machine was built with.
     pub nic: Nic,
     /// What is open of its cable.
-    pub wire: OpenWire,
+    pub wire: Attachment,
     /// Its queue pairs.
     pub pairs: u16,
     /// What it may do.
@@ -105,7 +105,7 @@ impl OpenNic {
             n: record.n,
             spec: record.spec.clone(),
             nic: record.nic.clone(),
-            wire: OpenWire::closed(&record.nic.link),
+            wire: Attachment::closed(&record.nic.link),
             pairs: record.pairs,
             limits: record.limits,
             up: record.up,
@@ -124,7 +124,7 @@ impl OpenNic {
             limits: self.limits,
             up: self.up,
             passt: match &self.wire {
-                OpenWire::User { passt: Some(passt), .. } => ProcessId::of(passt.pid()),
+                Attachment::User { passt: Some(passt), .. } => ProcessId::of(passt.pid()),
                 _ => None,
             },
         }
@@ -134,7 +134,7 @@ impl OpenNic {
     ///
     /// # Errors
     /// No descriptors left, or the domain's directory is gone.
-    pub fn card(&self, owner: &Owner, fds: &mut Outgoing) -> io::Result<(NetCard, OwnedFd)> {
+    pub fn nic_message(&self, owner: &Owner, fds: &mut Outgoing) -> io::Result<(NetCard, OwnedFd)> {
         let (ours, theirs) = sockets::pair()?;
         let card = NetCard {
             id: self.nic.id.clone(),

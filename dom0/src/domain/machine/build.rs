@@ -56,7 +56,11 @@ impl Machine {
     ///
     /// # Errors
     /// [`StartError`]; the caller tears it down.
-    pub async fn build(&mut self, config: &DomainConfig, keep: &dyn Fn(&Self)) -> Result<(), StartError> {
+    pub async fn build(
+        &mut self,
+        config: &DomainConfig,
+        write_record: &dyn Fn(&Self),
+    ) -> Result<(), StartError> {
         self.timeline.mark("config");
         let boot = BootFiles::open(config).await?;
         let classes = self.devices.all();
@@ -66,13 +70,13 @@ impl Machine {
         self.timeline.mark("files");
         directory::clear(&self.owner.directory);
         self.start_processes().await?;
-        keep(self);
+        write_record(self);
         self.timeline.mark("processes");
         for class in &classes {
             // What a build that is given up has made is found in the class.
             class.open(&self.owner, &self.from).await?;
         }
-        keep(self);
+        write_record(self);
         self.hand_out(config, boot).await?;
         self.timeline.mark("ready");
         fault::point();

@@ -62,7 +62,7 @@ pub use scheduling::{VcpuReport, check as check_scheduling};
 const END: Duration = Duration::from_secs(5);
 
 /// Lines about what the children of one machine said that are written.
-const LINES: u32 = 32;
+const MAX_LINES: u32 = 32;
 
 /// What runs of a domain.
 #[derive(Debug)]
@@ -134,7 +134,7 @@ impl Machine {
             on_hang: config.on_hang,
             next_beat: Instant::now(),
             timeline: Timeline::default(),
-            log_budget: LINES,
+            log_budget: MAX_LINES,
             has_run: false,
             notices: Vec::new(),
         }
@@ -178,7 +178,7 @@ impl Machine {
             on_hang: record.on_hang,
             next_beat: Instant::now(),
             timeline: Timeline::default(),
-            log_budget: LINES,
+            log_budget: MAX_LINES,
             has_run: true,
             notices: Vec::new(),
         }
