@@ -49,7 +49,7 @@ impl CoreFile {
         }
     }
 
-    /// Makes one in the directory of cores, which is made where it is missing. A domain has [`MAX_CORES`] there at
+    /// Makes one in the directory of cores, which is made where it is missing. A domain has three there at
     /// most: the oldest goes. What other things on that file system need stays free.
     ///
     /// # Errors
