@@ -244,9 +244,9 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         !self.owed.is_empty()
     }
 
-    /// When it was sent the oldest request that it has not answered.
-    pub fn owes_since(&self) -> Option<Instant> {
-        self.owed.front().copied()
+    /// How long it has owed its oldest answer, in seconds.
+    pub fn silent_for(&self) -> Option<u64> {
+        self.owed.front().map(|since| since.elapsed().as_secs())
     }
 
     /// Sends a request whose answer nobody waits for, if it owes none: it shows that the child lives. Does not wait.
@@ -298,11 +298,8 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         request: &R,
         destroyed: &mut signal::Receiver<bool>,
     ) -> Result<A, ChildError> {
-        match self.owes_since() {
-            Some(since) => {
-                let (role, seconds) = (self.role, since.elapsed().as_secs());
-                Err(ChildError::Silent { role, seconds, done: "answered" })
-            }
+        match self.silent_for() {
+            Some(seconds) => Err(ChildError::Silent { role: self.role, seconds, done: "answered" }),
             None => self.ask(process, request, Vec::new(), (QUESTION, "answered"), destroyed).await,
         }
     }

@@ -118,7 +118,7 @@ impl BackendProcess {
 
     /// How long it has owed an answer, in seconds.
     pub fn silent_for(&self) -> Option<u64> {
-        Some(self.link.as_ref()?.owes_since()?.elapsed().as_secs())
+        self.link.as_ref()?.silent_for()
     }
 
     async fn exchange(

@@ -52,7 +52,7 @@ impl Runner {
 
     /// How long it has owed an answer, in seconds.
     pub fn silent_for(&self) -> Option<u64> {
-        Some(self.link.as_ref()?.owes_since()?.elapsed().as_secs())
+        self.link.as_ref()?.silent_for()
     }
 
     /// Has it do what it answers with "done".
