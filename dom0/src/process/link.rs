@@ -84,6 +84,13 @@ pub enum ChildError {
     },
 }
 
+impl ChildError {
+    /// Whoever asks has no link to it.
+    pub fn not_connected(role: Role) -> Self {
+        Self::Failed { role, why: "is not connected".into() }
+    }
+}
+
 /// A connected child that answers with `A` and reports `E`.
 #[derive(Debug)]
 pub struct ChildLink<A, E> {

@@ -104,9 +104,7 @@ impl BackendProcess {
     /// As [`Self::ask`], sooner.
     pub async fn question(&mut self, request: &impl Serialize) -> Result<BackendReply, ChildError> {
         let Self { role, process, link, destroyed, .. } = self;
-        let Some(link) = link else {
-            return Err(ChildError::Failed { role: *role, why: "is not connected".into() });
-        };
+        let link = link.as_mut().ok_or_else(|| ChildError::not_connected(*role))?;
         link.question(process, request, destroyed).await
     }
 
@@ -129,9 +127,7 @@ impl BackendProcess {
         done: &'static str,
     ) -> Result<BackendReply, ChildError> {
         let Self { role, process, link, destroyed, .. } = self;
-        let Some(link) = link else {
-            return Err(ChildError::Failed { role: *role, why: "is not connected".into() });
-        };
+        let link = link.as_mut().ok_or_else(|| ChildError::not_connected(*role))?;
         link.ask(process, request, fds, (patience, done), destroyed).await
     }
 

@@ -44,9 +44,7 @@ impl Runner {
         done: &'static str,
     ) -> Result<RunnerReply, ChildError> {
         let Self { process, link, destroyed } = self;
-        let Some(link) = link else {
-            return Err(ChildError::Failed { role: Role::Runner, why: "is not connected".into() });
-        };
+        let link = link.as_mut().ok_or_else(|| ChildError::not_connected(Role::Runner))?;
         link.ask(process, request, fds, (patience, done), destroyed).await
     }
 
