@@ -27,7 +27,7 @@ use shared_abi::{DomId, DomainName, Role};
 use crate::domain::record::Record;
 use crate::host::pidfd::{open_pidfd, signal};
 use crate::host::proc::ProcessId;
-use crate::host::run_dir::{RunDir, RunDirError, at};
+use crate::host::run_dir::{RunDir, RunDirError, at, is_dead, lock_of_the_dead};
 use crate::host::{fault, orphans};
 
 /// Within this time a process that was killed ends.
@@ -128,13 +128,30 @@ impl RunDir {
     }
 
     /// Takes over what a dom0 before this one has left of a domain, with a record if it had come so far. None if there
-    /// is nothing, or it is somebody's.
+    /// is nothing, or it is a `domus run`'s. Blocks for two seconds at most: see [`lock_of_the_dead`].
     ///
     /// # Errors
-    /// One line: there is a record that this dom0 does not understand. All of it stays as it is.
+    /// One line: there is a record that this dom0 does not understand, or somebody has the directory who should not.
+    /// All of it stays as it is.
     pub fn take_over(&self, name: &DomainName) -> Result<Option<(DomainDir, Option<Record>)>, String> {
         let path = self.domain_path(name);
-        let Ok(Some(lock)) = self.lock_domain(name, &path) else { return Ok(None) };
+        // Before it has a record it may be a `domus run`'s, which is seen when it goes on having it.
+        let was_left = || {
+            let record = read_record(&path).ok().flatten();
+            record.is_none_or(|record| !record.foreground && is_dead(record.owner as i32))
+        };
+        let lock = match self.lock_domain_while(name, &path, was_left) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                let record = read_record(&path)?;
+                return if record.is_none_or(|record| record.foreground) {
+                    Ok(None)
+                } else {
+                    Err(error.to_string())
+                };
+            }
+        };
         let mut dir = DomainDir { path, stays: true, written: RefCell::default(), _lock: lock };
         let record = read_record(&dir.path)?;
         // It was begun in the foreground, and whoever began it cleans up.
@@ -144,12 +161,22 @@ impl RunDir {
 
     /// None if the directory was removed meanwhile.
     fn lock_domain(&self, name: &DomainName, path: &Path) -> Result<Option<Flock<File>>, RunDirError> {
+        self.lock_domain_while(name, path, || false)
+    }
+
+    /// The same, which waits while `was_left` says that whoever had it is no more.
+    fn lock_domain_while(
+        &self,
+        name: &DomainName,
+        path: &Path,
+        was_left: impl Fn() -> bool,
+    ) -> Result<Option<Flock<File>>, RunDirError> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return at(path, Err(error)),
         };
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match lock_of_the_dead(file, was_left) {
             Ok(lock) => {
                 // Whoever had it may have removed it before it let go of the lock.
                 let same = |a: &fs::Metadata, b: &fs::Metadata| {
@@ -333,6 +360,41 @@ mod tests {
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
         assert!(!path.exists());
         drop(run.claim(&name("web1")).unwrap());
+    }
+
+    #[test]
+    fn the_lock_that_a_killed_dom0_has_left_with_a_child_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let path = dir.path().join("domains/web1");
+        fs::create_dir(&path).unwrap();
+        let dead =
+            std::process::Command::new("true").spawn().and_then(|mut child| child.wait().map(|_| child.id()));
+        let mut left = record(ProcessId::of(Pid::this()).unwrap());
+        left.owner = dead.unwrap();
+        fs::write(path.join("state.json"), serde_json::to_vec(&left).unwrap()).unwrap();
+        let hold = |seconds| {
+            let mut flock = std::process::Command::new("flock");
+            let child = flock.arg(&path).args(["sleep", seconds]).spawn().unwrap();
+            while Flock::lock(File::open(&path).unwrap(), FlockArg::LockSharedNonblock).is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            child
+        };
+        let mut child = hold("0.3");
+        let (taken, found) = run.take_over(&name("web1")).unwrap().unwrap();
+        assert_eq!(found, Some(left.clone()));
+        taken.leave();
+        child.wait().unwrap();
+        // Somebody who lives and is no `domus run` is told of; a `domus run` is left alone.
+        let mut child = hold("1");
+        left.owner = std::process::id();
+        fs::write(path.join("state.json"), serde_json::to_vec(&left).unwrap()).unwrap();
+        assert!(run.take_over(&name("web1")).unwrap_err().contains("runs already"));
+        left.foreground = true;
+        fs::write(path.join("state.json"), serde_json::to_vec(&left).unwrap()).unwrap();
+        assert!(run.take_over(&name("web1")).unwrap().is_none());
+        child.wait().unwrap();
     }
 
     #[test]

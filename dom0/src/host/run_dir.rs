@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
 use shared_abi::{DomId, DomainName};
@@ -92,6 +93,27 @@ pub fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, RunDirError> {
     result.map_err(|source| RunDirError::Io { path: path.into(), source })
 }
 
+/// Locks a file, and waits for that, for [`LOCK_FREED`] at most, while `is_dead` says that whoever had it is no more: a
+/// dom0 that is killed while it starts a child leaves its locks with the child until the child's exec.
+///
+/// # Errors
+/// Somebody has it.
+pub fn lock_of_the_dead(mut file: File, is_dead: impl Fn() -> bool) -> Result<Flock<File>, (File, Errno)> {
+    let deadline = Instant::now() + LOCK_FREED;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((unlocked, _)) if Instant::now() < deadline && is_dead() => file = unlocked,
+            locked => return locked,
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// True if there is no process of this number.
+pub fn is_dead(pid: i32) -> bool {
+    ProcessId::of(Pid::from_raw(pid)).is_none()
+}
+
 impl RunDir {
     /// Makes the directory where it is missing.
     ///
@@ -133,23 +155,14 @@ impl RunDir {
         let path = self.path.join("dom0.lock");
         let open =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = at(&path, open)?;
+        let file = at(&path, open)?;
         let mut pid = String::new();
         let _ = (&file).take(16).read_to_string(&mut pid);
-        // A dom0 that is killed while it starts a child leaves its lock with the child until the child's exec.
-        let holder = pid.trim().parse().ok().map(Pid::from_raw);
-        let is_dead = || holder.is_some_and(|holder| ProcessId::of(holder).is_none());
-        let deadline = Instant::now() + LOCK_FREED;
-        let locked = loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Err((unlocked, _)) if Instant::now() < deadline && is_dead() => file = unlocked,
-                locked => break locked,
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
+        let holder = pid.trim().parse().ok();
+        let locked = lock_of_the_dead(file, || holder.is_some_and(is_dead));
         match locked {
             Ok(mut lock) => {
-                file = at(&path, lock.try_clone())?;
+                let mut file = at(&path, lock.try_clone())?;
                 at(&path, lock.set_len(0).and_then(|()| file.rewind()))?;
                 at(&path, write!(lock, "{}", std::process::id()))?;
                 Ok(lock)
