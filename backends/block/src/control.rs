@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use domus_startup::{Events, Fds};
+use domus_startup::{Events, Fds, time};
 use shared_abi::control::{BackendEvent, BackendReply, BlockRequest, DiskStatistics, IoLimits};
 use shared_abi::ids::DeviceId;
 use vu_server::Port;
@@ -68,6 +68,9 @@ impl Served {
             ..DiskStatistics::default()
         };
         self.counters.iter().for_each(|counters| counters.add_to(&mut sum));
+        let oldest = self.counters.iter().filter_map(|counters| counters.oldest()).min();
+        sum.oldest_ms = oldest.map(|given| time::monotonic().saturating_sub(given) / 1_000_000);
+        sum.last_error = self.disk.faults().last();
         sum
     }
 
@@ -177,7 +180,11 @@ impl Disks {
                 Ok(BackendReply::Done)
             }
             BlockRequest::Statistics(disk) => {
-                Ok(BackendReply::Disk(Box::new(self.find(&disk)?.statistics())))
+                let mut statistics = self.find(&disk)?.statistics();
+                if self.events.version() < Some(3) {
+                    (statistics.oldest_ms, statistics.last_error) = (None, None);
+                }
+                Ok(BackendReply::Disk(Box::new(statistics)))
             }
             BlockRequest::Reconnect { disk, socket } => {
                 let socket = fds.take(socket).map_err(|error| error.to_string())?;

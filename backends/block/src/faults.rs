@@ -4,10 +4,11 @@
 //!   Going on ──a request is held: dom0 is told once──▶ Held ──Retry──▶ Going on (all held are done again)
 //! ```
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use domus_startup::Events;
-use shared_abi::control::{BackendEvent, OnError};
+use domus_startup::{Events, lock};
+use shared_abi::control::{BackendEvent, FailedRequest, OnError};
 use shared_abi::ids::DeviceId;
 
 use crate::statistics::Op;
@@ -21,6 +22,8 @@ pub struct Faults {
     teller: Option<(DeviceId, Events)>,
     told: AtomicBool,
     stalls: AtomicU64,
+    /// The last request that failed.
+    last: Mutex<Option<FailedRequest>>,
 }
 
 impl Faults {
@@ -32,6 +35,7 @@ impl Faults {
             teller: None,
             told: AtomicBool::new(false),
             stalls: AtomicU64::new(0),
+            last: Mutex::default(),
         }
     }
 
@@ -44,6 +48,16 @@ impl Faults {
     pub fn holds(&self, op: Op, errno: i32) -> bool {
         let policy = if op == Op::Read { self.read } else { self.write };
         self.teller.is_some() && holds(policy, errno)
+    }
+
+    /// A request has failed, whatever becomes of it.
+    pub fn failed(&self, op: Op, offset: u64, errno: i32) {
+        *lock(&self.last) = Some(FailedRequest { operation: op.name().into(), offset, errno });
+    }
+
+    /// The last request that failed.
+    pub fn last(&self) -> Option<FailedRequest> {
+        lock(&self.last).clone()
     }
 
     /// A request is held: says so, once until the next [`Self::again`].

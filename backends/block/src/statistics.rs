@@ -1,10 +1,16 @@
 //! The counters of a disk. Each worker writes its own counters, and the control thread adds them up.
 //!
 //! A counter has one writer, so counting takes a load and a store and no locked instruction.
+//!
+//! Which requests the storage has is kept apart from the worker, too: a worker that stands still in a system call can
+//! tell nobody how long its requests have waited.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared_abi::control::{DiskStatistics, OpStatistics};
+
+/// Most requests in flight in one queue.
+pub const SLOTS: usize = 256;
 
 /// Entries of a latency histogram: the last is for 2^22 µs (4 s) and longer.
 const BUCKETS: usize = 24;
@@ -67,7 +73,7 @@ struct OpCounters {
 /// The counters of one worker. Only that worker calls what changes them.
 ///
 /// Two workers' counters are never in one cache line.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 pub struct Counters {
     in_flight: Count,
@@ -75,6 +81,16 @@ pub struct Counters {
     deepest: Count,
     throttled: Count,
     ops: [OpCounters; 4],
+    /// For each slot when the storage was given its request, in nanoseconds; 0 for none.
+    given: Box<[Count]>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        let (in_flight, held, deepest, throttled) = Default::default();
+        let given = (0..SLOTS).map(|_| Count::default()).collect();
+        Self { in_flight, held, deepest, throttled, ops: Default::default(), given }
+    }
 }
 
 impl Counters {
@@ -91,6 +107,23 @@ impl Counters {
     /// A request has to wait for a limit.
     pub fn throttled(&self) {
         self.throttled.add(1);
+    }
+
+    /// The storage is given the request in this slot, at a time in nanoseconds.
+    #[inline]
+    pub fn given(&self, slot: u16, now: u64) {
+        self.given[usize::from(slot) % SLOTS].set(now.max(1));
+    }
+
+    /// The storage has no request of this slot any more.
+    #[inline]
+    pub fn taken_back(&self, slot: u16) {
+        self.given[usize::from(slot) % SLOTS].set(0);
+    }
+
+    /// When the storage was given the oldest request that it has, in nanoseconds.
+    pub fn oldest(&self) -> Option<u64> {
+        self.given.iter().map(Count::get).filter(|given| *given != 0).min()
     }
 
     /// A request is answered, `ns` nanoseconds after it was taken.
@@ -153,6 +186,18 @@ mod tests {
         {
             assert_eq!(bucket(ns), entry, "{ns}");
         }
+    }
+
+    #[test]
+    fn the_oldest_request_is_the_one_that_the_storage_has_had_for_longest() {
+        let counters = Counters::default();
+        assert_eq!(counters.oldest(), None);
+        counters.given(3, 50);
+        counters.given(SLOTS as u16 - 1, 40);
+        counters.given(0, 60);
+        assert_eq!(counters.oldest(), Some(40));
+        counters.taken_back(SLOTS as u16 - 1);
+        assert_eq!(counters.oldest(), Some(50));
     }
 
     #[test]

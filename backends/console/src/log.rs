@@ -2,6 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use domus_startup::lock;
 
 /// Longest log, in bytes. What comes later is not logged, and the log's last line says so.
 pub const MAX_LOG: u64 = 64 << 20;
@@ -25,8 +28,13 @@ impl Log {
     /// # Errors
     /// The file's length cannot be read.
     pub fn new(file: File) -> io::Result<Self> {
-        let room = MAX_LOG.saturating_sub(file.metadata()?.len());
-        Ok(Self { file, room, failing: false })
+        let length = file.metadata()?.len();
+        Ok(Self::with_length(file, length))
+    }
+
+    /// Appends to a file of this length. Makes no system call.
+    pub fn with_length(file: File, length: u64) -> Self {
+        Self { file, room: MAX_LOG.saturating_sub(length), failing: false }
     }
 
     /// Appends `bytes`. A failure is printed to standard error once, until a later write succeeds.
@@ -50,6 +58,22 @@ impl Log {
                 }
             }
         }
+    }
+}
+
+/// Hands the console's thread another log. The thread never waits for whoever does.
+#[derive(Debug, Clone, Default)]
+pub struct NextLog(Arc<Mutex<Option<Log>>>);
+
+impl NextLog {
+    /// What the guest prints from now on goes there.
+    pub fn hand(&self, log: Log) {
+        *lock(&self.0) = Some(log);
+    }
+
+    /// The log that was handed since the last look.
+    pub fn take(&self) -> Option<Log> {
+        lock(&self.0).take()
     }
 }
 

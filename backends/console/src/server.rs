@@ -14,7 +14,7 @@ use nix::sys::socket::{MsgFlags, SockFlag, accept4, recv, sendmsg};
 use shared_abi::console::{Frame, Refusal, ServerFrame};
 
 use crate::console::{ClientId, Console};
-use crate::log::Log;
+use crate::log::{Log, NextLog};
 
 /// Bytes read from one socket at a time: nobody keeps the others waiting for long.
 const READ: usize = 16 * 1024;
@@ -29,6 +29,7 @@ pub struct Server {
     listener: Option<OwnedFd>,
     clients: BTreeMap<ClientId, Socket>,
     log: Option<Log>,
+    next_log: NextLog,
 }
 
 #[derive(Debug)]
@@ -49,7 +50,13 @@ impl Server {
     /// A console between `serial`, a connected stream socket, and whoever connects to `listener`, a
     /// listening stream socket in non-blocking mode.
     pub fn new(console: Console, serial: OwnedFd, listener: OwnedFd, log: Option<Log>) -> Self {
-        Self { console, serial: Some(serial), listener: Some(listener), clients: BTreeMap::new(), log }
+        let (clients, next_log) = Default::default();
+        Self { console, serial: Some(serial), listener: Some(listener), clients, log, next_log }
+    }
+
+    /// Where another log is handed in.
+    pub fn next_log(&self) -> NextLog {
+        self.next_log.clone()
     }
 
     /// Serves for ever.
@@ -119,6 +126,7 @@ impl Server {
             Ok(count) if count > 0 => {
                 let bytes = &buffer[..count];
                 self.console.guest_printed(bytes);
+                self.log = self.next_log.take().or(self.log.take());
                 if let Some(log) = &mut self.log {
                     log.append(bytes);
                 }

@@ -11,10 +11,10 @@ use domus_startup::fds::FdError;
 use domus_startup::sandbox::{self, COMMON, SandboxError};
 use domus_startup::{Control, Fds, threads};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use shared_abi::control::ConsoleRequest;
+use shared_abi::control::{BackendReply, ConsoleRequest};
 
 use crate::console::Console;
-use crate::log::{Log, MAX_FILE};
+use crate::log::{Log, MAX_FILE, NextLog};
 use crate::server::Server;
 
 /// Least and most bytes of history.
@@ -26,6 +26,9 @@ pub enum StartError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The first request was another one.
+    #[error("the first request must be `start`")]
+    NotStarted,
     /// The descriptors of the start message.
     #[error("console start message")]
     Fds(#[from] FdError),
@@ -53,12 +56,24 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; before the console was ready, the controller has been told.
 pub fn run(control: &Path) -> Result<(), StartError> {
-    let started = || Err("the console is started already".into());
-    domus_startup::serve(control, bring_up, |(), ConsoleRequest::Start(_), _| started())
+    domus_startup::serve(control, bring_up, handle)
 }
 
-fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<(), StartError> {
-    let ConsoleRequest::Start(start) = request;
+fn handle(next_log: &mut NextLog, request: ConsoleRequest, mut fds: Fds) -> Result<BackendReply, String> {
+    match request {
+        ConsoleRequest::Start(_) => return Err("the console is started already".into()),
+        ConsoleRequest::Ping => {}
+        ConsoleRequest::Log { file, length } => {
+            let file = fds.take(file).map_err(|error| error.to_string())?;
+            next_log.hand(Log::with_length(file.into(), length));
+        }
+    }
+    fds.finish().map_err(|error| error.to_string())?;
+    Ok(BackendReply::Done)
+}
+
+fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<NextLog, StartError> {
+    let ConsoleRequest::Start(start) = request else { return Err(StartError::NotStarted) };
     let history = size(start.history)?;
     let serial = fds.take(start.serial)?;
     let listener = listening(fds.take(start.listener)?)?;
@@ -67,6 +82,7 @@ fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<(), St
     let log =
         log.map(Log::new).transpose().map_err(|source| StartError::Prepare { what: "log file", source })?;
     let server = Server::new(Console::new(history), serial, listener, log);
+    let next_log = server.next_log();
     // The only file that it is given is the log: a process that is its guest's cannot fill a disk.
     sandbox::limit_files(MAX_FILE)?;
     sandbox::enter(start.identity.uid)?;
@@ -74,7 +90,7 @@ fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<(), St
     // poll, accept4, recvfrom, sendmsg and write are all in COMMON: a console needs nothing of its own.
     sandbox::seal(COMMON)?;
     drop(gate);
-    Ok(())
+    Ok(next_log)
 }
 
 /// The history's size, checked.

@@ -61,6 +61,7 @@ impl Switch {
     pub fn handle(&mut self, request: SwitchRequest, mut fds: Fds) -> Result<BackendReply, String> {
         let reply = match request {
             SwitchRequest::Start(_) => return Err("the switch is started already".into()),
+            SwitchRequest::Ping => BackendReply::Done,
             SwitchRequest::Plug { domain, card } => self.plug((domain, card.id.clone()), &card, &mut fds)?,
             SwitchRequest::Unplug { domain, nic } => self.unplug(&(domain, nic))?,
             SwitchRequest::Nic { domain, nic, request } => self.nic(&(domain, nic), request)?,

@@ -1,12 +1,15 @@
 //! Domains as the API lists them, and what is amiss with one.
 
 use domus_api::{DomainInfo, TroubleInfo};
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::domain::View;
 use crate::domain::lifecycle::State;
-use crate::domain::{Trouble, View};
 use crate::host::{memory, usage};
 use crate::service::Dom0;
+use crate::value::time;
+use crate::value::trouble::Trouble;
 
 /// The host itself, as `list` shows it.
 pub fn domain_0() -> DomainInfo {
@@ -87,26 +90,32 @@ pub fn list(dom0: &Dom0) -> Vec<DomainInfo> {
     list
 }
 
+/// A moment of the past in seconds after 1970.
+fn seconds_of(moment: Instant) -> u64 {
+    (time::now_ms().saturating_sub(moment.elapsed().as_millis() as u64) + 500) / 1000
+}
+
 /// What is amiss with a domain.
 pub fn troubles(view: &View) -> Vec<TroubleInfo> {
     let name = &view.name;
     let mut troubles: Vec<_> = view
         .troubles
         .iter()
-        .map(|Trouble { layer, cause, next }| TroubleInfo {
+        .map(|Trouble { layer, since, cause, next }| TroubleInfo {
             layer: layer.clone(),
+            since: since.map(seconds_of),
             cause: cause.clone(),
             next: next.clone(),
         })
         .collect();
     if let (State::Preserved { crashed: true }, Some(ended)) = (view.state, &view.ended) {
         let next = format!("look at domus console {name}, then domus destroy {name}");
-        troubles.push(TroubleInfo { layer: "guest".into(), cause: ended.clone(), next });
+        troubles.push(TroubleInfo { layer: "guest".into(), since: None, cause: ended.clone(), next });
     }
     if view.state == State::Paused && troubles.is_empty() {
         let cause = "it is paused, and everything that it was paused for is well".into();
         let next = format!("domus unpause {name}");
-        troubles.push(TroubleInfo { layer: "domain".into(), cause, next });
+        troubles.push(TroubleInfo { layer: "domain".into(), since: None, cause, next });
     }
     troubles
 }

@@ -24,7 +24,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, LocalBoxFuture, ready};
-use shared_abi::control::{DeviceSpec, Identity};
+use shared_abi::control::{BackendReply, DeviceSpec, Identity};
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 
 use crate::device::error::DeviceError;
@@ -37,6 +37,7 @@ use crate::network::switches::Switches;
 use crate::process::Supervisor;
 use crate::process::identity::uid;
 use crate::value::place::Place;
+use crate::value::trouble::Trouble;
 
 /// What one step of a [`Backend`] comes to.
 pub type Step<'a, T> = LocalBoxFuture<'a, Result<T, DeviceError>>;
@@ -98,9 +99,23 @@ pub trait Backend: fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// A question that the process answers at once and that changes nothing, to see that it lives.
-    fn beat(&self) -> Option<Message> {
+    /// Questions that the process answers at once and that change nothing, to see that it lives. It speaks messages of
+    /// this version.
+    fn beat(&self, _version: u32) -> Vec<Message> {
+        Vec::new()
+    }
+
+    /// What its process is to be told since something of the host has changed. Asked with each beat; does not wait.
+    fn tend(&self, _version: u32) -> Option<(Message, Vec<OwnedFd>)> {
         None
+    }
+
+    /// What it has said to the last of these, and to which.
+    fn beaten(&self, _said: Vec<(usize, BackendReply)>) {}
+
+    /// What is amiss with devices that are served.
+    fn troubles(&self) -> Vec<Trouble> {
+        Vec::new()
     }
 
     /// A new connection for a device that no process of the domain's own serves.

@@ -37,7 +37,8 @@ impl Start {
 }
 
 /// A request to a backend, of the kind that its role knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct Message(Value);
 
 impl Message {
@@ -47,11 +48,6 @@ impl Message {
     /// The request cannot be written as JSON.
     pub fn new(request: &impl Serialize) -> io::Result<Self> {
         Ok(Self(serde_json::to_value(request)?))
-    }
-
-    /// For the backend's link.
-    pub fn request(&self) -> &Value {
-        &self.0
     }
 }
 

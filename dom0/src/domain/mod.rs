@@ -30,4 +30,4 @@ pub mod view;
 pub use handle::Handle;
 pub use task::Domain;
 pub use verb::Command;
-pub use view::{Trouble, View};
+pub use view::View;

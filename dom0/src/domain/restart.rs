@@ -15,6 +15,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub struct Problem {
     /// Why.
     pub why: String,
+    /// Since when.
+    pub since: Instant,
     /// How many in a row have.
     pub attempts: u32,
 }

@@ -10,7 +10,7 @@ use domus_startup::control::chain;
 use shared_abi::control::{RunnerRequest, StopReason};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use crate::config::DomainConfig;
 use crate::device::{Owner, console};
@@ -23,9 +23,10 @@ use crate::domain::machine::{CoreFile, Machine, Notice};
 use crate::domain::record::{Record, Source};
 use crate::domain::restart::{Pace, Problem};
 use crate::domain::verb::{Command, STATUS, Verb};
-use crate::domain::view::{Trouble, View};
+use crate::domain::view::View;
 use crate::process::link::ChildError;
 use crate::value::text::one_line;
+use crate::value::trouble::Trouble;
 
 /// What a domain's task is reached by.
 #[derive(Debug)]
@@ -496,8 +497,10 @@ impl Domain {
             self.say(&format!("cannot be started: {why}: it is tried again"));
             self.emit(Kind::StartFailed, Some(&why));
         }
-        let attempts = self.pace.problem.take().map_or(0, |problem| problem.attempts) + 1;
-        self.pace.problem = Some(Problem { why, attempts });
+        let before = self.pace.problem.take();
+        let (attempts, since) =
+            before.map_or((0, Instant::now()), |problem| (problem.attempts, problem.since));
+        self.pace.problem = Some(Problem { why, since, attempts: attempts + 1 });
         if let Some(created) = self.waiting.created.take() {
             let _ = created.send(Err(error));
         }
@@ -505,9 +508,10 @@ impl Domain {
 
     /// What is amiss with the domain itself.
     fn trouble(&self) -> Option<Trouble> {
-        let Problem { why, attempts } = self.pace.problem.as_ref()?;
+        let Problem { why, since, attempts } = self.pace.problem.as_ref()?;
         Some(Trouble {
             layer: "domain".into(),
+            since: Some(*since),
             cause: format!("cannot be started, {attempts} time(s) by now: {why}"),
             next: format!(
                 "it is tried again within {} s; domus destroy {} gives it up",

@@ -6,6 +6,7 @@ use shared_abi::{DomId, DomainName};
 use uuid::Uuid;
 
 use crate::domain::lifecycle::State;
+use crate::value::trouble::Trouble;
 
 /// What others see of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,15 +37,4 @@ pub struct View {
     pub restarts: u64,
     /// What is amiss just now.
     pub troubles: Vec<Trouble>,
-}
-
-/// A loss, or a fault, that an operator may want to know of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// What it is about: a disk, a backend.
-    pub layer: String,
-    /// What has happened.
-    pub cause: String,
-    /// What to do, or what is being done.
-    pub next: String,
 }

@@ -145,15 +145,26 @@ pub fn id_of(path: &Path) -> io::Result<FileId> {
 ///
 /// # Errors
 /// [`ConfigError`] if the path names anything but a regular file, or cannot be written.
-pub async fn appended(place: &Place<'_>, path: &Path, why: Mode) -> Result<Option<StorageFile>, ConfigError> {
+pub async fn appended(place: &Place<'_>, path: &Path, why: Mode) -> Result<Option<Appended>, ConfigError> {
     match slow::with(path, move |path| appended_now(path, why)).await {
-        Ok(Ok(file)) => Ok(file.map(Into::into)),
+        Ok(Ok(file)) => Ok(file),
         Ok(Err(problem)) => Err(place.refuse(problem)),
         Err(slow) => Err(place.refuse(slow)),
     }
 }
 
-fn appended_now(path: &Path, why: Mode) -> Result<Option<File>, String> {
+/// A file that is open to append.
+#[derive(Debug)]
+pub struct Appended {
+    /// It.
+    pub file: StorageFile,
+    /// Which it is.
+    pub id: FileId,
+    /// Bytes in it.
+    pub length: u64,
+}
+
+fn appended_now(path: &Path, why: Mode) -> Result<Option<Appended>, String> {
     let cure = "name a regular file in a directory that dom0 may write to";
     let shown = path.display();
     // Whatever has the name: opening a pipe would wait for its other end.
@@ -169,7 +180,11 @@ fn appended_now(path: &Path, why: Mode) -> Result<Option<File>, String> {
     let mut options = OpenOptions::new();
     options.append(true).create(why == Mode::Use).mode(0o600);
     let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-    options.custom_flags(flags.bits()).open(path).map(Some).map_err(|error| says(path, &error, cure))
+    let opened = options.custom_flags(flags.bits()).open(path).and_then(|file| {
+        let (id, length) = (id(&file)?, file.metadata()?.len());
+        Ok(Appended { file: file.into(), id, length })
+    });
+    opened.map(Some).map_err(|error| says(path, &error, cure))
 }
 
 /// How an image is opened.

@@ -155,6 +155,8 @@ fn disks(out: &mut String, domains: &[DomainStatistics]) {
     each("domus_disk_in_flight", "gauge", "Requests taken from a guest and not answered yet", &|disk| {
         disk.in_flight
     });
+    let oldest = "Time that the storage has had the oldest request for that it has";
+    each("domus_disk_oldest_request_seconds", "gauge", oldest, &|disk| disk.oldest_ms.unwrap_or(0) / 1000);
     each("domus_disk_held", "gauge", "Requests held after an error until the domain is unpaused", &|disk| {
         disk.held
     });

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +32,9 @@ pub const ANSWER: Duration = Duration::from_secs(30);
 
 /// Within this time it answers a question that nobody depends on.
 pub const QUESTION: Duration = Duration::from_secs(2);
+
+/// One that owes an answer for so long is slow.
+const LATE: Duration = Duration::from_millis(500);
 
 /// Messages that a child may send within an hour without being asked. One that works sends a few.
 const MAX_UNASKED: u32 = 512;
@@ -98,11 +100,20 @@ pub struct ChildLink<A, E> {
     link: AsyncFd<Link>,
     /// Events that came while an answer was awaited.
     early: VecDeque<E>,
-    /// When it was sent each request that it has not answered.
-    owed: VecDeque<Instant>,
+    /// The requests that it has not answered.
+    owed: VecDeque<Owed>,
+    /// What it has answered to those of the last beat, and to which.
+    beaten: Vec<(usize, A)>,
     /// Messages that it sends without being asked.
     unasked: EventLimit,
-    answers: PhantomData<A>,
+}
+
+/// A request that was sent and not answered.
+#[derive(Debug, Clone, Copy)]
+struct Owed {
+    since: Instant,
+    /// Which of a beat's it is.
+    beat: Option<usize>,
 }
 
 fn dial(path: &Path) -> Result<OwnedFd, Errno> {
@@ -217,8 +228,8 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             link,
             early: VecDeque::new(),
             owed: VecDeque::new(),
+            beaten: Vec::new(),
             unasked: EventLimit::new(MAX_UNASKED, HOUR),
-            answers: PhantomData,
         })
     }
 
@@ -246,22 +257,41 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         }
     }
 
-    /// True while it owes an answer that was given up: it will hardly be quicker with the next.
+    /// True while it owes an answer for so long that it will hardly be quicker with the next.
     pub fn is_late(&self) -> bool {
-        !self.owed.is_empty()
+        self.silent_since().is_some_and(|since| since.elapsed() >= LATE)
     }
 
-    /// How long it has owed its oldest answer, in seconds.
-    pub fn silent_for(&self) -> Option<u64> {
-        self.owed.front().map(|since| since.elapsed().as_secs())
+    /// Since when it has owed its oldest answer.
+    pub fn silent_since(&self) -> Option<Instant> {
+        self.owed.front().map(|owed| owed.since)
     }
 
-    /// Sends a request whose answer nobody waits for, if it owes none: it shows that the child lives. Does not wait.
-    pub fn beat<R: Serialize>(&mut self, request: &R) {
-        // A socket that takes nothing is full of what the child has not read.
-        if !self.is_late() && self.link.get_ref().send_request(request, &[]).is_ok() {
-            self.owed.push_back(Instant::now());
+    /// The version of the messages that it was agreed on.
+    pub fn version(&self) -> u32 {
+        self.link.get_ref().version()
+    }
+
+    /// Sends requests whose answers nobody waits for, if it owes none: they show that the child lives. Returns what it
+    /// has answered to those of the last beat, and to which. Does not wait.
+    pub fn beat<R: Serialize>(&mut self, requests: &[R]) -> Vec<(usize, A)> {
+        let said = std::mem::take(&mut self.beaten);
+        if self.owed.is_empty() {
+            for (n, request) in requests.iter().enumerate() {
+                // A socket that takes nothing is full of what the child has not read.
+                if self.link.get_ref().send_request(request, &[]).is_ok() {
+                    self.owed.push_back(Owed { since: Instant::now(), beat: Some(n) });
+                }
+            }
         }
+        said
+    }
+
+    /// It has answered the oldest request that it owes an answer to. False if it owes none.
+    fn has_answered(&mut self, answer: Option<A>) -> bool {
+        let Some(owed) = self.owed.pop_front() else { return false };
+        self.beaten.extend(owed.beat.zip(answer));
+        true
     }
 
     /// Its answer to a request, for whoever can do nothing without it. `destroyed` is true when an operator destroys
@@ -305,8 +335,11 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         request: &R,
         destroyed: &mut signal::Receiver<bool>,
     ) -> Result<A, ChildError> {
-        match self.silent_for() {
-            Some(seconds) => Err(ChildError::Silent { role: self.role, seconds, done: "answered" }),
+        match self.silent_since().filter(|_| self.is_late()) {
+            Some(since) => {
+                let seconds = since.elapsed().as_secs();
+                Err(ChildError::Silent { role: self.role, seconds, done: "answered" })
+            }
             None => self.ask(process, request, Vec::new(), (QUESTION, "answered"), destroyed).await,
         }
     }
@@ -349,16 +382,17 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
             return Ok(event);
         }
         loop {
-            let message = self.receive().await.map_err(|error| self.broken(error))?;
             // An answer that comes after its deadline is nobody's any more.
-            if matches!(message, FromChild::Reply(_) | FromChild::Failed(_))
-                && self.owed.pop_front().is_some()
-            {
-                continue;
-            }
-            self.count_unasked()?;
-            if let FromChild::Event(event) = message {
-                return Ok(event);
+            let was_owed = match self.receive().await.map_err(|error| self.broken(error))? {
+                FromChild::Event(event) => {
+                    self.count_unasked()?;
+                    return Ok(event);
+                }
+                FromChild::Reply(answer) => self.has_answered(Some(answer)),
+                FromChild::Failed(_) => self.has_answered(None),
+            };
+            if !was_owed {
+                self.count_unasked()?;
             }
         }
     }
@@ -379,7 +413,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         let mut ended = None;
         // Theirs come first. Counted before it is waited for: who gives up waiting leaves it owed.
         let mut older = self.owed.len();
-        self.owed.push_back(Instant::now());
+        self.owed.push_back(Owed { since: Instant::now(), beat: None });
         loop {
             let received = tokio::select! {
                 // What a dying child has said comes before the fact that it is dead.
@@ -393,9 +427,13 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
                 }
             };
             match received {
-                Ok(FromChild::Reply(_) | FromChild::Failed(_)) if older > 0 => {
+                Ok(FromChild::Reply(answer)) if older > 0 => {
                     older -= 1;
-                    self.owed.pop_front();
+                    self.has_answered(Some(answer));
+                }
+                Ok(FromChild::Failed(_)) if older > 0 => {
+                    older -= 1;
+                    self.has_answered(None);
                 }
                 Ok(FromChild::Reply(answer)) => {
                     self.owed.pop_front();
@@ -466,7 +504,7 @@ mod tests {
         link.send(&RunnerRequest::Resume, &[]).await.unwrap();
         let error = link.answer(&process, Duration::from_millis(50), "become ready").await.unwrap_err();
         assert!(matches!(error, ChildError::Silent { .. }), "{error}");
-        assert!(link.is_late());
+        assert!(link.silent_since().is_some());
         link.send(&RunnerRequest::Pause, &[]).await.unwrap();
         assert_eq!(link.answer(&process, PATIENCE, "paused").await.unwrap(), RunnerReply::Done);
         assert_eq!(link.event().await.unwrap(), RunnerEvent::Stopped(StopReason::PowerOff));

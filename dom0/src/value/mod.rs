@@ -9,3 +9,4 @@ pub mod rate;
 pub mod size;
 pub mod text;
 pub mod time;
+pub mod trouble;

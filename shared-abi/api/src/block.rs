@@ -42,6 +42,8 @@ pub struct DiskCounters {
     pub flush: OpInfo,
     /// Discards and write-zeroes.
     pub discard: OpInfo,
+    /// Of the requests that the storage has, how long it has had the oldest, in milliseconds.
+    pub oldest_ms: Option<u64>,
 }
 
 /// One disk of a domain.
@@ -104,6 +106,7 @@ impl From<DiskStatistics> for DiskCounters {
             write: disk.write.into(),
             flush: disk.flush.into(),
             discard: disk.discard.into(),
+            oldest_ms: disk.oldest_ms,
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Upgraded {
 pub struct TroubleInfo {
     /// Where: a disk, a backend, the guest.
     pub layer: String,
+    /// Since when, in seconds after 1970 (UTC), if that is known.
+    pub since: Option<u64>,
     /// What has happened.
     pub cause: String,
     /// What to do, or what is being done.

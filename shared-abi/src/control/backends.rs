@@ -11,6 +11,15 @@ use crate::ids::DeviceId;
 pub enum ConsoleRequest {
     /// Serve this console; answered with [`BackendReply::Ready`].
     Start(ConsoleStart),
+    /// Answer with [`BackendReply::Done`].
+    Ping,
+    /// Append what the guest prints to another file from now on; answered with [`BackendReply::Done`].
+    Log {
+        /// The file, open to append.
+        file: FdIndex,
+        /// Bytes in it.
+        length: u64,
+    },
 }
 
 /// The console of one domain.

@@ -249,6 +249,25 @@ pub struct DiskStatistics {
     pub flush: OpStatistics,
     /// `VIRTIO_BLK_T_DISCARD` and `VIRTIO_BLK_T_WRITE_ZEROES`.
     pub discard: OpStatistics,
+    /// Of the requests that the storage has, how long it has had the oldest, in milliseconds; none if it has none.
+    /// Not in a message of a version before 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_ms: Option<u64>,
+    /// The last request that failed. Not in a message of a version before 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<FailedRequest>,
+}
+
+/// A request that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailedRequest {
+    /// `read`, `write`, `flush` or `discard`.
+    pub operation: String,
+    /// First byte, in the disk.
+    pub offset: u64,
+    /// Linux' number of the error.
+    pub errno: i32,
 }
 
 /// What a disk has done of one kind of request.

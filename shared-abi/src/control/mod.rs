@@ -23,8 +23,8 @@ mod runner;
 
 pub use backends::{BackendEvent, BackendReply, ConsoleRequest, ConsoleStart};
 pub use block::{
-    BackingImage, BlockDisk, BlockRequest, BlockSource, BlockStart, Cache, DiskStatistics, ImageFormat,
-    IoLimit, IoLimits, OnError, OpStatistics, Rate,
+    BackingImage, BlockDisk, BlockRequest, BlockSource, BlockStart, Cache, DiskStatistics, FailedRequest,
+    ImageFormat, IoLimit, IoLimits, OnError, OpStatistics, Rate,
 };
 pub use net::{
     AddressRange, DropReason, Drops, NetCard, NetNic, NetRequest, NetStart, NetWire, NicFilter, NicLimit,
@@ -44,7 +44,8 @@ use crate::ids::{DomId, DomainName};
 /// | version | what is new in it |
 /// |---|---|
 /// | 2 | a device's PCI slot in [`DeviceSpec`], [`RunnerReply::Refused`] |
-pub const VERSION: u32 = 2;
+/// | 3 | [`ConsoleRequest::Ping`], [`ConsoleRequest::Log`], [`SwitchRequest::Ping`], more in [`DiskStatistics`] |
+pub const VERSION: u32 = 3;
 
 /// The oldest version that this build still speaks: an upgraded dom0 drives children that the older dom0 started.
 pub const OLDEST: u32 = 1;

@@ -309,6 +309,8 @@ pub enum SwitchRequest {
         /// The NIC's id.
         nic: DeviceId,
     },
+    /// Answer with [`BackendReply::Done`](super::BackendReply::Done).
+    Ping,
     /// Something about a port.
     Nic {
         /// Whose NIC it is.

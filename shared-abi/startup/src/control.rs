@@ -96,6 +96,11 @@ impl Events {
         }
     }
 
+    /// The version that the controller of the moment speaks. None if there is none.
+    pub fn version(&self) -> Option<u32> {
+        lock(&self.0).link.as_ref().map(|link| link.version())
+    }
+
     /// What was said `about` this holds no more.
     pub fn over(&self, about: &str) {
         lock(&self.0).standing.remove(about);

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::Host;
+use common::{Console, Host};
 use nix::sys::signal::Signal;
 
 const SHELL: &str = "console=ttyS0 mini.test=shell mini.end=poweroff";
@@ -386,6 +386,16 @@ fn what_a_guest_prints_is_appended_to_the_file_that_its_config_names() {
         host.until("the guest's words are in the log", || logged() == times);
         host.ok(&["destroy", "web1"]);
     }
+    // As logrotate does it: the name goes to another file, and what is printed later goes there.
+    host.ok(&["create", &file]);
+    host.until("the guest's words are in the log", || logged() == 3);
+    std::fs::rename(host.path("web1.log"), host.path("web1.log.1")).unwrap();
+    let mut terminal = Console::attach(&host, "web1");
+    host.until("what it prints is in the new file", || {
+        terminal.send("blk-bounds");
+        std::fs::read_to_string(host.path("web1.log")).is_ok_and(|log| log.contains("blk-bounds"))
+    });
+    host.ok(&["destroy", "web1"]);
     let refused = host.refused(&["create", &host.guest("web2", SHELL, r#", "console": { "log": "." }"#)]);
     assert!(refused.contains("console.log: ") && refused.contains("a directory"), "{refused}");
 }

@@ -31,7 +31,7 @@ use vu_server::{Chain, MemoryTable, Queue};
 use crate::disk::Disk;
 use crate::in_flight::InFlight;
 use crate::request::Refusal;
-use crate::statistics::Counters;
+use crate::statistics::{Counters, SLOTS};
 use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 
 /// Polls of a kick descriptor that may end without a new chain. The poll of an eventfd ends on its own only when the
@@ -39,8 +39,6 @@ use take::{IO_ERROR, OK, Taken, UNSUPPORTED, finish, status_byte};
 const VAIN_KICKS: u16 = 64;
 /// Answers that a driver is shown before its batch is done: it works on them beside us, and asks for more.
 const EARLY_ANSWERS: u16 = 4;
-/// Most requests in flight in one queue.
-pub const SLOTS: usize = 256;
 /// The requests of one queue. It lives as long as its worker; queues come and go.
 pub struct Requests {
     disk: Arc<Disk>,
@@ -262,6 +260,12 @@ impl Requests {
 
     /// The next request to carry out.
     pub fn next_request(&mut self) -> Option<u16> {
+        let index = self.choose()?;
+        self.counters.given(index, self.now);
+        Some(index)
+    }
+
+    fn choose(&mut self) -> Option<u16> {
         if let Some(index) = self.again.pop_front() {
             let slot = self.slot(index);
             (slot.stage, slot.retries) = (0, 0);
@@ -340,8 +344,10 @@ impl Requests {
     /// A request was carried out, or has failed with an errno: it is answered or held.
     pub fn answer(&mut self, index: u16, result: Result<(), i32>) {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+        self.counters.taken_back(index);
         if let Err(errno) = result {
             let (op, position) = (slot.work.op(), slot.position());
+            self.disk.faults().failed(op, position, errno);
             vu_server::say::limited(format_args!(
                 "{} at {position:#x} of the disk failed: {}",
                 op.name(),

@@ -6,8 +6,10 @@
 //! | [`record`] | what is written down of a disk |
 //! | [`open`] | images, and connections to NBD servers |
 //! | [`report`] | what there is to say of a disk |
+//! | [`health`] | what is amiss with a disk that is served |
 
 pub mod config;
+pub mod health;
 pub mod open;
 pub mod record;
 pub mod report;
@@ -21,9 +23,10 @@ use std::time::Duration;
 use domus_startup::fds::Outgoing;
 use futures_util::future::FutureExt;
 use nix::fcntl::OFlag;
-use shared_abi::control::{BlockRequest, BlockStart, DeviceSpec, IoLimits};
+use shared_abi::control::{BackendReply, BlockRequest, BlockStart, DeviceSpec, IoLimits};
 use shared_abi::nbd::NbdUri;
 use shared_abi::{DeviceId, Role};
+use tokio::time::Instant;
 
 use crate::device::block::config::{DiskData, DiskSource, OnLoss, OwnDisk};
 use crate::device::block::open::{OpenDisk, Opened};
@@ -40,6 +43,7 @@ use crate::host::slow::{self, StorageFile};
 use crate::host::{nbd, sockets};
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
+use crate::value::trouble::Trouble;
 
 /// The disks of a machine.
 #[derive(Debug)]
@@ -117,6 +121,12 @@ impl Disks {
                 Err(format!("there is no disk \"{disk}\": the domain has {ids}"))
             }
         }
+    }
+
+    /// Those that `domus-block` serves.
+    fn own(&self) -> Vec<DeviceId> {
+        let disks = self.disks.borrow();
+        disks.iter().filter(|open| open.disk.own().is_some()).map(|open| open.disk.id.clone()).collect()
     }
 
     /// Keeps a disk's new limits, or with none those of all together, for the backends to come.
@@ -323,10 +333,23 @@ impl Backend for Disks {
         Ok(Start { lifeline: Some(lifeline), marks, ..start })
     }
 
-    fn beat(&self) -> Option<Message> {
-        let disks = self.disks.borrow();
-        let own = disks.iter().find(|open| open.disk.own().is_some())?;
-        Message::new(&BlockRequest::Statistics(own.disk.id.clone())).ok()
+    fn beat(&self, _version: u32) -> Vec<Message> {
+        let ask = |disk| Message::new(&BlockRequest::Statistics(disk)).ok();
+        self.own().into_iter().filter_map(ask).collect()
+    }
+
+    fn beaten(&self, said: Vec<(usize, BackendReply)>) {
+        let own = self.own();
+        for (n, reply) in said {
+            if let (Some(disk), BackendReply::Disk(statistics)) = (own.get(n), reply) {
+                self.with(disk, |open| open.health.look(&statistics, Instant::now()));
+            }
+        }
+    }
+
+    fn troubles(&self) -> Vec<Trouble> {
+        let (disks, now) = (self.disks.borrow(), Instant::now());
+        disks.iter().flat_map(|open| open.health.troubles(&open.disk.id, now)).collect()
     }
 
     fn release(&self) -> Vec<StorageFile> {

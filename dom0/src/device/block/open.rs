@@ -17,6 +17,7 @@ use shared_abi::control::{
 use shared_abi::nbd::NbdUri;
 
 use crate::device::block::config::{Disk, DiskData, OnLoss, OwnDisk};
+use crate::device::block::health::Health;
 use crate::device::block::record::DiskRecord;
 use crate::host::files::{self, Access, Direct, FileId, Mode};
 use crate::host::locks::OpenMarker;
@@ -57,6 +58,8 @@ pub struct OpenDisk {
     pub lost: bool,
     /// How often its image was given to a backend.
     pub handouts: u32,
+    /// How it does while it is served.
+    pub health: Health,
 }
 
 /// What one disk's backend is given.
@@ -217,6 +220,7 @@ impl OpenDisk {
             bytes: record.bytes,
             lost: record.lost,
             handouts: 0,
+            health: Health::default(),
         }
     }
 

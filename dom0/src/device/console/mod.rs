@@ -4,26 +4,32 @@
 
 pub mod config;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use domus_startup::fds::Outgoing;
 use futures_util::future::FutureExt;
 use shared_abi::Role;
 use shared_abi::control::{ConsoleRequest, ConsoleStart, DeviceSpec};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::device::error::DeviceError;
 use crate::device::plan::{Plan, PlannedProcess};
 use crate::device::start::{Message, Start};
 use crate::device::{Backend, Owner, Providers, Step};
-use crate::host::files::{self, Mode};
+use crate::host::files::{self, Appended, FileId, Mode};
 use crate::host::slow::StorageFile;
 use crate::host::sockets;
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
+
+/// So often it is looked what the log's path leads to.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Bytes of console output kept for those who attach late.
 const HISTORY: u32 = 1 << 20;
@@ -40,8 +46,13 @@ pub struct Console {
     file: PathBuf,
     /// The file to which all that the guest prints is appended.
     log: Option<PathBuf>,
-    /// That file, open for the next process.
-    open_log: RefCell<Option<StorageFile>>,
+    /// That file, open for the next process, and its length.
+    open_log: RefCell<Option<(StorageFile, u64)>>,
+    /// Which file the process appends to, as far as that is known.
+    logged: Cell<Option<FileId>>,
+    /// A look at what the log's path leads to now.
+    look: RefCell<Option<Look>>,
+    next_look: Cell<Option<Instant>>,
     /// The console's end of the serial line: tells when all of it has been read. None if only the console has it.
     serial: RefCell<Option<OwnedFd>>,
     /// The runner's end of it, until the runner has it.
@@ -58,6 +69,9 @@ impl Console {
             file,
             log,
             open_log: RefCell::default(),
+            logged: Cell::default(),
+            look: RefCell::default(),
+            next_look: Cell::default(),
             serial: RefCell::default(),
             to_runner: RefCell::default(),
             listener: RefCell::default(),
@@ -95,11 +109,46 @@ impl Console {
         self.serial.borrow().as_ref().is_some_and(sockets::has_unread)
     }
 
-    async fn open_log(&self, why: Mode) -> Result<Option<StorageFile>, ConfigError> {
+    async fn open_log(&self, why: Mode) -> Result<Option<Appended>, ConfigError> {
         match &self.log {
-            Some(log) => files::appended(&Place::new(&self.file, "console.log"), log, why).await,
+            Some(log) => open_log(&self.file, log, why).await,
             None => Ok(None),
         }
+    }
+
+    /// The log, if its path leads to another file than it did: whoever rotates logs renames the one that is written to.
+    /// Never waits: what a look has found is told by a later call.
+    fn moved_log(&self) -> Option<(StorageFile, u64)> {
+        let mut look = self.look.borrow_mut();
+        let log = self.log.as_ref()?;
+        let Some(found) = look.as_mut() else {
+            if self.next_look.get().is_none_or(|at| at <= Instant::now()) {
+                self.next_look.set(Some(Instant::now() + LOOK));
+                let (file, log) = (self.file.clone(), log.clone());
+                let opened = async move { open_log(&file, &log, Mode::Use).await.ok().flatten() };
+                *look = Some(Look(tokio::task::spawn_local(opened)));
+            }
+            return None;
+        };
+        let found = (&mut found.0).now_or_never()?;
+        *look = None;
+        let Appended { file, id, length } = found.ok()??;
+        let is_another = self.logged.replace(Some(id)) != Some(id);
+        is_another.then_some((file, length))
+    }
+}
+
+async fn open_log(file: &Path, log: &Path, why: Mode) -> Result<Option<Appended>, ConfigError> {
+    files::appended(&Place::new(file, "console.log"), log, why).await
+}
+
+/// A look that is under way. It ends with whoever wanted it.
+#[derive(Debug)]
+struct Look(JoinHandle<Option<Appended>>);
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -134,7 +183,8 @@ impl Backend for Console {
                 crate::log::stderr::line(format_args!("{domain}: the console is not logged: {error}"));
                 None
             });
-            *self.open_log.borrow_mut() = log;
+            self.logged.set(log.as_ref().map(|log| log.id));
+            *self.open_log.borrow_mut() = log.map(|log| (log.file, log.length));
             Ok(())
         }
         .boxed_local()
@@ -152,10 +202,27 @@ impl Backend for Console {
             serial: fds.add(serial.try_clone()?),
             listener: fds.add(listener.try_clone()?),
             history: HISTORY,
-            log: log.map(|log| fds.add(log)),
+            log: log.map(|(log, _)| fds.add(log)),
         };
         let message = Message::new(&ConsoleRequest::Start(start))?;
         let start = Start::new(message, fds.into_vec(), Vec::new());
         Ok(Start { serial: self.to_runner.borrow_mut().take(), ..start })
+    }
+
+    fn beat(&self, version: u32) -> Vec<Message> {
+        match version {
+            ..3 => Vec::new(),
+            _ => Message::new(&ConsoleRequest::Ping).into_iter().collect(),
+        }
+    }
+
+    fn tend(&self, version: u32) -> Option<(Message, Vec<OwnedFd>)> {
+        if version < 3 {
+            return None;
+        }
+        let (log, length) = self.moved_log()?;
+        let mut fds = Outgoing::default();
+        let message = Message::new(&ConsoleRequest::Log { file: fds.add(log), length }).ok()?;
+        Some((message, fds.into_vec()))
     }
 }

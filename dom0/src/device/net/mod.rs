@@ -345,9 +345,10 @@ impl Backend for Nics {
         Ok(Start::new(message, fds.into_vec(), sockets))
     }
 
-    fn beat(&self) -> Option<Message> {
-        let nic = self.ids(|open| open.nic.is_own()).into_iter().next()?;
-        Message::new(&NetRequest::Nic { nic, request: NicRequest::Statistics }).ok()
+    fn beat(&self, _version: u32) -> Vec<Message> {
+        let own = self.ids(|open| open.nic.is_own());
+        let ask = |nic| Message::new(&NetRequest::Nic { nic, request: NicRequest::Statistics }).ok();
+        own.into_iter().take(1).filter_map(ask).collect()
     }
 
     fn connect<'a>(

@@ -56,6 +56,8 @@ impl Losses {
 pub struct PausedRequest {
     /// The disk.
     pub device: DeviceId,
+    /// Since when.
+    pub since: Instant,
     /// Why it failed.
     pub cause: String,
 }

@@ -76,7 +76,7 @@ impl BackendProcess {
         self.markers = marks;
         let watched = lifeline.map(readable).transpose();
         self.lifeline = watched.map_err(|source| StartError::Io { act: "watch a pipe", source })?;
-        match self.exchange(message.request(), fds, PATIENCE, "become ready").await? {
+        match self.exchange(&message, fds, PATIENCE, "become ready").await? {
             BackendReply::Ready => Ok(sockets),
             other => Err(unexpected(role, &other).into()),
         }
@@ -114,9 +114,9 @@ impl BackendProcess {
         self.process.kill();
     }
 
-    /// How long it has owed an answer, in seconds.
-    pub fn silent_for(&self) -> Option<u64> {
-        self.link.as_ref()?.silent_for()
+    /// Since when it has owed an answer.
+    pub fn silent_since(&self) -> Option<Instant> {
+        self.link.as_ref()?.silent_since()
     }
 
     async fn exchange(

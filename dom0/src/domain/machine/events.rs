@@ -100,7 +100,7 @@ impl Machine {
             Happened::Unmeasured => self.measure().await,
             Happened::Beat => {
                 self.next_beat = Instant::now() + BEAT;
-                self.beat();
+                self.beat().await;
             }
         }
     }

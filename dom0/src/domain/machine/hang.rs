@@ -6,8 +6,10 @@
 
 use std::time::Duration;
 
+use domus_startup::control::chain;
 use shared_abi::Role;
 use shared_abi::control::RunnerRequest;
+use tokio::time::Instant;
 
 use crate::config::OnHang;
 use crate::domain::machine::{Machine, Notice};
@@ -15,41 +17,57 @@ use crate::domain::machine::{Machine, Notice};
 /// So often every child is asked for a sign of life.
 pub const BEAT: Duration = Duration::from_secs(3);
 
-/// A child that owes an answer for so many seconds is told of.
-const SILENT: u64 = 5;
+/// A child that owes an answer for so long is told of.
+const SILENT: Duration = Duration::from_secs(5);
 
 impl Machine {
-    /// Children that have owed an answer for long, and for how many seconds.
-    pub(super) fn silent(&self) -> impl Iterator<Item = (Role, u64)> {
-        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.silent_for()));
-        let backends = self.backends.iter().map(|backend| (backend.role, backend.silent_for()));
-        let silent = runner.chain(backends).filter_map(|(role, seconds)| Some((role, seconds?)));
-        silent.filter(|(_, seconds)| *seconds >= SILENT)
+    /// Children that have owed an answer for long, and since when.
+    pub(super) fn silent(&self) -> impl Iterator<Item = (Role, Instant)> {
+        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.silent_since()));
+        let backends = self.backends.iter().map(|backend| (backend.role, backend.silent_since()));
+        let silent = runner.chain(backends).filter_map(|(role, since)| Some((role, since?)));
+        silent.filter(|(_, since)| since.elapsed() >= SILENT)
     }
 
     /// Asks every child for a sign of life, and deals with those who have given none for too long.
-    pub(super) fn beat(&mut self) {
+    pub(super) async fn beat(&mut self) {
         if let Some(link) = self.runner.as_mut().and_then(|runner| runner.link.as_mut()) {
-            link.beat(&RunnerRequest::Status);
+            link.beat(&[RunnerRequest::Status]);
         }
         let mut overdue = false;
         for backend in &mut self.backends {
             let class = self.devices.in_role(backend.role);
-            if let (Some(link), Some(request)) = (&mut backend.link, class.and_then(|class| class.beat())) {
-                link.beat(request.request());
+            if let (Some(link), Some(class)) = (&mut backend.link, class) {
+                let said = link.beat(&class.beat(link.version()));
+                class.beaten(said);
             }
-            let Some(seconds) = backend.silent_for() else { continue };
+            let Some(silent) = backend.silent_since().map(|since| since.elapsed()) else { continue };
             match self.on_hang {
-                OnHang::RestartAfter(limit) if seconds >= limit.into() => backend.kill_hung(seconds),
-                OnHang::Pause if seconds >= SILENT && !backend.is_told => {
+                OnHang::RestartAfter(limit) if silent.as_secs() >= limit.into() => {
+                    backend.kill_hung(silent.as_secs());
+                }
+                OnHang::Pause if silent >= SILENT && !backend.is_told => {
                     (backend.is_told, overdue) = (true, true);
                 }
                 _ => {}
             }
         }
+        self.tend().await;
         if overdue {
             self.say("paused: on_backend_hang says so".into());
             self.notices.push(Notice::Trouble);
+        }
+    }
+
+    /// Tells the backends what has changed of the host.
+    async fn tend(&mut self) {
+        for backend in &mut self.backends {
+            let Some(link) = backend.link.as_ref().filter(|link| !link.is_late()) else { continue };
+            let class = self.devices.in_role(backend.role);
+            let Some((message, fds)) = class.and_then(|class| class.tend(link.version())) else { continue };
+            if let Err(error) = backend.ask(&message, fds).await {
+                self.notices.push(Notice::Say(format!("{}: {}", backend.role, chain(&error))));
+            }
         }
     }
 }

@@ -31,9 +31,9 @@ use crate::domain::events::Kind;
 use crate::domain::machine::attempt::{self, Attempt, Launcher, PausedRequest, Repair, Repaired, Served};
 use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::{Machine, Notice};
-use crate::domain::view::Trouble;
 use crate::process::link::{ANSWER, ChildError, unexpected};
 use crate::value::text::one_line;
+use crate::value::trouble::Trouble;
 
 impl Machine {
     /// What a process in this role is started with. None if no device needs it.
@@ -210,7 +210,7 @@ impl Machine {
                 let role = self.devices.of_device(&device).and_then(|class| class.role());
                 let backend = role.and_then(|role| self.backend(role));
                 let backend = backend.ok_or("its backend is being started again")?;
-                backend.ask(request.request(), fds).await.map_err(|error| chain(&error))?;
+                backend.ask(&request, fds).await.map_err(|error| chain(&error))?;
                 // What it has said of the connection before is over.
                 if let Some(link) = &mut backend.link {
                     link.forget(
@@ -295,7 +295,7 @@ impl Machine {
                 self.event_of_child(Kind::RequestHeld, format!("disk {device}: {cause}"));
                 self.say_of_child(format!("disk {device}: {cause}: the domain is paused"));
                 self.losses.paused.retain(|paused| paused.device != device);
-                self.losses.paused.push(PausedRequest { device, cause });
+                self.losses.paused.push(PausedRequest { device, since: Instant::now(), cause });
                 self.notices.push(Notice::Trouble);
             }
             BackendEvent::ConnectionLost { device, why } => {
@@ -340,11 +340,13 @@ impl Machine {
         let name = &self.owner.name;
         let paused = self.losses.paused.iter().map(|paused| Trouble {
             layer: format!("disk {}", paused.device),
+            since: Some(paused.since),
             cause: paused.cause.clone(),
             next: format!("mend it, then domus unpause {name}: the same request is done again"),
         });
         let lost = self.losses.open.iter().map(|repair| Trouble {
             layer: repair.loss.to_string(),
+            since: Some(repair.since),
             cause: match &repair.problem {
                 None => repair.how.clone(),
                 Some(problem) => {
@@ -353,9 +355,10 @@ impl Machine {
             },
             next: "its devices stand still, nothing is lost; it is tried again every few seconds".into(),
         });
-        let hung = self.silent().map(|(role, seconds)| Trouble {
+        let hung = self.silent().map(|(role, since)| Trouble {
             layer: role.program().into(),
-            cause: format!("has not answered for {seconds} s"),
+            since: Some(since),
+            cause: "does not answer".into(),
             next: match (role, self.on_hang) {
                 (Role::Runner, _) => {
                     format!("the guest may stand still; domus destroy {name} ends it without its answer")
@@ -370,9 +373,11 @@ impl Machine {
         });
         let failing = self.devices.disks.failing().into_iter().map(|disk| Trouble {
             layer: format!("disk {disk}"),
+            since: None,
             cause: "it was not served for so long that its requests fail now (on_backend_loss)".into(),
             next: format!("domus backend upgrade {name} {disk}: it is served again"),
         });
-        paused.chain(lost).chain(hung).chain(failing).collect()
+        let ill = self.devices.all().into_iter().flat_map(|class| class.troubles());
+        paused.chain(lost).chain(hung).chain(failing).chain(ill).collect()
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use shared_abi::Role;
 use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::process::Process;
 use crate::process::link::{ANSWER, ChildError, ChildLink, unexpected};
@@ -48,9 +49,9 @@ impl Runner {
         link.ask(process, request, fds, (patience, done), destroyed).await
     }
 
-    /// How long it has owed an answer, in seconds.
-    pub fn silent_for(&self) -> Option<u64> {
-        self.link.as_ref()?.silent_for()
+    /// Since when it has owed an answer.
+    pub fn silent_since(&self) -> Option<Instant> {
+        self.link.as_ref()?.silent_since()
     }
 
     /// Has it do what it answers with "done".

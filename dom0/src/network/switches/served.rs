@@ -16,7 +16,7 @@ use domus_startup::control::chain;
 use shared_abi::control::{BackendReply, SwitchEvent, SwitchRequest, SwitchStart};
 use shared_abi::{Role, SwitchName};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::host::proc;
 use crate::host::run_dir::{RunDir, RunDirError};
@@ -28,6 +28,9 @@ use crate::value::text::one_line;
 
 /// How long a switch may take to answer, and a domain waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// So often a switch is asked for a sign of life.
+const BEAT: Duration = Duration::from_secs(3);
 
 /// A request to a switch.
 pub struct Ask {
@@ -93,6 +96,26 @@ impl Served {
     }
 }
 
+/// Has the switch do something. One that does not answer in time is of no use to anybody, and is killed: its guests are
+/// better off with another.
+async fn exchange(
+    link: &mut SwitchLink,
+    process: &Process,
+    request: &SwitchRequest,
+    fds: Vec<OwnedFd>,
+) -> Result<BackendReply, ChildError> {
+    let result = async {
+        link.send(request, &fds).await?;
+        drop(fds);
+        link.answer(process, PATIENCE, "answered").await
+    };
+    let result = result.await;
+    if matches!(result, Err(ChildError::Silent { .. } | ChildError::Link { .. })) {
+        process.kill();
+    }
+    result
+}
+
 impl KeptAlive for Served {
     type Running = (Process, SwitchLink);
     type Error = SwitchError;
@@ -137,6 +160,7 @@ impl KeptAlive for Served {
     }
 
     async fn serve(&mut self, (process, mut link): (Process, SwitchLink)) -> Option<String> {
+        let mut next_beat = Instant::now() + BEAT;
         loop {
             tokio::select! {
                 ask = self.asked.recv() => {
@@ -145,20 +169,19 @@ impl KeptAlive for Served {
                         process.reap().await;
                         return None;
                     };
-                    let exchange = async {
-                        link.send(&request, &fds).await?;
-                        drop(fds);
-                        link.answer(&process, PATIENCE, "answered").await
-                    };
-                    let result = exchange.await;
-                    // One that does not answer in time is of no use to anybody: its guests are better off with another.
-                    if matches!(result, Err(ChildError::Silent { .. } | ChildError::Link { .. })) {
-                        process.kill();
-                    }
+                    let result = exchange(&mut link, &process, &request, fds).await;
                     let _ = answer.send(result.map_err(|error| match error {
                         ChildError::Failed { why, .. } => one_line(&why),
                         error => chain(&error),
                     }));
+                }
+                () = sleep_until(next_beat), if link.version() >= 3 => {
+                    next_beat = Instant::now() + BEAT;
+                    if let Err(ChildError::Silent { seconds, .. }) =
+                        exchange(&mut link, &process, &SwitchRequest::Ping, Vec::new()).await
+                    {
+                        self.say(&format!("domus-switch has not answered for {seconds} s: another one takes its place"));
+                    }
                 }
                 event = link.event() => match event {
                     Ok(SwitchEvent::PortFailed { domain, nic, why }) => {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use domus_api::Dom0Client;
+use shared_abi::time::written;
 
 use crate::client::{answer, connect};
 use crate::output::print;
@@ -30,7 +31,8 @@ pub async fn run(dir: Option<&Path>, args: WhyArgs) -> anyhow::Result<()> {
         text += ", and nothing is amiss";
     }
     for trouble in &why.troubles {
-        text += &format!("\n{}: {}\n  next: {}", trouble.layer, trouble.cause, trouble.next);
+        let since = trouble.since.map_or(String::new(), |since| format!("since {}: ", written(since * 1000)));
+        text += &format!("\n{}: {since}{}\n  next: {}", trouble.layer, trouble.cause, trouble.next);
     }
     print(&text)
 }

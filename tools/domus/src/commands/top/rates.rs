@@ -208,6 +208,7 @@ mod tests {
             write: OpInfo { ops: u64::MAX, ..OpInfo::default() },
             flush: OpInfo::default(),
             discard: OpInfo::default(),
+            oldest_ms: None,
         };
         let disk = DiskInfo {
             id: "root".into(),
