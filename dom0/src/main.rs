@@ -45,6 +45,9 @@ struct Args {
     /// Who starts the processes of domains
     #[arg(long, value_enum, default_value_t = Starter::Auto)]
     supervisor: Starter,
+    /// Create domains also where their RAM is more than the host's RAM and swap, with that of the others
+    #[arg(long)]
+    overcommit: bool,
     /// Answer Prometheus here: ADDRESS:PORT, or the path of a socket to make
     #[arg(long, value_name = "WHERE")]
     metrics: Option<Where>,
@@ -120,10 +123,11 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         log::file::keep_in(folder);
     }
     let run = RunDir::open(&args.run_dir.unwrap_or_else(domus_api::default_run_dir))?;
+    let checks = Rc::new(Direct::new(args.libexec_dir.clone(), true));
     let supervisor = starter(args.supervisor, args.libexec_dir, &run)?;
     let env = Environment::of_service(&run, &args.config_dir, supervisor);
     let cores = std::path::absolute(args.dump_dir)?;
-    let dom0 = Dom0::new(Environment { cores, ..env });
+    let dom0 = Dom0::new(Environment { cores, checks, overcommit: args.overcommit, ..env });
     let _lock = dom0.lock()?;
     let server = Server::bind(&dom0)?;
     let metrics = args.metrics.map(|at| Metrics::bind(at, args.metrics_public)).transpose()?;

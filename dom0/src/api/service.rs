@@ -146,7 +146,8 @@ impl Session {
             let problem = format!("\"{}\" is the name of a domain that runs already", config.name);
             return Err(ConfigError::new(&config.file, "name", problem).into());
         }
-        match check::check(&config, self.dom0.networks()).await {
+        let (networks, checks) = (self.dom0.networks().clone(), self.dom0.env().checks.clone());
+        match check::check(&config, networks, checks, self.dom0.promised()).await {
             Ok(()) => Ok(()),
             Err(StartError::Config(error)) => Err(error.into()),
             Err(error) => {
@@ -252,7 +253,7 @@ impl Session {
     async fn timeline(&self, name: String) -> Result<Timeline, ApiError> {
         let phases = self
             .dom0
-            .call(&name, |domain| {
+            .question(&name, |domain| {
                 async move { domain.running("tell how it started")?.timeline().await }.boxed_local()
             })
             .await?
@@ -263,8 +264,9 @@ impl Session {
     async fn vcpu_list(&self, name: String) -> Result<VcpuList, ApiError> {
         let vcpus = self
             .asked(
-                self.dom0
-                    .call(&name, |domain| async move { Ok(domain.machine().vcpu_reports()) }.boxed_local()),
+                self.dom0.question(&name, |domain| {
+                    async move { Ok(domain.machine().vcpu_reports()) }.boxed_local()
+                }),
             )
             .await?;
         Ok(VcpuList { vcpus: vcpus.into_iter().map(Into::into).collect() })
@@ -315,8 +317,9 @@ impl Session {
     async fn block_list(&self, name: String) -> Result<DiskList, ApiError> {
         let disks = self
             .asked(
-                self.dom0
-                    .call(&name, |domain| async move { Ok(domain.machine().disks().await) }.boxed_local()),
+                self.dom0.question(&name, |domain| {
+                    async move { Ok(domain.machine().disks().await) }.boxed_local()
+                }),
             )
             .await?;
         Ok(DiskList { disks: disks.into_iter().map(Into::into).collect() })
@@ -402,7 +405,7 @@ impl Session {
         let nics = self
             .asked(
                 self.dom0
-                    .call(&name, |domain| async move { Ok(domain.machine().nics().await) }.boxed_local()),
+                    .question(&name, |domain| async move { Ok(domain.machine().nics().await) }.boxed_local()),
             )
             .await?;
         Ok(NicList { nics: nics.into_iter().map(Into::into).collect() })

@@ -58,13 +58,13 @@ async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
     let domains = dom0.list().into_iter().map(async |view| {
         let ask = async || {
             let disks = dom0
-                .call(view.name.as_str(), |domain| {
+                .question(view.name.as_str(), |domain| {
                     async move { Ok(domain.machine().disks().await) }.boxed_local()
                 })
                 .await
                 .unwrap_or_default();
             let nics = dom0
-                .call(view.name.as_str(), |domain| {
+                .question(view.name.as_str(), |domain| {
                     async move { Ok(domain.machine().nics().await) }.boxed_local()
                 })
                 .await

@@ -98,6 +98,16 @@ impl Devices {
         Self::of(file, &DeviceRecords::first(config))
     }
 
+    /// Those of a config that a sealed process of the domain's own looks into before it serves them, and nothing else:
+    /// images. They are opened as for a check.
+    pub fn to_look_into(file: &Path, config: &DeviceConfigs) -> Self {
+        let DeviceRecords { mut block, .. } = DeviceRecords::first(config);
+        block.disks.retain(|record| record.has_image());
+        let devices = Self::of(file, &DeviceRecords { block, ..DeviceRecords::default() });
+        devices.disks.set_looked_into();
+        devices
+    }
+
     /// Those that a dom0 before this one wrote down. Nothing of them is open here.
     pub fn adopted(owner: &Owner, records: &DeviceRecords, from: &Providers) -> Self {
         let devices = Self::of(&owner.file, records);

@@ -1,27 +1,73 @@
-//! Whether a domain could be created now. Opens and closes, and changes nothing.
+//! Whether a domain could be created now: all that creating it does, up to its guest, and nothing of it stays.
+//!
+//! ```text
+//!   memory, CPUs, files, bridges, sockets
+//!     ─▶ a machine without a network, in sealed processes: its kernel is loaded, its images are looked into
+//!     ─▶ removed
+//! ```
 
 use std::io;
+use std::rc::Rc;
 
 use nix::unistd::{AccessFlags, access};
+use shared_abi::DomId;
+use tokio::sync::watch;
 
 use crate::config::DomainConfig;
 use crate::device::classes::Devices;
+use crate::device::{Owner, Providers};
 use crate::domain::error::StartError;
-use crate::domain::machine::check_scheduling;
+use crate::domain::machine::{Machine, check_scheduling};
+use crate::host::run_dir::RunDir;
 use crate::host::{files, memory};
 use crate::network::managed::Networks;
+use crate::network::switches::Switches;
+use crate::process::Supervisor;
 
-/// Checks what only the host can tell: files, images, bridges, taps, memory, KVM.
+/// Checks what only the host can tell: files, images, bridges, taps, memory, KVM; `promised` is the RAM of all other
+/// domains, in bytes. `supervisor` starts the processes that look into the kernel and the images.
 ///
 /// # Errors
 /// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
-pub async fn check(config: &DomainConfig, networks: &Networks) -> Result<(), StartError> {
+pub async fn check(
+    config: &DomainConfig,
+    networks: Rc<Networks>,
+    supervisor: Rc<dyn Supervisor>,
+    promised: u64,
+) -> Result<(), StartError> {
+    memory::check_sum(&config.place("memory"), config.memory, promised)?;
     startable(config).await?;
     for class in Devices::new(&config.file, &config.devices).all() {
-        class.check(networks).await?;
+        class.check(&networks).await?;
     }
     access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK)
-        .map_err(|errno| StartError::Kvm(io::Error::from(errno)))
+        .map_err(|errno| StartError::Kvm(io::Error::from(errno)))?;
+    look_into(config, networks, supervisor).await
+}
+
+/// Builds a machine as far as it can be without an effect, and removes it.
+async fn look_into(
+    config: &DomainConfig,
+    networks: Rc<Networks>,
+    supervisor: Rc<dyn Supervisor>,
+) -> Result<(), StartError> {
+    let io = |source| StartError::Io { act: "make a directory for a check", source };
+    let directory = tempfile::Builder::new().prefix("domus-check-").tempdir().map_err(io)?;
+    let switches = Switches::new(RunDir::open(directory.path())?, None);
+    let owner = Owner {
+        file: config.file.clone(),
+        name: config.name.clone(),
+        started_as: config.name.clone(),
+        // No domain has this number, and so none has this user.
+        domid: DomId(0),
+        directory: directory.path().into(),
+    };
+    let from = Providers { supervisor, networks, switches: Rc::new(switches) };
+    let (_destroy, destroyed) = watch::channel(false);
+    let mut machine = Machine::to_look_into(owner, config, from, destroyed);
+    let built = machine.build(config, &|_| {}).await;
+    machine.tear_down().await;
+    built
 }
 
 /// Checks what a machine needs of the host that no other one of the same domain has: memory, CPUs, a kernel.

@@ -25,6 +25,10 @@ pub struct Environment {
     pub cores: PathBuf,
     /// What happens to them.
     pub events: Rc<Events>,
+    /// What starts the processes that look into the files of a config that is checked.
+    pub checks: Rc<dyn Supervisor>,
+    /// Their RAM may be more than the host's in all.
+    pub overcommit: bool,
     /// They end with the command that has begun them.
     pub foreground: bool,
 }
@@ -38,8 +42,10 @@ impl Environment {
             providers: Providers {
                 networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
                 switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
-                supervisor,
+                supervisor: supervisor.clone(),
             },
+            checks: supervisor,
+            overcommit: false,
             cores: CORES.into(),
             events: Rc::default(),
             foreground: false,
@@ -54,8 +60,11 @@ impl Environment {
             providers: Providers {
                 networks: Rc::new(Networks::of_others(config_dir, run.path())),
                 switches: Rc::new(Switches::new(run.clone(), None)),
-                supervisor,
+                supervisor: supervisor.clone(),
             },
+            checks: supervisor,
+            // The service's domains are not known here.
+            overcommit: true,
             cores: CORES.into(),
             events: Rc::default(),
             foreground: true,

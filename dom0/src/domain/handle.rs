@@ -18,7 +18,9 @@ use crate::domain::view::View;
 #[derive(Debug)]
 pub struct Handle {
     /// Takes wishes until the domain is gone.
-    pub commands: mpsc::UnboundedSender<Command<Domain>>,
+    pub wishes: mpsc::UnboundedSender<Command<Domain>>,
+    /// Takes questions until then, which are answered when there is no wish.
+    questions: mpsc::UnboundedSender<Command<Domain>>,
     /// Set to true with the command to destroy the domain, which then waits for no answer of the runner's.
     pub destroy: watch::Sender<bool>,
     /// Closed when the domain is gone.
@@ -32,7 +34,8 @@ impl Handle {
         config: &DomainConfig,
         directory: &Path,
     ) -> (Self, Inbox, watch::Sender<View>) {
-        let (commands, asked) = mpsc::unbounded_channel();
+        let (wishes, wished) = mpsc::unbounded_channel();
+        let (questions, asked) = mpsc::unbounded_channel();
         let (destroy, destroyed) = watch::channel(false);
         let (view, watcher) = watch::channel(View {
             started_as: name.clone(),
@@ -49,8 +52,8 @@ impl Handle {
             restarts: 0,
             troubles: Vec::new(),
         });
-        let inbox = Inbox { commands: asked, destroyed };
-        (Self { commands, destroy, view: watcher }, inbox, view)
+        let inbox = Inbox { wishes: wished, questions: asked, destroyed };
+        (Self { wishes, questions, destroy, view: watcher }, inbox, view)
     }
 
     /// The domain's name of the moment.
@@ -63,6 +66,21 @@ impl Handle {
     /// None if the domain is gone.
     pub async fn call<T: 'static>(
         &self,
+        verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
+    ) -> Option<Result<T, String>> {
+        Self::send(&self.wishes, verb).await
+    }
+
+    /// The same for what changes nothing: it waits until nobody wants anything done.
+    pub async fn question<T: 'static>(
+        &self,
+        question: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
+    ) -> Option<Result<T, String>> {
+        Self::send(&self.questions, question).await
+    }
+
+    async fn send<T: 'static>(
+        to: &mpsc::UnboundedSender<Command<Domain>>,
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
     ) -> Option<Result<T, String>> {
         let (answer, answered) = oneshot::channel();
@@ -79,14 +97,14 @@ impl Handle {
                 Box::new(move || drop(answer.send(result))) as Answer
             })
         }));
-        self.commands.send(Command::Call(verb)).ok()?;
+        to.send(Command::Call(verb)).ok()?;
         answered.await.ok()
     }
 
     /// What the runner says of itself, if there is one that answers soon.
     pub async fn status(&self) -> Option<RunnerStatus> {
         let (answer, answered) = oneshot::channel();
-        self.commands.send(Command::Status(answer)).ok()?;
+        self.questions.send(Command::Status(answer)).ok()?;
         // The task may be waiting for the answer to somebody else's wish.
         tokio::time::timeout(STATUS * 2, answered).await.ok()?.ok()
     }

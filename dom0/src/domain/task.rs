@@ -31,10 +31,23 @@ use crate::value::trouble::Trouble;
 /// What a domain's task is reached by.
 #[derive(Debug)]
 pub struct Inbox {
-    /// Wishes.
-    pub commands: mpsc::UnboundedReceiver<Command<Domain>>,
-    /// True when one of them is to destroy the domain.
+    /// What somebody wants done.
+    pub wishes: mpsc::UnboundedReceiver<Command<Domain>>,
+    /// What somebody wants to know.
+    pub questions: mpsc::UnboundedReceiver<Command<Domain>>,
+    /// True when one of the wishes is to destroy the domain.
     pub destroyed: watch::Receiver<bool>,
+}
+
+impl Inbox {
+    /// The next command: wishes come before questions. None if nobody can send one any more. Cancel safe.
+    async fn next(&mut self) -> Option<Command<Domain>> {
+        tokio::select! {
+            biased;
+            wish = self.wishes.recv() => wish,
+            Some(question) = self.questions.recv() => Some(question),
+        }
+    }
 }
 
 /// Who waits for what of a domain's task.
@@ -189,7 +202,7 @@ impl Domain {
             }
             tokio::select! {
                 // The registry never lets go of a domain that is not gone; if it did: nobody could end it any more.
-                command = self.inbox.commands.recv() => match command {
+                command = self.inbox.next() => match command {
                     Some(command) => self.command(command).await,
                     None => self.step_with(&Event::Destroy),
                 },
@@ -434,7 +447,7 @@ impl Domain {
             loop {
                 let command = tokio::select! {
                     result = &mut building => break Ok(result),
-                    Some(command) = inbox.commands.recv() => command,
+                    Some(command) = inbox.next() => command,
                 };
                 let (event, answer) = match command {
                     Command::Ask { event, answer } => (event, answer),

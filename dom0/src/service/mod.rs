@@ -23,8 +23,8 @@ use crate::domain::lifecycle::{Event, Life, State};
 use crate::domain::record::{Record, Source};
 use crate::domain::{Command, Domain, Handle, View};
 use crate::host::links::Links;
-use crate::host::orphans;
 use crate::host::run_dir::{RunDir, RunDirError};
+use crate::host::{memory, orphans};
 use crate::network::managed::Networks;
 use crate::value::place::ConfigError;
 
@@ -119,6 +119,10 @@ impl Dom0 {
 
     async fn create_with(self: &Rc<Self>, config: DomainConfig, life: Life) -> Result<DomId, StartError> {
         let name = config.name.clone();
+        // One that is to run whatever comes is not refused for what others have: it ran so before.
+        if !life.lasts() {
+            memory::check_sum(&config.place("memory"), config.memory, self.promised())?;
+        }
         if let Some(other) = self.name_in_use(&name) {
             let problem = format!(
                 "\"{name}\" is what the processes of \"{other}\" are still called, which was renamed: reboot or destroy it, or \
@@ -178,6 +182,13 @@ impl Dom0 {
             self.begin(domain, handle);
         }
         self.env.providers.switches.settle();
+    }
+
+    /// The RAM of all its domains in bytes; 0 where it may be more than the host's.
+    pub fn promised(&self) -> u64 {
+        let domains = self.domains.borrow();
+        let memory = domains.iter().map(|handle| handle.view.borrow().memory);
+        if self.env.overcommit { 0 } else { memory.fold(0, u64::saturating_add) }
     }
 
     /// The domain, of another name, whose processes have this one.
@@ -287,7 +298,7 @@ impl Dom0 {
         let destroy = event == Event::Destroy;
         let gone = || AskError::NoSuchDomain(handle.name().to_string());
         let (answer, answered) = oneshot::channel();
-        if handle.commands.send(Command::Ask { event, answer }).is_err() {
+        if handle.wishes.send(Command::Ask { event, answer }).is_err() {
             return if destroy { Ok(()) } else { Err(gone()) };
         }
         if destroy {
@@ -312,9 +323,20 @@ impl Dom0 {
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
     ) -> Result<T, AskError> {
         let handle = self.find(name)?;
-        let done =
-            handle.call(verb).await.ok_or_else(|| AskError::NoSuchDomain(handle.name().to_string()))?;
-        done.map_err(|why| AskError::Refused { name: handle.name(), why })
+        told(&handle, handle.call(verb).await)
+    }
+
+    /// The same for what changes nothing: see [`Handle::question`].
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn question<T: 'static>(
+        &self,
+        name: &str,
+        question: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
+    ) -> Result<T, AskError> {
+        let handle = self.find(name)?;
+        told(&handle, handle.question(question).await)
     }
 
     /// Waits until the machine that `name` has now has stopped, and says how.
@@ -374,4 +396,10 @@ impl Dom0 {
         let view = handle.view.borrow();
         Ok((view.console.as_path().into(), view.domid))
     }
+}
+
+/// What a domain's task has told.
+fn told<T>(handle: &Handle, done: Option<Result<T, String>>) -> Result<T, AskError> {
+    let done = done.ok_or_else(|| AskError::NoSuchDomain(handle.name().to_string()))?;
+    done.map_err(|why| AskError::Refused { name: handle.name(), why })
 }

@@ -153,6 +153,83 @@ fn a_raw_disk_that_is_another_formats_image_is_refused_with_the_line_to_add() {
     host.ok(&["check", &host.guest("web1", SHELL, &disk(""))]);
 }
 
+/// As `create` does, in a sealed process that changes nothing.
+#[test]
+fn a_check_looks_into_images() {
+    let mut host = Host::new(true);
+    let path = host.path("root.qcow2");
+    let make = |more: &[&str]| {
+        let _ = fs::remove_file(&path);
+        let image = path.to_str().unwrap();
+        assert!(
+            tool("qemu-img", &[&["create", "-q", "-f", "qcow2"], more, &[image, "8M"]].concat())
+                .status
+                .success()
+        );
+    };
+    let with_bit = |bit: u64| {
+        make(&[]);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &bit.to_be_bytes(), 72).unwrap();
+    };
+    let disk =
+        format!(r#", "disks": [ {{ "id": "root", "path": "{}", "format": "qcow2" }} ]"#, path.display());
+    let file = host.guest("web1", SHELL, &disk);
+    let data = host.path("data.raw");
+    let data_file = format!("data_file={}", data.display());
+    fs::File::create(host.path("base.img")).unwrap().set_len(8 << 20).unwrap();
+    let base = host.path("base.img").display().to_string();
+    let cases: [(&dyn Fn(), &str); 5] = [
+        (&|| make(&["-o", &data_file]), "external file"),
+        (&|| make(&["-o", "extended_l2=on"]), "extended"),
+        (&|| with_bit(1), "not closed properly"),
+        (&|| with_bit(2), "corrupt"),
+        (&|| make(&["-b", &base, "-F", "raw"]), "base.img"),
+    ];
+    for serves in [false, true] {
+        if serves {
+            host.start_service();
+        }
+        let before = host.traces();
+        for (make, said) in &cases {
+            make();
+            let image = fs::read(&path).unwrap();
+            let refused = host.refused(&["check", &file]);
+            assert!(refused.starts_with("web1.json: ") && refused.contains(said), "{said}: {refused}");
+            assert_eq!(host.refused(&[if serves { "create" } else { "run" }, &file]), refused);
+            assert!(fs::read(&path).unwrap() == image, "{said}: the image was changed");
+        }
+        make(&[]);
+        let image = fs::read(&path).unwrap();
+        host.ok(&["check", &file]);
+        assert!(fs::read(&path).unwrap() == image, "the image was changed");
+        assert_eq!(host.traces(), before);
+    }
+}
+
+#[test]
+fn domains_are_not_promised_more_memory_than_there_is_unless_that_is_wanted() {
+    let mut host = Host::with_service(true);
+    let most = host.domain("Domain-0").unwrap()["memory_mib"].as_u64().unwrap() * 9 / 10;
+    let boot = format!(r#"{{ "kernel": "mini.elf", "cmdline": "{SHELL}" }}"#);
+    let names: Vec<_> = (1..=8).map(|n| format!("web{n}")).collect();
+    for name in &names {
+        let text = format!(r#"{{ "name": "{name}", "memory": "{most}MiB", "boot": {boot} }}"#);
+        host.write(&format!("{name}.json"), &text);
+    }
+    // Swap counts.
+    let refused =
+        names.iter().find(|name| !host.domus(&["create", &format!("{name}.json")]).status.success());
+    let refused = format!("{}.json", refused.expect("the host has no memory for all of them"));
+    for verb in ["check", "create"] {
+        let said = host.refused(&[verb, &refused]);
+        assert!(said.contains("memory: ") && said.contains("dom0 --overcommit"), "{said}");
+    }
+    host.leave_service();
+    host.start_service_with(&["--overcommit"]);
+    host.ok(&["check", &refused]);
+}
+
 #[test]
 fn an_image_that_is_there_twice_is_named_by_both_places() {
     let host = Host::new(true);

@@ -55,6 +55,8 @@ pub struct Disks {
     limits: Cell<IoLimits>,
     /// A guest has had them: what is on them is its own matter.
     are_used: Cell<bool>,
+    /// They are opened for their process to look into, as for a check.
+    are_looked_into: Cell<bool>,
 }
 
 impl Disks {
@@ -66,7 +68,18 @@ impl Disks {
             disks: disks.into(),
             limits: record.limits.into(),
             are_used: Cell::default(),
+            are_looked_into: Cell::default(),
         }
+    }
+
+    /// No guest will have them: they are opened as for a check.
+    pub fn set_looked_into(&self) {
+        self.are_looked_into.set(true);
+    }
+
+    /// What they are opened for.
+    fn mode(&self) -> Mode {
+        if self.are_looked_into.get() { Mode::Check } else { Mode::Use }
     }
 
     /// A guest has had them.
@@ -176,13 +189,13 @@ impl Disks {
         without.filter_map(|open| Some((open.disk.id.clone(), open.server()?.clone()))).collect()
     }
 
-    /// Opens what is not open; for a check everything, and nothing is kept.
+    /// Opens what is not open, and what others serve only to see that it is there. Without `keep` nothing stays open.
     ///
     /// # Errors
     /// [`ConfigError`]; also if a path leads to another file than it did.
-    async fn open_missing(&self, why: Mode) -> Result<(), ConfigError> {
+    async fn open_missing(&self, why: Mode, keep: bool) -> Result<(), ConfigError> {
         let missing = |open: &OpenDisk| {
-            let wanted = why == Mode::Check || !open.is_open;
+            let wanted = !keep || !open.is_open;
             wanted.then(|| (open.n, open.disk.clone(), open.files.is_empty()))
         };
         let missing: Vec<_> = self.disks.borrow().iter().filter_map(missing).collect();
@@ -196,7 +209,7 @@ impl Disks {
                     if is_new && !self.are_used.get() {
                         opened.expect_raw(&place, own).await?;
                     }
-                    if why == Mode::Use {
+                    if keep {
                         self.with(&disk.id, |open| open.take(opened, &place)).transpose()?;
                     }
                 }
@@ -269,7 +282,7 @@ impl Backend for Disks {
     }
 
     fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        async { Ok(self.open_missing(Mode::Check).await?) }.boxed_local()
+        async { Ok(self.open_missing(Mode::Check, false).await?) }.boxed_local()
     }
 
     fn plan(&self, plan: &mut Plan) {
@@ -288,13 +301,15 @@ impl Backend for Disks {
     }
 
     fn prepare<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        async { Ok(self.open_missing(Mode::Use).await?) }.boxed_local()
+        async { Ok(self.open_missing(self.mode(), true).await?) }.boxed_local()
     }
 
     fn open<'a>(&'a self, _owner: &'a Owner, _from: &'a Providers) -> Step<'a, ()> {
         async {
-            self.open_missing(Mode::Use).await?;
-            self.reopen().await?;
+            self.open_missing(self.mode(), true).await?;
+            if !self.are_looked_into.get() {
+                self.reopen().await?;
+            }
             for (disk, uri) in self.unconnected() {
                 let connection = dial(&uri).await?;
                 self.with(&disk, |disk| disk.connection = Some(connection));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shared_abi::control::{Cache, DeviceConfig, DeviceFeatures, DeviceSpec, IoLimits};
 
-use crate::device::block::config::Disk;
+use crate::device::block::config::{Disk, DiskData};
 use crate::device::slots::SlotMap;
 use crate::device::spec::{BLOCK, BLOCK_CONFIG, QUEUE_SIZE, usual_class};
 use crate::host::files::FileId;
@@ -47,6 +47,11 @@ pub struct DiskRecord {
 }
 
 impl DiskRecord {
+    /// `domus-block` serves it from an image of this host's.
+    pub fn has_image(&self) -> bool {
+        self.disk.own().is_some_and(|own| !matches!(own.data, DiskData::Nbd(_)))
+    }
+
     /// Of disk `n` of a config, before it is opened.
     fn first(n: usize, disk: &Disk, slots: &mut SlotMap) -> Self {
         let own = disk.own();

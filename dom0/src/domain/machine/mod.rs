@@ -140,6 +140,18 @@ impl Machine {
         }
     }
 
+    /// A machine of a config that is built to see whether its kernel and its images are what they should be, and
+    /// whether KVM can make it. It has no guest.
+    pub fn to_look_into(
+        owner: Owner,
+        config: &DomainConfig,
+        from: Providers,
+        destroyed: watch::Receiver<bool>,
+    ) -> Self {
+        let devices = Devices::to_look_into(&owner.file, &config.devices);
+        Self { devices: Rc::new(devices), ..Self::new(owner, config, from, destroyed) }
+    }
+
     /// The machine after this one, of which nothing is left: from the same config, with what has been changed of it
     /// since, or from another one, which says all of that itself. Exchanged programs stay.
     pub fn successor(&mut self, owner: Owner, config: &DomainConfig, is_another: bool) -> Self {

@@ -37,7 +37,7 @@ pub struct CreateArgs {
 pub async fn run(dir: Option<&Path>, args: CreateArgs) -> anyhow::Result<()> {
     let CreateArgs { file, console, dry_run, timing, json } = args;
     if dry_run {
-        return check::check(dir, &file, json).await;
+        return check::check(dir, &file, None, json).await;
     }
     let asked = timing::now();
     let (text, directory) = read_config(&file)?;
