@@ -26,7 +26,6 @@ use crate::domain::verb::{Command, STATUS, Verb};
 use crate::domain::view::View;
 use crate::process::link::ChildError;
 use crate::value::text::one_line;
-use crate::value::trouble::Trouble;
 
 /// What a domain's task is reached by.
 #[derive(Debug)]
@@ -276,7 +275,7 @@ impl Domain {
                 memory: machine.memory(),
                 vcpus: machine.vcpus(),
                 runner: machine.runner(),
-                troubles: self.trouble().into_iter().chain(machine.troubles()).collect(),
+                troubles: [self.pace.troubles(self.name()), machine.troubles()].concat(),
                 ..view.clone()
             };
             let is_new = *view != now;
@@ -519,21 +518,6 @@ impl Domain {
         }
     }
 
-    /// What is amiss with the domain itself.
-    fn trouble(&self) -> Option<Trouble> {
-        let Problem { why, since, attempts } = self.pace.problem.as_ref()?;
-        Some(Trouble {
-            layer: "domain".into(),
-            since: Some(*since),
-            cause: format!("cannot be started, {attempts} time(s) by now: {why}"),
-            next: format!(
-                "it is tried again within {} s; domus destroy {} gives it up",
-                self.pace.next_delay().as_secs(),
-                self.name()
-            ),
-        })
-    }
-
     /// Does what the machine's notices ask for, and has everybody see what is.
     fn apply_notices(&mut self) {
         self.tell_notices();
@@ -558,10 +542,7 @@ impl Domain {
 
     /// The runner is gone without a word.
     pub(super) fn runner_ended(&mut self, how: &str) {
-        self.view.send_modify(|view| {
-            view.ended = Some(format!("crashed: its runner {how}"));
-            view.crashed = true;
-        });
+        self.has_ended(format!("crashed: its runner {how}"), true);
         self.say(&format!("the runner {how}"));
         self.emit(Kind::Crashed, Some(&format!("its runner {how}")));
         self.step_with(&Event::RunnerDied);
@@ -580,10 +561,12 @@ impl Domain {
         };
         self.say(&text);
         self.emit(if crashed { Kind::Crashed } else { Kind::Stopped }, Some(&text));
-        self.view.send_modify(|view| {
-            view.ended = Some(text);
-            view.crashed = crashed;
-        });
+        self.has_ended(text, crashed);
+    }
+
+    fn has_ended(&mut self, how: String, crashed: bool) {
+        self.pace.ended(&how, crashed);
+        self.view.send_modify(|view| (view.ended, view.crashed) = (Some(how), crashed));
     }
 
     /// Writes a line to the domain's log.

@@ -170,6 +170,11 @@ fn a_crash_leaves_a_core_where_its_policy_says_so() {
         host.domain("loop").unwrap()["id"].as_u64().unwrap() >= first + 3
     });
     assert_eq!(cores(), 2);
+    let why = host.ok(&["why", "loop"]);
+    assert!(
+        why.contains("guest: since ") && why.contains("in a row soon after its start: the last one crashed"),
+        "{why}"
+    );
     host.ok(&["destroy", "loop"]);
     assert_eq!(host.traces(), before);
 }
