@@ -39,8 +39,8 @@ impl Domain {
         let Dump { file, live, then } = dump;
         self.running("dump its core")?;
         let core = match file {
-            Some(path) => CoreFile::at(path)?,
-            None => CoreFile::among(&self.env.cores, self.name(), self.machine.memory())?,
+            Some(path) => CoreFile::at(path).await?,
+            None => CoreFile::among(&self.env.cores, self.name(), self.machine.memory()).await?,
         };
         let path = self.machine.write_core(core, live, then == Then::Destroy).await?;
         match then {

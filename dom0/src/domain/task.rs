@@ -399,10 +399,10 @@ impl Domain {
 
     /// Writes the core that a policy asks for, and says what has come of it.
     async fn dump_for_policy(&mut self) {
-        if CoreFile::is_recent(&self.env.cores, self.name()) {
+        if CoreFile::is_recent(&self.env.cores, self.name()).await {
             return self.say("no core: the one of its last crash is hardly older");
         }
-        let written = match CoreFile::among(&self.env.cores, self.name(), self.machine.memory()) {
+        let written = match CoreFile::among(&self.env.cores, self.name(), self.machine.memory()).await {
             Ok(core) => self.machine.write_core(core, false, true).await,
             Err(why) => Err(why),
         };

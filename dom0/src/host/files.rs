@@ -1,16 +1,18 @@
 //! Opens kernels, initrds and disk images, and never reads their contents. All of it may wait for storage, so all of it
 //! is done on threads of their own: see [`slow`].
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::Mode as Permissions;
 
 use crate::host::locks::{self, Lock};
+use crate::host::resolve::Resolved;
 use crate::host::slow::{self, Slow, StorageFile};
 use crate::value::place::{ConfigError, Place};
 
@@ -76,9 +78,8 @@ fn says(path: &Path, error: &io::Error, cure: &str) -> String {
 
 /// Opens what `meta` was told of a moment ago, and nothing else that has taken its name since: opening a pipe would
 /// wait for its other end, and opening a terminal could make it dom0's own.
-fn open_same(path: &Path, meta: &Metadata, options: &mut OpenOptions, flags: OFlag) -> io::Result<File> {
-    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = options.custom_flags(flags.bits()).open(path)?;
+fn open_same(resolved: &Resolved, meta: &Metadata, flags: OFlag) -> io::Result<File> {
+    let file = resolved.open(flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY, Permissions::empty())?;
     let now = file.metadata()?;
     if (now.dev(), now.ino(), now.file_type()) != (meta.dev(), meta.ino(), meta.file_type()) {
         return Err(io::Error::other("it was replaced just now"));
@@ -95,15 +96,15 @@ fn open_same(path: &Path, meta: &Metadata, options: &mut OpenOptions, flags: OFl
 pub async fn blob(place: &Place<'_>, path: &Path) -> Result<StorageFile, ConfigError> {
     let opened = slow::with(path, |path| {
         let cure = "name a file that dom0 can read";
-        let meta = path.metadata().map_err(|e| says(path, &e, cure))?;
+        let resolved = Resolved::new(path).map_err(|e| says(path, &e, cure))?;
+        let meta = resolved.path().metadata().map_err(|e| says(path, &e, cure))?;
         if !meta.is_file() {
             return Err(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta)));
         }
         if meta.len() == 0 {
             return Err(format!("\"{}\" is empty: {cure}", path.display()));
         }
-        open_same(path, &meta, OpenOptions::new().read(true), OFlag::empty())
-            .map_err(|e| says(path, &e, cure))
+        open_same(&resolved, &meta, OFlag::O_RDONLY).map_err(|e| says(path, &e, cure))
     });
     answered(place, opened.await)
 }
@@ -167,8 +168,14 @@ pub struct Appended {
 fn appended_now(path: &Path, why: Mode) -> Result<Option<Appended>, String> {
     let cure = "name a regular file in a directory that dom0 may write to";
     let shown = path.display();
+    let resolved = match Resolved::new(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(format!("\"{shown}\" has no directory: {cure}"));
+        }
+        resolved => resolved.map_err(|error| says(path, &error, cure))?,
+    };
     // Whatever has the name: opening a pipe would wait for its other end.
-    match path.metadata() {
+    match resolved.path().metadata() {
         Ok(meta) if !meta.is_file() => return Err(format!("\"{shown}\" is {}: {cure}", kind(&meta))),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(says(path, &error, cure)),
         Err(_) if why == Mode::Check => {
@@ -177,10 +184,9 @@ fn appended_now(path: &Path, why: Mode) -> Result<Option<Appended>, String> {
         }
         _ => {}
     }
-    let mut options = OpenOptions::new();
-    options.append(true).create(why == Mode::Use).mode(0o600);
-    let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-    let opened = options.custom_flags(flags.bits()).open(path).and_then(|file| {
+    let create = if why == Mode::Use { OFlag::O_CREAT } else { OFlag::empty() };
+    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | create;
+    let opened = resolved.open(flags, Permissions::S_IRUSR | Permissions::S_IWUSR).and_then(|file| {
         let (id, length) = (id(&file)?, file.metadata()?.len());
         Ok(Appended { file: file.into(), id, length })
     });
@@ -218,14 +224,17 @@ pub async fn image(
 
 fn image_now(path: &Path, Access { read_only, direct, why }: Access) -> Result<(File, FileId), String> {
     let cure = "name an image, a regular file, or a block device";
-    let meta = path.metadata().map_err(|e| says(path, &e, cure))?;
+    let resolved = Resolved::new(path).map_err(|e| says(path, &e, cure))?;
+    let meta = resolved.path().metadata().map_err(|e| says(path, &e, cure))?;
     let block = meta.file_type().is_block_device();
     if !block && !meta.is_file() {
         return Err(format!("\"{}\" is {}: {cure}", path.display(), kind(&meta)));
     }
-    let mut options = OpenOptions::new();
     // Closing a block device that was open for writing wakes udev: a check must not.
-    options.read(true).write(!(read_only || block && why == Mode::Check));
+    let access = match read_only || block && why == Mode::Check {
+        true => OFlag::O_RDONLY,
+        false => OFlag::O_RDWR,
+    };
     // Without O_CREAT: fail if the device is mounted or otherwise in use (open(2)).
     let flags = if block && !read_only { OFlag::O_EXCL } else { OFlag::empty() };
     let deadline = match why {
@@ -233,7 +242,7 @@ fn image_now(path: &Path, Access { read_only, direct, why }: Access) -> Result<(
         Mode::Check => Instant::now(),
     };
     let opened = loop {
-        match open_same(path, &meta, &mut options, flags) {
+        match open_same(&resolved, &meta, access | flags) {
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => sleep(RETRY),
             other => break other,
         }
@@ -278,7 +287,20 @@ fn image_now(path: &Path, Access { read_only, direct, why }: Access) -> Result<(
         let who = locks::holder(meta.dev(), meta.ino()).unwrap_or_else(|| "another process".into());
         return Err(format!("\"{}\" is in use by {who}: end that first, or copy the image", path.display()));
     }
-    // A file system without locks protects nothing; that is no reason not to start.
+    if let Err(error) = free {
+        if !locks::has_none(&error) {
+            return Err(format!(
+                "\"{}\" cannot be locked ({error}): see what the locks of its file system wait for",
+                path.display()
+            ));
+        }
+        if why == Mode::Use {
+            crate::log::stderr::line(format_args!(
+                "\"{}\" is on a file system without locks ({error}): nothing keeps others from writing to it",
+                path.display()
+            ));
+        }
+    }
     let id = id(&file).map_err(|error| format!("\"{}\" cannot be looked at: {error}", path.display()))?;
     Ok((file, id))
 }
@@ -334,10 +356,10 @@ mod tests {
     async fn a_pipe_that_takes_a_files_place_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = image_in(dir.path());
-        let meta = path.metadata().unwrap();
+        let (resolved, meta) = (Resolved::new(&path).unwrap(), path.metadata().unwrap());
         std::fs::remove_file(&path).unwrap();
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        let error = open_same(&path, &meta, OpenOptions::new().read(true), OFlag::empty()).unwrap_err();
+        nix::unistd::mkfifo(&path, Permissions::S_IRUSR).unwrap();
+        let error = open_same(&resolved, &meta, OFlag::O_RDONLY).unwrap_err();
         assert!(error.to_string().contains("replaced"), "{error}");
         assert!(blob(&place("boot.kernel"), &path).await.unwrap_err().to_string().contains("is a pipe"));
     }

@@ -98,6 +98,12 @@ pub fn take(file: &File, lock: Lock) -> io::Result<bool> {
     }
 }
 
+/// True for the error of a file system that has no locks, which protects nothing and is no reason not to start; false
+/// for that of one whose locks fail: another host may have it locked.
+pub fn has_none(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+}
+
 fn set(file: &File, request: &libc::flock) -> io::Result<()> {
     // SAFETY: the descriptor is open for the length of the call and F_OFD_SETLK reads one struct flock.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, request) };
@@ -182,6 +188,13 @@ pub fn describe(pid: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn locks_that_fail_are_not_taken_for_none() {
+        let of = |errno| has_none(&io::Error::from_raw_os_error(errno));
+        assert!(of(libc::EOPNOTSUPP) && of(libc::ENOSYS));
+        assert!(!of(libc::ENOLCK) && !of(libc::EIO) && !of(libc::ESTALE));
+    }
 
     #[test]
     fn a_file_is_known_by_its_descriptor_even_if_its_name_is_gone() {

@@ -13,6 +13,7 @@ pub mod orphans;
 pub mod pidfd;
 pub mod proc;
 pub mod programs;
+pub mod resolve;
 pub mod run_dir;
 pub mod slow;
 pub mod sockets;

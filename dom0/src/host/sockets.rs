@@ -10,6 +10,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, socket, socketpair,
 };
 
+use crate::host::slow;
 use crate::value::place::{ConfigError, Place};
 
 /// Both ends of a connected stream socket.
@@ -31,25 +32,29 @@ pub fn has_unread(socket: &OwnedFd) -> bool {
 ///
 /// # Errors
 /// [`ConfigError`] if the socket is missing, or nobody listens on it.
-pub fn foreign(place: &Place<'_>, path: &Path, connect: bool) -> Result<Option<OwnedFd>, ConfigError> {
-    let refuse = |problem: String| place.refuse(problem);
+pub async fn foreign(place: &Place<'_>, path: &Path, connect: bool) -> Result<Option<OwnedFd>, ConfigError> {
+    match slow::with(path, move |path| foreign_now(path, connect)).await {
+        Ok(found) => found.map_err(|problem| place.refuse(problem)),
+        Err(slow) => Err(place.refuse(slow)),
+    }
+}
+
+fn foreign_now(path: &Path, connect: bool) -> Result<Option<OwnedFd>, String> {
     let cure = "start the vhost-user backend first, and name the socket it listens on";
     let shown = path.display();
     match path.metadata() {
         Ok(meta) if meta.file_type().is_socket() => {}
-        Ok(_) => return Err(refuse(format!("\"{shown}\" is no socket: {cure}"))),
+        Ok(_) => return Err(format!("\"{shown}\" is no socket: {cure}")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(refuse(format!("\"{shown}\" does not exist: {cure}")));
+            return Err(format!("\"{shown}\" does not exist: {cure}"));
         }
-        Err(error) => return Err(refuse(format!("\"{shown}\" cannot be found ({error}): {cure}"))),
+        Err(error) => return Err(format!("\"{shown}\" cannot be found ({error}): {cure}")),
     }
     if !connect {
         return Ok(None);
     }
-    match dial(path) {
-        Ok(stream) => Ok(Some(stream)),
-        Err(error) => Err(refuse(format!("\"{shown}\" cannot be connected to ({error}): {cure}"))),
-    }
+    let refuse = |error| format!("\"{shown}\" cannot be connected to ({error}): {cure}");
+    dial(path).map(Some).map_err(refuse)
 }
 
 /// Connects without waiting: a listener that does not accept must not hold dom0 up. The result is in blocking mode.

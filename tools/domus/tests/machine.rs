@@ -172,7 +172,8 @@ fn a_crash_leaves_a_core_where_its_policy_says_so() {
     assert_eq!(cores(), 2);
     let why = host.ok(&["why", "loop"]);
     assert!(
-        why.contains("guest: since ") && why.contains("in a row soon after its start: the last one crashed"),
+        why.contains("guest: has ended ")
+            && why.contains("in a row soon after its start: the last one crashed"),
         "{why}"
     );
     host.ok(&["destroy", "loop"]);

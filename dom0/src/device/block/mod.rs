@@ -214,7 +214,7 @@ impl Disks {
                     }
                 }
                 DiskSource::VhostUser(path) => {
-                    sockets::foreign(&place.under("vhost_user_socket"), path, false)?;
+                    sockets::foreign(&place.under("vhost_user_socket"), path, false).await?;
                 }
             }
         }
@@ -384,8 +384,8 @@ impl Backend for Disks {
         async move {
             let nothing = || DeviceError::NotHere(device.clone());
             let (n, path) = socket.flatten().ok_or_else(nothing)?;
-            let socket = sockets::foreign(&self.place(n).under("vhost_user_socket"), &path, true)?;
-            socket.ok_or_else(nothing)
+            let place = self.place(n).under("vhost_user_socket");
+            sockets::foreign(&place, &path, true).await?.ok_or_else(nothing)
         }
         .boxed_local()
     }

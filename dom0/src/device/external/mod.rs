@@ -60,9 +60,9 @@ impl Externals {
         self.devices.clone()
     }
 
-    fn dial(&self, device: &ExternalRecord, connect: bool) -> Result<Option<OwnedFd>, DeviceError> {
+    async fn dial(&self, device: &ExternalRecord, connect: bool) -> Result<Option<OwnedFd>, DeviceError> {
         let place = Place::new(&self.file, format_args!("devices[{}].vhost_user_socket", device.n));
-        Ok(sockets::foreign(&place, &device.socket, connect)?)
+        Ok(sockets::foreign(&place, &device.socket, connect).await?)
     }
 }
 
@@ -72,7 +72,13 @@ impl Backend for Externals {
     }
 
     fn check<'a>(&'a self, _networks: &'a Networks) -> Step<'a, ()> {
-        async { self.devices.iter().try_for_each(|device| self.dial(device, false).map(drop)) }.boxed_local()
+        async {
+            for device in &self.devices {
+                self.dial(device, false).await?;
+            }
+            Ok(())
+        }
+        .boxed_local()
     }
 
     fn plan(&self, plan: &mut Plan) {
@@ -91,8 +97,8 @@ impl Backend for Externals {
     ) -> Step<'a, OwnedFd> {
         async move {
             let found = self.devices.iter().find(|external| external.spec.id == *device);
-            let socket = found.map(|external| self.dial(external, true)).transpose()?;
-            socket.flatten().ok_or_else(|| DeviceError::NotHere(device.clone()))
+            let nothing = || DeviceError::NotHere(device.clone());
+            self.dial(found.ok_or_else(nothing)?, true).await?.ok_or_else(nothing)
         }
         .boxed_local()
     }

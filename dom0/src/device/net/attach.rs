@@ -132,7 +132,7 @@ pub async fn check(
             tap::check(place, key, name, links).await.map(drop)
         }
         NicLink::User(_) => passt::check().map_err(|error| refuse(error.to_string())),
-        NicLink::VhostUser(path) => sockets::foreign(&place.under(key), path, false).map(drop),
+        NicLink::VhostUser(path) => sockets::foreign(&place.under(key), path, false).await.map(drop),
         NicLink::Network(name) => networks.check(name).await.map_err(|error| refuse(chain(&error))),
         // It is started with its first port.
         NicLink::Switch(_) => Ok(()),

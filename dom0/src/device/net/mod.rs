@@ -364,7 +364,7 @@ impl Backend for Nics {
                 NicLink::Switch(switch) => self.plug(owner, (n, device, switch), from).await,
                 NicLink::VhostUser(path) => {
                     let place = owner.place(format_args!("nets[{n}].vhost_user_socket"));
-                    sockets::foreign(&place, &path, true)?.ok_or_else(nothing)
+                    sockets::foreign(&place, &path, true).await?.ok_or_else(nothing)
                 }
                 _ => Err(nothing()),
             }

@@ -1,7 +1,7 @@
 //! Cores of a domain's machine: the runner writes them into a file that dom0 has opened.
 //!
 //! dom0 never sees the guest's memory, the runner never a path. A file that is there is never written to, one that
-//! could not be written as a whole is removed.
+//! could not be written as a whole is removed. Where it is made is somebody's storage: see [`slow`].
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -16,6 +16,7 @@ use shared_abi::DomainName;
 use shared_abi::control::RunnerRequest;
 
 use crate::domain::machine::Machine;
+use crate::host::slow::{self, StorageFile};
 use crate::process::link::ANSWER;
 
 /// Cores of one domain that are kept in the directory of cores.
@@ -34,7 +35,7 @@ const SLOWEST: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct CoreFile {
     path: PathBuf,
-    file: File,
+    file: StorageFile,
 }
 
 impl CoreFile {
@@ -42,8 +43,9 @@ impl CoreFile {
     ///
     /// # Errors
     /// One line; also if it is there.
-    pub fn at(path: PathBuf) -> Result<Self, String> {
-        match make(&path) {
+    pub async fn at(path: PathBuf) -> Result<Self, String> {
+        let made = slow::with(&path, |path| make(path).map(StorageFile::from)).await;
+        match made.map_err(|slow| slow.to_string())? {
             Ok(file) => Ok(Self { path, file }),
             Err(error) => Err(refusal(&path, &error)),
         }
@@ -54,27 +56,38 @@ impl CoreFile {
     ///
     /// # Errors
     /// One line; also if there is no room for it.
-    pub fn among(cores: &Path, domain: &DomainName, bytes: u64) -> Result<Self, String> {
-        let path = cores.join(core_name(domain));
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(cores);
-        made.map_err(|error| refusal(&path, &error))?;
-        let mut own = cores_of(cores, domain);
-        while own.len() >= MAX_CORES {
-            let _ = std::fs::remove_file(own.remove(0));
-        }
-        room(cores, bytes).map_err(|why| {
-            format!("cannot make the core {}: {why}: make room, or name another file", path.display())
-        })?;
-        Self::at(path)
+    pub async fn among(cores: &Path, domain: &DomainName, bytes: u64) -> Result<Self, String> {
+        let (path, domain) = (cores.join(core_name(domain)), domain.clone());
+        let new = path.clone();
+        let ready = slow::with(cores, move |cores| make_room(cores, &domain, bytes, &new));
+        ready.await.map_err(|slow| slow.to_string())??;
+        Self::at(path).await
     }
 
     /// True if the newest core of a domain there is so young that another one would tell little more: a guest that
     /// crashes time and again would write nothing but cores.
-    pub fn is_recent(cores: &Path, domain: &DomainName) -> bool {
-        let newest = cores_of(cores, domain).pop();
-        let made = newest.and_then(|newest| newest.metadata().ok()?.modified().ok());
-        made.is_some_and(|made| made.elapsed().is_ok_and(|age| age < INTERVAL))
+    pub async fn is_recent(cores: &Path, domain: &DomainName) -> bool {
+        let domain = domain.clone();
+        let recent = move |cores: &Path| {
+            let newest = cores_of(cores, &domain).pop();
+            let made = newest.and_then(|newest| newest.metadata().ok()?.modified().ok());
+            made.is_some_and(|made| made.elapsed().is_ok_and(|age| age < INTERVAL))
+        };
+        slow::with(cores, recent).await.unwrap_or(false)
     }
+}
+
+/// Makes the directory of cores where it is missing, and room there for `new`.
+fn make_room(cores: &Path, domain: &DomainName, bytes: u64, new: &Path) -> Result<(), String> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(cores);
+    made.map_err(|error| refusal(new, &error))?;
+    let mut own = cores_of(cores, domain);
+    while own.len() >= MAX_CORES {
+        let _ = std::fs::remove_file(own.remove(0));
+    }
+    room(cores, bytes).map_err(|why| {
+        format!("cannot make the core {}: {why}: make room, or name another file", new.display())
+    })
 }
 
 /// The cores of a domain there, the oldest first. Nothing else that lies there.
@@ -132,7 +145,7 @@ impl Machine {
                 }
             }
         };
-        let _ = std::fs::remove_file(&path);
+        let _ = slow::with(&path, |path| std::fs::remove_file(path)).await;
         Err(format!("{}: {problem}", path.display()))
     }
 }
@@ -152,27 +165,27 @@ fn core_name(domain: &DomainName) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_domain_has_few_cores_and_what_else_lies_there_stays() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_domain_has_few_cores_and_what_else_lies_there_stays() {
         let dir = tempfile::tempdir().unwrap();
         let domain: DomainName = "web1".parse().unwrap();
         for other in ["web1-notes.core", "web1-2-1.000000001.core", "web1-1.core.gz"] {
             std::fs::write(dir.path().join(other), "").unwrap();
         }
-        assert!(!CoreFile::is_recent(dir.path(), &domain));
+        assert!(!CoreFile::is_recent(dir.path(), &domain).await);
         for _ in 0..5 {
-            drop(CoreFile::among(dir.path(), &domain, 1).unwrap());
+            drop(CoreFile::among(dir.path(), &domain, 1).await.unwrap());
         }
-        assert!(CoreFile::is_recent(dir.path(), &domain));
+        assert!(CoreFile::is_recent(dir.path(), &domain).await);
         assert_eq!(cores_of(dir.path(), &domain).len(), MAX_CORES);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), MAX_CORES + 3);
     }
 
-    #[test]
-    fn a_core_that_has_no_room_is_refused_before_it_is_begun() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_core_that_has_no_room_is_refused_before_it_is_begun() {
         let dir = tempfile::tempdir().unwrap();
         let domain: DomainName = "web1".parse().unwrap();
-        let error = CoreFile::among(dir.path(), &domain, 1 << 60).unwrap_err();
+        let error = CoreFile::among(dir.path(), &domain, 1 << 60).await.unwrap_err();
         assert!(error.contains("MiB may be used there"), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

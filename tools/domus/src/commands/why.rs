@@ -31,8 +31,9 @@ pub async fn run(dir: Option<&Path>, args: WhyArgs) -> anyhow::Result<()> {
         text += ", and nothing is amiss";
     }
     for trouble in &why.troubles {
-        let since = trouble.since.map_or(String::new(), |since| format!("since {}: ", written(since * 1000)));
-        text += &format!("\n{}: {since}{}\n  next: {}", trouble.layer, trouble.cause, trouble.next);
+        let since =
+            trouble.since.map_or(String::new(), |since| format!(" (since {})", written(since * 1000)));
+        text += &format!("\n{}: {}{since}\n  next: {}", trouble.layer, trouble.cause, trouble.next);
     }
     print(&text)
 }
