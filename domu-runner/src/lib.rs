@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`machine`] | builds a machine from the start message, and serves its requests |
 //! | [`layout`], [`memory`] | the machine's address map; guest RAM: one sealed memfd |
-//! | [`vm`], [`cpuid`], [`vcpu`] | KVM's objects, what CPUID tells, the vCPU threads |
+//! | [`vm`], [`cpuid`], [`msr`], [`vcpu`] | KVM's objects, what CPUID tells, the registers allowed, the vCPU threads |
 //! | [`bus`], [`irq`] | port and memory accesses to devices; GSI routes, irqfds |
 //! | [`acpi`], [`power`], [`stop`] | the tables; sleep, reset and buttons; how a machine ends |
 //! | [`pci`], [`virtio`] | bus 0 with MSI-X; virtio-pci for any device type and the vhost-user frontend |
@@ -26,6 +26,7 @@ pub mod irq;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod msr;
 pub mod pci;
 pub mod power;
 pub mod rules;

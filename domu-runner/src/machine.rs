@@ -81,7 +81,7 @@ impl Machine {
         fds.finish()?;
 
         let ram = GuestRam::new(start.memory)?;
-        let Vm { fd, mut vcpus } = Vm::new(kvm, start.vcpus, &ram)?;
+        let Vm { fd, mut vcpus } = Vm::new(kvm, start.vcpus, &start.cpu, &ram)?;
         let irq = Arc::new(IrqRouter::new(fd.clone())?);
         let (stop, reasons) = Stop::channel();
         let interrupt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
@@ -154,6 +154,7 @@ impl Machine {
                 let (first_run, output) = (self.vcpus.first_run(), self.serial.first_output());
                 return Ok(RunnerReply::Times(self.timeline.times(first_run, output, drivers.min())));
             }
+            RunnerRequest::Counters => return Ok(RunnerReply::Counters(self.vcpus.counters())),
             RunnerRequest::Start(_) => return Err("this runner has its machine already".into()),
             // Also of a machine that has stopped: then it is wanted most.
             RunnerRequest::DumpCore { file, live, hold } => {

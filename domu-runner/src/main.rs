@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use domu_runner::boot::BootError;
 use domu_runner::machine::Machine;
+use domu_runner::vm::VmError;
 use domus_startup::Control;
 use domus_startup::control::chain;
 use shared_abi::control::{RunnerReply, RunnerRequest, StartPart};
@@ -42,6 +43,10 @@ fn refuse(control: &Control, error: &anyhow::Error) {
     if control.version().is_none_or(|version| version < 2) {
         return control.fail(error.as_ref());
     }
-    let what = error.downcast_ref::<BootError>().map_or(StartPart::Other, BootError::part);
+    let what = match (error.downcast_ref::<BootError>(), error.downcast_ref::<VmError>()) {
+        (Some(boot), _) => boot.part(),
+        (None, Some(VmError::Cpu(_))) if control.version() >= Some(3) => StartPart::Cpu,
+        _ => StartPart::Other,
+    };
     control.fail_with(&RunnerReply::Refused { what, why: chain(error.as_ref()) });
 }

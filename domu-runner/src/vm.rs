@@ -7,13 +7,20 @@
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_BUS_LOCK_DETECTION_EXIT, KVM_CAP_MAX_VCPU_ID, KVM_CAP_PMU_CAPABILITY,
+    KVM_CAP_X86_BUS_LOCK_EXIT, KVM_CAP_X86_NOTIFY_VMEXIT, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE,
+    KVM_X86_NOTIFY_VMEXIT_ENABLED, KVM_X86_NOTIFY_VMEXIT_USER, Msrs, kvm_enable_cap, kvm_msr_entry,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use shared_abi::cpu::CpuSpec;
 use vmm_sys_util::errno;
 
-use crate::cpuid;
+use crate::cpuid::{self, Cpu, Missing};
 use crate::layout::{IDENTITY_MAP, TSS};
 use crate::memory::GuestRam;
+use crate::msr;
 
 /// The only version of the KVM API there has been since 2007.
 const API_VERSION: i32 = 12;
@@ -49,6 +56,9 @@ pub enum VmError {
         /// Possible.
         most: usize,
     },
+    /// The CPU that was asked for.
+    #[error(transparent)]
+    Cpu(#[from] Missing),
     /// KVM supports more leaves than it takes.
     #[error("CPUID of {0} entries: KVM takes at most {KVM_MAX_CPUID_ENTRIES}")]
     CpuidTooLong(usize),
@@ -75,11 +85,11 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a VM of `vcpus` vCPUs around `ram`, which must outlive it.
+    /// Makes a VM of `vcpus` vCPUs of this kind around `ram`, which must outlive it.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn new(kvm: OwnedFd, vcpus: u8, ram: &GuestRam) -> Result<Self, VmError> {
+    pub fn new(kvm: OwnedFd, vcpus: u8, spec: &CpuSpec, ram: &GuestRam) -> Result<Self, VmError> {
         // SAFETY: the descriptor is owned and open, and its ownership moves; that it is KVM's is checked next.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
         if kvm.get_api_version() != API_VERSION {
@@ -92,8 +102,11 @@ impl Vm {
         if usize::from(vcpus) > most {
             return Err(VmError::Vcpus { asked: vcpus, most });
         }
+        let supported = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+        let cpu = Cpu::new(spec, supported.as_slice(), kvm.check_extension(Cap::TscDeadlineTimer))?;
 
         let fd = call("make a VM", kvm.create_vm())?;
+        limit(&fd, vcpus, spec)?;
         // Pages that Intel hosts without unrestricted guests need. Elsewhere they mean nothing and may be refused.
         let _ = fd.set_identity_map_address(IDENTITY_MAP);
         let _ = fd.set_tss_address(TSS as usize);
@@ -111,11 +124,9 @@ impl Vm {
         }
         call("make an interrupt controller", fd.create_irq_chip())?;
 
-        let supported = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let vcpu = |id: u8| -> Result<VcpuFd, VmError> {
             let vcpu = call("make a vCPU", fd.create_vcpu(id.into()))?;
-            let entries = cpuid::Vcpu { id, count: vcpus, tsc_deadline }.cpuid(supported.as_slice());
+            let entries = cpuid::Vcpu { id, count: vcpus }.cpuid(&cpu);
             let cpuid = CpuId::from_entries(&entries).map_err(|_| VmError::CpuidTooLong(entries.len()))?;
             call("set a vCPU's CPUID", vcpu.set_cpuid2(&cpuid))?;
             // As firmware leaves them. A KVM that does not know them has its reasons: then they stay as they are.
@@ -132,4 +143,36 @@ impl Vm {
         let vcpus = (0..vcpus).map(vcpu).collect::<Result<_, _>>()?;
         Ok(Self { fd: Arc::new(fd), vcpus })
     }
+}
+
+/// Takes from a VM without vCPUs what its guest is not to have, and asks to be told what it does to its host. Each as
+/// far as this host's KVM can.
+fn limit(fd: &VmFd, vcpus: u8, spec: &CpuSpec) -> Result<(), VmError> {
+    let has = |cap: u32| u64::try_from(fd.check_extension_raw(cap.into())).unwrap_or(0);
+    let enable = |cap, value: u64| {
+        let cap = kvm_enable_cap { cap, args: [value, 0, 0, 0], ..Default::default() };
+        fd.enable_cap(&cap)
+    };
+    if fd.check_extension(Cap::X86MsrFilter) {
+        call("filter model-specific registers", msr::filter(fd, spec))?;
+    }
+    let no_pmu = u64::from(KVM_PMU_CAP_DISABLE);
+    if !spec.pmu && has(KVM_CAP_PMU_CAPABILITY) & no_pmu != 0 {
+        call("take the PMU away", enable(KVM_CAP_PMU_CAPABILITY, no_pmu))?;
+    }
+    let bus_lock = u64::from(KVM_BUS_LOCK_DETECTION_EXIT);
+    if has(KVM_CAP_X86_BUS_LOCK_EXIT) & bus_lock != 0 {
+        call("watch for bus locks", enable(KVM_CAP_X86_BUS_LOCK_EXIT, bus_lock))?;
+    }
+    if has(KVM_CAP_X86_NOTIFY_VMEXIT) != 0 {
+        // In the upper half, the cycles that a vCPU may hold its core without a chance for an interrupt: 0 beyond
+        // what the CPU itself adds.
+        let wanted = KVM_X86_NOTIFY_VMEXIT_ENABLED | KVM_X86_NOTIFY_VMEXIT_USER;
+        call("watch for vCPUs that hold their core", enable(KVM_CAP_X86_NOTIFY_VMEXIT, wanted.into()))?;
+    }
+    if has(KVM_CAP_MAX_VCPU_ID) != 0 {
+        // What KVM makes tables for. One that cannot be told makes them for all ids.
+        let _ = enable(KVM_CAP_MAX_VCPU_ID, vcpus.into());
+    }
+    Ok(())
 }

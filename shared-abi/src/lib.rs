@@ -7,12 +7,14 @@
 //! |---|---|
 //! | [`control`] | `dom0` and each of its children, over a `SOCK_SEQPACKET` socket |
 //! | [`console`] | `domus-console` and whoever is attached to a console, over a stream socket |
+//! | [`cpu`] | dom0 and `domu-runner`: the features that a guest's CPU may have |
 //! | [`steering`] | dom0, the kernel and `domus-net`, in shared memory |
 //! | [`ids`], [`limits`], [`nbd`] | all of them |
 //! | [`rate`], [`size`], [`time`] | people and all of them: how a config, a command line and a message write them |
 
 pub mod console;
 pub mod control;
+pub mod cpu;
 pub mod ids;
 pub mod limits;
 pub mod nbd;

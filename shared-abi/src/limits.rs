@@ -6,8 +6,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Most file descriptors in one control message: the kernel's own limit (`SCM_MAX_FD`).
 pub const MAX_FDS: usize = 253;
 
-/// Most vCPUs of a domain.
-pub const MAX_VCPUS: u8 = 32;
+/// Most vCPUs of a domain: their APIC ids, which are their numbers, fit into a byte of which 255 means all of them.
+pub const MAX_VCPUS: u8 = 255;
 
 /// Least memory of a domain, in bytes: below this no Linux starts, and the mini guest needs less.
 pub const MIN_MEMORY: u64 = 16 << 20;
@@ -27,8 +27,7 @@ pub const MAX_DEVICES: usize = 31;
 /// Most virtqueues of one device. A queue has one MSI-X vector, and one more is for the configuration.
 pub const MAX_QUEUES: u16 = 64;
 
-/// Most queue pairs of a NIC: with the control queue they have at most [`MAX_QUEUES`] queues, and a guest has at most
-/// [`MAX_VCPUS`] vCPUs.
+/// Most queue pairs of a NIC: with the control queue they have at most [`MAX_QUEUES`] queues.
 pub const MAX_QUEUE_PAIRS: u16 = 31;
 
 /// Bytes of the memory file in which a NIC's backend keeps what the driver has set.

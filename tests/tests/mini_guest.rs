@@ -63,12 +63,51 @@ fn acpi_clocks_timer_and_uart_are_as_promised() -> Result<()> {
 
 #[test]
 fn all_processors_come_up_and_work_at_the_same_time() -> Result<()> {
-    for vcpus in [2, 4, 32] {
+    for vcpus in [2, 4, 32, 255] {
         let mut plan = Plan::new("mini.test=smp,smp,acpi");
         plan.vcpus = vcpus;
         let machine = all_hold(plan)?;
         let cpus = machine.values().find_map(|value| number::<u8>(value, "cpus"));
         assert_eq!(cpus, Some(vcpus));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_has_neither_nested_virtualization_nor_a_pmu() -> Result<()> {
+    let machine = all_hold(Plan::new("mini.test=cpu"))?;
+    for part in ["vmx", "svm", "svm_leaf", "pmu"] {
+        let has = machine.values().find_map(|value| number::<u32>(value, part));
+        assert_eq!(has, Some(0), "{part}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_feature_that_is_taken_away_is_not_there() -> Result<()> {
+    let mut plan = Plan::new("mini.test=cpu");
+    plan.cpu.disable = vec!["x2apic".parse()?];
+    for (plan, has) in [(Plan::new("mini.test=cpu"), 1), (plan, 0)] {
+        let machine = all_hold(plan)?;
+        let ecx = machine.values().find_map(|value| number::<u32>(value, "ecx1"));
+        assert_eq!(ecx.map(|ecx| ecx >> 21 & 1), Some(has));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_register_that_is_listed_is_read_and_one_that_is_not_is_a_fault() -> Result<()> {
+    // The base of FS, and TSC_ADJUST; the number of SMIs, which KVM has for whoever asks.
+    for listed in ["0xc0000100", "0x3b"] {
+        all_hold(Plan::new(format!("mini.test=msr mini.msr={listed}")))?;
+    }
+    let mut machine = start(Plan::new("mini.test=msr mini.msr=0x34"))?;
+    loop {
+        match machine.line(MINUTE)? {
+            Some(Line::Died(how)) => break ensure!(how.starts_with("fault vector=13 "), "{how}"),
+            Some(Line::Ok(_)) | None => panic!("it reads a register that is not listed"),
+            Some(_) => {}
+        }
     }
     Ok(())
 }

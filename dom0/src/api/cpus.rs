@@ -57,7 +57,7 @@ mod tests {
     fn what_no_domain_can_have_is_refused_with_its_value() {
         assert_eq!(check(Some(MAX_WEIGHT), Some(0)), Ok(()));
         assert!(check(Some(0), None).unwrap_err().contains("weight of 0"));
-        assert!(check(None, Some(3201)).unwrap_err().contains("cap of 3201 %"));
+        assert!(check(None, Some(25_501)).unwrap_err().contains("cap of 25501 %"));
         assert!(pin(Some(256), "0").unwrap_err().contains("vCPU 256"));
         assert!(pin(None, "x").is_err());
     }

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use shared_abi::DeviceId;
 use shared_abi::control::IoLimits;
+use shared_abi::cpu::{CpuModel, CpuSpec, FeatureName};
 use shared_abi::limits::{MAX_CMDLINE, MAX_DEVICES, MAX_FDS, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY};
 use uuid::Uuid;
 
-use crate::config::file::{AutostartFile, AutostartTurn, CpusFile, DomainFile, OnHang};
+use crate::config::file::{
+    AutostartFile, AutostartTurn, ChangedCpuFile, CpuFile, CpusFile, DomainFile, ModelFile, OnHang,
+};
 use crate::config::{Autostart, DomainConfig, Policy};
 use crate::device::block::config::{Disk, DiskData, OwnDisk};
 use crate::device::classes::DeviceConfigs;
@@ -38,6 +41,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         },
     };
     let vcpus = context.range("vcpus", text.vcpus, 1, MAX_VCPUS.into())? as u8;
+    let cpu = cpu(&context, text.cpu, text.nested, text.pmu)?;
     let memory = memory(&context, text.memory)?;
     let kernel = context.path("boot.kernel", &text.boot.kernel)?;
     let initrd = text.boot.initrd.map(|path| context.path("boot.initrd", &path)).transpose()?;
@@ -105,6 +109,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         name,
         uuid,
         vcpus,
+        cpu,
         memory,
         kernel,
         initrd,
@@ -121,6 +126,31 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         on_hang,
         policy,
     })
+}
+
+fn cpu(context: &Context<'_>, text: CpuFile, nested: bool, pmu: bool) -> Result<CpuSpec, ConfigError> {
+    let text = match text {
+        CpuFile::Model(model) => ChangedCpuFile { model, require: Vec::new(), disable: Vec::new() },
+        CpuFile::Changed(changed) => changed,
+    };
+    let model = match text.model {
+        ModelFile::Host => CpuModel::Host,
+        ModelFile::V2 => CpuModel::V2,
+        ModelFile::V3 => CpuModel::V3,
+        ModelFile::V4 => CpuModel::V4,
+    };
+    let list = |key: &str, names: Vec<String>| -> Result<Vec<FeatureName>, ConfigError> {
+        let parse = |(n, name): (usize, String)| {
+            name.parse().map_err(|why| context.refuse(format!("cpu.{key}[{n}]"), why))
+        };
+        names.into_iter().enumerate().map(parse).collect()
+    };
+    let (require, disable) = (list("require", text.require)?, list("disable", text.disable)?);
+    if let Some((n, name)) = (0..).zip(&disable).find(|(_, name)| require.contains(name)) {
+        let problem = format!("\"{name}\" is in cpu.require too: one of the two would do");
+        return Err(context.refuse(format!("cpu.disable[{n}]"), problem));
+    }
+    Ok(CpuSpec { model, require, disable, nested, pmu })
 }
 
 fn scheduling(

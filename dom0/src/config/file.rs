@@ -26,10 +26,20 @@ pub struct DomainFile {
     /// UUID of the machine, as its guest and lists have it. Without this key it is made from the name.
     #[serde(default)]
     pub uuid: Option<String>,
-    /// Number of vCPUs, 1 to 32.
+    /// Number of vCPUs, 1 to 255.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 32))]
+    #[schemars(range(min = 1, max = 255))]
     pub vcpus: u64,
+    /// The CPU that the guest sees: `"host"`, a level of the x86-64 psABI, or an object with features by name. A host
+    /// that cannot give it refuses the domain.
+    #[serde(default)]
+    pub cpu: CpuFile,
+    /// The guest may run virtual machines itself.
+    #[serde(default)]
+    pub nested: bool,
+    /// The guest has performance counters, which it shares with the host.
+    #[serde(default)]
+    pub pmu: bool,
     /// RAM: 16MiB up to what the host has.
     #[serde(default = "default_memory")]
     #[schemars(extend("default" = "512MiB"))]
@@ -60,7 +70,7 @@ pub struct DomainFile {
     pub cpu_weight: Option<u64>,
     /// What all its processes may use together, in percent of one CPU; 0 is no cap.
     #[serde(default)]
-    #[schemars(range(max = 3200))]
+    #[schemars(range(max = 25500))]
     pub cpu_cap: Option<u64>,
     /// Whether it starts with the host, if this file is in /etc/domus/domains.
     #[serde(default)]
@@ -80,6 +90,59 @@ pub struct DomainFile {
     /// What becomes of a backend process of Domus' that lives and does not answer: `{ "restart_after": 30 }`.
     #[serde(default)]
     pub on_backend_hang: OnHang,
+}
+
+/// A model, or an object that begins with one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "\"host\", \"x86-64-v2\", \"x86-64-v3\", \"x86-64-v4\", or an object with `model`, `require` and \
+                 `disable` would do"
+)]
+pub enum CpuFile {
+    /// It is this.
+    Model(ModelFile),
+    /// It is like this, but for some features.
+    Changed(ChangedCpuFile),
+}
+
+impl Default for CpuFile {
+    fn default() -> Self {
+        Self::Model(ModelFile::Host)
+    }
+}
+
+/// A model of a CPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum ModelFile {
+    /// All that the host has and a guest may have.
+    #[default]
+    #[serde(rename = "host")]
+    Host,
+    /// 2009: SSE4.2, POPCNT, CMPXCHG16B.
+    #[serde(rename = "x86-64-v2")]
+    V2,
+    /// 2013: AVX2, BMI2, FMA.
+    #[serde(rename = "x86-64-v3")]
+    V3,
+    /// 2017: AVX-512.
+    #[serde(rename = "x86-64-v4")]
+    V4,
+}
+
+/// A model with more or fewer features, which are named as in `/proc/cpuinfo`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangedCpuFile {
+    /// What it is like.
+    #[serde(default)]
+    pub model: ModelFile,
+    /// Features that it has in any case, such as `"aes"`.
+    #[serde(default)]
+    pub require: Vec<String>,
+    /// Features that it has not, such as `"rtm"`; those that need them go with them.
+    #[serde(default)]
+    pub disable: Vec<String>,
 }
 
 /// Sets of CPUs such as `"0-3"`, `"0,2"`, `"0-7,^4"` or `"all"`.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shared_abi::DomainName;
+use shared_abi::cpu::CpuSpec;
 use uuid::Uuid;
 
 use crate::device::classes::DeviceConfigs;
@@ -43,6 +44,8 @@ pub struct DomainConfig {
     pub uuid: Uuid,
     /// 1 to [`MAX_VCPUS`](shared_abi::limits::MAX_VCPUS).
     pub vcpus: u8,
+    /// What its guest sees of the CPU.
+    pub cpu: CpuSpec,
     /// RAM in bytes, a multiple of [`MEMORY_UNIT`](shared_abi::limits::MEMORY_UNIT).
     pub memory: u64,
     /// The kernel image.

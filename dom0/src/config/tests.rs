@@ -39,8 +39,23 @@ fn a_refusal_names_file_path_value_and_what_would_do() {
     let cases = [
         (r#"{"name":"a","boot":{"kernel":"k"},"vcpu":2}"#, &["vcpu", "vcpus"][..]),
         (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":"two"}"#, &["vcpus: ", "two", "u64"]),
-        (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":0}"#, &["vcpus: 0", "1 to 32"]),
-        (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":33}"#, &["vcpus: 33", "1 to 32"]),
+        (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":0}"#, &["vcpus: 0", "1 to 255"]),
+        (r#"{"name":"a","boot":{"kernel":"k"},"vcpus":256}"#, &["vcpus: 256", "1 to 255"]),
+        (r#"{"name":"a","boot":{"kernel":"k"},"cpu":"x86-64-v5"}"#, &["cpu: ", "\"x86-64-v4\"", "`disable`"]),
+        (r#"{"name":"a","boot":{"kernel":"k"},"cpu":{"models":"host"}}"#, &["cpu: ", "`model`"]),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"cpu":{"require":["aes","avx9"]}}"#,
+            &["cpu.require[1]: ", "\"avx9\"", "/proc/cpuinfo"],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"cpu":{"disable":["svm"]}}"#,
+            &["cpu.disable[0]: ", "\"svm\"", "\"nested\""],
+        ),
+        (
+            r#"{"name":"a","boot":{"kernel":"k"},"cpu":{"require":["aes"],"disable":["rtm","aes"]}}"#,
+            &["cpu.disable[1]: ", "\"aes\"", "cpu.require"],
+        ),
+        (r#"{"name":"a","boot":{"kernel":"k"},"nested":"yes"}"#, &["nested: ", "boolean"]),
         (r#"{"name":"a/b","boot":{"kernel":"k"}}"#, &["name: ", "a/b", "1 to 48"]),
         (r#"{"name":"Domain-0","boot":{"kernel":"k"}}"#, &["name: \"Domain-0\"", "the host"]),
         (r#"{"name":"17","boot":{"kernel":"k"}}"#, &["name: \"17\"", "ID"]),

@@ -17,7 +17,7 @@ use crate::config::DomainConfig;
 use crate::device::classes::Devices;
 use crate::device::{Owner, Providers};
 use crate::domain::error::StartError;
-use crate::domain::machine::{Machine, check_scheduling};
+use crate::domain::machine::{Machine, check_cpu, check_scheduling};
 use crate::host::run_dir::RunDir;
 use crate::host::{files, memory};
 use crate::network::managed::Networks;
@@ -77,6 +77,7 @@ async fn look_into(
 pub(super) async fn startable(config: &DomainConfig) -> Result<(), StartError> {
     memory::check(&config.place("memory"), config.memory)?;
     check_scheduling(config)?;
+    check_cpu(config)?;
     files::blob(&config.place("boot.kernel"), &config.kernel).await?;
     if let Some(initrd) = &config.initrd {
         files::blob(&config.place("boot.initrd"), initrd).await?;

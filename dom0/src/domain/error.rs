@@ -78,6 +78,7 @@ pub fn explain(config: &Attempted, error: &StartError) -> String {
             let (at, path) = match (what, initrd) {
                 (StartPart::Initrd, Some(initrd)) => ("boot.initrd", initrd),
                 (StartPart::Kernel, _) => ("boot.kernel", kernel),
+                (StartPart::Cpu, _) => return ConfigError::new(file, "cpu", why).to_string(),
                 _ => return ConfigError::new(file, "", text).to_string(),
             };
             ConfigError::new(file, at, format!("\"{}\": {why}", path.display())).to_string()

@@ -121,7 +121,7 @@ fn name(part: StartPart) -> &'static str {
     match part {
         StartPart::Kernel => "kernel",
         StartPart::Initrd => "initrd",
-        StartPart::Other => "file",
+        StartPart::Cpu | StartPart::Other => "file",
     }
 }
 

@@ -1,7 +1,10 @@
 //! The parts of `kvm_run` that kvm-ioctls does not decode.
 #![expect(unsafe_code, reason = "kvm_run is a union that the kernel fills in")]
 
-use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, kvm_run};
+use kvm_bindings::{
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK,
+    KVM_NOTIFY_CONTEXT_INVALID, KVM_RUN_X86_BUS_LOCK, kvm_run,
+};
 
 /// A port access: one instruction, which may be a string of equal accesses (`rep outsb`).
 pub struct PortAccess<'a> {
@@ -44,4 +47,20 @@ pub fn internal_error(run: &kvm_run) -> Option<u32> {
     }
     // SAFETY: the exit reason, which the kernel wrote, says that this is the union's field; it is a plain integer.
     Some(unsafe { run.__bindgen_anon_1.internal.suberror })
+}
+
+/// The guest has locked the bus: this exit is for that, or for something else besides.
+pub fn locked_the_bus(run: &kvm_run) -> bool {
+    run.exit_reason == KVM_EXIT_X86_BUS_LOCK || u32::from(run.flags) & KVM_RUN_X86_BUS_LOCK != 0
+}
+
+/// The vCPU held its core without a chance for an interrupt; true if its state has been lost by that. None if the exit
+/// is for another reason.
+pub fn was_stuck(run: &kvm_run) -> Option<bool> {
+    if run.exit_reason != KVM_EXIT_NOTIFY {
+        return None;
+    }
+    // SAFETY: the exit reason, which the kernel wrote, says that this is the union's field; it is a plain integer.
+    let flags = unsafe { run.__bindgen_anon_1.notify.flags };
+    Some(flags & KVM_NOTIFY_CONTEXT_INVALID != 0)
 }

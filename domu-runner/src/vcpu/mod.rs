@@ -8,12 +8,13 @@
 //! again until every thread is parked, since the first may arrive between the check and the ioctl. A parked thread
 //! carries out the jobs for its vCPU, also after the machine has ended.
 
+mod core_scheduling;
 mod exit;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::raw::{c_int, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -21,17 +22,22 @@ use std::time::{Duration, Instant};
 
 use domus_startup::lock;
 use domus_startup::threads;
+use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use shared_abi::control::StopReason;
+use shared_abi::control::{StopReason, VcpuCounters};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::stop::Stop;
 use domus_startup::time::monotonic;
-use exit::{PortAccess, internal_error};
+use exit::{PortAccess, internal_error, locked_the_bus, was_stuck};
 
 /// How long a pause waits before it sends its signal again.
 const KICK_AGAIN: Duration = Duration::from_millis(2);
+
+/// How long a vCPU stands still that has locked the bus, which all CPUs of the host wait for: such an access takes
+/// microseconds of theirs, and a guest that means no harm makes few.
+const BUS_LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the vCPU threads act on.
 #[derive(Clone)]
@@ -46,6 +52,7 @@ pub struct Buses {
 pub struct Vcpus {
     shared: Arc<Shared>,
     threads: Vec<Thread>,
+    core_scheduling: bool,
 }
 
 struct Thread {
@@ -60,6 +67,8 @@ struct Shared {
     /// cleared flag means that the vCPU is to run and has no job.
     leave: Vec<AtomicBool>,
     first_run: OnceLock<u64>,
+    bus_locks: AtomicU64,
+    stuck: AtomicU64,
     buses: Buses,
     stop: Stop,
 }
@@ -96,18 +105,22 @@ impl Vcpus {
             changed: Condvar::new(),
             leave: (0..count).map(|_| AtomicBool::new(true)).collect(),
             first_run: OnceLock::new(),
+            bus_locks: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
             buses,
             stop,
         });
-        let spawn = |index: u8| -> io::Result<Thread> {
-            let (sender, receiver) = channel();
-            let shared = shared.clone();
-            let handle =
-                threads::start(format!("vcpu{index}"), move || shared.thread(index.into(), receiver))?;
-            Ok(Thread { handle, vcpu: Mutex::new(Some(sender)) })
-        };
-        let threads = (0..count).map(spawn).collect::<io::Result<_>>()?;
-        Ok(Self { shared, threads })
+        // By a thread that ends: its cookie is for those that it starts, and not for the rest of this process.
+        let own = shared.clone();
+        let spawner = std::thread::spawn(move || {
+            let core_scheduling = core_scheduling::own_cookie();
+            let threads = (0..count).map(|index| own.spawn(index)).collect::<io::Result<_>>()?;
+            Ok((core_scheduling, threads))
+        });
+        let spawned: io::Result<_> =
+            spawner.join().unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")));
+        let (core_scheduling, threads) = spawned?;
+        Ok(Self { shared, threads, core_scheduling })
     }
 
     /// Hands each thread its vCPU, ready to run, paused.
@@ -182,6 +195,16 @@ impl Vcpus {
         !self.shared.lock().running
     }
 
+    /// What they did to their host, and how they share it.
+    pub fn counters(&self) -> VcpuCounters {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        VcpuCounters {
+            bus_locks: count(&self.shared.bus_locks),
+            stuck: count(&self.shared.stuck),
+            core_scheduling: self.core_scheduling,
+        }
+    }
+
     /// `CLOCK_MONOTONIC` in nanoseconds just before the first `KVM_RUN`; none before it.
     pub fn first_run(&self) -> Option<u64> {
         self.shared.first_run.get().copied()
@@ -196,6 +219,13 @@ impl Shared {
     fn halt(&self, state: &mut State) {
         state.running = false;
         self.leave.iter().for_each(|leave| leave.store(true, Ordering::Release));
+    }
+
+    fn spawn(self: &Arc<Self>, index: u8) -> io::Result<Thread> {
+        let (sender, receiver) = channel();
+        let shared = self.clone();
+        let handle = threads::start(format!("vcpu{index}"), move || shared.thread(index.into(), receiver))?;
+        Ok(Thread { handle, vcpu: Mutex::new(Some(sender)) })
     }
 
     fn thread(&self, index: usize, vcpu: Receiver<VcpuFd>) {
@@ -255,11 +285,23 @@ impl Shared {
                     let error = internal_error(vcpu.get_kvm_run()).unwrap_or(0);
                     return Some(StopReason::VcpuFailed(describe_internal_error(error)));
                 }
+                Ok(VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK)) => {}
+                Ok(VcpuExit::Unsupported(KVM_EXIT_NOTIFY)) => {
+                    self.stuck.fetch_add(1, Ordering::Relaxed);
+                    if was_stuck(vcpu.get_kvm_run()) == Some(true) {
+                        let text = "it held its core for too long, and its state is lost".to_owned();
+                        return Some(StopReason::VcpuFailed(text));
+                    }
+                }
                 Ok(other) => {
                     return Some(StopReason::VcpuFailed(format!("unexpected exit {other:?} from KVM_RUN")));
                 }
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
                 Err(error) => return Some(StopReason::VcpuFailed(format!("KVM_RUN failed: {error}"))),
+            }
+            if locked_the_bus(vcpu.get_kvm_run()) {
+                self.bus_locks.fetch_add(1, Ordering::Relaxed);
+                std::thread::park_timeout(BUS_LOCK_PAUSE);
             }
         }
         None

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{FdIndex, Identity};
+use crate::cpu::CpuSpec;
 use crate::ids::{DeviceId, Slot};
 
 /// What dom0 asks of a runner.
@@ -49,6 +50,8 @@ pub enum RunnerRequest {
     Times,
     /// Ask the device's backend for its configuration space again, and tell the guest if it has changed.
     ReadConfig(DeviceId),
+    /// Report [`VcpuCounters`].
+    Counters,
 }
 
 /// A device and its new backend.
@@ -71,6 +74,9 @@ pub struct RunnerStart {
     pub kvm: FdIndex,
     /// 1 to [`MAX_VCPUS`](crate::limits::MAX_VCPUS).
     pub vcpus: u8,
+    /// What its guest sees of the CPU. A controller before version 3 does not say: the default.
+    #[serde(default, skip_serializing_if = "CpuSpec::is_default")]
+    pub cpu: CpuSpec,
     /// RAM in bytes, a multiple of [`MEMORY_UNIT`](crate::limits::MEMORY_UNIT).
     pub memory: u64,
     /// The kernel: an ELF `vmlinux` with a PVH note or an x86 bzImage. A regular file, opened read-only.
@@ -165,6 +171,8 @@ pub enum RunnerReply {
     Status(RunnerStatus),
     /// To [`RunnerRequest::Times`].
     Times(MachineTimes),
+    /// To [`RunnerRequest::Counters`].
+    Counters(VcpuCounters),
     /// To [`RunnerRequest::Start`]: there is no machine, and the runner ends. A controller of version 1 is told
     /// [`Failed`](super::FromChild::Failed) instead.
     Refused {
@@ -183,6 +191,8 @@ pub enum StartPart {
     Kernel,
     /// The initial RAM disk.
     Initrd,
+    /// The CPU. A controller before version 3 is told that it is something else.
+    Cpu,
     /// None of these, or the host.
     Other,
 }
@@ -199,6 +209,19 @@ pub struct RunnerStatus {
     pub stopped: Option<StopReason>,
     /// The devices that nobody serves: they stand still.
     pub without_backend: Vec<DeviceId>,
+}
+
+/// What the vCPUs of a machine did to their host, and how they share its cores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuCounters {
+    /// Accesses that locked the bus for all CPUs, as far as the host tells (`KVM_EXIT_X86_BUS_LOCK`). The vCPU stood
+    /// still for a moment after each.
+    pub bus_locks: u64,
+    /// Times that a vCPU held its core without a chance for an interrupt (`KVM_EXIT_NOTIFY`).
+    pub stuck: u64,
+    /// The vCPUs share the threads of a core with nobody else (`PR_SCHED_CORE`).
+    pub core_scheduling: bool,
 }
 
 /// When a machine did what for the first time: `CLOCK_MONOTONIC` in nanoseconds, none where it has not yet.

@@ -6,7 +6,7 @@
 //
 // Operands from Rust: {main} ring-3 entry, {fault} ring-3 fault report, {counts} u32 per interrupt vector.
 
-    .set MAX_CPUS, 32
+    .set MAX_CPUS, 255
     .set TSS_SIZE, 0x2080           // 0x68 bytes, 8 KiB of I/O permission bits (all 0: allowed), the 0xff after them
     .set R0_STACK, 1024
     .set R3_STACK, 16384            // of an application processor; the boot processor has BOOT_STACK, which follows

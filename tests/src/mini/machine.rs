@@ -19,6 +19,7 @@ use shared_abi::control::{
     DeviceFeatures, DeviceSpec, Identity, IoLimits, NetCard, NetNic, NetRequest, NetStart, NetWire,
     RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, StopReason,
 };
+use shared_abi::cpu::CpuSpec;
 use shared_abi::limits::NIC_STATE_LEN;
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 use tempfile::TempDir;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub domain: (&'static str, u32),
     /// vCPUs.
     pub vcpus: u8,
+    /// What they are.
+    pub cpu: CpuSpec,
     /// RAM in bytes.
     pub memory: u64,
     /// Disks, which come first on the bus.
@@ -63,7 +66,16 @@ impl Plan {
     /// One vCPU, 128 MiB, no devices, these checks.
     pub fn new(cmdline: impl Into<String>) -> Self {
         let (domain, cmdline) = (("mini", 1), cmdline.into());
-        Self { domain, vcpus: 1, memory: 128 << 20, disks: Vec::new(), tap: None, cmdline, quiet: false }
+        Self {
+            domain,
+            vcpus: 1,
+            cpu: CpuSpec::default(),
+            memory: 128 << 20,
+            disks: Vec::new(),
+            tap: None,
+            cmdline,
+            quiet: false,
+        }
     }
 
     /// With a disk on `image`.
@@ -189,6 +201,7 @@ impl Machine {
             identity,
             kvm: to_runner.add(kvm),
             vcpus: plan.vcpus,
+            cpu: plan.cpu,
             memory: plan.memory,
             kernel: to_runner.add(File::open(&kernel)?),
             initrd: None,

@@ -94,7 +94,7 @@ fn a_weight_is_the_cgroups_or_refused_by_name_and_uptime_counts() {
         assert!(line.contains("web2.json: cpu_cap: ") && line.contains("leave it out"), "{line}");
     }
     assert!(host.refused(&["sched-set", "web1", "-w", "0"]).contains("1 to 10000"));
-    assert!(host.refused(&["sched-set", "web1", "-c", "3201"]).contains("up to 3200"));
+    assert!(host.refused(&["sched-set", "web1", "-c", "25501"]).contains("up to 25500"));
     host.until("its machine has run for a second", || {
         let up: serde_json::Value = serde_json::from_str(&host.ok(&["uptime", "web1", "--json"])).unwrap();
         up[0]["seconds"].as_u64().is_some_and(|seconds| (1..60).contains(&seconds))

@@ -212,7 +212,7 @@ mod tests {
         let page = domain_page(&schema("domain").unwrap()).unwrap();
         for line in [
             r"\fBname\fR (text; required)",
-            r"\fBvcpus\fR (whole number, 1 to 32; default: 1)",
+            r"\fBvcpus\fR (whole number, 1 to 255; default: 1)",
             r#"\fBmemory\fR (text, or whole number; default: "512MiB")"#,
             r"\fBboot.kernel\fR (text; required)",
             r#"\fBdisks[].on_backend_loss\fR (text, or object; default: "stall")"#,

@@ -19,7 +19,7 @@ use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, scheduling};
 use crate::host::slow::{self, StorageFile};
-use crate::host::{fault, files, memory};
+use crate::host::{fault, files, kvm, memory};
 use crate::process::Launch;
 use crate::process::link::{ChildLink, PATIENCE, unexpected};
 use crate::value::text::one_line;
@@ -35,6 +35,7 @@ impl BootFiles {
     async fn open(config: &DomainConfig) -> Result<Self, StartError> {
         memory::check(&config.place("memory"), config.memory)?;
         scheduling::check(config)?;
+        check_cpu(config)?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(StartError::Kvm)?;
         let kernel = files::blob(&config.place("boot.kernel"), &config.kernel).await?;
         let initrd = match &config.initrd {
@@ -43,6 +44,20 @@ impl BootFiles {
         };
         Ok(Self { kvm, kernel, initrd })
     }
+}
+
+/// Refuses a CPU that this host cannot give.
+///
+/// # Errors
+/// [`StartError`] at `cpu`, `nested` or `pmu`.
+pub fn check_cpu(config: &DomainConfig) -> Result<(), StartError> {
+    let lacks = kvm::lacks(&config.cpu).map_err(StartError::Kvm)?;
+    lacks.map_or(Ok(()), |(key, names)| {
+        let asked = if key == "cpu" { format!("\"{}\"", config.cpu.model.name()) } else { "true".into() };
+        let problem =
+            format!("{asked}: this host's KVM cannot give {names}: leave it out, or use another host");
+        Err(config.place(key).refuse(problem).into())
+    })
 }
 
 impl Machine {
@@ -120,6 +135,7 @@ impl Machine {
             identity: self.owner.identity(),
             kvm: fds.add(boot.kvm),
             vcpus: self.vcpus,
+            cpu: config.cpu.clone(),
             memory: self.memory,
             kernel: fds.add(boot.kernel),
             initrd: boot.initrd.map(|initrd| fds.add(initrd)),

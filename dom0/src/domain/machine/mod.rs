@@ -54,6 +54,7 @@ use crate::process::{Limits, Process};
 use crate::value::cpus::Scheduling;
 
 pub use adopt::{Found, MEANWHILE};
+pub use build::check_cpu;
 pub use core::CoreFile;
 pub use events::MachineEvent;
 pub use scheduling::{VcpuReport, check as check_scheduling};

@@ -32,7 +32,6 @@ impl Register {
 }
 
 /// What the tables say.
-#[derive(Default)]
 pub struct Acpi {
     /// FADT SLEEP_CONTROL_REG (§4.8.3.7).
     pub sleep: Option<Register>,
@@ -43,7 +42,7 @@ pub struct Acpi {
     /// FADT flag HW_REDUCED_ACPI.
     pub reduced: bool,
     /// APIC ids of enabled processors, from the MADT.
-    pub cpus: [u8; 32],
+    pub cpus: [u8; 255],
     /// How many.
     pub cpu_count: usize,
     /// ECAM base and its last bus, from the MCFG.
@@ -59,7 +58,16 @@ fn sum(at: u64, len: u64) -> u8 {
 impl Acpi {
     /// Reads the tables that the RSDP at `rsdp` leads to; nothing found is nothing said.
     pub fn read(rsdp: u64) -> Self {
-        let mut acpi = Self::default();
+        let mut acpi = Self {
+            sleep: None,
+            pm1a: None,
+            reset: None,
+            reduced: false,
+            cpus: [0; 255],
+            cpu_count: 0,
+            ecam: None,
+            sums: (0, 0),
+        };
         if rsdp == 0 || sys::read64(rsdp) != u64::from_le_bytes(*b"RSD PTR ") {
             return acpi;
         }

@@ -12,13 +12,19 @@ pub const UART: u8 = 0x30;
 pub const TIMER: u8 = 0x31;
 /// Where MSI-X vectors of devices begin.
 pub const DEVICES: u8 = 0x40;
-/// Inter-processor interrupts: this plus the CPU's index.
-pub const WAKE: u8 = 0xc0;
+/// Where the vectors of inter-processor interrupts begin.
+const WAKE: u8 = 0xc0;
 /// Spurious interrupts.
 const SPURIOUS: u8 = 0xff;
 
 const LAPIC: u64 = 0xfee0_0000;
 const IOAPIC: u64 = 0xfec0_0000;
+
+/// The vector of the interrupt that wakes the CPU with this index. Others may have the same: what wakes for them sleeps
+/// again.
+pub fn wake(cpu: usize) -> u8 {
+    WAKE + (cpu % usize::from(SPURIOUS - WAKE)) as u8
+}
 
 /// How often `vector` was delivered.
 pub fn count(vector: u8) -> u32 {

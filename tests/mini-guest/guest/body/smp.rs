@@ -3,7 +3,7 @@
 use super::{Machine, boot, clock, irq, say, sys};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-const MAX_CPUS: usize = 32;
+const MAX_CPUS: usize = 255;
 type Work = fn(u32);
 
 static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
@@ -40,7 +40,7 @@ pub fn serve(cpu: u32) -> ! {
     irq::enable_lapic();
     IDS[index].store(u32::from(irq::apic_id()), Ordering::SeqCst);
     UP.fetch_add(1, Ordering::SeqCst);
-    let vector = irq::WAKE + index as u8;
+    let vector = irq::wake(index);
     loop {
         let seen = irq::count(vector);
         let task = GIVEN[index].swap(0, Ordering::SeqCst);
@@ -98,7 +98,7 @@ pub fn give(task: usize) {
     for cpu in 1..running() as usize {
         BEFORE[cpu].store(DONE[cpu].load(Ordering::SeqCst), Ordering::SeqCst);
         GIVEN[cpu].store(task, Ordering::SeqCst);
-        let wake = u32::from(irq::WAKE) + cpu as u32;
+        let wake = u32::from(irq::wake(cpu));
         irq::ipi(IDS[cpu].load(Ordering::SeqCst) as u8, 0x4000 | wake);
     }
 }

@@ -12,7 +12,7 @@ use core::ops::Range;
 use core::sync::atomic::AtomicU32;
 
 /// The addresses of the program itself (see `link.ld`).
-pub const IMAGE: Range<u64> = 0x20_0000..0x40_0000;
+pub const IMAGE: Range<u64> = 0x20_0000..0xa0_0000;
 
 fn checked(addr: u64, len: u64) -> u64 {
     let outside = addr.checked_add(len).is_some_and(|end| end <= IMAGE.start || addr >= IMAGE.end);

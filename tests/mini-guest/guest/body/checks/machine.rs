@@ -56,6 +56,27 @@ pub fn clock() -> Outcome {
     Ok(())
 }
 
+/// Prints what CPUID says of virtualization and of the PMU, and that kvm-clock's leaf is there.
+pub fn cpu() -> Outcome {
+    let ([_, _, one, _], [_, _, extended, _]) = (sys::cpuid(1, 0), sys::cpuid(0x8000_0001, 0));
+    let (vmx, svm) = (one >> 5 & 1, extended >> 2 & 1);
+    let [svm_leaf, ..] = sys::cpuid(0x8000_000a, 0);
+    let [pmu, ..] = sys::cpuid(0xa, 0);
+    say!("value cpu vmx={vmx} svm={svm} svm_leaf={svm_leaf} pmu={} ecx1={one}", pmu & 0xff);
+    ensure!(sys::cpuid(0x4000_0000, 0)[1] == u32::from_le_bytes(*b"KVMK"), "KVM's own leaf is not there");
+    Ok(())
+}
+
+/// Reads the model-specific register `mini.msr`; one that is not there is a fault.
+pub fn msr(machine: &Machine) -> Outcome {
+    let index = machine.start.line.number("mini.msr").and_then(|index| u32::try_from(index).ok());
+    ensure!(index.is_some(), "mini.msr names no register");
+    let index = index.unwrap_or(0);
+    let value = sys::rdmsr(index);
+    say!("value msr index={index:#x} value={value:#x}");
+    Ok(())
+}
+
 /// Every 2 MiB of RAM, above 4 GiB too, holds its own address.
 pub fn memory(machine: &Machine) -> Outcome {
     const STEP: u64 = 2 << 20;

@@ -16,6 +16,8 @@ pub fn run(machine: &Machine, name: &str) -> Outcome {
         "info" => machine::info(machine),
         "acpi" => machine::acpi(machine),
         "clock" => machine::clock(),
+        "cpu" => machine::cpu(),
+        "msr" => machine::msr(machine),
         "memory" => machine::memory(machine),
         "smp" => machine::smp(machine),
         "timer" => machine::timer(),
