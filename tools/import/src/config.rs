@@ -14,6 +14,15 @@ pub struct Config {
     pub uuid: Option<String>,
     /// Number of vCPUs.
     pub vcpus: u64,
+    /// Features of the CPU that the guest has or has not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// It runs virtual machines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nested: Option<bool>,
+    /// It has performance counters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pmu: Option<bool>,
     /// RAM, such as `512MiB`.
     pub memory: String,
     /// What is started.
@@ -33,6 +42,17 @@ pub struct Config {
     /// The same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_crash: Option<String>,
+}
+
+/// The host's CPU, but for these.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Cpu {
+    /// Features that it has in any case.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub require: Vec<String>,
+    /// Features that it has not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disable: Vec<String>,
 }
 
 /// What is started.

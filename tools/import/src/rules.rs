@@ -1,5 +1,7 @@
 //! The rules that both readers bring a foreign config under: one table for xl and for libvirt.
 
+use shared_abi::cpu::FeatureName;
+
 use crate::config::Disk;
 use crate::translate::Translation;
 
@@ -43,8 +45,8 @@ const UNSUPPORTED: &[(&[&str], &[&str], &str)] = &[
     ),
     (&["cpus"], &[], CPUS),
     (&["pool"], &[], "there are no CPU pools"),
-    (&["cpuid"], &["cpu"], "the guest sees the CPU that KVM offers"),
-    (&["nestedhvm"], &[], "guests run no hypervisor"),
+    (&["cpuid"], &["cpu"], CPU),
+    (&["nestedhvm"], &[], "0 or 1 would do"),
     (&["vnuma"], &["numatune"], "the guest sees one NUMA node, and the host's scheduler places its memory"),
     (&["driver_domain"], &[], "drivers run in processes of dom0's, not in domains"),
     (&["claim_mode"], &["memtune", "memoryBacking"], "memory is the host's to give out"),
@@ -78,6 +80,10 @@ const UNSUPPORTED: &[(&[&str], &[&str], &str)] = &[
     (&[], &["filterref"], "the NIC's own filter allows its own MAC address, and what addresses lists"),
     (&[], &["on_lockfailure"], "an image that is in use is refused"),
 ];
+
+/// Why a CPU by another name is not in the config.
+pub const CPU: &str =
+    "the guest has the host's CPU: \"cpu\" takes x86-64-v2, -v3 or -v4, or lists of features, in its place";
 
 const FIRMWARE: &str = "there is no firmware: the kernel is started by PVH";
 /// The one console.
@@ -167,6 +173,30 @@ fn bytes_of(unit: &str) -> Option<u128> {
 }
 
 impl Translation {
+    /// A feature of its CPU by libvirt's policy. Those of virtualization are one key here.
+    pub(crate) fn feature(&mut self, line: u32, what: &str, policy: &str, name: &str) {
+        // libvirt has dashes and dots where Linux has underscores.
+        let own = name.replace(['-', '.'], "_");
+        let has = match policy {
+            "force" | "require" => true,
+            "disable" | "forbid" => false,
+            // Features that the host has are there anyway.
+            "optional" => return,
+            _ => return self.lose(line, what, "there is no such policy"),
+        };
+        if ["vmx", "svm"].contains(&own.as_str()) {
+            self.config.nested = has.then_some(true);
+        } else if own.parse::<FeatureName>().is_err() {
+            self.lose(line, what, "Domus knows no such CPU feature");
+        } else {
+            let cpu = self.config.cpu.get_or_insert_default();
+            let list = if has { &mut cpu.require } else { &mut cpu.disable };
+            if !list.contains(&own) {
+                list.push(own);
+            }
+        }
+    }
+
     /// Its RAM, as `what` says.
     pub(crate) fn ram(&mut self, line: u32, what: &str, text: &str, unit: &str) {
         match mib(text, unit).filter(|mib| *mib > 0) {

@@ -117,7 +117,6 @@ fn a_domain_of_libvirt_s_is_a_config_and_each_element_that_is_lost_is_listed() {
         })
     );
     lists(&translation, 4, &["<metadata>"]);
-    lists(&translation, 23, &["host-passthrough", "KVM"]);
     lists(&translation, 33, &["io=\"native\"", "domus-block"]);
     lists(&translation, 47, &["<address", "PCI slots"]);
     lists(&translation, 56, &["cdrom", "without a medium"]);
@@ -372,6 +371,25 @@ fn a_file_in_any_encoding_is_read_and_one_that_says_nothing_is_refused() {
         assert_eq!(refused, ImportError::Empty);
         assert!(refused.to_string().contains("xl.cfg(5)"));
     }
+}
+
+#[test]
+fn the_cpu_nested_virtualization_and_the_pmu_are_taken_over_and_another_model_is_lost() {
+    let (_, xl) = sample("kernel = 'k'\nnestedhvm = 1\n");
+    assert_eq!((xl.config.nested, xl.config.pmu), (Some(true), None));
+    let domain = |inner: &str| sample(&format!("<domain><os><kernel>k</kernel></os>{inner}</domain>")).1;
+    let libvirt = domain(
+        "<features><pmu state='on'/></features><cpu mode='host-passthrough'>\
+         <feature policy='require' name='svm'/><feature policy='disable' name='rtm'/>\
+         <feature policy='require' name='sha-ni'/><feature policy='require' name='avx9'/></cpu>",
+    );
+    assert_eq!((libvirt.config.nested, libvirt.config.pmu), (Some(true), Some(true)));
+    let cpu = libvirt.config.cpu.clone().unwrap();
+    assert_eq!((cpu.require, cpu.disable), (vec!["sha_ni".to_owned()], vec!["rtm".to_owned()]));
+    says(&libvirt, &["no such CPU feature"]);
+    says(&domain("<cpu mode='custom'><model>Skylake-Server</model></cpu>"), &["x86-64-v2"]);
+    let off = domain("<features><pmu state='off'/></features><cpu mode='host-model'/>");
+    assert_eq!((off.config.nested, off.config.pmu, off.config.cpu), (None, None, None));
 }
 
 #[test]

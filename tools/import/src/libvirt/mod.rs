@@ -10,7 +10,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 
 use crate::ImportError;
 use crate::config::Config;
-use crate::rules::{self, CONSOLE, CPUS, UNKNOWN, VCPUS};
+use crate::rules::{self, CONSOLE, CPU, CPUS, UNKNOWN, VCPUS};
 use crate::translate::{Translation, quoted};
 
 /// Nodes of a document that are read; a domain has some hundreds.
@@ -117,10 +117,15 @@ impl Reader {
                     if mib(node).map(|mib| format!("{mib}MiB"))
                         == Some(self.translation.config.memory.clone()) => {}
                 "vcpu" => self.vcpu(node),
+                "cpu" => self.cpu(node),
                 "os" => self.os(node),
                 "features" => {
                     for feature in elements(node) {
-                        if !FEATURES.contains(&feature.tag_name().name()) {
+                        if feature.tag_name().name() == "pmu" {
+                            // On, if it does not say.
+                            let on = feature.attribute("state") != Some("off");
+                            self.translation.config.pmu = on.then_some(true);
+                        } else if !FEATURES.contains(&feature.tag_name().name()) {
                             self.lose(feature, "the guest sees what KVM offers");
                         }
                     }
@@ -146,6 +151,28 @@ impl Reader {
             None => self.translation.cpus(line, &format!("<vcpu>{}", text(node)), text(node)),
         }
         self.only(node, &["placement", "current"], CPUS);
+    }
+
+    /// The host's CPU with more or fewer features. Another one is lost.
+    fn cpu(&mut self, cpu: Node<'_, '_>) {
+        let hosts = ["host-passthrough", "host-model", "maximum"];
+        if !cpu.attribute("mode").is_some_and(|mode| hosts.contains(&mode)) {
+            self.lose(cpu, CPU);
+        }
+        for node in elements(cpu) {
+            match (node.tag_name().name(), node.attribute("policy"), node.attribute("name")) {
+                ("feature", policy, Some(name)) => {
+                    let policy = policy.unwrap_or("require");
+                    let what = format!("<feature policy=\"{policy}\" name=\"{name}\">");
+                    self.translation.feature(self.line(node), &what, policy, name);
+                }
+                // What a host's model falls back on elsewhere; the caches are the host's.
+                ("model", ..) if cpu.attribute("mode") == Some("host-model") => {}
+                ("cache", ..) if node.attribute("mode") == Some("passthrough") => {}
+                ("topology", ..) => self.lose(node, "the guest has one socket, and a core for each vCPU"),
+                _ => self.lose(node, CPU),
+            }
+        }
     }
 
     fn os(&mut self, os: Node<'_, '_>) {

@@ -97,6 +97,7 @@ fn set(translation: &mut Translation, line: &mut CommandLine, setting: &Setting)
         ("uuid", Value::Text(uuid)) => translation.uuid(at, uuid),
         ("memory", Value::Text(text)) => translation.ram(at, &shown(setting), text, MIB),
         ("vcpus", Value::Text(count)) => translation.cpus(at, &shown(setting), count),
+        ("nestedhvm", Value::Text(wish)) if wish == "1" => translation.config.nested = Some(true),
         ("kernel", Value::Text(path)) => translation.kernel(at, path),
         ("ramdisk", Value::Text(path)) => translation.config.boot.initrd = Some(path.clone()),
         ("cmdline", Value::Text(text)) => line.whole = Some((at, text.clone())),
