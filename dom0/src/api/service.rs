@@ -466,7 +466,8 @@ impl Session {
     async fn why(&self, name: String) -> Result<Troubles, ApiError> {
         let handle = self.dom0.find(&name)?;
         let view = handle.view.borrow().clone();
-        Ok(Troubles { state: describe(&view).state, troubles: troubles(&view) })
+        let core_scheduling = view.vcpu_counters.map(|counters| counters.core_scheduling);
+        Ok(Troubles { state: describe(&view).state, core_scheduling, troubles: troubles(&view) })
     }
 
     async fn guests_stop(&self, grace: u32) -> Result<GuestsStopped, ApiError> {

@@ -85,6 +85,7 @@ async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
                 .collect(),
             disks: disks.into_iter().map(Into::into).collect(),
             nics: nics.into_iter().map(Into::into).collect(),
+            bus_locks: view.vcpu_counters.map(|counters| counters.bus_locks),
             troubles: view.troubles.len() as u64,
             domain: describe(&view),
         }

@@ -47,6 +47,7 @@ impl Handle {
             memory: config.memory,
             vcpus: config.vcpus,
             runner: None,
+            vcpu_counters: None,
             ended: None,
             crashed: false,
             restarts: 0,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use shared_abi::control::VcpuCounters;
 use shared_abi::{DomId, DomainName};
 use uuid::Uuid;
 
@@ -29,6 +30,8 @@ pub struct View {
     pub vcpus: u8,
     /// The runner's process, while there is one.
     pub runner: Option<i32>,
+    /// What its vCPUs did to the host, as far as the runner has told.
+    pub vcpu_counters: Option<VcpuCounters>,
     /// How the last machine ended, for people.
     pub ended: Option<String>,
     /// It ended by a crash.

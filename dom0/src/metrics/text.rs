@@ -100,6 +100,13 @@ fn whole(out: &mut String, domains: &[DomainStatistics]) {
     each("domus_domain_troubles", "gauge", "Things that are amiss with a domain, see domus why", &|domain| {
         domain.troubles as f64
     });
+    let help = "Accesses of a domain's guest that locked the bus of all the host's CPUs";
+    let mut bus_locks = family(out, "domus_domain_bus_locks_total", "counter", help);
+    for domain in domains {
+        if let Some(count) = domain.bus_locks {
+            bus_locks.sample("", &[("domain", &domain.domain.name)], count);
+        }
+    }
     let mut state = family(out, "domus_domain_state", "gauge", "1 for the state that a domain is in");
     for domain in domains {
         for name in STATES {

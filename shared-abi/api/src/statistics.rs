@@ -29,6 +29,8 @@ pub struct DomainStatistics {
     pub disks: Vec<DiskInfo>,
     /// Its NICs, as `NicList` has them.
     pub nics: Vec<NicInfo>,
+    /// How often its guest has locked the bus of all the host's CPUs, as far as the host tells.
+    pub bus_locks: Option<u64>,
     /// Number of things that are amiss, see `Why`.
     pub troubles: u64,
 }

@@ -28,6 +28,8 @@ pub struct TroubleInfo {
 pub struct Troubles {
     /// The domain's state, as `List` has it.
     pub state: String,
+    /// Its vCPUs share the threads of a core with nobody else; none while that is not known.
+    pub core_scheduling: Option<bool>,
     /// What is amiss; empty if nothing is.
     pub troubles: Vec<TroubleInfo>,
 }

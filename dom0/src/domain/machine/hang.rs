@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use domus_startup::control::chain;
 use shared_abi::Role;
-use shared_abi::control::RunnerRequest;
 use tokio::time::Instant;
 
 use crate::config::OnHang;
+use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, Notice};
 
 /// So often every child is asked for a sign of life.
@@ -31,8 +31,8 @@ impl Machine {
 
     /// Asks every child for a sign of life, and deals with those who have given none for too long.
     pub(super) async fn beat(&mut self) {
-        if let Some(link) = self.runner.as_mut().and_then(|runner| runner.link.as_mut()) {
-            link.beat(&[RunnerRequest::Status]);
+        if let Some(counters) = self.runner.as_mut().and_then(Runner::beat) {
+            self.vcpu_load.count(counters);
         }
         let mut overdue = false;
         for backend in &mut self.backends {

@@ -23,6 +23,7 @@ mod recovery;
 mod runner;
 mod scheduling;
 mod timeline;
+mod vcpu_load;
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 use domus_startup::control::chain;
 use futures_util::future::join_all;
-use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus, StopReason};
+use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus, StopReason, VcpuCounters};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -46,6 +47,7 @@ use crate::domain::machine::attempt::Losses;
 use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::timeline::{Phase, Timeline};
+use crate::domain::machine::vcpu_load::VcpuLoad;
 use crate::domain::record::{MachineRecord, ProcessRecord};
 use crate::host::proc::ProcessId;
 use crate::host::slow;
@@ -85,6 +87,8 @@ pub struct Machine {
     on_hang: OnHang,
     /// When the children are asked for a sign of life next.
     next_beat: Instant,
+    /// What the runner has told of its vCPUs.
+    vcpu_load: VcpuLoad,
     timeline: Timeline,
     /// Lines about what children said that may still be written.
     log_budget: u32,
@@ -134,6 +138,7 @@ impl Machine {
             losses: Losses::default(),
             on_hang: config.on_hang,
             next_beat: Instant::now(),
+            vcpu_load: VcpuLoad::default(),
             timeline: Timeline::default(),
             log_budget: MAX_LINES,
             has_run: false,
@@ -190,6 +195,7 @@ impl Machine {
             losses: Losses::default(),
             on_hang: record.on_hang,
             next_beat: Instant::now(),
+            vcpu_load: VcpuLoad::default(),
             timeline: Timeline::default(),
             log_budget: MAX_LINES,
             has_run: true,
@@ -306,6 +312,11 @@ impl Machine {
             Ok(RunnerReply::Status(status)) => Some(status),
             _ => None,
         }
+    }
+
+    /// What its vCPUs did to the host, as far as the runner has told.
+    pub fn vcpu_counters(&self) -> Option<VcpuCounters> {
+        self.vcpu_load.counters()
     }
 
     /// What its start came to, and when; the later phases are there when they have come.

@@ -30,6 +30,7 @@ use crate::domain::error::StartError;
 use crate::domain::events::Kind;
 use crate::domain::machine::attempt::{self, Attempt, Launcher, PausedRequest, Repair, Repaired, Served};
 use crate::domain::machine::backend::BackendProcess;
+use crate::domain::machine::hang::BEAT;
 use crate::domain::machine::{Machine, Notice};
 use crate::process::link::{ANSWER, ChildError, unexpected};
 use crate::value::text::one_line;
@@ -378,6 +379,7 @@ impl Machine {
             next: format!("domus backend upgrade {name} {disk}: it is served again"),
         });
         let ill = self.devices.all().into_iter().flat_map(|class| class.troubles());
-        paused.chain(lost).chain(hung).chain(failing).chain(ill).collect()
+        let load = self.vcpu_load.troubles(name, BEAT);
+        paused.chain(lost).chain(hung).chain(failing).chain(ill).chain(load).collect()
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use shared_abi::Role;
-use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest};
+use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, VcpuCounters};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -31,6 +31,17 @@ impl Runner {
     /// True while it owes an answer that was given up.
     pub fn is_late(&self) -> bool {
         self.link.as_ref().is_some_and(ChildLink::is_late)
+    }
+
+    /// What its last sign of life told of its vCPUs, if it told anything, and asks for the next.
+    pub fn beat(&mut self) -> Option<VcpuCounters> {
+        let link = self.link.as_mut()?;
+        // One of a release before has no counters.
+        let ask = if link.version() < 3 { RunnerRequest::Status } else { RunnerRequest::Counters };
+        link.beat(&[ask]).into_iter().find_map(|(_, reply)| match reply {
+            RunnerReply::Counters(counters) => Some(counters),
+            _ => None,
+        })
     }
 
     /// Its answer. Does not keep an operator waiting who destroys the domain.

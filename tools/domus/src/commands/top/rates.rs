@@ -229,6 +229,7 @@ mod tests {
             vcpus: vec![VcpuInfo { vcpu: 0, ran_ns, steal_ns: ran_ns / 2 }],
             disks: vec![disk],
             nics: vec![],
+            bus_locks: None,
             troubles: 0,
         }
     }
