@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::domain::View;
 use crate::domain::lifecycle::State;
 use crate::host::{memory, usage};
+use crate::network::managed::Networks;
 use crate::service::Dom0;
 use crate::value::time;
 use crate::value::trouble::Trouble;
@@ -95,8 +96,8 @@ fn seconds_of(moment: Instant) -> u64 {
     (time::now_ms().saturating_sub(moment.elapsed().as_millis() as u64) + 500) / 1000
 }
 
-/// What is amiss with a domain.
-pub fn troubles(view: &View) -> Vec<TroubleInfo> {
+/// What is amiss with a domain, and with the networks that it is on.
+pub fn troubles(view: &View, networks: &Networks) -> Vec<TroubleInfo> {
     let name = &view.name;
     let mut troubles: Vec<_> = view
         .troubles
@@ -108,6 +109,16 @@ pub fn troubles(view: &View) -> Vec<TroubleInfo> {
             next: next.clone(),
         })
         .collect();
+    for network in &view.networks {
+        troubles.extend(networks.faults(network).iter().map(|fault| TroubleInfo {
+            layer: format!("network {network}"),
+            since: None,
+            cause: fault.to_string(),
+            next: format!(
+                "it is put right as soon as that can be done; domus network-start {network} tries it now"
+            ),
+        }));
+    }
     if let (State::Preserved { crashed: true }, Some(ended)) = (view.state, &view.ended) {
         let next = format!("look at domus console {name}, then domus destroy {name}");
         troubles.push(TroubleInfo { layer: "guest".into(), since: None, cause: ended.clone(), next });

@@ -51,7 +51,7 @@ impl From<NicReport> for NicInfo {
 }
 
 impl From<Shown> for NetworkInfo {
-    fn from(Shown { network, runs }: Shown) -> Self {
+    fn from(Shown { network, runs, faults }: Shown) -> Self {
         let forward = match network.forward {
             Forward::Nat => "nat",
             Forward::Routed => "routed",
@@ -64,7 +64,14 @@ impl From<Shown> for NetworkInfo {
             dhcp: network.dhcp.map(|range| format!("{}-{}", range.from, range.to)),
             forward: forward.into(),
             autostart: network.autostart,
-            state: if runs { "running" } else { "stopped" }.into(),
+            state: match (runs, faults.is_empty()) {
+                (false, _) => "stopped",
+                (true, true) => "running",
+                (true, false) => "faulty",
+            }
+            .into(),
+            fault: (!faults.is_empty())
+                .then(|| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
         }
     }
 }

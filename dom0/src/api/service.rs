@@ -454,7 +454,7 @@ impl Session {
     }
 
     async fn network_list(&self) -> Result<NetworkList, ApiError> {
-        let networks = self.dom0.networks().list().await;
+        let networks = self.dom0.networks().list();
         Ok(NetworkList { networks: networks.into_iter().map(Into::into).collect() })
     }
 
@@ -467,7 +467,11 @@ impl Session {
         let handle = self.dom0.find(&name)?;
         let view = handle.view.borrow().clone();
         let core_scheduling = view.vcpu_counters.map(|counters| counters.core_scheduling);
-        Ok(Troubles { state: describe(&view).state, core_scheduling, troubles: troubles(&view) })
+        Ok(Troubles {
+            state: describe(&view).state,
+            core_scheduling,
+            troubles: troubles(&view, self.dom0.networks()),
+        })
     }
 
     async fn guests_stop(&self, grace: u32) -> Result<GuestsStopped, ApiError> {

@@ -23,6 +23,8 @@ pub enum Loss {
     Passt(DeviceId),
     /// The switch that a NIC is at.
     Switch(DeviceId),
+    /// What dom0 made of the host's links for a NIC, whose backend lives.
+    Wire(DeviceId),
 }
 
 impl Loss {
@@ -30,9 +32,11 @@ impl Loss {
     pub fn device(&self) -> Option<&DeviceId> {
         match self {
             Self::Process(_) => None,
-            Self::Connection(device) | Self::Server(device) | Self::Passt(device) | Self::Switch(device) => {
-                Some(device)
-            }
+            Self::Connection(device)
+            | Self::Server(device)
+            | Self::Passt(device)
+            | Self::Switch(device)
+            | Self::Wire(device) => Some(device),
         }
     }
 }
@@ -45,6 +49,7 @@ impl fmt::Display for Loss {
             Self::Server(device) => write!(f, "the server of {device}"),
             Self::Passt(nic) => write!(f, "passt of {nic}"),
             Self::Switch(nic) => write!(f, "the switch of {nic}"),
+            Self::Wire(nic) => write!(f, "the wire of {nic}"),
         }
     }
 }
@@ -56,6 +61,10 @@ pub enum Mended {
     Attach(DeviceId, OwnedFd),
     /// A request, with its descriptors, for the process that serves the device.
     Tell(DeviceId, Message, Vec<OwnedFd>),
+    /// All there is to it.
+    Done,
+    /// Only another process can have it, in the place of the one that serves the device.
+    Restart(DeviceId),
 }
 
 impl Mended {

@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::{FutureExt, LocalBoxFuture, ready};
+use futures_util::future::{FutureExt, LocalBoxFuture, pending, ready};
 use shared_abi::control::{BackendReply, DeviceSpec, Identity};
 use shared_abi::{DeviceId, DomId, DomainName, Role};
 
@@ -31,6 +31,7 @@ use crate::device::error::DeviceError;
 use crate::device::loss::{Loss, Mended};
 use crate::device::plan::Plan;
 use crate::device::start::{Message, Start};
+use crate::host::monitor::Monitor;
 use crate::host::slow::StorageFile;
 use crate::network::managed::Networks;
 use crate::network::switches::Switches;
@@ -163,6 +164,11 @@ pub trait Backend: fmt::Debug {
         reconnect(self, loss, owner, from)
     }
 
+    /// Ready when an attempt may succeed that has failed before, and sooner than it would be made by itself.
+    fn stirs<'a>(&'a self, _loss: &'a Loss, _from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+        pending().boxed_local()
+    }
+
     /// How long the guest runs on without it, if not for ever.
     fn patience(&self, _loss: &Loss) -> Option<Duration> {
         None
@@ -180,7 +186,7 @@ pub trait Backend: fmt::Debug {
     }
 
     /// Finds the helpers that a dom0 before this one has started.
-    fn adopt<'a>(&'a self, _from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+    fn adopt<'a>(&'a self, _owner: &'a Owner, _from: &'a Providers) -> LocalBoxFuture<'a, ()> {
         ready(()).boxed_local()
     }
 
@@ -264,6 +270,8 @@ pub struct Providers {
     pub networks: Rc<Networks>,
     /// The switches that NICs share.
     pub switches: Rc<Switches>,
+    /// Hears of changes of the host's links.
+    pub monitor: Monitor,
 }
 
 impl fmt::Debug for Providers {

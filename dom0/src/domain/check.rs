@@ -18,6 +18,7 @@ use crate::device::classes::Devices;
 use crate::device::{Owner, Providers};
 use crate::domain::error::StartError;
 use crate::domain::machine::{Machine, check_cpu, check_scheduling};
+use crate::host::monitor::Monitor;
 use crate::host::run_dir::RunDir;
 use crate::host::{files, memory};
 use crate::network::managed::Networks;
@@ -62,7 +63,7 @@ async fn look_into(
         domid: DomId(0),
         directory: directory.path().into(),
     };
-    let from = Providers { supervisor, networks, switches: Rc::new(switches) };
+    let from = Providers { supervisor, networks, switches: Rc::new(switches), monitor: Monitor::default() };
     let (_destroy, destroyed) = watch::channel(false);
     let mut machine = Machine::to_look_into(owner, config, from, destroyed);
     let built = machine.build(config, &|_| {}).await;

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::device::Providers;
-use crate::domain::events::Events;
+use crate::domain::events::{Events, Kind};
+use crate::host::monitor::Monitor;
 use crate::host::run_dir::RunDir;
-use crate::network::managed::Networks;
+use crate::network::managed::{Change, Means, Networks};
 use crate::network::switches::Switches;
 use crate::process::Supervisor;
 
@@ -36,18 +37,26 @@ pub struct Environment {
 impl Environment {
     /// Of a service that manages networks, defined in `config_dir`, and switches.
     pub fn of_service(run: &RunDir, config_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
+        let (events, monitor) = (Rc::<Events>::default(), Monitor::default());
+        let told = events.clone();
+        let tell = Rc::new(move |change| match change {
+            Change::Fault(text) => told.tell(None, Kind::NetworkFault, Some(text)),
+            Change::Mended(text) => told.tell(None, Kind::NetworkMended, Some(text)),
+        });
+        let means = Means { supervisor: supervisor.clone(), monitor: monitor.clone(), tell };
         Self {
             run: run.clone(),
             config_dir: config_dir.into(),
             providers: Providers {
-                networks: Rc::new(Networks::of_service(config_dir, run.path(), supervisor.clone())),
+                networks: Rc::new(Networks::of_service(config_dir, run.path(), means)),
+                monitor,
                 switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
                 supervisor: supervisor.clone(),
             },
             checks: supervisor,
             overcommit: false,
             cores: CORES.into(),
-            events: Rc::default(),
+            events,
             foreground: false,
         }
     }
@@ -59,6 +68,7 @@ impl Environment {
             config_dir: config_dir.into(),
             providers: Providers {
                 networks: Rc::new(Networks::of_others(config_dir, run.path())),
+                monitor: Monitor::default(),
                 switches: Rc::new(Switches::new(run.clone(), None)),
                 supervisor: supervisor.clone(),
             },

@@ -48,6 +48,10 @@ pub enum Kind {
     BackendBack,
     /// A request of a disk waits for an operator.
     RequestHeld,
+    /// Something of a network is not as it was made.
+    NetworkFault,
+    /// It is again.
+    NetworkMended,
     /// A NIC's cable was plugged in.
     LinkUp,
     /// A NIC's cable was pulled.
@@ -73,6 +77,8 @@ impl Kind {
             Self::BackendLost => "backend-lost",
             Self::BackendBack => "backend-back",
             Self::RequestHeld => "request-held",
+            Self::NetworkFault => "network-fault",
+            Self::NetworkMended => "network-mended",
             Self::LinkUp => "link-up",
             Self::LinkDown => "link-down",
         }

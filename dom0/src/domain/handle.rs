@@ -51,6 +51,7 @@ impl Handle {
             ended: None,
             crashed: false,
             restarts: 0,
+            networks: Vec::new(),
             troubles: Vec::new(),
         });
         let inbox = Inbox { wishes: wished, questions: asked, destroyed };

@@ -275,6 +275,7 @@ impl Domain {
                 memory: machine.memory(),
                 vcpus: machine.vcpus(),
                 runner: machine.runner(),
+                networks: machine.networks(),
                 vcpu_counters: machine.vcpu_counters(),
                 troubles: [self.pace.troubles(self.name()), machine.troubles()].concat(),
                 ..view.clone()

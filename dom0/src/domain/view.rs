@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use shared_abi::control::VcpuCounters;
-use shared_abi::{DomId, DomainName};
+use shared_abi::{DomId, DomainName, NetworkName};
 use uuid::Uuid;
 
 use crate::domain::lifecycle::State;
@@ -38,6 +38,8 @@ pub struct View {
     pub crashed: bool,
     /// Backends that were started again, or connected to again.
     pub restarts: u64,
-    /// What is amiss just now.
+    /// The managed networks that its NICs are on.
+    pub networks: Vec<NetworkName>,
+    /// What is amiss with it just now.
     pub troubles: Vec<Trouble>,
 }

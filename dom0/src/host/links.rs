@@ -4,7 +4,8 @@ use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, MacVtapMode};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVtapMode};
 use rtnetlink::{Handle, LinkBridge, LinkMacVtap, LinkUnspec};
 use shared_abi::MacAddress;
 
@@ -34,6 +35,12 @@ pub struct Link {
     pub bridge: Option<u32>,
     /// Its group.
     pub group: u32,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Its address.
+    pub mac: Vec<u8>,
+    /// It is switched on.
+    pub up: bool,
     /// Somebody is at the other end; for a tap: a process has it open.
     pub carrier: bool,
 }
@@ -131,6 +138,41 @@ impl Links {
         self.handle.address().add(link, address, prefix).execute().await.map_err(failed)
     }
 
+    /// The link's addresses, with their prefixes.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn addresses(&self, link: u32) -> io::Result<Vec<(IpAddr, u8)>> {
+        let all = self.handle.address().get().set_link_index_filter(link).execute();
+        let all: Vec<AddressMessage> = all.try_collect().await.map_err(failed)?;
+        let own = all.iter().filter(|message| message.header.index == link);
+        Ok(own
+            .filter_map(|message| {
+                let local = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Local(address) => Some(*address),
+                    _ => None,
+                };
+                // IPv6 has the address alone.
+                let address = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                };
+                let attributes = &message.attributes;
+                let found = attributes.iter().find_map(local).or_else(|| attributes.iter().find_map(address));
+                Some((found?, message.header.prefix_len))
+            })
+            .collect())
+    }
+
+    /// Gives the link this address and MTU, and switches it on.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn set(&self, link: u32, mac: MacAddress, mtu: u32) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(link).address(mac.bytes().to_vec()).mtu(mtu).up().build();
+        self.handle.link().change(message).execute().await.map_err(failed)
+    }
+
     /// Removes the link.
     ///
     /// # Errors
@@ -140,7 +182,8 @@ impl Links {
     }
 }
 
-fn link(message: &LinkMessage) -> Link {
+/// What a message of the kernel's says of a link.
+pub fn link(message: &LinkMessage) -> Link {
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
@@ -151,16 +194,25 @@ fn link(message: &LinkMessage) -> Link {
         LinkInfo::Kind(InfoKind::MacVtap) => Some(Kind::Macvtap),
         _ => None,
     });
+    let first = |wanted: fn(&LinkAttribute) -> Option<u32>| message.attributes.iter().find_map(wanted);
     let name = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     });
-    let bridge = message.attributes.iter().find_map(|attribute| match attribute {
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => Some(mac.clone()),
+        _ => None,
+    });
+    let bridge = first(|attribute| match attribute {
         LinkAttribute::Controller(bridge) => Some(*bridge),
         _ => None,
     });
-    let group = message.attributes.iter().find_map(|attribute| match attribute {
+    let group = first(|attribute| match attribute {
         LinkAttribute::Group(group) => Some(*group),
+        _ => None,
+    });
+    let mtu = first(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
     let carrier = message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Carrier(1)));
@@ -170,6 +222,9 @@ fn link(message: &LinkMessage) -> Link {
         kind: kind.unwrap_or(Kind::Other),
         bridge,
         group: group.unwrap_or(0),
+        mtu: mtu.unwrap_or(0),
+        mac: mac.unwrap_or_default(),
+        up: message.header.flags.contains(LinkFlags::Up),
         carrier,
     }
 }

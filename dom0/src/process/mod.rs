@@ -9,6 +9,7 @@ pub mod identity;
 pub(crate) mod keep_alive;
 pub mod link;
 mod output;
+pub mod run;
 pub mod spawn;
 mod systemd;
 
@@ -163,6 +164,9 @@ pub struct Process {
 }
 
 impl Process {
+    /// How one has ended that has done what it was to do.
+    const ENDED_WELL: &str = "exited with status 0";
+
     fn new(pid: Pid, pidfd: OwnedFd) -> io::Result<Self> {
         Ok(Self { pid, pidfd: watch::readable(pidfd)?, words: None, witness: None, reaped: false })
     }

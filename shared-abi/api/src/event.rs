@@ -15,7 +15,7 @@ pub struct EventInfo {
     /// The number that the domain had then.
     pub id: Option<u32>,
     /// dom0-started, adopted, building, start-failed, running, paused, stopping, stopped, crashed, preserved, dying,
-    /// gone, backend-lost, backend-back, request-held, link-up or link-down.
+    /// gone, backend-lost, backend-back, request-held, network-fault, network-mended, link-up or link-down.
     pub kind: String,
     /// More about it, for people.
     pub detail: Option<String>,

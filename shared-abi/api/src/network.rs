@@ -18,8 +18,10 @@ pub struct NetworkInfo {
     pub forward: String,
     /// It is started without being asked for.
     pub autostart: bool,
-    /// `running` or `stopped`.
+    /// `running`, `stopped`, or `faulty`: it runs, and something of it is not as it was made.
     pub state: String,
+    /// What that is, and what has come of putting it right.
+    pub fault: Option<String>,
 }
 
 /// The answer to `NetworkList`.

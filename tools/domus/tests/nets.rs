@@ -238,6 +238,121 @@ fn a_nic_that_names_no_network_gets_an_address_and_a_way_out_from_passt_which_is
     assert!(passts().is_empty());
 }
 
+/// Whether the interface is a port of this bridge.
+fn is_port(host: &Host, name: &str, bridge: &str) -> bool {
+    let ports = host.ip(&["-o", "link", "show"]);
+    ports
+        .lines()
+        .any(|line| line.contains(&format!(": {name}:")) && line.contains(&format!(" master {bridge} ")))
+}
+
+/// Waits until the condition holds, which must be soon: a second, and what a busy machine adds.
+#[track_caller]
+fn soon(host: &Host, what: &str, condition: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    host.until(what, condition);
+    assert!(began.elapsed() < std::time::Duration::from_secs(2), "{what} took {:?}", began.elapsed());
+}
+
+fn make_bridge(host: &Host) {
+    host.ip(&["link", "add", "br0", "type", "bridge"]);
+    host.ip(&["link", "set", "br0", "up"]);
+    host.ip(&["addr", "add", "10.1.0.1/24", "dev", "br0"]);
+}
+
+#[test]
+fn a_tap_comes_back_to_its_bridge_whichever_of_them_somebody_has_taken_away() {
+    let mut host = Host::with_service(true);
+    host.ip(&["addr", "add", "10.1.0.1/24", "dev", "br0"]);
+    let nic = r#", "nets": [ { "id": "eth0", "bridge": "br0" } ]"#;
+    host.ok(&["create", &host.guest("web1", SHELL, nic)]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: hello");
+    let mut pings = |host: &Host| {
+        assert!(!host.ok(&["why", "web1"]).contains("wire"));
+        console.send("net-ping");
+        console.wait("mini: ok net-ping");
+    };
+    pings(&host);
+
+    host.ip(&["link", "set", "vif1.0", "nomaster"]);
+    soon(&host, "it is a port again", || is_port(&host, "vif1.0", "br0"));
+    host.until("all is well", || !host.ok(&["why", "web1"]).contains("wire"));
+    host.ip(&["link", "add", "br1", "type", "bridge"]);
+    host.ip(&["link", "set", "vif1.0", "master", "br1", "down", "mtu", "1400"]);
+    soon(&host, "it is a port of its own bridge, as it was", || {
+        is_port(&host, "vif1.0", "br0") && host.ip(&["link", "show", "vif1.0"]).contains("LOWER_UP> mtu 1500")
+    });
+    host.until("all is well", || !host.ok(&["why", "web1"]).contains("wire"));
+    pings(&host);
+
+    // The bridge goes, and comes after a while.
+    host.ip(&["link", "del", "br0"]);
+    soon(&host, "the loss is told", || {
+        let why = host.ok(&["why", "web1"]);
+        why.contains("the wire of eth0: the bridge br0 was removed") && why.contains("\"br0\" does not exist")
+    });
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    make_bridge(&host);
+    soon(&host, "it is a port of the new one", || is_port(&host, "vif1.0", "br0"));
+    host.until("all is well", || !host.ok(&["why", "web1"]).contains("wire"));
+    pings(&host);
+
+    // The tap itself: another one is made, and another process has it.
+    let old = host.pid_of("web1", "net.sock");
+    host.ip(&["link", "del", "vif1.0"]);
+    host.until("another tap is a port", || is_port(&host, "vif1.0", "br0"));
+    host.until("another process serves", || host.domain("web1").unwrap()["restarts"].as_u64() > Some(3));
+    assert!(![None, old].contains(&host.pid_of("web1", "net.sock")));
+    host.until("all is well", || host.ok(&["why", "web1"]).contains("nothing is amiss"));
+    pings(&host);
+
+    // While there is no dom0.
+    host.kill_service();
+    host.ip(&["link", "del", "br0"]);
+    make_bridge(&host);
+    host.start_service();
+    host.until("it is a port again", || is_port(&host, "vif1.0", "br0"));
+    host.until("all is well", || host.ok(&["why", "web1"]).contains("nothing is amiss"));
+    pings(&host);
+    assert!(
+        host.ok(&["logs", "web1"]).contains("the wire of eth0 the tap vif1.0 was no port of br0 and is back")
+    );
+    host.ok(&["destroy", "web1"]);
+}
+
+#[test]
+fn a_tap_of_somebody_elses_that_is_removed_is_named_and_taken_again_when_it_is_back() {
+    let host = Host::with_service(true);
+    host.ip(&["addr", "add", "10.1.0.1/24", "dev", "br0"]);
+    let make = || {
+        host.ip(&["tuntap", "add", "tap1", "mode", "tap"]);
+        host.ip(&["link", "set", "tap1", "up", "master", "br0"]);
+    };
+    make();
+    let nics = r#", "nets": [ { "id": "eth0", "tap": "tap1" }, { "id": "eth1", "bridge": "br0" } ]"#;
+    host.ok(&["create", &host.guest("web1", SHELL, nics)]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: hello");
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    let pid = host.pid_of("web1", "net.sock");
+    host.ip(&["link", "del", "tap1"]);
+    soon(&host, "the loss is told", || {
+        let why = host.ok(&["why", "web1"]);
+        why.contains("the wire of eth0: the tap tap1 was removed")
+            && why.contains("ip tuntap add tap1 mode tap")
+    });
+    // The other NIC goes on meanwhile.
+    assert_eq!(host.pid_of("web1", "net.sock"), pid);
+    make();
+    host.until("another process serves it", || ![None, pid].contains(&host.pid_of("web1", "net.sock")));
+    host.until("all is well", || host.ok(&["why", "web1"]).contains("nothing is amiss"));
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    host.ok(&["destroy", "web1"]);
+}
+
 #[test]
 fn what_an_operator_changes_of_a_nic_outlives_its_backend() {
     let host = Host::with_service(true);

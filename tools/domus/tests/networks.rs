@@ -7,9 +7,13 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Console, Host, signal};
 use nix::sys::signal::Signal;
+
+/// A guest that does what it is told.
+const SHELL: &str = "console=ttyS0 mini.test=shell mini.end=poweroff";
 
 /// A machine beside the host: a network namespace that lives as long as this.
 struct Beside(Child);
@@ -92,6 +96,147 @@ fn dnsmasq(host: &Host, network: &str) -> u32 {
     let text = fs::read_to_string(host.run_dir().join("networks").join(network).join("dnsmasq.json"));
     let record: serde_json::Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
     record["pid"].as_u64().unwrap_or(0) as u32
+}
+
+/// The network as `network-list --json` shows it.
+fn shown(host: &Host, name: &str) -> serde_json::Value {
+    let list: Vec<serde_json::Value> = serde_json::from_str(&host.ok(&["network-list", "--json"])).unwrap();
+    list.into_iter().find(|network| network["name"] == name).unwrap()
+}
+
+/// The table of a network as nft shows it, without the numbers that the kernel gives.
+fn table(name: &str) -> String {
+    let shown =
+        Command::new("nft").args(["list", "table", "inet", &format!("domus-{name}")]).output().unwrap();
+    String::from_utf8(shown.stdout).unwrap()
+}
+
+fn nft(text: &str) {
+    assert!(Command::new("nft").arg(text).status().unwrap().success(), "nft {text}");
+}
+
+/// Waits until the condition holds, which must be soon: a second, and what a busy machine adds.
+#[track_caller]
+fn soon(host: &Host, what: &str, condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    host.until(what, condition);
+    assert!(began.elapsed() < Duration::from_secs(2), "{what} took {:?}", began.elapsed());
+}
+
+/// What `domus events` has said, read to this kind of event.
+fn events_up_to(host: &Host, kind: &str, detail: &str) {
+    let mut client = host.command(&["events", "--since-start"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(client.stdout.take().unwrap()));
+    let found = lines.map_while(Result::ok).any(|line| line.contains(kind) && line.contains(detail));
+    let _ = client.kill();
+    let _ = client.wait();
+    assert!(found, "{kind} {detail}");
+}
+
+#[test]
+fn what_somebody_takes_from_a_network_is_put_back_at_once_and_told() {
+    let mut host = Host::with_service(true);
+    let dom0 = host.service().id();
+    define(&host, "lan", r#""addresses": ["10.5.0.1/24", "fd00:5::1/64"]"#);
+    define(&host, "other", r#""addresses": ["10.6.0.1/24"], "forward": "isolated""#);
+    for network in ["lan", "other"] {
+        host.ok(&["network-start", network]);
+    }
+    host.ok(&["create", &host.guest("web1", SHELL, r#", "nets": [ { "id": "eth0", "network": "lan" } ]"#)]);
+    let is_well = || shown(&host, "lan")["state"] == "running";
+    let (lan, other) = (table("lan"), table("other"));
+
+    nft("flush ruleset");
+    soon(&host, "the packet filters are back", || table("lan") == lan && table("other") == other);
+    nft("flush chain inet domus-lan forward");
+    soon(&host, "the rules are back", || table("lan") == lan);
+    nft("add rule inet domus-lan input accept");
+    soon(&host, "a rule is gone", || table("lan") == lan);
+    events_up_to(&host, "network-fault", "lan: its packet filter was changed");
+    events_up_to(&host, "network-mended", "lan: its packet filter was removed: it is put back");
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+
+    let link = || host.ip(&["-o", "addr", "show", "lan"]) + &host.ip(&["-o", "link", "show", "lan"]);
+    let before = host.ip(&["-o", "link", "show", "lan"]);
+    let mac = before.split(" link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    for (change, wanted) in [
+        (&["link", "set", "lan", "mtu", "1400"][..], "mtu 1500"),
+        (&["link", "set", "lan", "address", "02:00:00:00:00:09"], mac.as_str()),
+        (&["addr", "del", "10.5.0.1/24", "dev", "lan"], "inet 10.5.0.1/24"),
+        (&["link", "set", "lan", "down"], "inet6 fd00:5::1/64"),
+    ] {
+        host.ip(change);
+        soon(&host, wanted, || link().contains(wanted) && is_well());
+    }
+    // Found out with the next change.
+    assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(), "1\n");
+
+    // The bridge and what is bound to it, and the taps on it.
+    let old = dnsmasq(&host, "lan");
+    host.ip(&["link", "del", "lan"]);
+    soon(&host, "the bridge is back", || {
+        host.ip(&["-o", "addr", "show"]).contains(" lan    inet 10.5.0.1/24") && is_well()
+    });
+    host.until("another dnsmasq is there", || ![0, old].contains(&dnsmasq(&host, "lan")));
+    let guest = Beside::new(&host, "g1");
+    host.ip(&["link", "set", "g1", "master", "lan"]);
+    assert!(guest.lease(&host).starts_with("10.5.0."));
+
+    // What cannot be put back is told, and tried again.
+    signal(dom0, Signal::SIGSTOP);
+    host.ip(&["link", "del", "lan"]);
+    host.ip(&["link", "add", "lan", "type", "veth", "peer", "name", "end"]);
+    signal(dom0, Signal::SIGCONT);
+    soon(&host, "the fault is seen", || shown(&host, "lan")["state"] == "faulty");
+    host.until("an attempt has failed", || {
+        shown(&host, "lan")["fault"].as_str().is_some_and(|fault| fault.contains("an interface lan exists"))
+    });
+    let why = host.ok(&["why", "web1"]);
+    assert!(
+        why.contains("network lan: the bridge lan was removed") && why.contains("network-start lan"),
+        "{why}"
+    );
+    assert!(host.ok(&["network-list"]).contains("faulty"));
+    assert!(host.refused(&["network-start", "lan"]).contains("an interface lan exists"));
+    host.ip(&["link", "del", "lan"]);
+    host.ok(&["network-start", "lan"]);
+    soon(&host, "all is well", is_well);
+    assert!(!host.ok(&["why", "web1"]).contains("network lan"));
+    host.ok(&["destroy", "web1"]);
+    drop(guest);
+}
+
+#[test]
+fn a_packet_filter_that_does_not_load_is_given_up_in_time_and_holds_no_other_network() {
+    use nix::mount::{MsFlags, mount};
+    // An nft that hangs when it reads of the network "slow".
+    let mut host = Host::new(false);
+    let script = host.path("nft");
+    let text = "#!/bin/sh\ntext=$(cat)\ncase $text in *domus-slow*) sleep 1000;; esac\n\
+                printf '%s' \"$text\" | /usr/local/sbin/nft.real -f -\n";
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    // For this thread and the processes it starts.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(Some("none"), "/usr/local/sbin", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    let real =
+        ["/usr/sbin/nft", "/usr/bin/nft"].into_iter().find(|nft| std::path::Path::new(nft).exists()).unwrap();
+    fs::copy(real, "/usr/local/sbin/nft.real").unwrap();
+    mount(Some(&script), real, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    host.start_service();
+    define(&host, "slow", r#""addresses": ["10.5.0.1/24"]"#);
+    define(&host, "lan", r#""addresses": ["10.6.0.1/24"]"#);
+    let began = Instant::now();
+    let mut slow = host.command(&["network-start", "slow"]).stderr(Stdio::piped()).spawn().unwrap();
+    host.until("its start has begun", || host.ip(&["-o", "link", "show"]).contains(" slow:"));
+    host.ok(&["network-start", "lan"]);
+    assert_eq!(shown(&host, "lan")["state"], "running");
+    assert!(began.elapsed() < Duration::from_secs(5) && slow.try_wait().unwrap().is_none());
+    let said = slow.wait_with_output().unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(said.contains("did not end within 10s"), "{said}");
+    host.ok(&["network-stop", "lan"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! | [`config`], [`forward`] | what a config may say of a NIC, and of ports that lead to it |
 //! | [`nic`] | a NIC: what is written down of it, what is open of it, what its backend is told |
 //! | [`attach`] | what is at the other end of the cable |
+//! | [`cable`] | what a cable is made of in the host's kernel, kept as it was made |
 //! | [`tap`], [`steering`], [`passt`] | taps, the program that chooses among a tap's queues, passt |
 //! | [`report`], [`plan`] | what there is to say of a NIC, and before it is made |
 //!
@@ -12,6 +13,7 @@
 //! that an operator has changed are kept here.
 
 pub mod attach;
+pub mod cable;
 pub mod config;
 pub mod forward;
 pub mod nic;
@@ -28,14 +30,15 @@ use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
 
 use domus_startup::fds::Outgoing;
-use futures_util::future::{FutureExt, LocalBoxFuture};
+use futures_util::future::{FutureExt, LocalBoxFuture, pending};
 use shared_abi::control::{DeviceSpec, NetNic, NetRequest, NetStart, NetWire, NicLimits, NicRequest};
-use shared_abi::{DeviceId, DomainName, Role, SwitchName};
+use shared_abi::{DeviceId, DomainName, NetworkName, Role, SwitchName};
 use tokio::time::timeout;
 
 use crate::device::error::DeviceError;
 use crate::device::loss::{Loss, Mended};
 use crate::device::net::attach::Attachment;
+use crate::device::net::cable::{Amiss, Cable};
 use crate::device::net::config::{Nic, NicLink};
 use crate::device::net::nic::{NicRecord, OpenNic};
 use crate::device::net::passt::{PASST_START, PasstError};
@@ -98,6 +101,15 @@ impl Nics {
     /// For a dom0 that comes later.
     pub fn records(&self) -> Vec<NicRecord> {
         self.nics.borrow().iter().map(OpenNic::record).collect()
+    }
+
+    /// The managed networks that they are on.
+    pub fn networks(&self) -> Vec<NetworkName> {
+        let network = |open: &OpenNic| match &open.nic.link {
+            NicLink::Network(name) => Some(name.clone()),
+            _ => None,
+        };
+        self.nics.borrow().iter().filter_map(network).collect()
     }
 
     /// A report on each of them, as far as no process is asked.
@@ -163,7 +175,63 @@ impl Nics {
             open.spec.queues = nic.virtqueues(open.pairs);
             open.wire = wire;
         });
+        self.watch(owner, (n, &nic), from, links).await;
         Ok(())
+    }
+
+    /// Watches what a NIC's wire is made of.
+    async fn watch(&self, owner: &Owner, (n, nic): (usize, &Nic), from: &Providers, links: &Links) {
+        let bridge = match &nic.link {
+            NicLink::Network(name) => from.networks.bridge(name).await.ok(),
+            _ => None,
+        };
+        let Some(mut cable) = Cable::of(owner, n, nic, bridge) else { return };
+        let watch = cable.watch(&from.monitor);
+        // What cannot be looked at now is when something changes.
+        cable.index = links.find(&cable.tap).await.ok().flatten().map(|tap| tap.index);
+        self.with(&nic.id, |open| open.cable = Some((cable, watch)));
+    }
+
+    /// Looks at what a NIC's wire is made of.
+    async fn look(&self, nic: &DeviceId, links: &Links) -> io::Result<Option<Amiss>> {
+        let found = self.with(nic, |open| Some((open.cable.as_ref()?.0.clone(), open.nic.mtu))).flatten();
+        let Some((mut cable, mtu)) = found else { return Ok(None) };
+        let amiss = cable.look(mtu, links).await?;
+        self.with(nic, |open| {
+            if let Some((known, _)) = &mut open.cable {
+                *known = cable;
+            }
+        });
+        Ok(amiss)
+    }
+
+    /// Puts a NIC's wire right.
+    async fn mend_wire(&self, nic: &DeviceId, owner: &Owner) -> Result<Mended, DeviceError> {
+        let links = open_links()?;
+        let failed = |source| DeviceError::Io { act: "look at the wire", source };
+        let amiss = self.look(nic, &links).await.map_err(failed)?;
+        let found = |open: &mut OpenNic| Some((open.n, open.nic.clone(), open.cable.as_ref()?.0.clone()));
+        let found = self.with(nic, found).flatten();
+        let (Some(amiss), Some((n, card, cable))) = (amiss, found) else { return Ok(Mended::Done) };
+        let place = owner.place(format_args!("nets[{n}]"));
+        match amiss {
+            Amiss::Port(_) => {
+                cable.join(&place, &card, &links).await?;
+                Ok(Mended::Done)
+            }
+            Amiss::Tap(_) => {
+                cable.can_be_made(&place, &links).await?;
+                // What is open here leads nowhere. The next process opens another, unless one has meanwhile.
+                let closed = self.with(nic, |open| {
+                    let is_same = open.cable.as_ref().is_some_and(|(now, _)| *now == cable);
+                    if is_same {
+                        (open.wire, open.cable) = (Attachment::closed(&open.nic.link), None);
+                    }
+                    is_same
+                });
+                Ok(if closed == Some(true) { Mended::Restart(nic.clone()) } else { Mended::Done })
+            }
+        }
     }
 
     /// Opens a tap that a dom0 before this one had open, now that its backend is gone and it with that.
@@ -182,6 +250,7 @@ impl Nics {
         let nic = Nic { pairs, pairs_given: true, ..nic };
         let wire = Attachment::open(owner, n, &nic, from, links).await?;
         self.with(&nic.id, |open| open.wire = wire);
+        self.watch(owner, (n, &nic), from, links).await;
         Ok(())
     }
 
@@ -391,13 +460,29 @@ impl Backend for Nics {
             {
                 return Poll::Ready(Loss::Passt(open.nic.id.clone()));
             }
+            if let Some((_, watch)) = &open.cable
+                && watch.poll_changed(cx).is_ready()
+            {
+                return Poll::Ready(Loss::Wire(open.nic.id.clone()));
+            }
         }
         Poll::Pending
     }
 
     fn bury<'a>(&'a self, loss: &'a Loss) -> LocalBoxFuture<'a, Option<String>> {
         async move {
-            let Loss::Passt(nic) = loss else { return None };
+            let nic = match loss {
+                Loss::Passt(nic) => nic,
+                // What was heard may be old.
+                Loss::Wire(nic) => {
+                    let links = Links::open().ok()?;
+                    return match self.look(nic, &links).await {
+                        Ok(amiss) => amiss.map(|(Amiss::Port(how) | Amiss::Tap(how))| how),
+                        Err(error) => Some(format!("cannot be looked at: {error}")),
+                    };
+                }
+                _ => return None,
+            };
             let passt = self.take_passt(nic)?;
             let how = passt.ended().await;
             tokio::task::spawn_local(passt.reap());
@@ -416,7 +501,11 @@ impl Backend for Nics {
         from: &'a Providers,
     ) -> Step<'a, Mended> {
         async move {
-            let Loss::Passt(nic) = loss else { return reconnect(self, loss, owner, from).await };
+            let nic = match loss {
+                Loss::Passt(nic) => nic,
+                Loss::Wire(nic) => return self.mend_wire(nic, owner).await,
+                _ => return reconnect(self, loss, owner, from).await,
+            };
             let nothing = || DeviceError::NoHelper(loss.to_string());
             let (passt, socket) = self.another_passt(owner, nic, from).await?.ok_or_else(nothing)?;
             if attempts > 0
@@ -432,6 +521,18 @@ impl Backend for Nics {
         .boxed_local()
     }
 
+    fn stirs<'a>(&'a self, loss: &'a Loss, from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+        async move {
+            let Loss::Wire(nic) = loss else { return pending().await };
+            let watch = |open: &mut OpenNic| Some(open.cable.as_ref()?.0.watch(&from.monitor));
+            let Some(watch) = self.with(nic, watch).flatten() else { return pending().await };
+            // It says at once that there may have been a change, which the attempt before this has seen.
+            watch.changed().await;
+            watch.changed().await;
+        }
+        .boxed_local()
+    }
+
     fn may_be_renamed(&self) -> Result<(), String> {
         match self.ids(|open| matches!(open.nic.link, NicLink::Switch(_))).first() {
             None => Ok(()),
@@ -439,8 +540,14 @@ impl Backend for Nics {
         }
     }
 
-    fn adopt<'a>(&'a self, from: &'a Providers) -> LocalBoxFuture<'a, ()> {
+    fn adopt<'a>(&'a self, owner: &'a Owner, from: &'a Providers) -> LocalBoxFuture<'a, ()> {
         async move {
+            let all: Vec<_> = self.nics.borrow().iter().map(|open| (open.n, open.nic.clone())).collect();
+            if let Ok(links) = Links::open() {
+                for (n, nic) in &all {
+                    self.watch(owner, (*n, nic), from, &links).await;
+                }
+            }
             for nic in self.ids(|open| open.inherited.is_some()) {
                 let known = self.with(&nic, |open| open.inherited.take()).flatten();
                 if let Some(mut living) = known.and_then(Process::found) {
@@ -470,6 +577,7 @@ impl Backend for Nics {
             let mut passts = Vec::new();
             for open in self.nics.borrow_mut().iter_mut() {
                 let closed = Attachment::closed(&open.nic.link);
+                open.cable = None;
                 if let Attachment::User { passt: Some(passt), .. } = std::mem::replace(&mut open.wire, closed)
                 {
                     passts.push(passt);

@@ -13,9 +13,11 @@ use shared_abi::limits::NIC_STATE_LEN;
 
 use crate::device::Owner;
 use crate::device::net::attach::Attachment;
+use crate::device::net::cable::Cable;
 use crate::device::net::config::{Nic, NicLink};
 use crate::device::slots::SlotMap;
 use crate::device::spec::{NET, NET_CONFIG, QUEUE_SIZE, usual_class};
+use crate::host::monitor::Watch;
 use crate::host::proc::ProcessId;
 use crate::host::sockets;
 
@@ -96,6 +98,8 @@ pub struct OpenNic {
     pub was_opened: bool,
     /// The passt that a dom0 before this one has started.
     pub inherited: Option<ProcessId>,
+    /// What its wire is made of, and who watches that.
+    pub cable: Option<(Cable, Watch)>,
 }
 
 impl OpenNic {
@@ -111,6 +115,7 @@ impl OpenNic {
             up: record.up,
             was_opened: false,
             inherited: record.passt,
+            cable: None,
         }
     }
 

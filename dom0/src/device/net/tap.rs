@@ -185,11 +185,26 @@ pub async fn on_bridge(
         .map_err(|e| refuse(format!("cannot make the tap {name} for \"{bridge}\": {e}")))?;
     let made = links.find(&name).await.map_err(|e| refuse(format!("cannot look up {name}: {e}")))?;
     let Link { index, .. } = made.ok_or_else(|| refuse(format!("{name} was removed while it was set up")))?;
-    links
-        .join(index, at, net.mtu)
-        .await
-        .map_err(|e| refuse(format!("cannot put {name} on \"{bridge}\" with mtu {}: {e}", net.mtu)))?;
+    join(place, (key, bridge, at), (&name, index), net, links).await?;
     Ok(queues)
+}
+
+/// Makes a tap a port of the bridge that the config calls `key`: both by name and index.
+///
+/// # Errors
+/// [`ConfigError`].
+pub async fn join(
+    place: &Place<'_>,
+    (key, bridge, at): (&str, &str, u32),
+    (tap, index): (&str, u32),
+    net: &Nic,
+    links: &Links,
+) -> Result<(), ConfigError> {
+    let joined = links.join(index, at, net.mtu).await;
+    joined.map_err(|error| {
+        let problem = format!("cannot put {tap} on \"{bridge}\" with mtu {}: {error}", net.mtu);
+        place.under(key).refuse(problem)
+    })
 }
 
 /// The interface name of NIC `n`, which nobody has.

@@ -42,7 +42,7 @@ impl Machine {
             }
         }
         for class in self.devices.all() {
-            class.adopt(&self.from).await;
+            class.adopt(&self.owner, &self.from).await;
         }
         Found(found)
     }

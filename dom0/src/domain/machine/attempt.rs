@@ -14,6 +14,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use shared_abi::{DeviceId, DomainName, Role};
@@ -30,6 +31,9 @@ use crate::domain::machine::backend::BackendProcess;
 use crate::host::fault;
 use crate::process::{Launch, Limits};
 use crate::value::backoff::{self, EarlyDeaths};
+
+/// The least pause before what has failed is tried again because something has changed.
+const LEAST: Duration = Duration::from_millis(200);
 
 /// What a machine has lost, and what waits for an operator.
 #[derive(Debug, Default)]
@@ -214,7 +218,12 @@ impl Launcher {
 /// An attempt to have something again that is no process of the domain's own.
 pub fn mend(class: Rc<dyn Backend>, loss: Loss, attempts: u32, owner: Owner, from: Providers) -> Attempt {
     Box::pin(async move {
-        sleep(backoff::pause(attempts)).await;
+        let pause = backoff::pause(attempts);
+        let stirs = async { tokio::join!(sleep(pause.min(LEAST)), class.stirs(&loss, &from)) };
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = stirs => {}
+        }
         Ok(Repaired::Device(class.mend(&loss, attempts, &owner, &from).await?))
     })
 }

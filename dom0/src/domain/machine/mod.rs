@@ -41,6 +41,7 @@ use uuid::Uuid;
 
 use crate::config::{DomainConfig, OnHang};
 use crate::device::classes::Devices;
+use crate::device::loss::Loss;
 use crate::device::{Owner, Providers};
 use crate::domain::events::Kind;
 use crate::domain::machine::attempt::Losses;
@@ -394,6 +395,22 @@ impl Machine {
         if self.log_budget > 0 {
             self.log_budget -= 1;
             self.say(text);
+        }
+    }
+
+    /// Says what has become of something lost: what is the host's and not a child's, as often as it happens.
+    fn say_of(&mut self, loss: &Loss, text: String) {
+        match loss {
+            Loss::Wire(_) => self.say(text),
+            _ => self.say_of_child(text),
+        }
+    }
+
+    /// Tells it, as often.
+    fn event_of(&mut self, loss: &Loss, kind: Kind, detail: String) {
+        match loss {
+            Loss::Wire(_) => self.notices.push(Notice::Event(kind, detail)),
+            _ => self.event_of_child(kind, detail),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What an operator asks of a running machine's NICs.
 
 use shared_abi::control::{BackendReply, NetRequest, NicRequest};
-use shared_abi::{DeviceId, Role};
+use shared_abi::{DeviceId, NetworkName, Role};
 use tokio::time::timeout;
 
 use crate::device::Backend;
@@ -12,6 +12,11 @@ use crate::domain::machine::{Machine, Notice};
 use crate::process::link::QUESTION;
 
 impl Machine {
+    /// The managed networks that its NICs are on.
+    pub fn networks(&self) -> Vec<NetworkName> {
+        self.devices.nics.networks()
+    }
+
     /// Reports on every NIC.
     pub async fn nics(&mut self) -> Vec<NicReport> {
         let mut reports = self.devices.nics.reports();

@@ -7,6 +7,8 @@
 //! | a remote disk's server is gone | requests wait | it is connected to again |
 //! | a switch dies | its NICs stand still | it is started again, and the NICs are plugged in again |
 //! | passt of a NIC dies | frames are lost | another one takes its place |
+//! | a tap is taken out of its bridge, or that is gone | frames are lost | it is put back, once there is a bridge |
+//! | a tap is removed | frames are lost | it is made again, and its backend is started again with it |
 //! | a request fails and is held | nothing | the domain is paused until it is unpaused, and the request done again |
 
 use std::os::fd::OwnedFd;
@@ -103,7 +105,8 @@ impl Machine {
 
     pub(super) fn helper_lost(&mut self, loss: Loss, how: String) {
         let role = self.devices.concerned(&loss).and_then(|class| class.role());
-        if role.is_some_and(|role| self.is_open(&Loss::Process(role))) {
+        // A wire is put right with or without somebody who uses it.
+        if !matches!(loss, Loss::Wire(_)) && role.is_some_and(|role| self.is_open(&Loss::Process(role))) {
             return;
         }
         // The first one has lived for as long as its backend.
@@ -121,7 +124,7 @@ impl Machine {
             return;
         }
         let Some(attempt) = self.attempt(&loss, attempts, &leftovers) else { return };
-        self.event_of_child(Kind::BackendLost, format!("{loss} {how}"));
+        self.event_of(&loss, Kind::BackendLost, format!("{loss} {how}"));
         let since = Instant::now();
         let repair = Repair { loss, how, since, attempts, problem: None, settled: false, leftovers, attempt };
         self.losses.open.push(repair);
@@ -170,6 +173,17 @@ impl Machine {
     pub(super) async fn attempted(&mut self, n: usize, result: Result<Repaired, StartError>) {
         let Repair { loss, how, since, attempts, settled, leftovers, .. } = self.losses.open.swap_remove(n);
         let done = match result {
+            Ok(Repaired::Device(Mended::Restart(device))) => {
+                self.say_of(
+                    &loss,
+                    format!("{loss} {how}: it is made again, and its backend is started again"),
+                );
+                let role = self.devices.of_device(&device).and_then(|class| class.role());
+                if let Some(backend) = role.and_then(|role| self.backend(role)) {
+                    backend.process.kill();
+                }
+                return;
+            }
             Ok(repaired) => self.put_in_place(since, repaired).await,
             Err(error) => Err(chain(&error)),
         };
@@ -178,14 +192,14 @@ impl Machine {
                 let stalled = stalled.as_millis();
                 self.notices.push(Notice::Restarted);
                 let back = format!("{loss}: devices stood still for {stalled} ms");
-                self.event_of_child(Kind::BackendBack, back);
+                self.event_of(&loss, Kind::BackendBack, back);
                 let back = format!("{loss} {how} and is back: devices stood still for {stalled} ms");
-                return self.say_of_child(back);
+                return self.say_of(&loss, back);
             }
             Err(problem) => problem,
         };
         if attempts == 0 {
-            self.say_of_child(format!("{loss} {how} and cannot be had again yet: {problem}"));
+            self.say_of(&loss, format!("{loss} {how} and cannot be had again yet: {problem}"));
         }
         if let Some(class) = self.devices.concerned(&loss) {
             class.give_up(&loss, since.elapsed());
@@ -207,6 +221,8 @@ impl Machine {
             Repaired::Device(Mended::Attach(device, socket)) => {
                 self.attach(vec![(device, socket)]).await.map_err(|error| chain(&error))
             }
+            // The one that needs another process is dealt with where the attempt ends.
+            Repaired::Device(Mended::Done | Mended::Restart(_)) => Ok(since.elapsed()),
             Repaired::Device(Mended::Tell(device, request, fds)) => {
                 let role = self.devices.of_device(&device).and_then(|class| class.role());
                 let backend = role.and_then(|role| self.backend(role));
@@ -354,7 +370,10 @@ impl Machine {
                     format!("{}; attempt {} failed: {problem}", repair.how, repair.attempts)
                 }
             },
-            next: "its devices stand still, nothing is lost; it is tried again every few seconds".into(),
+            next: match repair.loss {
+                Loss::Wire(_) => "frames are lost until it is put back, as soon as that can be done".into(),
+                _ => "its devices stand still, nothing is lost; it is tried again every few seconds".into(),
+            },
         });
         let hung = self.silent().map(|(role, since)| Trouble {
             layer: role.program().into(),

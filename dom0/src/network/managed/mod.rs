@@ -11,25 +11,31 @@
 mod definition;
 mod dnsmasq;
 mod error;
+mod keeper;
+mod made;
 mod rules;
 mod running;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
+use futures_util::future::join_all;
 use shared_abi::NetworkName;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use definition::{Forward, Network, NetworkFile, parse};
 pub use dnsmasq::{Lease, leases};
+pub use keeper::{Change, Fault};
+pub use running::Means;
 
 use crate::host::links::Links;
 use crate::network::managed::running::Running;
-use crate::process::Supervisor;
 use crate::value::place::ConfigError;
 
 pub use error::NetworkError;
@@ -41,23 +47,46 @@ pub struct Shown {
     pub network: Rc<Network>,
     /// It runs.
     pub runs: bool,
+    /// What is amiss with it.
+    pub faults: Vec<Fault>,
 }
 
-/// The networks of one dom0. Used by one thread.
+/// The networks of one dom0. Used by one thread. What is done to one network waits for what is done to that one, and
+/// for no other.
 pub struct Networks {
     /// Where they are defined.
     defined: PathBuf,
     /// Where those that run keep their state.
     run: PathBuf,
-    /// Starts their processes; none in a command, which starts no network.
-    supervisor: Option<Rc<dyn Supervisor>>,
-    running: Mutex<BTreeMap<NetworkName, Running>>,
+    /// What starts and keeps them; none in a command, which starts no network.
+    means: Option<Means>,
+    running: RefCell<BTreeMap<NetworkName, Entry>>,
+    locks: RefCell<BTreeMap<NetworkName, Arc<Mutex<()>>>>,
+}
+
+/// A network that is there.
+enum Entry {
+    /// It is being started.
+    Starts(Rc<Network>),
+    /// It runs.
+    Runs(Rc<Running>),
+    /// It is being stopped.
+    Stops(Rc<Network>),
+}
+
+impl Entry {
+    fn network(&self) -> &Rc<Network> {
+        match self {
+            Self::Starts(network) | Self::Stops(network) => network,
+            Self::Runs(running) => &running.network,
+        }
+    }
 }
 
 impl Networks {
     /// The networks of the service.
-    pub fn of_service(config_dir: &Path, run_dir: &Path, supervisor: Rc<dyn Supervisor>) -> Self {
-        Self::new(config_dir, run_dir, Some(supervisor))
+    pub fn of_service(config_dir: &Path, run_dir: &Path, means: Means) -> Self {
+        Self::new(config_dir, run_dir, Some(means))
     }
 
     /// The networks that a service runs, for somebody who is none.
@@ -65,9 +94,27 @@ impl Networks {
         Self::new(config_dir, run_dir, None)
     }
 
-    fn new(config_dir: &Path, run_dir: &Path, supervisor: Option<Rc<dyn Supervisor>>) -> Self {
+    fn new(config_dir: &Path, run_dir: &Path, means: Option<Means>) -> Self {
         let (defined, run) = (config_dir.join("networks"), run_dir.join("networks"));
-        Self { defined, run, supervisor, running: Mutex::default() }
+        Self { defined, run, means, running: RefCell::default(), locks: RefCell::default() }
+    }
+
+    /// Waits for whatever is done to a network, and has others wait.
+    async fn alone(&self, name: &NetworkName) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.borrow_mut();
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            locks.entry(name.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
+    /// The network, if it runs.
+    fn running(&self, name: &NetworkName) -> Option<Rc<Running>> {
+        match self.running.borrow().get(name) {
+            Some(Entry::Runs(running)) => Some(running.clone()),
+            _ => None,
+        }
     }
 
     fn file(&self, name: &NetworkName) -> PathBuf {
@@ -118,8 +165,8 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`].
     pub async fn undefine(&self, name: &NetworkName) -> Result<(), NetworkError> {
-        let running = self.running.lock().await;
-        if running.contains_key(name) {
+        let _alone = self.alone(name).await;
+        if self.running.borrow().contains_key(name) {
             return Err(NetworkError::Runs(name.clone()));
         }
         match fs::remove_file(self.file(name)) {
@@ -134,8 +181,8 @@ impl Networks {
         }
     }
 
-    /// Starts a network; does nothing if it runs. The start goes on to its end even if the caller gives up, so that a
-    /// domain destroyed while it is built leaves no half-made network.
+    /// Starts a network; one that runs is repaired where that is needed. The start goes on to its end even if the
+    /// caller gives up, so that a domain destroyed while it is built leaves no half-made network.
     ///
     /// # Errors
     /// [`NetworkError`]; a failed start leaves nothing behind.
@@ -149,29 +196,51 @@ impl Networks {
     }
 
     async fn start_now(&self, name: &NetworkName) -> Result<(), NetworkError> {
-        let mut running = self.running.lock().await;
-        if running.contains_key(name) {
-            return Ok(());
+        let _alone = self.alone(name).await;
+        if let Some(running) = self.running(name) {
+            return running.repair().await;
         }
-        let network = self.defined(name)?;
-        if let Some(other) = running.values().find(|other| other.network.bridge == network.bridge) {
-            let taken = NetworkError::BridgeTaken(name.clone(), network.bridge.clone());
-            crate::log::stderr::line(format_args!("network {name}: {} has the bridge", other.network.name));
-            return Err(taken);
-        }
-        if let Some(other) = running.values().find(|other| other.network.overlaps(&network)) {
-            return Err(NetworkError::Overlaps(name.clone(), other.network.name.clone()));
-        }
-        let started = self.bring_up(network).await?;
-        running.insert(name.clone(), started);
-        Ok(())
+        let network = Rc::new(self.defined(name)?);
+        self.room_for(&network)?;
+        self.bring_up(network).await
     }
 
-    async fn bring_up(&self, network: Network) -> Result<Running, NetworkError> {
-        let supervisor =
-            self.supervisor.clone().ok_or_else(|| NetworkError::NoService(network.name.clone()))?;
+    /// Whether a network can be beside those that are there.
+    fn room_for(&self, network: &Network) -> Result<(), NetworkError> {
+        let running = self.running.borrow();
+        let mut others = running.values().map(Entry::network);
+        if let Some(other) = others.clone().find(|other| other.bridge == network.bridge) {
+            crate::log::stderr::line(format_args!("network {}: {} has the bridge", network.name, other.name));
+            return Err(NetworkError::BridgeTaken(network.name.clone(), network.bridge.clone()));
+        }
+        match others.find(|other| other.overlaps(network)) {
+            Some(other) => Err(NetworkError::Overlaps(network.name.clone(), other.name.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a network, which is one of those that are there from the first moment.
+    async fn bring_up(&self, network: Rc<Network>) -> Result<(), NetworkError> {
+        let name = network.name.clone();
+        self.running.borrow_mut().insert(name.clone(), Entry::Starts(network.clone()));
+        let made = self.make(network).await;
+        let mut running = self.running.borrow_mut();
+        match made {
+            Ok(made) => {
+                running.insert(name, Entry::Runs(Rc::new(made)));
+                Ok(())
+            }
+            Err(error) => {
+                running.remove(&name);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self, network: Rc<Network>) -> Result<Running, NetworkError> {
+        let means = self.means.clone().ok_or_else(|| NetworkError::NoService(network.name.clone()))?;
         let dir = self.run.join(network.name.as_str());
-        let file = NetworkFile::from(&network);
+        let file = NetworkFile::from(&*network);
         let written = DirBuilder::new().recursive(true).mode(0o755).create(&dir).and_then(|()| {
             let text = serde_json::to_string(&file)?;
             fs::write(dir.join("network.json"), text)
@@ -181,7 +250,7 @@ impl Networks {
             act: format!("write to {}", dir.display()),
             source,
         })?;
-        Running::start(Rc::new(network), dir, supervisor).await
+        Running::start(network, dir, means).await
     }
 
     /// Stops a network and removes what it was made of. Without `anyway` none that has NICs on it.
@@ -189,8 +258,8 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`].
     pub async fn stop(&self, name: &NetworkName, anyway: bool) -> Result<(), NetworkError> {
-        let mut running = self.running.lock().await;
-        let Some(one) = running.get(name) else {
+        let _alone = self.alone(name).await;
+        let Some(one) = self.running(name) else {
             return Err(match self.defined(name) {
                 Err(error @ NetworkError::NoSuch(_)) => error,
                 _ => NetworkError::NotRunning(name.clone()),
@@ -202,23 +271,32 @@ impl Networks {
                 return Err(NetworkError::InUse(name.clone(), ports.join(", ")));
             }
         }
-        if let Some(one) = running.remove(name) {
-            one.stop().await;
-        }
+        self.take_down(one).await;
         Ok(())
+    }
+
+    async fn take_down(&self, one: Rc<Running>) {
+        let network = one.network.clone();
+        let name = &network.name;
+        self.running.borrow_mut().insert(name.clone(), Entry::Stops(network.clone()));
+        one.stop().await;
+        self.running.borrow_mut().remove(name);
     }
 
     /// Stops all networks.
     pub async fn stop_all(&self) {
-        let running = std::mem::take(&mut *self.running.lock().await);
-        for one in running.into_values() {
-            one.stop().await;
-        }
+        let all: Vec<_> = self.running.borrow().keys().cloned().collect();
+        join_all(all.iter().map(|name| async {
+            let _alone = self.alone(name).await;
+            if let Some(one) = self.running(name) {
+                self.take_down(one).await;
+            }
+        }))
+        .await;
     }
 
     /// All networks that are defined or run.
-    pub async fn list(&self) -> Vec<Shown> {
-        let running = self.running.lock().await;
+    pub fn list(&self) -> Vec<Shown> {
         let mut all: BTreeMap<NetworkName, Shown> = BTreeMap::new();
         for entry in fs::read_dir(&self.defined).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -226,16 +304,25 @@ impl Networks {
             if !hidden && path.extension().is_some_and(|end| end == "json") {
                 match self.load(&path) {
                     Ok(network) => {
-                        all.insert(network.name.clone(), Shown { network: Rc::new(network), runs: false });
+                        let (name, network) = (network.name.clone(), Rc::new(network));
+                        all.insert(name, Shown { network, runs: false, faults: Vec::new() });
                     }
                     Err(error) => crate::log::stderr::line(format_args!("{error}")),
                 }
             }
         }
-        for (name, one) in &*running {
-            all.insert(name.clone(), Shown { network: one.network.clone(), runs: true });
+        for (name, entry) in &*self.running.borrow() {
+            if let Entry::Runs(one) = entry {
+                let shown = Shown { network: one.network.clone(), runs: true, faults: one.faults() };
+                all.insert(name.clone(), shown);
+            }
         }
         all.into_values().collect()
+    }
+
+    /// What is amiss with a network that runs.
+    pub fn faults(&self, name: &NetworkName) -> Vec<Fault> {
+        self.running(name).map_or_else(Vec::new, |one| one.faults())
     }
 
     /// The leases of a running network.
@@ -243,9 +330,8 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`].
     pub async fn leases(&self, name: &NetworkName) -> Result<Vec<Lease>, NetworkError> {
-        let running = self.running.lock().await;
-        match running.get(name) {
-            Some(one) => Ok(one.leases()),
+        match self.running(name) {
+            Some(one) => Ok(one.leases().await),
             None => {
                 self.defined(name)?;
                 Err(NetworkError::NotRunning(name.clone()))
@@ -272,10 +358,10 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`].
     pub async fn bridge(self: &Rc<Self>, name: &NetworkName) -> Result<String, NetworkError> {
-        if let Some(one) = self.running.lock().await.get(name) {
+        if let Some(one) = self.running(name) {
             return Ok(one.network.bridge.clone());
         }
-        if self.supervisor.is_none() {
+        if self.means.is_none() {
             // What a service has started is written down; one that was killed leaves it too, and the bridge with it.
             let file = self.run.join(name.as_str()).join("network.json");
             return match file.exists() {
@@ -294,13 +380,12 @@ impl Networks {
     /// Takes over what a service that was killed has left, and starts what is to be started without being asked for.
     /// Failures are said: the service runs all the same.
     pub async fn begin(self: &Rc<Self>) {
-        for entry in fs::read_dir(&self.run).into_iter().flatten().flatten() {
+        let left = fs::read_dir(&self.run).into_iter().flatten().flatten();
+        join_all(left.map(|entry| async move {
             let taken = async {
                 let network = self.load(&entry.path().join("network.json"))?;
-                let name = network.name.clone();
-                let one = self.bring_up(network).await?;
-                self.running.lock().await.insert(name, one);
-                Ok::<_, NetworkError>(())
+                let _alone = self.alone(&network.name).await;
+                self.bring_up(Rc::new(network)).await
             };
             match taken.await {
                 Ok(()) => {
@@ -315,15 +400,15 @@ impl Networks {
                     let _ = fs::remove_dir_all(entry.path());
                 }
             }
-        }
-        for Shown { network, runs } in self.list().await {
-            if network.autostart
-                && !runs
-                && let Err(error) = self.start(&network.name).await
-            {
+        }))
+        .await;
+        let wanted = self.list().into_iter().filter(|shown| shown.network.autostart && !shown.runs);
+        join_all(wanted.map(|shown| async move {
+            if let Err(error) = self.start(&shown.network.name).await {
                 crate::log::stderr::line(format_args!("{}", domus_startup::control::chain(&error)));
             }
-        }
+        }))
+        .await;
     }
 }
 

@@ -11,9 +11,13 @@ use crate::network::managed::definition::{Forward, Network, first, first_v6};
 /// The group (`ip link set … group`) that the bridges of all networks are in, by which they are known to each other.
 pub const GROUP: u32 = 0x646f;
 
-/// The name of the network's table.
-pub fn table(name: &shared_abi::NetworkName) -> String {
-    format!("inet domus-{name}")
+/// The name of the network's table, which is of family inet.
+pub fn table_name(name: &shared_abi::NetworkName) -> String {
+    format!("domus-{name}")
+}
+
+fn table(name: &shared_abi::NetworkName) -> String {
+    format!("inet {}", table_name(name))
 }
 
 /// What removes the table, whether it is there or not.

@@ -5,27 +5,30 @@
 //!   dnsmasq ◀─ packet filter ◀─ bridge                                    stop, in the other direction
 //! ```
 //!
-//! What there is already of these is taken over: that is how a network goes on under the next dom0.
+//! What there is already of these is taken over: that is how a network goes on under the next dom0. While it runs, what
+//! others change of it is put back ([`keeper`](super::keeper)).
 
-use std::fs;
-use std::io::{self, Write};
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
+use domus_startup::control::chain;
 use nix::unistd::User;
-use shared_abi::control::AddressRange;
-use shared_abi::{MacAddress, NetworkName};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use uuid::Uuid;
 
-use crate::host::links::{Kind, Links};
+use crate::host::links::Links;
+use crate::host::monitor::Monitor;
 use crate::host::{proc, programs};
-use crate::network::managed::definition::{Forward, Network};
+use crate::network::managed::definition::Network;
+use crate::network::managed::dnsmasq;
 use crate::network::managed::error::NetworkError;
-use crate::network::managed::{dnsmasq, rules};
+use crate::network::managed::keeper::{Change, Fault, Faults, Keeper, SAID, Wish};
+use crate::network::managed::made::{self, Made};
 use crate::process::keep_alive::{KeptAlive, keep_alive};
 use crate::process::{HelperProgram, Process, Supervisor};
 
@@ -37,9 +40,22 @@ const START: Duration = Duration::from_millis(300);
 pub struct Running {
     /// What it is.
     pub network: Rc<Network>,
-    /// Keeps dnsmasq alive; owns it.
-    task: JoinHandle<()>,
+    /// Keeps dnsmasq alive, and everything else as it was made; owns dnsmasq.
+    task: RefCell<Option<JoinHandle<()>>>,
+    wishes: mpsc::UnboundedSender<Wish>,
+    faults: Rc<Faults>,
     dir: PathBuf,
+}
+
+/// What networks need of the rest of dom0.
+#[derive(Clone)]
+pub struct Means {
+    /// Starts their processes.
+    pub supervisor: Rc<dyn Supervisor>,
+    /// Hears of changes.
+    pub monitor: Monitor,
+    /// Tells others what happens to them.
+    pub tell: Rc<dyn Fn(Change)>,
 }
 
 impl Running {
@@ -47,52 +63,78 @@ impl Running {
     ///
     /// # Errors
     /// [`NetworkError`]; what was made is removed.
-    pub async fn start(
-        network: Rc<Network>,
-        dir: PathBuf,
-        supervisor: Rc<dyn Supervisor>,
-    ) -> Result<Self, NetworkError> {
+    pub async fn start(network: Rc<Network>, dir: PathBuf, means: Means) -> Result<Self, NetworkError> {
         let links = Links::open().map_err(|error| network.io("open rtnetlink", error))?;
-        let result = set_up(&network, &dir, &links, &supervisor).await;
-        match result {
-            Ok(process) => {
-                let mut kept = Dnsmasq { network: network.clone(), dir: dir.clone(), supervisor };
-                let task = async move { keep_alive(&mut kept, Some(process)).await };
-                Ok(Self { network, task: tokio::task::spawn_local(task), dir })
-            }
+        let (made, process) = match set_up(&network, &dir, &links, &means.supervisor).await {
+            Ok(set_up) => set_up,
             Err(error) => {
-                remove(&network.name, &network.bridge, &dir, &links).await;
-                Err(error)
+                remove(&network, &dir, &links).await;
+                return Err(error);
             }
-        }
+        };
+        let Means { supervisor, monitor, tell } = means;
+        let (faults, rebind) = (Rc::<Faults>::default(), Rc::<Notify>::default());
+        let (wishes, wished) = mpsc::unbounded_channel();
+        let keeper = Keeper {
+            network: network.clone(),
+            made,
+            faults: faults.clone(),
+            tell: tell.clone(),
+            rebind: rebind.clone(),
+        };
+        let mut kept = Dnsmasq {
+            network: network.clone(),
+            dir: dir.clone(),
+            supervisor,
+            faults: faults.clone(),
+            tell,
+            rebind,
+        };
+        let task = async move {
+            tokio::join!(keep_alive(&mut kept, Some(process)), keeper.keep(monitor, wished));
+        };
+        let task = RefCell::new(Some(tokio::task::spawn_local(task)));
+        Ok(Self { network, task, wishes, faults, dir })
+    }
+
+    /// Puts right what is amiss of it, now.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; it is tried again.
+    pub async fn repair(&self) -> Result<(), NetworkError> {
+        let (wish, answer) = oneshot::channel();
+        let gone = || self.network.io("be repaired", std::io::ErrorKind::BrokenPipe);
+        self.wishes.send(wish).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// What is amiss.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.faults.all()
     }
 
     /// Removes everything of it.
-    pub async fn stop(self) {
-        // Dropping it kills dnsmasq; awaiting that it is dropped makes sure.
-        self.task.abort();
-        let _ = self.task.await;
+    pub async fn stop(&self) {
+        if let Some(task) = self.task.take() {
+            // Dropping it kills dnsmasq; awaiting that it is dropped makes sure.
+            task.abort();
+            let _ = task.await;
+        }
         if let Ok(links) = Links::open() {
-            remove(&self.network.name, &self.network.bridge, &self.dir, &links).await;
+            remove(&self.network, &self.dir, &links).await;
         }
     }
 
-    /// Its leases.
-    pub fn leases(&self) -> Vec<dnsmasq::Lease> {
-        dnsmasq::leases(&fs::read_to_string(self.dir.join("leases")).unwrap_or_default())
-    }
-}
-
-impl Network {
-    fn io(&self, act: &str, source: impl Into<io::Error>) -> NetworkError {
-        NetworkError::Io { network: self.name.clone(), act: act.into(), source: source.into() }
-    }
-
-    /// The address of its bridge: locally administered, always the same.
-    fn mac(&self) -> Option<MacAddress> {
-        const NETWORKS: Uuid = uuid::uuid!("6f0a7f0d-58f4-4b7a-9a53-2f1f8a0d7c11");
-        let [a, b, c, d, e, g, ..] = Uuid::new_v5(&NETWORKS, self.name.as_str().as_bytes()).into_bytes();
-        MacAddress::new([a & 0xfc | 0x02, b, c, d, e, g]).ok()
+    /// Its leases. A file of dnsmasq's, which guests speak to: so much of it is read.
+    pub async fn leases(&self) -> Vec<dnsmasq::Lease> {
+        const MOST: u64 = 1 << 20;
+        let file = self.dir.join("leases");
+        let read = move || {
+            let mut text = Vec::new();
+            File::open(file)?.take(MOST).read_to_end(&mut text).map(|_| text)
+        };
+        let text = tokio::task::spawn_blocking(read).await.ok().and_then(Result::ok).unwrap_or_default();
+        dnsmasq::leases(&String::from_utf8_lossy(&text))
     }
 }
 
@@ -101,95 +143,22 @@ async fn set_up(
     dir: &Path,
     links: &Links,
     supervisor: &Rc<dyn Supervisor>,
-) -> Result<Process, NetworkError> {
-    let bridge = &network.bridge;
+) -> Result<(Made, Process), NetworkError> {
     // Looked for before anything is made.
-    let nft = programs::find("nft", "nftables")?;
     programs::find("dnsmasq", "dnsmasq-base")?;
     let left = left(network, dir, supervisor).await;
     if left.is_none() {
         proc::end(&dir.join("dnsmasq.json"));
     }
-    match links.find(bridge).await.map_err(|error| network.io("look for the bridge", error))? {
-        None => {
-            let mac =
-                network.mac().ok_or_else(|| network.io("make an address", io::ErrorKind::InvalidData))?;
-            let made = links.add_bridge(bridge, mac, rules::GROUP).await;
-            made.map_err(|error| network.io(&format!("make the bridge {bridge}"), error))?;
-        }
-        // One of ours, left by a dom0 that was killed.
-        Some(link) if link.kind == Kind::Bridge && link.group == rules::GROUP => {}
-        Some(_) => return Err(NetworkError::BridgeTaken(network.name.clone(), bridge.clone())),
-    }
-    let gone = || network.io("find the bridge", io::ErrorKind::NotFound);
-    let found = links.find(bridge).await.map_err(|error| network.io("look for the bridge", error))?;
-    let index = found.ok_or_else(gone)?.index;
-    for AddressRange { address, prefix } in &network.addresses {
-        match links.add_address(index, *address, *prefix).await {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => {
-                other.map_err(|error| {
-                    network.io(&format!("give {bridge} the address {address}/{prefix}"), error)
-                })?;
-            }
-        }
-    }
-    if network.forward != Forward::Isolated {
-        forward_packets(network)?;
-    }
-    filter(&nft, rules::rules(network)).await.map_err(|error| network.io("load the packet filter", error))?;
+    let made = made::make(network, links).await?;
     if let Some(process) = left {
-        return Ok(process);
+        return Ok((made, process));
     }
     let process = start_dnsmasq(network, dir, supervisor).await?;
     match timeout(START, process.ended()).await {
-        Err(_) => Ok(process),
+        Err(_) => Ok((made, process)),
         Ok(how) => Err(NetworkError::Dnsmasq(network.name.clone(), how)),
     }
-}
-
-/// Lets the host pass packets on, and says so: it concerns more than this network, and stays so.
-fn forward_packets(network: &Network) -> Result<(), NetworkError> {
-    let switches =
-        [("/proc/sys/net/ipv4/ip_forward", true), ("/proc/sys/net/ipv6/conf/all/forwarding", false)];
-    for (switch, four) in switches {
-        let needed = network.addresses.iter().any(|range| range.address.is_ipv4() == four);
-        let on = fs::read_to_string(switch).is_ok_and(|text| text.trim() != "0");
-        if needed && !on {
-            fs::write(switch, "1").map_err(|error| network.io(&format!("switch {switch} on"), error))?;
-            let more =
-                if four { "" } else { "; if it takes its own addresses from a router, set accept_ra to 2" };
-            crate::log::stderr::line(format_args!(
-                "network {}: this host passes packets on from now on ({switch} is 1{more})",
-                network.name
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Gives nft a text. On a thread of its own: it is waited for.
-async fn filter(nft: &Path, text: String) -> io::Result<()> {
-    let nft = nft.to_owned();
-    let run = move || {
-        let mut child = Command::new(nft)
-            .args(["-f", "-"])
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(text.as_bytes())?;
-        }
-        let out = child.wait_with_output()?;
-        if out.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&out.stderr);
-        Err(io::Error::other(crate::value::text::one_line(said.lines().next().unwrap_or("nft has failed"))))
-    };
-    tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 fn arguments(network: &Network, dir: &Path) -> Vec<String> {
@@ -233,32 +202,70 @@ struct Dnsmasq {
     network: Rc<Network>,
     dir: PathBuf,
     supervisor: Rc<dyn Supervisor>,
+    faults: Rc<Faults>,
+    tell: Rc<dyn Fn(Change)>,
+    rebind: Rc<Notify>,
+}
+
+impl Dnsmasq {
+    /// It serves again.
+    fn is_right(&self) {
+        let Some(fault) = self.faults.dnsmasq.take() else { return };
+        (self.tell)(Change::Mended(format!(
+            "network {}: {}: another one serves",
+            self.network.name, fault.how
+        )));
+    }
 }
 
 impl KeptAlive for Dnsmasq {
     type Running = Process;
     type Error = NetworkError;
-    const SAID: u32 = 1;
+    const SAID: u32 = SAID;
 
     async fn start(&mut self) -> Result<Process, NetworkError> {
         start_dnsmasq(&self.network, &self.dir, &self.supervisor).await
     }
 
-    fn not_started(&mut self, _: NetworkError, _: bool) {
-        // Its end has been said, and that it is started again.
+    fn not_started(&mut self, error: NetworkError, is_said: bool) {
+        let why = chain(&error);
+        if is_said {
+            crate::log::stderr::line(format_args!("network {}: dnsmasq: {why}", self.network.name));
+        }
+        let fault = &mut *self.faults.dnsmasq.borrow_mut();
+        fault.get_or_insert_with(|| Fault::new("dnsmasq does not run".into())).failed(why);
     }
 
     async fn serve(&mut self, process: Process) -> Option<String> {
-        let how = process.ended().await;
+        let ends = async {
+            tokio::select! {
+                how = process.ended() => how,
+                () = self.rebind.notified() => {
+                    process.kill();
+                    process.ended().await;
+                    "was bound to the bridge that was removed".into()
+                }
+            }
+        };
+        let how = {
+            tokio::pin!(ends);
+            match timeout(START, &mut ends).await {
+                Ok(how) => how,
+                Err(_) => {
+                    self.is_right();
+                    ends.await
+                }
+            }
+        };
         process.reap().await;
+        self.faults.dnsmasq.borrow_mut().get_or_insert_with(|| Fault::new(format!("dnsmasq {how}")));
         Some(how)
     }
 
     fn say_ended(&self, how: &str) {
-        crate::log::stderr::line(format_args!(
-            "network {}: dnsmasq {how}: it is started again",
-            self.network.name
-        ));
+        let text = format!("network {}: dnsmasq {how}", self.network.name);
+        crate::log::stderr::line(format_args!("{text}: it is started again"));
+        (self.tell)(Change::Fault(text));
     }
 
     fn is_needed(&self) -> bool {
@@ -266,19 +273,9 @@ impl KeptAlive for Dnsmasq {
     }
 }
 
-/// Removes what there is of a network. What fails is said: nobody waits for more.
-pub async fn remove(name: &NetworkName, bridge: &str, dir: &Path, links: &Links) {
+/// Removes what there is of a network.
+pub async fn remove(network: &Network, dir: &Path, links: &Links) {
     proc::end(&dir.join("dnsmasq.json"));
-    if let Ok(nft) = programs::find("nft", "nftables")
-        && let Err(error) = filter(&nft, rules::removal(name)).await
-    {
-        crate::log::stderr::line(format_args!("network {name}: its packet filter stays: {error}"));
-    }
-    if let Ok(Some(link)) = links.find(bridge).await
-        && (link.kind, link.group) == (Kind::Bridge, rules::GROUP)
-        && let Err(error) = links.remove(link.index).await
-    {
-        crate::log::stderr::line(format_args!("network {name}: the bridge {bridge} stays: {error}"));
-    }
+    made::remove(network, links).await;
     let _ = fs::remove_dir_all(dir);
 }

@@ -130,12 +130,15 @@ fn networks_table(networks: &[NetworkInfo]) -> String {
         "{:<15} {:<8} {:<9} {:<9} {:<15} Addresses",
         "Name", "State", "Autostart", "Forward", "Bridge"
     );
-    for NetworkInfo { name, bridge, addresses, forward, autostart, state, .. } in networks {
+    for NetworkInfo { name, bridge, addresses, forward, autostart, state, fault, .. } in networks {
         let autostart = if *autostart { "yes" } else { "no" };
         text += &format!(
             "\n{name:<15} {state:<8} {autostart:<9} {forward:<9} {bridge:<15} {}",
             addresses.join(" ")
         );
+        if let Some(fault) = fault {
+            text += &format!("\n{:<15} {fault}", "");
+        }
     }
     text
 }
