@@ -163,7 +163,7 @@ fn prepare(NetNic { card, wire }: NetNic, fds: &mut Fds) -> Result<Prepared, Sta
             Cable::Stream(socket.map(|socket| fds.take(socket)).transpose()?.map(Into::into))
         }
     };
-    let anything = NicFilter { any_mac: true, addresses: None };
+    let anything = NicFilter::open();
     let filter = (card.filter != anything).then(|| Filter::new(card.mac, &card.filter));
     let any_mac = card.filter.any_mac;
     let spec = NicSpec {

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use common::wire::{self, Wire, frame, is_tcp, is_test, tcp};
 use common::{Answer, End, Plug, Program, start_nics};
-use domus_driver::frames::PLAIN;
+use domus_driver::frames::{PLAIN, forbidden};
 use domus_driver::frontend::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
 use domus_driver::net::Guest;
 use domus_net::features;
 use shared_abi::control::{
-    BackendReply, DropReason, Drops, NetCard, NicLimit, NicLimits, NicRequest, Rate, TrafficStatistics,
+    BackendReply, DropReason, Drops, NetCard, NicFilter, NicLimit, NicLimits, NicRequest, Rate,
+    TrafficStatistics,
 };
 
 const ALL: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | features::OFFERED;
@@ -190,6 +191,35 @@ fn a_frame_from_another_address_is_not_sent_and_counted() {
     }
     let statistics = program.statistics();
     assert_eq!((lost(&statistics.transmit, DropReason::SourceMac), statistics.transmit.packets), (2, 2));
+}
+
+#[test]
+fn tags_and_what_bridges_routers_and_dhcp_servers_say_do_not_leave_unless_they_are_allowed() {
+    const OWN: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0];
+    let (program, wire, mut guest) = nic(ALL, |card| card.filter.any_mac = false);
+    let mut counts = std::collections::BTreeMap::new();
+    for (reason, sent) in forbidden(OWN) {
+        guest.send(PLAIN, &sent, 2000);
+        *counts.entry(reason).or_insert(0) += 1;
+    }
+    guest.send(PLAIN, &frame(0, 60), 2000);
+    assert_eq!(wire.receive(), frame(0, 60));
+    let transmit = program.statistics().transmit;
+    for (reason, count) in counts {
+        assert_eq!(lost(&transmit, reason), count, "{reason:?}");
+    }
+    assert_eq!(transmit.packets, 1);
+}
+
+#[test]
+fn what_is_allowed_leaves() {
+    let (program, _wire, mut guest) = nic(ALL, |card| card.filter = NicFilter::open());
+    let all = forbidden([0x52, 0x54, 0, 0, 0, 0]);
+    for (_, sent) in &all {
+        guest.send(PLAIN, sent, 2000);
+    }
+    let transmit = program.statistics().transmit;
+    assert_eq!((transmit.packets, transmit.drops), (all.len() as u64, vec![]));
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Answer, OFFLOADS, Switch, USUAL, card, lost, mac};
-use domus_driver::frames::{ALL, PLAIN, frame, tcp, tcp_is_complete};
+use domus_driver::frames::{ALL, PLAIN, forbidden, frame, tcp, tcp_is_complete};
 use domus_driver::frontend::F_VERSION_1;
 use domus_driver::net::{Guest, rx_buffer};
 use domus_driver::ring::WRITE;
@@ -133,6 +133,32 @@ fn frames_in_the_name_of_another_are_lost_and_counted() {
         assert_eq!(count(&b.transmit.drops, reason), 1, "{reason:?}");
     }
     assert_eq!((b.transmit.packets, b.receive.packets), (1, 0));
+}
+
+#[test]
+fn tags_and_what_bridges_routers_and_dhcp_servers_say_are_lost_unless_they_are_allowed() {
+    let switch = Switch::start();
+    let mut trusted = card(3);
+    (trusted.filter.tags, trusted.filter.router) = (true, true);
+    let (mut a, mut b) = (switch.guest(1, USUAL), switch.guest(2, USUAL));
+    let (_, stream) = switch.plug_card("d3", trusted);
+    let mut c = switch.run(3, Guest::new(stream, USUAL), 128);
+    let mut counts = std::collections::BTreeMap::new();
+    for (reason, sent) in forbidden(mac(1)) {
+        a.send(PLAIN, &sent, 2000);
+        *counts.entry(reason).or_insert(0) += 1;
+    }
+    for (reason, count) in counts {
+        assert_eq!(lost(&switch.statistics(1).transmit.drops, reason), count, "{reason:?}");
+    }
+    nothing(&mut b);
+    for (reason, sent) in forbidden(mac(3)) {
+        c.send(PLAIN, &sent, 2000);
+        match reason {
+            DropReason::LinkControl => nothing(&mut b),
+            _ => assert_eq!(b.receive().1, sent, "{reason:?}"),
+        }
+    }
 }
 
 #[test]

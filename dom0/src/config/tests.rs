@@ -147,6 +147,8 @@ fn a_refusal_names_file_path_value_and_what_would_do() {
         ),
         (nets(r#"{"id":"n","link":"on"}"#), &["nets[0].link: ", "on", "up", "down"]),
         (nets(r#"{"id":"n","vhost_user_socket":"s","spoof":true}"#), &["nets[0].spoof: ", "leave it out"]),
+        (nets(r#"{"id":"n","isolated":true}"#), &["nets[0].isolated: ", "bridge or a network", "user"]),
+        (nets(r#"{"id":"n","vhost_user_socket":"s","router":true}"#), &["nets[0].router: ", "leave it out"]),
         (
             nets(r#"{"id":"n","mac":"52:54:00:00:00:01"},{"id":"m","mac":"52:54:00:00:00:01"}"#),
             &["nets[1].mac: 52:54:00:00:00:01", "nets[0]"],
@@ -214,6 +216,17 @@ fn a_nic_says_its_wire_filter_limits_and_link() {
     assert_eq!((d.limits.transmit.packets.unwrap().per_second, d.pairs, d.virtqueues(1)), (9, 1, 2));
     assert_eq!((e.link.clone(), e.mtu), (NicLink::VhostUser("/srv/web1/ovs.sock".into()), 9000));
     assert_eq!(f.link, NicLink::User(vec![]));
+    // Whoever may have any MAC address is trusted with the rest, unless that is said.
+    let may = |nic: &crate::device::net::config::Nic| (nic.filter.tags, nic.filter.router);
+    assert_eq!([a, b, c].map(may), [(false, false), (false, false), (true, true)]);
+    let config = parsed(
+        r#"{ "name": "web1", "boot": { "kernel": "vmlinuz" }, "nets": [
+             { "id": "a", "bridge": "br0", "tagged": true, "router": true, "isolated": true },
+             { "id": "b", "bridge": "br0", "spoof": true, "tagged": false, "addresses": [ "10.0.0.1" ] } ] }"#,
+    )
+    .unwrap();
+    let [a, b] = &config.devices.nics[..] else { panic!("{:?}", config.devices.nics) };
+    assert_eq!((may(a), a.isolated, may(b), b.isolated), ((true, true), true, (false, false), false));
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVtapMode};
-use rtnetlink::{Handle, LinkBridge, LinkMacVtap, LinkUnspec};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMacVtap, LinkUnspec};
 use shared_abi::MacAddress;
 
 /// What a link is.
@@ -43,6 +44,23 @@ pub struct Link {
     pub up: bool,
     /// Somebody is at the other end; for a tap: a process has it open.
     pub carrier: bool,
+}
+
+/// A link that is to be a port of a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// The link.
+    pub link: u32,
+    /// The bridge.
+    pub bridge: u32,
+    /// The link's MTU.
+    pub mtu: u16,
+    /// The only address behind it: the bridge learns no other there, and takes no spanning tree's messages from it.
+    pub only: Option<MacAddress>,
+    /// Frames go there whose address the bridge does not know.
+    pub floods: bool,
+    /// Frames do not pass between this port and others that are isolated.
+    pub isolated: bool,
 }
 
 /// A connection to the kernel's rtnetlink, in dom0's network namespace. It ends when this is dropped.
@@ -94,15 +112,32 @@ impl Links {
         Ok(all.iter().map(link).filter(|link| link.name.starts_with(prefix)).collect())
     }
 
-    /// Puts the link on the bridge and switches it on.
+    /// Makes a link a port of a bridge and switches it on.
     ///
     /// # Errors
     /// What the kernel said.
-    pub async fn join(&self, link: u32, bridge: u32, mtu: u16) -> io::Result<()> {
+    pub async fn join(&self, port: Port) -> io::Result<()> {
+        let Port { link, bridge, mtu, only, floods, isolated } = port;
         // A bridge takes the lowest address of its ports as its own: this one is higher than any other.
         let address = vec![0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
         let message =
-            LinkUnspec::new_with_index(link).address(address).mtu(mtu.into()).controller(bridge).up().build();
+            LinkUnspec::new_with_index(link).address(address).mtu(mtu.into()).controller(bridge).build();
+        self.handle.link().change(message).execute().await.map_err(failed)?;
+        let is_guarded = only.is_some();
+        let message = LinkBridgePort::new(link)
+            .guard(is_guarded)
+            .root_block(is_guarded)
+            .learning(!is_guarded)
+            .flood(floods)
+            .isolated(isolated)
+            .build();
+        self.handle.link().change(message).execute().await.map_err(failed)?;
+        if let Some(mac) = only {
+            let entry = self.handle.neighbours().add_bridge(link, &mac.bytes());
+            let entry = entry.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller).replace();
+            entry.execute().await.map_err(failed)?;
+        }
+        let message = LinkUnspec::new_with_index(link).up().build();
         self.handle.link().change(message).execute().await.map_err(failed)
     }
 }

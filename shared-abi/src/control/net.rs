@@ -99,7 +99,7 @@ pub struct NetCard {
 impl NetCard {
     /// A NIC with one queue pair, its cable plugged in, that may send from its own MAC address whatever it likes.
     pub fn plain(id: DeviceId, mac: MacAddress, state: FdIndex, socket: FdIndex) -> Self {
-        let filter = NicFilter { any_mac: false, addresses: None };
+        let filter = NicFilter::default();
         let limits = NicLimits::default();
         Self { id, mac, mtu: 1500, pairs: 1, filter, limits, link_up: true, state, socket }
     }
@@ -127,14 +127,31 @@ pub enum NetWire {
 }
 
 /// What a guest may send. What it may not is dropped before it leaves the backend, and counted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// What is false or empty is left out of the message: a process of a release that did not know it goes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicFilter {
-    /// Frames from any MAC address; otherwise from [`NetCard::mac`] alone.
+    /// Frames from any MAC address, and what bridges say to each other; otherwise from [`NetCard::mac`] alone.
     pub any_mac: bool,
-    /// If given: IP packets, ARP and neighbour discovery in the name of these addresses alone, and nothing that only a
-    /// router or a DHCP server says.
+    /// If given: IP packets, ARP and neighbour discovery in the name of these addresses alone.
     pub addresses: Option<Vec<AddressRange>>,
+    /// None of these, even if they are among `addresses`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<AddressRange>,
+    /// Frames with VLAN tags.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tags: bool,
+    /// What only a router or a DHCP server says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub router: bool,
+}
+
+impl NicFilter {
+    /// Everything may be sent.
+    pub fn open() -> Self {
+        Self { any_mac: true, tags: true, router: true, ..Self::default() }
+    }
 }
 
 /// IP addresses with a common prefix.
@@ -268,11 +285,15 @@ pub enum DropReason {
     Unwanted,
     /// The guest's rings had no room for it.
     NoRoom,
+    /// With a VLAN tag.
+    Tagged,
+    /// To an address that bridges keep to themselves: spanning tree, LLDP.
+    LinkControl,
 }
 
 impl DropReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::LinkDown,
         Self::Length,
         Self::Header,
@@ -286,6 +307,8 @@ impl DropReason {
         Self::Wire,
         Self::Unwanted,
         Self::NoRoom,
+        Self::Tagged,
+        Self::LinkControl,
     ];
 }
 

@@ -1,5 +1,7 @@
 //! Frames for NICs to carry: pure. A header before one has ten bytes (virtio 1.3 §5.1.6, without the last field).
 
+use shared_abi::control::DropReason;
+
 /// An Ethernet type for experiments (IEEE 802): no kernel makes such frames by itself.
 pub const TYPE: u16 = 0x88b5;
 /// Everybody.
@@ -44,4 +46,43 @@ fn sum(bytes: &[u8], start: u32) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
+}
+
+/// What no guest may send that is neither a router nor a bridge, each from this address, and why it is lost.
+pub fn forbidden(from: [u8; 6]) -> Vec<(DropReason, Vec<u8>)> {
+    let ethernet = |to: [u8; 6], ether_type: u16, payload: &[u8]| {
+        [&to[..], &from, &ether_type.to_be_bytes(), payload, &[0; 46]].concat()
+    };
+    let tagged = |tags: &[u16]| {
+        let rest = tags.iter().skip(1).flat_map(|tag| [0, 7].into_iter().chain(tag.to_be_bytes()));
+        ethernet(ALL, tags[0], &rest.chain([0, 7, 8, 0, 0x45]).collect::<Vec<_>>())
+    };
+    let v4 = |protocol: u8, payload: &[u8]| {
+        let [a, b] = (20 + payload.len() as u16).to_be_bytes();
+        let head = [0x45, 0, a, b, 0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 255, 255, 255, 255];
+        ethernet(ALL, 0x0800, &[&head[..], payload].concat())
+    };
+    let v6 = |protocol: u8, payload: &[u8]| {
+        let [a, b] = (payload.len() as u16).to_be_bytes();
+        let head = [0x60, 0, 0, 0, a, b, protocol, 255, 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        ethernet([0x33, 0x33, 0, 0, 0, 1], 0x86dd, &[&head[..], &[0xff, 2], &[0; 13], &[1], payload].concat())
+    };
+    let dhcp = |from: u16, to: u16, hardware: [u8; 6]| {
+        let [[a, b], [c, d], [e, f]] = [from, to, 248].map(u16::to_be_bytes);
+        [&[a, b, c, d, e, f, 0, 0, 2, 1, 6, 0][..], &[0; 24], &hardware, &[0; 206]].concat()
+    };
+    let other = [2, 9, 9, 9, 9, 9];
+    vec![
+        (DropReason::Tagged, tagged(&[0x8100])),
+        (DropReason::Tagged, tagged(&[0x88a8])),
+        (DropReason::Tagged, tagged(&[0x88a8, 0x8100])),
+        (DropReason::Tagged, tagged(&[0x8100, 0x8100])),
+        (DropReason::LinkControl, ethernet([1, 0x80, 0xc2, 0, 0, 0], 38, &[0x42, 0x42, 3])),
+        (DropReason::LinkControl, ethernet([1, 0x80, 0xc2, 0, 0, 0xe], 0x88cc, &[2, 7, 4])),
+        (DropReason::DhcpServer, v4(17, &dhcp(67, 68, from))),
+        (DropReason::SourceMac, v4(17, &dhcp(68, 67, other))),
+        (DropReason::DhcpServer, v6(17, &dhcp(547, 546, from))),
+        (DropReason::NeighbourDiscovery, v6(58, &[134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0])),
+        (DropReason::NeighbourDiscovery, v4(1, &[5, 1, 0, 0, 10, 0, 0, 9])),
+    ]
 }

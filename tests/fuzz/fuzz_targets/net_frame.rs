@@ -19,6 +19,8 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
     any_mac: bool,
+    tags: bool,
+    router: bool,
     /// Lists of one prefix each, if any.
     addresses: Option<([u8; 4], u8, [u8; 16], u8)>,
     features: u64,
@@ -37,7 +39,13 @@ fn rules(input: &Input<'_>) -> NicFilter {
             AddressRange { address: v6.into(), prefix: prefix6 % 129 },
         ]
     });
-    NicFilter { any_mac: input.any_mac, addresses }
+    NicFilter {
+        any_mac: input.any_mac,
+        addresses,
+        tags: input.tags,
+        router: input.router,
+        ..NicFilter::default()
+    }
 }
 
 fn frame(input: &Input<'_>) -> Vec<u8> {

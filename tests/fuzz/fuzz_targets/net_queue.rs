@@ -60,6 +60,8 @@ impl Nic {
         let rules = NicFilter {
             any_mac: false,
             addresses: Some(vec![AddressRange { address: [10, 0, 0, 0].into(), prefix: 8 }]),
+            tags: true,
+            ..NicFilter::default()
         };
         let mac = MacAddress::new(MAC).expect("an address");
         let filter = Filter::new(mac, &rules);

@@ -322,6 +322,41 @@ fn a_tap_comes_back_to_its_bridge_whichever_of_them_somebody_has_taken_away() {
 }
 
 #[test]
+fn a_port_of_a_bridge_learns_nothing_takes_no_spanning_tree_and_is_reached_at_once() {
+    let host = Host::with_service(true);
+    host.ip(&["addr", "add", "10.1.0.1/24", "dev", "br0"]);
+    let nics = r#", "nets": [ { "id": "eth0", "bridge": "br0", "mac": "52:54:00:00:00:01", "isolated": true },
+                              { "id": "eth1", "bridge": "br0", "spoof": true } ]"#;
+    host.ok(&["create", &host.guest("web1", SHELL, nics)]);
+    let bridge = |args: &[&str]| {
+        let out = Command::new("bridge").args(args).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().replace('\n', " ")
+    };
+    let guarded = || bridge(&["-d", "link", "show", "dev", "vif1.0"]);
+    for part in ["guard on", "root_block on", "learning off", "isolated on", " flood on", "mcast_flood on"] {
+        assert!(guarded().contains(part), "{part}: {}", guarded());
+    }
+    let free = bridge(&["-d", "link", "show", "dev", "vif1.1"]);
+    for part in ["guard off", "root_block off", "learning on", "isolated off"] {
+        assert!(free.contains(part), "{part}: {free}");
+    }
+    let known = || bridge(&["fdb", "show", "dev", "vif1.0"]);
+    assert!(known().contains("52:54:00:00:00:01 master br0 static"), "{}", known());
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: hello");
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    // So it is when it comes back.
+    host.ip(&["link", "set", "vif1.0", "nomaster"]);
+    soon(&host, "it is guarded again", || {
+        guarded().contains("guard on") && known().contains("52:54:00:00:00:01 master br0 static")
+    });
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    host.ok(&["destroy", "web1"]);
+}
+
+#[test]
 fn a_tap_of_somebody_elses_that_is_removed_is_named_and_taken_again_when_it_is_back() {
     let host = Host::with_service(true);
     host.ip(&["addr", "add", "10.1.0.1/24", "dev", "br0"]);

@@ -146,6 +146,9 @@ pub struct Net {
     /// In user space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<bool>,
+    /// It does not reach others that are isolated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolated: Option<bool>,
     /// Queue pairs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<u64>,

@@ -107,7 +107,7 @@ fn a_domain_of_libvirt_s_is_a_config_and_each_element_that_is_lost_is_listed() {
             ],
             "nets": [
                 {
-                    "id": "eth0", "bridge": "br0", "mac": "52:54:00:12:34:56", "link": "down",
+                    "id": "eth0", "bridge": "br0", "mac": "52:54:00:12:34:56", "link": "down", "isolated": true,
                     "limits": { "receive_bits": "8000000:40000000", "transmit_bits": "1024000" }
                 },
                 { "id": "eth1", "network": "default", "mac": "52:54:00:12:34:57" },

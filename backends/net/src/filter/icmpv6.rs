@@ -55,7 +55,11 @@ pub fn check(own: &Own, unspecified: bool, message: Message<'_>) -> Verdict {
         | INVERSE_ADVERTISEMENT
         | CERTIFICATION_ADVERTISEMENT
         | MULTICAST_ROUTER_ADVERTISEMENT
-        | MULTICAST_ROUTER_TERMINATION => return Err(DropReason::NeighbourDiscovery),
+        | MULTICAST_ROUTER_TERMINATION
+            if !own.router =>
+        {
+            return Err(DropReason::NeighbourDiscovery);
+        }
         _ if unspecified => return Err(DropReason::SourceAddress),
         _ => return Ok(()),
     };

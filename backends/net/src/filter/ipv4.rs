@@ -60,5 +60,5 @@ fn inside(own: &Own, protocol: u8, payload: &[u8], fragmented: bool) -> Verdict 
         IGMP => ROUTERS_IGMP.contains(&field::<8>(payload, 0)?[0]),
         _ => false,
     };
-    if said_by_routers { Err(DropReason::NeighbourDiscovery) } else { Ok(()) }
+    if said_by_routers && !own.router { Err(DropReason::NeighbourDiscovery) } else { Ok(()) }
 }

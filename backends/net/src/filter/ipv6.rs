@@ -47,7 +47,7 @@ pub fn check(own: &Own, packet: &[u8], len: u64) -> Verdict {
             icmpv6::check(own, unspecified, message)
         }
         _ if unspecified => Err(DropReason::SourceAddress),
-        ipv4::UDP => udp::check_v6(payload),
+        ipv4::UDP => udp::check_v6(own, payload),
         ipv4::TCP if payload.len() < ipv4::TCP_SHOWN => Err(DropReason::Malformed),
         _ => Ok(()),
     }

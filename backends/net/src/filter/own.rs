@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use shared_abi::control::AddressRange;
+use shared_abi::control::{AddressRange, NicFilter};
 use shared_abi::ids::MacAddress;
 
 /// What a guest may call itself.
@@ -11,13 +11,23 @@ pub struct Own {
     /// None if it may have any.
     mac: Option<[u8; 6]>,
     link_local: Ipv6Addr,
-    addresses: Box<[AddressRange]>,
+    /// None if it may have any.
+    addresses: Option<Box<[AddressRange]>>,
+    except: Box<[AddressRange]>,
+    /// It may be a router and a DHCP server.
+    pub router: bool,
 }
 
 impl Own {
-    pub fn new(mac: MacAddress, any_mac: bool, addresses: &[AddressRange]) -> Self {
+    pub fn new(mac: MacAddress, rules: &NicFilter) -> Self {
         let mac = mac.bytes();
-        Self { mac: (!any_mac).then_some(mac), link_local: link_local(mac), addresses: addresses.into() }
+        Self {
+            mac: (!rules.any_mac).then_some(mac),
+            link_local: link_local(mac),
+            addresses: rules.addresses.as_deref().map(Into::into),
+            except: rules.except.as_slice().into(),
+            router: rules.router,
+        }
     }
 
     #[inline]
@@ -27,14 +37,19 @@ impl Own {
 
     #[inline]
     pub fn has_v4(&self, address: [u8; 4]) -> bool {
-        let address = IpAddr::V4(Ipv4Addr::from(address));
-        self.addresses.iter().any(|range| range.contains(address))
+        self.has(Ipv4Addr::from(address).into())
     }
 
     #[inline]
     pub fn has_v6(&self, address: [u8; 16]) -> bool {
         let address = Ipv6Addr::from(address);
-        address == self.link_local || self.addresses.iter().any(|range| range.contains(IpAddr::V6(address)))
+        address == self.link_local || self.has(address.into())
+    }
+
+    #[inline]
+    fn has(&self, address: IpAddr) -> bool {
+        let in_range = |ranges: &[AddressRange]| ranges.iter().any(|range| range.contains(address));
+        self.addresses.as_deref().is_none_or(in_range) && !in_range(&self.except)
     }
 }
 

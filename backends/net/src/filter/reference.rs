@@ -44,7 +44,14 @@ impl Sender<'_> {
         let address = address.into();
         let [a, b, c, d, e, f] = self.mac;
         let own = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
-        address == own || self.rules.addresses.iter().flatten().any(|range| range.contains(address))
+        let listed = self.rules.addresses.iter().flatten().any(|range| range.contains(address));
+        let anothers = self.rules.except.iter().any(|range| range.contains(address));
+        address == own || (!anothers && (listed || self.rules.addresses.is_none()))
+    }
+
+    /// It is no router and no DHCP server.
+    fn is_host(&self) -> bool {
+        !self.rules.router
     }
 
     fn read_arp(&self, mut arp: Bytes<'_>) {
@@ -53,7 +60,7 @@ impl Sender<'_> {
         let _ = arp.array::<6>();
         let target = arp.array::<4>();
         assert!(self.has_mac(hardware), "ARP with another's MAC address");
-        if self.rules.addresses.is_some() {
+        if self.rules.addresses.is_some() || !self.rules.except.is_empty() {
             let claimed = if sender == [0; 4] && operation == 1 { target } else { sender };
             assert!(self.has(claimed) || self.has(sender), "ARP with another's address");
         }
@@ -73,13 +80,13 @@ impl Sender<'_> {
         let mut asks = false;
         match protocol {
             _ if !first => assert_ne!(fragment & 0x1fff, 1, "over the ports"),
-            1 => assert!(!matches!(ip.byte(), 5 | 9), "a router"),
-            2 => assert!(!matches!(ip.byte(), 0x11 | 0x30 | 0x32), "a router"),
+            1 => assert!(!self.is_host() || !matches!(ip.byte(), 5 | 9), "a router"),
+            2 => assert!(!self.is_host() || !matches!(ip.byte(), 0x11 | 0x30 | 0x32), "a router"),
             17 => {
                 let (from, to) = (ip.word(), ip.word());
-                assert_ne!(from, 67, "a DHCP server");
+                assert!(!self.is_host() || from != 67, "a DHCP server");
                 asks = (from, to) == (68, 67);
-                if to == 67 {
+                if to == 67 && self.is_host() {
                     let _ = ip.take(4 + 28);
                     assert!(!more && self.has_mac(ip.array()), "DHCP for another");
                 }
@@ -113,7 +120,7 @@ impl Sender<'_> {
             let _ = ip.take(length - 2);
         }
         match next {
-            17 => assert!(ip.word() != 547 && !nobody, "a DHCP server, or nobody"),
+            17 => assert!((!self.is_host() || ip.word() != 547) && !nobody, "a DHCP server, or nobody"),
             58 => self.read_icmpv6(ip, nobody, fragmented),
             _ => assert!(!nobody),
         }
@@ -121,7 +128,8 @@ impl Sender<'_> {
 
     fn read_icmpv6(&self, mut message: Bytes<'_>, nobody: bool, fragmented: bool) {
         let kind = message.array::<8>()[0];
-        assert!(!matches!(kind, 130 | 134 | 137 | 138 | 141 | 142 | 149 | 151 | 153), "a router");
+        let says_a_router = matches!(kind, 130 | 134 | 137 | 138 | 141 | 142 | 149 | 151 | 153);
+        assert!(!self.is_host() || !says_a_router, "a router");
         assert!(!nobody || matches!(kind, 131 | 132 | 133 | 135 | 143), "sent by nobody");
         if !matches!(kind, 133 | 135 | 136) {
             return;
@@ -142,22 +150,29 @@ impl Sender<'_> {
 /// Panics if a frame that has passed claims something that is not its sender's.
 pub fn claims_only_its_own(frame: &[u8], mac: [u8; 6], rules: &NicFilter) {
     let sender = Sender { mac, rules };
-    if rules.any_mac && rules.addresses.is_none() {
+    let by_address = rules.addresses.is_some() || !rules.except.is_empty();
+    let is_free = rules.router && !by_address;
+    if is_free && rules.any_mac && rules.tags {
         return;
     }
     let mut frame = Bytes(frame);
-    let _ = frame.array::<6>();
+    let target = frame.array::<6>();
     assert!(sender.has_mac(frame.array()), "another's MAC address");
+    let bridges = target[..5] == [1, 0x80, 0xc2, 0, 0] && matches!(target[5], 0..=0xf | 0x20..=0x2f);
+    let ciscos = target[..5] == [1, 0, 0xc, 0xcc, 0xcc] && matches!(target[5], 0xcc | 0xcd);
+    assert!(rules.any_mac || !(bridges || ciscos), "what bridges say");
     let mut ether_type = frame.word();
     while matches!(ether_type, 0x8100 | 0x88a8) {
+        assert!(rules.tags, "tagged");
         let _ = frame.word();
         ether_type = frame.word();
     }
-    match (ether_type, &rules.addresses) {
-        (0x0806, _) => sender.read_arp(frame),
-        (_, None) => {}
-        (0x0800, _) => sender.read_v4(frame),
-        (0x86dd, _) => sender.read_v6(frame),
-        (other, _) => panic!("{other:#x} is neither ARP nor IP"),
+    match ether_type {
+        0x9100 | 0x9200 | 0x9300 if !rules.tags => panic!("tagged"),
+        0x0806 => sender.read_arp(frame),
+        _ if is_free => {}
+        0x0800 => sender.read_v4(frame),
+        0x86dd => sender.read_v6(frame),
+        other => assert!(!by_address, "{other:#x} is neither ARP nor IP"),
     }
 }

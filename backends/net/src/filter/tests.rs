@@ -20,11 +20,16 @@ const OTHER_LINK_LOCAL: [u8; 16] =
 
 fn rules(any_mac: bool, addresses: bool) -> NicFilter {
     let range = |address: &str, prefix| AddressRange { address: address.parse().unwrap(), prefix };
-    NicFilter { any_mac, addresses: addresses.then(|| vec![range("10.0.0.5", 32), range("fd00::5", 128)]) }
+    let addresses = addresses.then(|| vec![range("10.0.0.5", 32), range("fd00::5", 128)]);
+    NicFilter { any_mac, addresses, tags: true, ..NicFilter::default() }
 }
 
 fn filter(any_mac: bool, addresses: bool) -> Filter {
-    Filter::new(MacAddress::new(MAC).unwrap(), &rules(any_mac, addresses))
+    with(&rules(any_mac, addresses))
+}
+
+fn with(rules: &NicFilter) -> Filter {
+    Filter::new(MacAddress::new(MAC).unwrap(), rules)
 }
 
 fn judge(filter: &Filter, frame: &[u8]) -> Verdict {
@@ -303,6 +308,7 @@ fn each_lie_is_refused_and_its_honest_twin_passes() {
     for (name, frame, expected) in cases() {
         assert_eq!(judge(&filter, &frame), expected, "{name}: {frame:02x?}");
     }
+    // No frame of bridges' is to a group that hosts have.
     for ether_type in [0x88cc, 0x8035, 0x0026, 0x9100, 0x88e5] {
         let frame = ethernet(MAC, ether_type, &[0x42; 60]);
         assert_eq!(judge(&filter, &frame), Err(SourceAddress), "{ether_type:#x}");
@@ -330,10 +336,20 @@ fn a_frame_from_another_mac_address_never_passes_but_where_any_may() {
 }
 
 #[test]
-fn without_addresses_only_mac_addresses_are_looked_at() {
+fn without_addresses_a_guest_has_any_and_is_no_router_all_the_same() {
     let filter = filter(false, false);
-    for (name, frame, _) in v4_cases().into_iter().chain(v6_cases()) {
-        assert_eq!(judge(&filter, &frame), Ok(()), "{name}");
+    for (name, frame, expected) in v4_cases().into_iter().chain(v6_cases()) {
+        let verdict = judge(&filter, &frame);
+        match expected {
+            Err(SourceAddress) if !name.contains("another's") => {}
+            Err(SourceAddress) => assert_eq!(verdict, Ok(()), "{name}"),
+            Err(NeighbourDiscovery)
+                if name.contains("another's address") || name.contains("another's dupl") =>
+            {
+                assert_eq!(verdict, Ok(()), "{name}");
+            }
+            _ => assert_eq!(verdict, expected, "{name}"),
+        }
     }
     assert_eq!(judge(&filter, &ethernet(MAC, 0x88cc, &[])), Ok(()));
     assert_eq!(judge(&filter, &arp(2, MAC, OTHER_V4, V4)), Ok(()));
@@ -342,8 +358,86 @@ fn without_addresses_only_mac_addresses_are_looked_at() {
 }
 
 #[test]
+fn a_guest_that_may_be_a_router_says_what_routers_and_dhcp_servers_say() {
+    let router = NicFilter { router: true, ..rules(false, false) };
+    for (name, frame, _) in v4_cases().into_iter().chain(v6_cases()) {
+        assert_eq!(judge(&with(&router), &frame), Ok(()), "{name}");
+    }
+    assert_eq!(judge(&with(&router), &arp(2, OTHER_MAC, V4, V4)), Err(Arp));
+    // With addresses it says that in its own name.
+    let router = with(&NicFilter { router: true, ..rules(false, true) });
+    let advertisement = icmpv6(134, None, None);
+    assert_eq!(judge(&router, &v6(LINK_LOCAL, 58, &advertisement)), Ok(()));
+    assert_eq!(judge(&router, &v6(OTHER_LINK_LOCAL, 58, &advertisement)), Err(SourceAddress));
+    assert_eq!(judge(&router, &v4(V4, 17, 0, &udp(67, 68, &[0; 300]))), Ok(()));
+    assert_eq!(judge(&router, &v4(OTHER_V4, 17, 0, &udp(67, 68, &[0; 300]))), Err(SourceAddress));
+}
+
+#[test]
+fn an_address_that_is_anothers_is_not_the_guests_though_it_is_in_its_range() {
+    let range = |address: &str, prefix| AddressRange { address: address.parse().unwrap(), prefix };
+    let rules = NicFilter {
+        addresses: Some(vec![range("10.0.0.0", 24), range("fd00::", 64)]),
+        except: vec![range("10.0.0.6", 32), range("fd00::6", 128)],
+        ..rules(false, false)
+    };
+    let filter = with(&rules);
+    for (own, frame) in [
+        (true, v4(V4, 6, 0, &[0; 20])),
+        (true, v6(V6, 6, &[0; 20])),
+        (true, arp(2, MAC, V4, OTHER_V4)),
+        (false, v4(OTHER_V4, 6, 0, &[0; 20])),
+        (false, v6(OTHER_V6, 6, &[0; 20])),
+        (false, arp(2, MAC, OTHER_V4, V4)),
+        (false, arp(1, MAC, NO_V4, OTHER_V4)),
+        (false, v6(V6, 58, &icmpv6(136, Some(OTHER_V6), Some((2, MAC))))),
+    ] {
+        assert_eq!(judge(&filter, &frame).is_ok(), own, "{frame:02x?}");
+    }
+}
+
+#[test]
+fn tags_are_refused_unless_they_are_allowed() {
+    for addresses in [false, true] {
+        let rules = rules(false, addresses);
+        let strict = with(&NicFilter { tags: false, ..rules.clone() });
+        let frame = || v4(V4, 6, 0, &[0; 20]);
+        assert_eq!(judge(&strict, &frame()), Ok(()));
+        for tags in [&[VLAN][..], &[SERVICE_VLAN], &[VLAN, SERVICE_VLAN], &[VLAN, VLAN], &[0x9100, VLAN]] {
+            let frame = tagged(tags, frame());
+            assert_eq!(judge(&strict, &frame), Err(DropReason::Tagged), "{tags:x?}");
+            assert_eq!(
+                judge(&with(&rules), &frame),
+                if tags[0] == 0x9100 && addresses { Err(SourceAddress) } else { Ok(()) }
+            );
+        }
+    }
+}
+
+#[test]
+fn what_bridges_say_to_each_other_is_no_guests_to_say() {
+    for addresses in [false, true] {
+        let filter = filter(false, addresses);
+        let mut frame = v4(V4, 6, 0, &[0; 20]);
+        for (target, refused) in [
+            ([1, 0x80, 0xc2, 0, 0, 0], true),
+            ([1, 0x80, 0xc2, 0, 0, 0xe], true),
+            ([1, 0x80, 0xc2, 0, 0, 0x21], true),
+            ([1, 0, 0xc, 0xcc, 0xcc, 0xcd], true),
+            ([1, 0x80, 0xc2, 0, 0, 0x14], false),
+            ([1, 0, 0x5e, 0, 0, 1], false),
+            ([0x33, 0x33, 0, 0, 0, 1], false),
+        ] {
+            frame[..6].copy_from_slice(&target);
+            let expected = if refused { Err(DropReason::LinkControl) } else { Ok(()) };
+            assert_eq!(judge(&filter, &frame), expected, "{target:x?}");
+        }
+    }
+}
+
+#[test]
 fn a_free_guest_may_send_anything() {
-    let free = filter(true, false);
+    let free = with(&NicFilter::open());
     assert!(cases().iter().all(|(_, frame, _)| judge(&free, frame).is_ok()));
     assert_eq!(free.check(&[0; LEN], &[], 0), Ok(()));
 }
@@ -415,9 +509,28 @@ fn a_checksum_is_left_open_only_where_it_is_and_in_whole_packets() {
     );
 }
 
+/// Every kind of NIC.
+fn any_rules() -> impl Strategy<Value = NicFilter> {
+    let range = |address: &str, prefix| AddressRange { address: address.parse().unwrap(), prefix };
+    let except = vec![range("10.0.0.5", 32), range("fd00::", 64)];
+    (any::<[bool; 5]>()).prop_map(move |[any_mac, addresses, excepts, tags, router]| NicFilter {
+        except: if excepts { except.clone() } else { Vec::new() },
+        tags,
+        router,
+        ..rules(any_mac, addresses)
+    })
+}
+
 /// A frame that is close to an honest one, or to a lie that somebody has thought of.
 fn nearly() -> impl Strategy<Value = Vec<u8>> {
-    let cases: Vec<_> = cases().into_iter().map(|(_, frame, _)| frame).collect();
+    let mut cases: Vec<_> = cases().into_iter().map(|(_, frame, _)| frame).collect();
+    // Behind every kind of tag, too.
+    let tags = [&[VLAN][..], &[SERVICE_VLAN, VLAN], &[0x9100]];
+    cases.extend(
+        tags.iter()
+            .flat_map(|tags| cases.iter().map(|frame| tagged(tags, frame.clone())))
+            .collect::<Vec<_>>(),
+    );
     let patches = prop::collection::vec((12..100_usize, any::<u8>()), 0..6);
     (prop::sample::select(cases), patches, 0..20_usize).prop_map(|(mut frame, patches, cut)| {
         for (at, value) in patches {
@@ -435,11 +548,10 @@ proptest! {
     #[test]
     fn what_passes_claims_nothing_that_is_not_its_senders(
         frame in prop_oneof![4 => nearly(), 1 => prop::collection::vec(any::<u8>(), 0..400)],
-        any_mac: bool,
-        addresses: bool,
+        rules in any_rules(),
     ) {
-        if judge(&filter(any_mac, addresses), &frame).is_ok() {
-            claims_only_its_own(&frame, MAC, &rules(any_mac, addresses));
+        if judge(&with(&rules), &frame).is_ok() {
+            claims_only_its_own(&frame, MAC, &rules);
         }
     }
 
@@ -449,8 +561,7 @@ proptest! {
         place in (0..120_usize, 0..40_usize),
         sensible in prop::option::of((any::<bool>(), 0..3_usize, 0..3_usize)),
         (gso_type, gso_size) in (prop::sample::select(vec![0, 0, 0, 1, 4, 5]), 1..300_u16),
-        any_mac: bool,
-        addresses: bool,
+        rules in any_rules(),
     ) {
         let (start, offset) = sensible.map_or(place, |(is_v6, tags, kind)| {
             (14 + 4 * tags + if is_v6 { 40 } else { 20 }, [16, 6, 2][kind])
@@ -458,13 +569,13 @@ proptest! {
         let mut header = open(start, offset);
         header[1] = gso_type;
         header[4..6].copy_from_slice(&gso_size.to_le_bytes());
-        let filter = filter(any_mac, addresses);
+        let filter = with(&rules);
         let Ok(header) = crate::header::check(header, frame.len() as u64, u64::MAX) else { return Ok(()) };
-        if (addresses || !any_mac) && judge_with(&filter, &header, &frame).is_ok() {
+        if rules != NicFilter::open() && judge_with(&filter, &header, &frame).is_ok() {
             let mut filled = frame.clone();
             offload::fill(&header, &mut filled).unwrap();
             prop_assert_eq!(judge(&filter, &filled), Ok(()));
-            claims_only_its_own(&filled, MAC, &rules(any_mac, addresses));
+            claims_only_its_own(&filled, MAC, &rules);
             if let Ok(cut) = Cut::new(&header, &frame) {
                 let mut piece = Vec::new();
                 for number in 0..cut.segments() {

@@ -34,6 +34,8 @@ pub fn is_judged(datagram: &[u8]) -> Result<bool, DropReason> {
 /// A server gives the lease to the address inside the message, not to the frame's.
 pub fn check_v4(own: &Own, datagram: &[u8], fragmented: bool) -> Verdict {
     match ports(datagram)? {
+        // A relay speaks for others, and in the server's name.
+        [DHCP_SERVER, _] | [_, DHCP_SERVER] if own.router => Ok(()),
         [DHCP_SERVER, _] => Err(DropReason::DhcpServer),
         [_, DHCP_SERVER] if fragmented => Err(DropReason::Malformed),
         [_, DHCP_SERVER] => {
@@ -45,6 +47,6 @@ pub fn check_v4(own: &Own, datagram: &[u8], fragmented: bool) -> Verdict {
 }
 
 /// Judges a datagram in IPv6, or the first fragment of one.
-pub fn check_v6(datagram: &[u8]) -> Verdict {
-    if ports(datagram)?[0] == DHCPV6_SERVER { Err(DropReason::DhcpServer) } else { Ok(()) }
+pub fn check_v6(own: &Own, datagram: &[u8]) -> Verdict {
+    if ports(datagram)?[0] == DHCPV6_SERVER && !own.router { Err(DropReason::DhcpServer) } else { Ok(()) }
 }

@@ -1,5 +1,5 @@
-//! What a NIC's cable is made of in the host's kernel: its tap, and the bridge that this is a port of. Looked at whenever
-//! the kernel says that one of them has changed, and put right.
+//! What a NIC's cable is made of in the host's kernel: its tap, and the bridge that this is a port of. Looked at
+//! whenever the kernel says that one of them has changed, and put right.
 //!
 //! | amiss | put right |
 //! |---|---|

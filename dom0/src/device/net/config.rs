@@ -60,9 +60,19 @@ pub struct NetFile {
     #[serde(default)]
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u64>,
-    /// The guest may send in the name of any MAC address.
+    /// The guest may send in the name of any MAC address, and what bridges say to each other (spanning tree, LLDP).
     #[serde(default)]
     pub spoof: Option<bool>,
+    /// The guest may send frames with VLAN tags. As spoof, if this is left out.
+    #[serde(default)]
+    pub tagged: Option<bool>,
+    /// The guest may be a router and a DHCP server: send what only these send. As spoof, if this and addresses are left
+    /// out.
+    #[serde(default)]
+    pub router: Option<bool>,
+    /// On a bridge or network: the guest does not reach other guests there whose NICs are isolated, too.
+    #[serde(default)]
+    pub isolated: Option<bool>,
     /// The IP addresses that the guest may use, each with or without a prefix length: any, if this is left out.
     #[serde(default)]
     pub addresses: Option<Vec<String>>,
@@ -124,6 +134,9 @@ pub struct Nic {
     pub limits: NicLimits,
     /// The cable is plugged in, to begin with.
     pub up: bool,
+    /// It does not reach what is isolated, too.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// What is at the other end of a NIC's cable. Interface names are at most 15 bytes, without `/` and white space.
@@ -223,11 +236,23 @@ pub fn check(
     if matches!(link, NicLink::User(_)) && u64::from(mtu) > USER_MTU {
         return Err(context.refuse(at("mtu"), format!("{mtu} is more than passt takes: at most {USER_MTU}")));
     }
-    let filter =
-        NicFilter { any_mac: net.spoof.unwrap_or(false), addresses: addresses(context, n, net.addresses)? };
+    if net.isolated == Some(true) && !matches!(link, NicLink::Bridge(_) | NicLink::Network(_)) {
+        let problem = format!("is for NICs on a bridge or a network: leave it out on {}", link.key());
+        return Err(context.refuse(at("isolated"), problem));
+    }
+    let any_mac = net.spoof.unwrap_or(false);
+    let addresses = addresses(context, n, net.addresses)?;
+    let filter = NicFilter {
+        any_mac,
+        tags: net.tagged.unwrap_or(any_mac),
+        router: net.router.unwrap_or(any_mac && addresses.is_none()),
+        addresses,
+        except: Vec::new(),
+    };
+    let isolated = net.isolated.unwrap_or(false);
     let limits = net.limits.over(NicLimits::default());
     let up = net.link != Some(LinkFile::Down);
-    Ok(Nic { id, link, pairs, pairs_given: net.queues.is_some(), mac, mtu, filter, limits, up })
+    Ok(Nic { id, link, pairs, pairs_given: net.queues.is_some(), mac, mtu, filter, limits, up, isolated })
 }
 
 /// Checks what concerns all NICs of a domain.
@@ -317,6 +342,9 @@ fn forwards(context: &Context<'_>, n: usize, user: Option<&UserFile>) -> Result<
 fn source_key(net: &NetFile) -> Option<&'static str> {
     let given = [
         ("spoof", net.spoof.is_some()),
+        ("tagged", net.tagged.is_some()),
+        ("router", net.router.is_some()),
+        ("isolated", net.isolated.is_some()),
         ("addresses", net.addresses.is_some()),
         ("limits", net.limits != NicLimitsFile::default()),
         ("link", net.link.is_some()),

@@ -53,6 +53,10 @@ pub struct NicRecord {
     pub up: bool,
     /// Its passt.
     pub passt: Option<ProcessId>,
+    /// Its filter says whether the guest may send tags and be a router. Before there was a rule for that a guest did as
+    /// it liked, and does until its domain's next start.
+    #[serde(default)]
+    pub guarded: bool,
 }
 
 impl NicRecord {
@@ -73,7 +77,7 @@ impl NicRecord {
             features,
         };
         let nic = nic.clone();
-        Self { n, spec, pairs: nic.pairs, limits: nic.limits, up: nic.up, passt: None, nic }
+        Self { n, spec, pairs: nic.pairs, limits: nic.limits, up: nic.up, passt: None, guarded: true, nic }
     }
 }
 
@@ -105,10 +109,15 @@ pub struct OpenNic {
 impl OpenNic {
     /// A NIC that is not open, as it was written down.
     pub fn new(record: &NicRecord) -> Self {
+        let mut nic = record.nic.clone();
+        if !record.guarded {
+            nic.filter.tags = true;
+            nic.filter.router = nic.filter.addresses.is_none();
+        }
         Self {
             n: record.n,
             spec: record.spec.clone(),
-            nic: record.nic.clone(),
+            nic,
             wire: Attachment::closed(&record.nic.link),
             pairs: record.pairs,
             limits: record.limits,
@@ -132,6 +141,7 @@ impl OpenNic {
                 Attachment::User { passt: Some(passt), .. } => ProcessId::of(passt.pid()),
                 _ => None,
             },
+            guarded: true,
         }
     }
 

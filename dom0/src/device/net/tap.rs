@@ -14,7 +14,7 @@ use std::path::Path;
 use shared_abi::DomId;
 
 use crate::device::net::config::Nic;
-use crate::host::links::{Kind, Link, Links};
+use crate::host::links::{Kind, Link, Links, Port};
 use crate::host::locks::describe;
 use crate::value::place::{ConfigError, Place};
 
@@ -200,8 +200,17 @@ pub async fn join(
     net: &Nic,
     links: &Links,
 ) -> Result<(), ConfigError> {
-    let joined = links.join(index, at, net.mtu).await;
-    joined.map_err(|error| {
+    let port = Port {
+        link: index,
+        bridge: at,
+        mtu: net.mtu,
+        only: (!net.filter.any_mac).then_some(net.mac),
+        // Where dom0 has made the bridge, it knows all guests' addresses: frames to others are not for this port.
+        // Another bridge may have VLANs, whose entries are an administrator's.
+        floods: key != "network" || net.filter.any_mac,
+        isolated: net.isolated,
+    };
+    links.join(port).await.map_err(|error| {
         let problem = format!("cannot put {tap} on \"{bridge}\" with mtu {}: {error}", net.mtu);
         place.under(key).refuse(problem)
     })

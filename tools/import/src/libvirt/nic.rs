@@ -44,6 +44,10 @@ impl Reader {
                     }
                     self.only(child, &["name", "queues"], "is domus-net's to decide");
                 }
+                "port" => {
+                    net.isolated = (child.attribute("isolated") == Some("yes")).then_some(true);
+                    self.only(child, &["isolated"], "");
+                }
                 "bandwidth" => self.bandwidth(child, &mut net),
                 // Names of libvirt's own.
                 "alias" => {}
@@ -68,6 +72,10 @@ impl Reader {
                 mtu: net.mtu,
                 ..Net::default()
             };
+        }
+        if net.isolated.is_some() && net.bridge.is_none() && net.network.is_none() {
+            self.lose(node, "only a NIC on a bridge or a network can be isolated");
+            net.isolated = None;
         }
         if net.user.is_some() && net.queues.is_some_and(|queues| queues > 1) {
             self.lose(node, "a NIC in user space has one queue pair");
