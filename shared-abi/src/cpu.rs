@@ -6,7 +6,7 @@
 //! | model | features |
 //! |---|---|
 //! | `host` | every one that the host has |
-//! | `x86-64-v2`, `-v3`, `-v4` | all of this level of the x86-64 psABI, and a kernel's own as far as the host has them |
+//! | `x86-64-v2`, `-v3`, `-v4` | those of this level of the x86-64 psABI, and a kernel's own that the host has |
 //!
 //! A kernel's own are [`Kind::Platform`] and [`Kind::Protection`]: what programs see is the same on every host.
 //! Nested virtualization and the PMU are in no model: they are asked for.

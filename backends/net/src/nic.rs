@@ -111,10 +111,7 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// A NIC whose driver has set what is kept in `state`, if that is given.
-    ///
-    /// # Errors
-    /// The tap cannot be set up.
+    /// A NIC whose driver has set what is kept in `state`, if that is given. It is read by [`Self::recall`].
     pub fn new(
         name: &str,
         card: Card,
@@ -122,21 +119,31 @@ impl Nic {
         shared: Arc<LinkState>,
         ports: Vec<Port<NicCommand>>,
         state: Option<OwnedFd>,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let kept = DriverState::new(state.map(Into::into));
-        let mut memory = kept.load(card.pairs).unwrap_or_default();
-        if let (Far::Tap { queues, .. }, None) = (&far, memory.datagrams)
+        let counters = ports.iter().map(|_| Arc::default()).collect();
+        let driver = Mutex::new(Driver { features: 0, memory: Memory::default(), kept, tap: None });
+        Self { name: name.into(), card, far, shared, ports, counters, driver }
+    }
+
+    /// Reads what the process before this one has kept. To be called once, before anybody is served, and behind the
+    /// seal: that process may have been its guest's.
+    ///
+    /// # Errors
+    /// The tap cannot be set up.
+    pub fn recall(&self) -> io::Result<()> {
+        let mut driver = self.driver();
+        driver.memory = driver.kept.load(self.card.pairs).unwrap_or_default();
+        if let (Far::Tap { queues, .. }, None) = (&self.far, driver.memory.datagrams)
             && let Some(tap) = queues.first()
         {
             // Nobody has been served by this tap yet. It can be asked only by trying.
             tap.set_header(header_len(vu_server::F_VERSION_1))?;
-            memory.datagrams = Some(tap.set_offloads(tap_offloads(features::TAKEN)).is_ok());
+            driver.memory.datagrams = Some(tap.set_offloads(tap_offloads(features::TAKEN)).is_ok());
             tap.set_offloads(0)?;
-            kept.save(&memory)?;
+            driver.kept.save(&driver.memory)?;
         }
-        let counters = ports.iter().map(|_| Arc::default()).collect();
-        let driver = Mutex::new(Driver { features: 0, memory, kept, tap: None });
-        Ok(Self { name: name.into(), card, far, shared, ports, counters, driver })
+        Ok(())
     }
 
     /// Its name, for messages.

@@ -105,7 +105,7 @@ impl Prepared {
             desks[LONE_CONTROL].pass_control_on(control.clone());
         }
         let workers = ports[..ends.len() * 2].to_vec();
-        let nic = Arc::new(Nic::new(name, card, far, shared, workers, state)?);
+        let nic = Arc::new(Nic::new(name, card, far, shared, workers, state));
         Ok(Self { nic, filter, mtu: card.mtu.unwrap_or(1500), ends, ports, desks })
     }
 

@@ -51,6 +51,7 @@ impl Standalone {
         let limits = NicLimits::default();
         let spec = NicSpec { name: &name, card, filter: None, limits, link: true, cable, state: None };
         let prepared = Prepared::new(spec).context("cannot set up the tap")?;
+        let nic = prepared.nic();
         self.common.enter_sandbox()?;
         let server = prepared.start(|| {
             let name = name.clone();
@@ -60,6 +61,7 @@ impl Standalone {
             })
         })?;
         sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
+        nic.recall().context("cannot set up the tap")?;
         match frontend {
             Frontend::Listener(listener) => server.serve_all(&listener).context("cannot accept a frontend"),
             Frontend::Connected(stream) => Ok(server.serve(stream)?),

@@ -132,6 +132,9 @@ fn bring_up(control: &Control, request: NetRequest, mut fds: Fds) -> Result<Nics
             .map_err(|source| StartError::Prepare { nic: id, source })?;
     }
     sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
+    for (id, nic) in &nics {
+        nic.recall().map_err(|source| StartError::Prepare { nic: id.clone(), source })?;
+    }
     sealed.wait();
     Ok(Nics::new(nics, control.events()))
 }

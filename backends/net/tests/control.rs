@@ -16,7 +16,11 @@ use domus_driver::frontend::{F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
 use domus_driver::net::{COMMAND, Guest, SIZE};
 use domus_driver::ring::{NEXT, WRITE};
 use domus_net::features;
+use nix::sys::fanotify::{
+    EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
+};
 use shared_abi::control::{BackendReply, DropReason, NetCard, NicRequest, NicStatistics};
+use shared_abi::limits::NIC_STATE_LEN;
 use shared_abi::steering::{Rules, WORDS};
 
 const ALL: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | features::OFFERED | features::CONTROL;
@@ -277,6 +281,39 @@ fn all_that_a_driver_has_set_is_there_after_its_backend_was_killed() {
     guest.offer_buffers(64, 2000);
     guest.rx().kick();
     assert_eq!(reach(&wire, &mut guest), [0, 1, 2, 3]);
+}
+
+/// Looks at whoever reads the file, before the read is done: the line of `/proc/PID/status` that tells of its filter.
+fn filter_of_the_reader(file: &std::path::Path) -> std::thread::JoinHandle<String> {
+    let flags = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC;
+    let watch = Fanotify::init(flags, EventFFlags::O_RDONLY).unwrap();
+    watch
+        .mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_ACCESS_PERM, nix::fcntl::AT_FDCWD, Some(file))
+        .unwrap();
+    std::thread::spawn(move || {
+        let event = watch.read_events().unwrap().remove(0);
+        let status = std::fs::read_to_string(format!("/proc/{}/status", event.pid())).unwrap();
+        watch.write_response(FanotifyResponse::new(event.fd().unwrap(), Response::FAN_ALLOW)).unwrap();
+        drop(event);
+        // Whoever reads later waits for nobody.
+        drop(watch);
+        status.lines().find(|line| line.starts_with("Seccomp:")).unwrap().to_owned()
+    })
+}
+
+#[test]
+fn what_another_process_has_kept_is_read_behind_the_seal() {
+    wire::own_network();
+    let (tap, _wire) = wire::tap("t0");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    std::fs::write(&path, [0; NIC_STATE_LEN as usize]).unwrap();
+    // First: what is opened before anybody watches is read unwatched.
+    let filter = filter_of_the_reader(&path);
+    let state = File::options().read(true).write(true).open(&path).unwrap();
+    let (_program, answer, _streams) = start_nics(vec![Plug { state, ..Plug::new(End::Tap(vec![tap])) }]);
+    assert_eq!(answer, Answer::Reply(BackendReply::Ready));
+    assert_eq!(filter.join().unwrap(), "Seccomp:\t2");
 }
 
 #[test]
