@@ -82,6 +82,8 @@ pub struct InFlight {
     /// Its place in the order in which requests were taken.
     pub(crate) order: u64,
     pub(crate) busy: bool,
+    /// A process before this one had it in flight.
+    pub(crate) again: bool,
 }
 
 impl InFlight {
@@ -105,6 +107,7 @@ impl InFlight {
             taken: 0,
             order: 0,
             busy: false,
+            again: false,
         }
     }
 

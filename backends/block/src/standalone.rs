@@ -23,6 +23,7 @@ use vu_server::standalone::{Common, Frontend, SocketError};
 
 use crate::faults::Faults;
 use crate::nbd::client::Remote;
+use crate::nbd::fence;
 use crate::null_disk::NullDisk;
 use crate::open::OpenError;
 use crate::rates::Rates;
@@ -301,7 +302,12 @@ fn remote(args: &Standalone, uri: &NbdUri) -> Result<Source, StandaloneError> {
         }),
     };
     let socket = socket.map_err(|source| StandaloneError::Connect { uri: uri.clone(), source })?;
-    let remote = Remote { export: uri.export.clone(), writable: !args.read_only, error_after: None };
+    let remote = Remote {
+        export: uri.export.clone(),
+        writable: !args.read_only,
+        error_after: None,
+        fence: fence::PATIENCE,
+    };
     let lost = |_| -> Box<dyn Fn(&str)> {
         Box::new(|why| {
             // In an empty root and without a network there is no other way to the server.

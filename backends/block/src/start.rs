@@ -30,6 +30,7 @@ use crate::control::{Disks, Served, server_of};
 use crate::device::BlockDevice;
 use crate::faults::Faults;
 use crate::nbd::client::Remote;
+use crate::nbd::fence;
 use crate::null_disk::NullDisk;
 use crate::open::OpenError;
 use crate::spec::{DiskSpec, OnLost, PrepareError, PreparedDisk, Source};
@@ -240,7 +241,7 @@ fn prepare(
             let error_after = error_after.map(|seconds| Duration::from_secs(seconds.into()));
             Source::Nbd {
                 socket: socket.map(|socket| fds.take(socket)).transpose()?,
-                remote: Remote { export, writable: !read_only, error_after },
+                remote: Remote { export, writable: !read_only, error_after, fence: fence::PATIENCE },
                 lost: server_lost(id.clone(), control.events()),
             }
         }

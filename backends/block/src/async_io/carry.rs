@@ -50,6 +50,14 @@ pub struct Carried {
     pub ranges: Vec<Range>,
 }
 
+impl Carried {
+    /// What it changes: offset and length.
+    pub fn changes(&self) -> impl Iterator<Item = (u64, u64)> {
+        let written = (self.work == Work::Write).then_some((self.offset, self.len));
+        written.into_iter().chain(self.ranges.iter().map(|range| (range.offset, range.len)))
+    }
+}
+
 /// Carries a request out.
 ///
 /// # Errors

@@ -64,6 +64,9 @@ pub trait AsyncDisk: 'static {
     /// Gives the disk another size, or looks what size it has by itself; resolves to it.
     fn resize(&self, bytes: Option<u64>) -> impl Future<Output = io::Result<u64>>;
 
+    /// A process before this one was about to change these bytes, too; the same change has been done again.
+    fn doubt(&self, _offset: u64, _len: u64) {}
+
     /// A new connection to the disk's server.
     fn offer(&self, offer: Offer) {
         let _ = offer.answer.send(Err("the disk is not at an NBD server".into()));

@@ -124,6 +124,9 @@ impl<D: AsyncDisk> AsyncWorker<D> {
             let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(context) else { return };
             let Done { lane, slot, request, result } = done;
             let requests = &mut self.lanes[lane].requests;
+            if requests.slot(slot).again {
+                request.changes().for_each(|(offset, len)| self.disk.doubt(offset, len));
+            }
             // As they were: a request that is held is done again from there.
             requests.slot(slot).buffers = request.guest.into_inner();
             requests.slot(slot).ranges = request.ranges;

@@ -6,8 +6,9 @@
 //!   Handshake ─▶ Connected ──hung up, protocol broken──▶ Waiting ──error_after──▶ Failing (requests fail at once) ┘
 //! ```
 //!
-//! A request stays in flight until a server has answered it. Being sent twice is harmless: whoever waits for it has not
-//! been answered, so nothing that depends on it was begun.
+//! A request stays in flight until a server has answered it, and is sent again where that has not come: whoever waits for
+//! it has not been answered, so nothing that depends on it was begun. What depends on it later waits at the
+//! [`fence`](super::fence).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +24,7 @@ use futures_util::future::{Either, select};
 use imago::io_buffers::IoBuffer;
 use tokio::sync::{Notify, oneshot};
 
+use super::fence::Fence;
 use super::handshake::{self, Export, HandshakeError};
 use super::stream::{self, Receiver, Sender};
 use super::wire::{self, Command, Request};
@@ -44,6 +46,8 @@ pub struct Remote {
     pub writable: bool,
     /// How long requests wait for a server; none for ever.
     pub error_after: Option<Duration>,
+    /// For so long after a loss a server may still be about what it was sent: [`fence::PATIENCE`](super::fence::PATIENCE).
+    pub fence: Duration,
 }
 
 /// Why a connection is over.
@@ -70,7 +74,6 @@ struct Entry {
     answer: oneshot::Sender<Answer>,
 }
 
-#[derive(Default)]
 struct State {
     /// What the server said last.
     export: Option<Export>,
@@ -82,6 +85,7 @@ struct State {
     requests: BTreeMap<u64, Entry>,
     unsent: VecDeque<u64>,
     failing: bool,
+    fence: Fence,
 }
 
 /// A disk at an NBD server.
@@ -99,7 +103,18 @@ impl NbdDisk {
     /// A disk that is not connected yet.
     pub fn new(reactor: &Arc<Reactor>, remote: Remote, lost: Box<dyn Fn(&str)>) -> Self {
         let (work, offered) = (Notify::new(), Notify::new());
-        Self { reactor: reactor.clone(), remote, lost, state: RefCell::default(), work, offered }
+        let state = State {
+            export: None,
+            known: 0,
+            connection: None,
+            offer: None,
+            cookie: 0,
+            requests: BTreeMap::new(),
+            unsent: VecDeque::new(),
+            failing: false,
+            fence: Fence::new(remote.fence),
+        };
+        Self { reactor: reactor.clone(), remote, lost, state: state.into(), work, offered }
     }
 
     /// Makes the first connection; without a socket it waits for one to be [`offer`](AsyncDisk::offer)ed.
@@ -250,6 +265,10 @@ impl NbdDisk {
     }
 
     async fn submit(&self, request: Request, buffer: IoBuffer) -> Answer {
+        while let Some(wait) = request.changes().and_then(|bytes| self.state.borrow_mut().fence.wait(&bytes))
+        {
+            self.reactor.sleep(wait).await;
+        }
         let (answer, answered) = oneshot::channel();
         {
             let mut state = self.state.borrow_mut();
@@ -297,6 +316,17 @@ impl State {
         let entry = self.requests.get_mut(&cookie)?;
         entry.sent = true;
         Some((cookie, entry.request))
+    }
+
+    /// The connection is lost: nothing is sent, and what was is in doubt.
+    fn send_again(&mut self) {
+        for entry in self.requests.values_mut().filter(|entry| entry.sent) {
+            entry.sent = false;
+            if let Some(bytes) = entry.request.changes() {
+                self.fence.doubt(bytes);
+            }
+        }
+        self.unsent = self.requests.keys().copied().collect();
     }
 
     /// The request that an answer may come for.
@@ -363,6 +393,10 @@ impl AsyncDisk for NbdDisk {
         (buffer, written)
     }
 
+    fn doubt(&self, offset: u64, len: u64) {
+        self.state.borrow_mut().fence.doubt(offset..offset.saturating_add(len));
+    }
+
     /// A server without the command has nothing that a flush would change.
     async fn flush(&self) -> io::Result<()> {
         if !self.flags().flush() {
@@ -413,10 +447,7 @@ impl AsyncDisk for NbdDisk {
         loop {
             if let Some((to, mut from)) = connection.take() {
                 let lost = self.converse(&to, &mut from).await;
-                let mut state = self.state.borrow_mut();
-                state.requests.values_mut().for_each(|entry| entry.sent = false);
-                state.unsent = state.requests.keys().copied().collect();
-                drop(state);
+                self.state.borrow_mut().send_again();
                 if let Some(lost) = lost {
                     (self.lost)(&domus_startup::control::chain(&lost));
                 }

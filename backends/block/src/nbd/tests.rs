@@ -110,8 +110,19 @@ fn reactor() -> Arc<Reactor> {
 }
 
 fn disk(reactor: &Arc<Reactor>, export: &str, error_after: Option<u64>, lost: Box<dyn Fn(&str)>) -> NbdDisk {
+    disk_behind(reactor, export, error_after, Duration::ZERO, lost)
+}
+
+/// One whose writes wait so long for those of a connection that was lost.
+fn disk_behind(
+    reactor: &Arc<Reactor>,
+    export: &str,
+    error_after: Option<u64>,
+    fence: Duration,
+    lost: Box<dyn Fn(&str)>,
+) -> NbdDisk {
     let error_after = error_after.map(Duration::from_secs);
-    NbdDisk::new(reactor, Remote { export: export.into(), writable: true, error_after }, lost)
+    NbdDisk::new(reactor, Remote { export: export.into(), writable: true, error_after, fence }, lost)
 }
 
 /// Runs a future with the disk's own work beside it.
@@ -314,6 +325,79 @@ fn a_server_that_answers_what_was_not_asked_is_hung_up_on() {
         assert_eq!(told.get(), 1);
         thread.join().unwrap();
     }
+}
+
+/// A server that hangs up on the first connection while it is about a write there, and finishes it when the newer
+/// writes of the second one have come.
+#[test]
+fn a_write_that_a_server_finishes_after_its_connection_is_lost_does_not_come_over_a_newer_one() {
+    const LATE: Duration = Duration::from_millis(400);
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+    let connect = || UnixStream::connect(dir.path().join("socket")).unwrap();
+    let stored = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let serve = {
+        let stored = stored.clone();
+        move |mut socket: UnixStream, is_first: bool| {
+            let opt = |kind: u32, data: &[u8]| {
+                let head = 0x0003_e889_0455_65a9_u64.to_be_bytes();
+                [&head[..], &[7, kind, data.len() as u32].map(u32::to_be_bytes).concat(), data].concat()
+            };
+            socket.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
+            // The client's flags, and its one option for the default export.
+            let mut head = [0; 4 + 16];
+            socket.read_exact(&mut head).unwrap();
+            let length = u32::from_be_bytes(head[16..].try_into().unwrap());
+            socket.read_exact(&mut vec![0; length as usize]).unwrap();
+            socket
+                .write_all(&[opt(3, &[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 1]), opt(1, &[])].concat())
+                .unwrap();
+            let mut request = [0; 28];
+            while socket.read_exact(&mut request).is_ok() {
+                let mut data = vec![0; u32::from_be_bytes(request[24..].try_into().unwrap()) as usize];
+                socket.read_exact(&mut data).unwrap();
+                let offset = u64::from_be_bytes(request[16..24].try_into().unwrap());
+                if is_first {
+                    drop(socket);
+                    std::thread::sleep(LATE);
+                    return stored.lock().unwrap().push((offset, data[0]));
+                }
+                stored.lock().unwrap().push((offset, data[0]));
+                let reply = [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &request[8..16]].concat();
+                socket.write_all(&reply).unwrap();
+            }
+        }
+    };
+    let clients = [connect(), connect()];
+    let servers = [true, false].map(|is_first| {
+        let (socket, serve) = (listener.accept().unwrap().0, serve.clone());
+        std::thread::spawn(move || serve(socket, is_first))
+    });
+    let [first, second] = clients.map(OwnedFd::from);
+    let reactor = reactor();
+    let disk = disk_behind(&reactor, "", None, LATE * 2, Box::new(|_| {}));
+    reactor.block_on(disk.connect(Some(first))).unwrap();
+    run(&reactor, &disk, async {
+        let (answer, _answered) = sync_channel(1);
+        let write = |byte, offset| disk.write(filled(byte, 512), 512, offset, false);
+        let offer = async {
+            reactor.sleep(Duration::from_millis(50)).await;
+            disk.offer(Offer { socket: second, answer });
+        };
+        join(write(1, 0), offer).await.0.1.unwrap();
+        // Others need not wait.
+        let began = Instant::now();
+        write(3, 1024).await.1.unwrap();
+        assert!(began.elapsed() < LATE, "{:?}", began.elapsed());
+        write(2, 0).await.1.unwrap();
+        assert!(began.elapsed() >= LATE, "{:?}", began.elapsed());
+    });
+    drop(disk);
+    servers.into_iter().for_each(|server| server.join().unwrap());
+    let stored = stored.lock().unwrap().clone();
+    let of_sector: Vec<_> = stored.iter().filter(|(offset, _)| *offset == 0).map(|(_, byte)| *byte).collect();
+    assert_eq!(of_sector.last(), Some(&2), "{stored:?}");
+    assert_eq!(of_sector.iter().filter(|byte| **byte == 1).count(), 2, "{stored:?}");
 }
 
 /// What a server may send: replies that could be meant, and bytes that are none.

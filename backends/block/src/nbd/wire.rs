@@ -1,5 +1,7 @@
 //! Bytes and numbers of the NBD protocol (`doc/proto.md` of the NetworkBlockDevice project), big-endian.
 
+use std::ops::Range;
+
 /// First bytes of a server: `NBDMAGIC`.
 pub const MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Then, and before each option: `IHAVEOPT`.
@@ -97,6 +99,16 @@ pub struct Request {
 }
 
 impl Request {
+    /// The bytes of the export that it changes, if it changes any.
+    pub fn changes(self) -> Option<Range<u64>> {
+        match self.command {
+            Command::Write | Command::Trim | Command::WriteZeroes => {
+                Some(self.offset..self.offset.saturating_add(self.len.into()))
+            }
+            _ => None,
+        }
+    }
+
     /// Its bytes.
     pub fn encode(self, cookie: u64) -> [u8; REQUEST_LEN] {
         let mut bytes = [0; REQUEST_LEN];

@@ -34,6 +34,7 @@ impl Requests {
     ) -> Result<Taken, Refusal> {
         let slot = &mut self.slots[usize::from(index)];
         slot.take(chain.head, status);
+        slot.again = chain.again;
         let memory = queue.memory();
         let mut header = [0; HEADER as usize];
         if memory.read(&chain.readable, 0, &mut header) != Ok(header.len()) {

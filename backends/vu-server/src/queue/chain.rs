@@ -49,6 +49,8 @@ pub enum RingError {
 pub struct Chain {
     /// The head's index, by which the chain is given back.
     pub head: u16,
+    /// A process before this one had it in flight.
+    pub again: bool,
     /// Buffers for the device to read, in order.
     pub readable: Vec<Segment>,
     /// Buffers for the device to write, in order.

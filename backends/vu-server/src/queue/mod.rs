@@ -207,6 +207,7 @@ impl Queue {
         let indirect = self.features & F_INDIRECT != 0;
         if let Some(head) = self.again.pop() {
             chain.walk(&self.ring, &self.memory, head, indirect)?;
+            chain.again = true;
             return Ok(true);
         }
         let ahead = self.ring.available_index().wrapping_sub(self.next_available);
@@ -218,6 +219,7 @@ impl Queue {
         }
         let head = self.ring.available_head(self.next_available);
         chain.walk(&self.ring, &self.memory, head, indirect)?;
+        chain.again = false;
         if let Some(log) = &mut self.log {
             log.popped(head);
         }
