@@ -133,6 +133,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let metrics = args.metrics.map(|at| Metrics::bind(at, args.metrics_public)).transpose()?;
     dom0.networks().begin().await;
     dom0.adopt();
+    dom0.networks().settle();
     tokio::task::spawn_local(dom0::service::autostart::start(dom0.clone()));
     let version = Some(env!("CARGO_PKG_VERSION").into());
     dom0.env().events.tell(None, Kind::Dom0Started, version);

@@ -191,7 +191,12 @@ impl Process {
 
     /// Kills it. No error if it has ended already.
     pub fn kill(&self) {
-        pidfd::signal(self.pidfd.get_ref().as_fd(), Signal::SIGKILL);
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Sends it a signal. No error if it has ended already.
+    pub fn signal(&self, signal: Signal) {
+        pidfd::signal(self.pidfd.get_ref().as_fd(), signal);
     }
 
     /// Waits until it has ended; the text says how, for people.

@@ -207,6 +207,76 @@ fn what_somebody_takes_from_a_network_is_put_back_at_once_and_told() {
 }
 
 #[test]
+fn a_guest_has_the_address_that_its_network_lends_it_and_can_be_nobody_else() {
+    let mut host = Host::with_service(true);
+    define(
+        &host,
+        "lan",
+        r#""addresses": ["10.1.0.1/24"], "host_access": true, "domain": "lan.example",
+           "hosts": [ { "mac": "52:54:00:00:00:09", "ip": "10.1.0.9", "name": "db" } ]"#,
+    );
+    host.ok(&["network-start", "lan"]);
+    // Sends back what the guests send.
+    let echo = std::net::UdpSocket::bind("10.1.0.1:7").unwrap();
+    std::thread::spawn(move || {
+        let mut datagram = [0; 2048];
+        while let Ok((len, from)) = echo.recv_from(&mut datagram) {
+            let _ = echo.send_to(&datagram[..len], from);
+        }
+    });
+    let guest = |name: &str, mac: &str, claims: &str| {
+        let line = format!(
+            "console=ttyS0 mini.test=shell mini.ip={claims} mini.peer=10.1.0.1 mini.rounds=3 mini.end=poweroff"
+        );
+        let nics = format!(r#", "nets": [ {{ "id": "eth0", "network": "lan", "mac": "{mac}" }} ]"#);
+        host.ok(&["create", &host.guest(name, &line, &nics)]);
+        let mut console = Console::attach(&host, name);
+        console.wait("mini: hello");
+        console
+    };
+    let leased = |console: &mut Console| {
+        console.send("net-dhcp");
+        let line = console.wait("net-dhcp address=");
+        console.wait("mini: ok net-dhcp");
+        line.rsplit('=').next().unwrap().to_owned()
+    };
+    let mut db = guest("db1", "52:54:00:00:00:09", "10.1.0.9");
+    assert_eq!(leased(&mut db), "10.1.0.9");
+    db.send("net-ping");
+    db.wait("mini: ok net-ping");
+    // One that is given an address before it asks, and claims the other's.
+    let mut thief = guest("thief", "52:54:00:00:00:08", "10.1.0.9");
+    let own = leased(&mut thief);
+    let nics = || fs::read_to_string(host.run_dir().join("networks/lan/nics")).unwrap();
+    assert_eq!(nics(), format!("52:54:00:00:00:08,{own},thief\n"));
+    assert!(own.starts_with("10.1.0.") && own != "10.1.0.9", "{own}");
+    let lies = || {
+        let shown: serde_json::Value =
+            serde_json::from_str(&host.ok(&["network-list", "thief", "--json"])).unwrap();
+        let drops = shown[0]["counters"]["transmit"]["drops"].as_array().unwrap().clone();
+        drops.iter().any(|drop| drop["reason"] == "arp" || drop["reason"] == "source_address")
+    };
+    assert!(!lies());
+    thief.send("net-ping");
+    thief.wait("mini: fail net-ping");
+    assert!(lies());
+    // Another process, and another dom0, know it too; and the next machine of the domain has it again.
+    let old = host.pid_of("thief", "net.sock");
+    signal(old.unwrap(), Signal::SIGKILL);
+    host.until("another process is there", || ![None, old].contains(&host.pid_of("thief", "net.sock")));
+    assert_eq!(leased(&mut thief), own);
+    drop((db, thief));
+    host.kill_service();
+    host.start_service();
+    let nics = fs::read_to_string(host.run_dir().join("networks/lan/nics")).unwrap();
+    assert_eq!(nics, format!("52:54:00:00:00:08,{own},thief\n"));
+    host.ok(&["destroy", "thief"]);
+    assert_eq!(fs::read_to_string(host.run_dir().join("networks/lan/nics")).unwrap(), "");
+    host.ok(&["destroy", "db1"]);
+    host.ok(&["network-stop", "lan"]);
+}
+
+#[test]
 fn a_packet_filter_that_does_not_load_is_given_up_in_time_and_holds_no_other_network() {
     use nix::mount::{MsFlags, mount};
     // An nft that hangs when it reads of the network "slow".
@@ -359,7 +429,7 @@ fn a_guest_is_on_a_network_by_name_which_is_started_for_it_if_that_is_allowed() 
     let host = Host::with_service(true);
     define(&host, "lan", r#""addresses": ["10.1.0.1/24"]"#);
     let ping = "console=ttyS0 mini.test=net-ping mini.ip=10.1.0.2 mini.peer=10.1.0.1 mini.rounds=9 mini.end=poweroff";
-    let nets = r#", "nets": [ { "id": "eth0", "network": "lan" } ]"#;
+    let nets = r#", "nets": [ { "id": "eth0", "network": "lan", "addresses": [ "10.1.0.2" ] } ]"#;
     let file = host.guest("web1", ping, nets);
     let refused = host.refused(&["create", &file]);
     assert!(refused.contains("nets[0].network") && refused.contains("domus network-start lan"), "{refused}");

@@ -73,7 +73,8 @@ pub struct NetFile {
     /// On a bridge or network: the guest does not reach other guests there whose NICs are isolated, too.
     #[serde(default)]
     pub isolated: Option<bool>,
-    /// The IP addresses that the guest may use, each with or without a prefix length: any, if this is left out.
+    /// The IP addresses that the guest may use, each with or without a prefix length. If this is left out: on a network
+    /// the one that it lends, elsewhere any.
     #[serde(default)]
     pub addresses: Option<Vec<String>>,
     /// What it may carry a second.

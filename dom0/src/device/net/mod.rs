@@ -25,13 +25,17 @@ pub mod tap;
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
 
+use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
 use futures_util::future::{FutureExt, LocalBoxFuture, pending};
-use shared_abi::control::{DeviceSpec, NetNic, NetRequest, NetStart, NetWire, NicLimits, NicRequest};
+use shared_abi::control::{
+    AddressRange, DeviceSpec, NetNic, NetRequest, NetStart, NetWire, NicLimits, NicRequest,
+};
 use shared_abi::{DeviceId, DomainName, NetworkName, Role, SwitchName};
 use tokio::time::timeout;
 
@@ -48,7 +52,7 @@ use crate::device::start::{Message, Start};
 use crate::device::{Backend, Handover, Owner, Providers, Step, reconnect};
 use crate::host::links::Links;
 use crate::host::sockets;
-use crate::network::managed::Networks;
+use crate::network::managed::{Asks, Networks};
 use crate::process::Process;
 use crate::value::place::Place;
 
@@ -93,6 +97,7 @@ impl Nics {
                     self.keep_switch_port(switch.clone(), port);
                 }
                 NicLink::Macvtap(_) => self.macvtaps.set(Some(owner.domid)),
+                NicLink::Network(network) => from.networks.claim(network, open.nic.mac),
                 _ => {}
             }
         }
@@ -175,7 +180,33 @@ impl Nics {
             open.spec.queues = nic.virtqueues(open.pairs);
             open.wire = wire;
         });
+        self.pin(owner, (n, &nic), from).await?;
         self.watch(owner, (n, &nic), from, links).await;
+        Ok(())
+    }
+
+    /// Has a NIC's network give it an address, and keeps which that is. A guest that may have any MAC address may be
+    /// many; and what a config lists is the operator's to say: dnsmasq is told of it, if it is one.
+    async fn pin(&self, owner: &Owner, (n, nic): (usize, &Nic), from: &Providers) -> Result<(), DeviceError> {
+        let NicLink::Network(network) = &nic.link else { return Ok(()) };
+        if nic.filter.any_mac || !self.with(&nic.id, |open| open.guarded).unwrap_or(false) {
+            return Ok(());
+        }
+        let listed = nic.filter.addresses.as_deref();
+        let wish = match listed {
+            None => None,
+            Some([AddressRange { address: IpAddr::V4(address), prefix: 32 }, rest @ ..])
+                if rest.iter().all(|range| range.address.is_ipv6()) =>
+            {
+                Some(*address)
+            }
+            Some(_) => return Ok(()),
+        };
+        let asks = Asks { mac: nic.mac, name: owner.name.as_str(), wish };
+        let given = from.networks.pin(network, asks).await;
+        let place = owner.place(format_args!("nets[{n}].network"));
+        let given = given.map_err(|error| place.refuse(chain(&error)))?;
+        self.with(&nic.id, |open| open.pinned = Some(given).filter(|_| listed.is_none()));
         Ok(())
     }
 
@@ -250,6 +281,7 @@ impl Nics {
         let nic = Nic { pairs, pairs_given: true, ..nic };
         let wire = Attachment::open(owner, n, &nic, from, links).await?;
         self.with(&nic.id, |open| open.wire = wire);
+        self.pin(owner, (n, &nic), from).await?;
         self.watch(owner, (n, &nic), from, links).await;
         Ok(())
     }
@@ -577,7 +609,10 @@ impl Backend for Nics {
             let mut passts = Vec::new();
             for open in self.nics.borrow_mut().iter_mut() {
                 let closed = Attachment::closed(&open.nic.link);
-                open.cable = None;
+                if let NicLink::Network(network) = &open.nic.link {
+                    from.networks.unpin(network, open.nic.mac);
+                }
+                (open.cable, open.pinned) = (None, None);
                 if let Attachment::User { passt: Some(passt), .. } = std::mem::replace(&mut open.wire, closed)
                 {
                     passts.push(passt);

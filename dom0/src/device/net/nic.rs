@@ -8,7 +8,7 @@ use std::path::Path;
 
 use domus_startup::fds::Outgoing;
 use serde::{Deserialize, Serialize};
-use shared_abi::control::{DeviceConfig, DeviceFeatures, DeviceSpec, NetCard, NicLimits};
+use shared_abi::control::{DeviceConfig, DeviceFeatures, DeviceSpec, NetCard, NicFilter, NicLimits};
 use shared_abi::limits::NIC_STATE_LEN;
 
 use crate::device::Owner;
@@ -20,6 +20,7 @@ use crate::device::spec::{NET, NET_CONFIG, QUEUE_SIZE, usual_class};
 use crate::host::monitor::Watch;
 use crate::host::proc::ProcessId;
 use crate::host::sockets;
+use crate::network::managed::Addresses;
 
 /// A network backend that is no VMM's own has no idea of a NIC's address, MTU and link (bits 5, 3 and 16, virtio 1.3
 /// §5.1.3): vhost-user leaves them to the frontend. What only a control queue can do is left out, since such a backend
@@ -102,6 +103,10 @@ pub struct OpenNic {
     pub was_opened: bool,
     /// The passt that a dom0 before this one has started.
     pub inherited: Option<ProcessId>,
+    /// It may be told which addresses it has: its filter was made when there was a rule for that.
+    pub guarded: bool,
+    /// What its network has given it.
+    pub pinned: Option<Addresses>,
     /// What its wire is made of, and who watches that.
     pub cable: Option<(Cable, Watch)>,
 }
@@ -124,6 +129,8 @@ impl OpenNic {
             up: record.up,
             was_opened: false,
             inherited: record.passt,
+            guarded: record.guarded,
+            pinned: None,
             cable: None,
         }
     }
@@ -141,7 +148,18 @@ impl OpenNic {
                 Attachment::User { passt: Some(passt), .. } => ProcessId::of(passt.pid()),
                 _ => None,
             },
-            guarded: true,
+            guarded: self.guarded,
+        }
+    }
+
+    /// What its guest may send.
+    fn filter(&self) -> NicFilter {
+        let filter = self.nic.filter.clone();
+        match &self.pinned {
+            None => filter,
+            Some(Addresses { own, except }) => {
+                NicFilter { addresses: Some(own.clone()), except: except.clone(), ..filter }
+            }
         }
     }
 
@@ -156,7 +174,7 @@ impl OpenNic {
             mac: self.nic.mac,
             mtu: self.nic.mtu,
             pairs: self.pairs,
-            filter: self.nic.filter.clone(),
+            filter: self.filter(),
             limits: self.limits,
             link_up: self.up,
             state: fds.add(driver_state(&owner.directory, self.n)?),

@@ -51,7 +51,7 @@ pub struct NetworkFile {
     /// Guests that always get the same address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostFile>,
-    /// The DNS domain of the guests' names.
+    /// The DNS domain of the guests' names: those of their domains, or those in hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// What becomes of packets that leave the network.
@@ -135,6 +135,11 @@ pub struct Network {
 }
 
 impl Network {
+    /// Whether the address is in one of its networks.
+    pub fn holds(&self, ip: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|range| range.contains(ip.into()))
+    }
+
     /// Whether an address of one could be of the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.addresses.iter().any(|own| other.addresses.iter().any(|range| own.overlaps(range)))
@@ -322,7 +327,8 @@ fn usual_range(range: AddressRange) -> Option<DhcpRange> {
     (from <= to).then(|| DhcpRange { from: Ipv4Addr::from_bits(from), to: Ipv4Addr::from_bits(to) })
 }
 
-fn is_label(text: &str) -> bool {
+/// A name of a host: a label of DNS.
+pub fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && !text.starts_with('-')

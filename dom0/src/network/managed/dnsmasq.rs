@@ -11,9 +11,15 @@ const LEASE: u32 = 3600;
 /// Most addresses lent at a time.
 const MAX_LEASES: usize = 4096;
 
+/// What it has lent, in the network's directory.
+pub const LEASES: &str = "leases";
+
+/// What it is to lend to NICs of domains; read again when it gets SIGHUP.
+pub const NICS: &str = "nics";
+
 /// Its arguments. It reads no config of the host's; names it does not know it asks the host's resolvers for, unless the
 /// network is isolated. `user` is whom it becomes.
-pub fn arguments(network: &Network, leases: &Path, user: &str) -> Vec<String> {
+pub fn arguments(network: &Network, dir: &Path, user: &str) -> Vec<String> {
     let mut args: Vec<String> = [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -26,13 +32,16 @@ pub fn arguments(network: &Network, leases: &Path, user: &str) -> Vec<String> {
         "--quiet-ra",
         "--dhcp-authoritative",
         "--dhcp-no-override",
+        // A guest's own word for what it is called may be another's name.
+        "--dhcp-ignore-names",
         "--pid-file=",
     ]
     .map(str::to_owned)
     .to_vec();
     args.push(format!("--interface={}", network.bridge));
     args.push(format!("--user={user}"));
-    args.push(format!("--dhcp-leasefile={}", leases.display()));
+    args.push(format!("--dhcp-leasefile={}", dir.join(LEASES).display()));
+    args.push(format!("--dhcp-hostsfile={}", dir.join(NICS).display()));
     args.push(format!("--dhcp-lease-max={MAX_LEASES}"));
     if network.forward == Forward::Isolated {
         args.push("--no-resolv".into());
@@ -107,7 +116,7 @@ mod tests {
 
     fn of(text: &str) -> String {
         let network = crate::network::managed::definition::parse(Path::new("x"), text).unwrap();
-        arguments(&network, Path::new("/run/leases"), "nobody").join(" ")
+        arguments(&network, Path::new("/run"), "nobody").join(" ")
     }
 
     #[test]

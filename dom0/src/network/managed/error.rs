@@ -35,6 +35,11 @@ pub enum NetworkError {
         "the network \"{0}\" has NICs on it ({1}): shut those domains down first, or domus network-destroy {0}"
     )]
     InUse(NetworkName, String),
+    /// Each has somebody.
+    #[error(
+        "the network \"{0}\" has no address left: widen dhcp in its definition, or list one in addresses"
+    )]
+    Full(NetworkName),
     /// Only the service has networks.
     #[error(
         "the network \"{0}\" does not run, and only the dom0 service can start it (domus network-start {0})"

@@ -44,7 +44,7 @@ impl Network {
     }
 
     /// The address of its bridge: locally administered, always the same.
-    fn mac(&self) -> Result<MacAddress, NetworkError> {
+    pub fn mac(&self) -> Result<MacAddress, NetworkError> {
         const NETWORKS: Uuid = uuid::uuid!("6f0a7f0d-58f4-4b7a-9a53-2f1f8a0d7c11");
         let [a, b, c, d, e, g, ..] = Uuid::new_v5(&NETWORKS, self.name.as_str().as_bytes()).into_bytes();
         MacAddress::new([a & 0xfc | 0x02, b, c, d, e, g])

@@ -13,6 +13,7 @@ mod dnsmasq;
 mod error;
 mod keeper;
 mod made;
+mod pins;
 mod rules;
 mod running;
 
@@ -26,15 +27,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use shared_abi::NetworkName;
+use shared_abi::{MacAddress, NetworkName};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use definition::{Forward, Network, NetworkFile, parse};
 pub use dnsmasq::{Lease, leases};
 pub use keeper::{Change, Fault};
+pub use pins::{Addresses, Asks};
 pub use running::Means;
 
 use crate::host::links::Links;
+use crate::network::managed::pins::Pins;
 use crate::network::managed::running::Running;
 use crate::value::place::ConfigError;
 
@@ -336,6 +339,46 @@ impl Networks {
                 self.defined(name)?;
                 Err(NetworkError::NotRunning(name.clone()))
             }
+        }
+    }
+
+    /// What the guest of a NIC on a network may call itself, from now on until [`Self::unpin`].
+    ///
+    /// # Errors
+    /// [`NetworkError`]: it does not run, or has no address left.
+    pub async fn pin(&self, name: &NetworkName, asks: Asks<'_>) -> Result<Addresses, NetworkError> {
+        if let Some(one) = self.running(name) {
+            return one.pin(asks).await;
+        }
+        // A command gives no addresses, but knows which are others'.
+        let file = self.run.join(name.as_str()).join("network.json");
+        let network = self.load(&file).map_err(|_| NetworkError::NotRunning(name.clone()))?;
+        let fixed = network.hosts.iter().find(|host| host.mac == asks.mac);
+        Ok(pins::addresses(&network, fixed.map(|host| host.ip), network.mac()?))
+    }
+
+    /// The NIC is gone.
+    pub fn unpin(&self, name: &NetworkName, mac: MacAddress) {
+        self.change_pins(name, |pins| pins.release(mac));
+    }
+
+    /// The NIC is a domain's that a dom0 before this one has made. Those that none has are forgotten by
+    /// [`Self::settle`].
+    pub fn claim(&self, name: &NetworkName, mac: MacAddress) {
+        self.change_pins(name, |pins| pins.claim(mac));
+    }
+
+    /// All domains that a dom0 before this one has left have claimed their NICs.
+    pub fn settle(&self) {
+        let all: Vec<_> = self.running.borrow().keys().cloned().collect();
+        all.iter().for_each(|name| self.change_pins(name, Pins::settle));
+    }
+
+    fn change_pins(&self, name: &NetworkName, change: impl FnOnce(&mut Pins)) {
+        if let Some(one) = self.running(name)
+            && let Err(error) = one.change_pins(change)
+        {
+            crate::log::stderr::line(format_args!("{}", domus_startup::control::chain(&error)));
         }
     }
 

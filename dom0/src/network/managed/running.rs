@@ -16,10 +16,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use domus_startup::control::chain;
+use nix::sys::signal::Signal;
 use nix::unistd::User;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::host::links::Links;
 use crate::host::monitor::Monitor;
@@ -29,11 +30,15 @@ use crate::network::managed::dnsmasq;
 use crate::network::managed::error::NetworkError;
 use crate::network::managed::keeper::{Change, Fault, Faults, Keeper, SAID, Wish};
 use crate::network::managed::made::{self, Made};
+use crate::network::managed::pins::{self, Addresses, Asks, Pins};
 use crate::process::keep_alive::{KeptAlive, keep_alive};
 use crate::process::{HelperProgram, Process, Supervisor};
 
 /// Within this time a dnsmasq that cannot serve ends.
 const START: Duration = Duration::from_millis(300);
+
+/// Within this time a dnsmasq that has been started handles signals.
+const KNOWS_SIGNALS: Duration = Duration::from_millis(100);
 
 /// A running network.
 #[derive(Debug)]
@@ -45,6 +50,9 @@ pub struct Running {
     wishes: mpsc::UnboundedSender<Wish>,
     faults: Rc<Faults>,
     dir: PathBuf,
+    pins: RefCell<Pins>,
+    /// dnsmasq is to read them again.
+    reread: Rc<Notify>,
 }
 
 /// What networks need of the rest of dom0.
@@ -74,6 +82,7 @@ impl Running {
         };
         let Means { supervisor, monitor, tell } = means;
         let (faults, rebind) = (Rc::<Faults>::default(), Rc::<Notify>::default());
+        let (pins, reread) = (pins(&dir), Rc::<Notify>::default());
         let (wishes, wished) = mpsc::unbounded_channel();
         let keeper = Keeper {
             network: network.clone(),
@@ -89,12 +98,13 @@ impl Running {
             faults: faults.clone(),
             tell,
             rebind,
+            reread: reread.clone(),
         };
         let task = async move {
             tokio::join!(keep_alive(&mut kept, Some(process)), keeper.keep(monitor, wished));
         };
         let task = RefCell::new(Some(tokio::task::spawn_local(task)));
-        Ok(Self { network, task, wishes, faults, dir })
+        Ok(Self { network, task, wishes, faults, dir, pins: RefCell::new(pins), reread })
     }
 
     /// Puts right what is amiss of it, now.
@@ -113,6 +123,41 @@ impl Running {
         self.faults.all()
     }
 
+    /// What a guest's NIC there may call itself. dnsmasq lends it that, and nothing else.
+    ///
+    /// # Errors
+    /// [`NetworkError`]: every address is taken.
+    pub async fn pin(&self, asks: Asks<'_>) -> Result<Addresses, NetworkError> {
+        let leases = self.leases().await;
+        let ip = self.pins.borrow_mut().give(&self.network, asks, &leases);
+        if ip.is_none() && self.network.dhcp.is_some() {
+            return Err(NetworkError::Full(self.network.name.clone()));
+        }
+        self.write_pins()?;
+        Ok(pins::addresses(&self.network, ip, self.network.mac()?))
+    }
+
+    /// Changes what NICs have been given.
+    ///
+    /// # Errors
+    /// [`NetworkError`]: it cannot be written down.
+    pub fn change_pins(&self, change: impl FnOnce(&mut Pins)) -> Result<(), NetworkError> {
+        change(&mut self.pins.borrow_mut());
+        self.write_pins()
+    }
+
+    fn write_pins(&self) -> Result<(), NetworkError> {
+        let (file, text) = (self.dir.join(dnsmasq::NICS), self.pins.borrow().text());
+        if fs::read_to_string(&file).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
+        let aside = self.dir.join(".nics");
+        let written = fs::write(&aside, text).and_then(|()| fs::rename(&aside, &file));
+        written.map_err(|error| self.network.io("write the network's state", error))?;
+        self.reread.notify_one();
+        Ok(())
+    }
+
     /// Removes everything of it.
     pub async fn stop(&self) {
         if let Some(task) = self.task.take() {
@@ -128,7 +173,7 @@ impl Running {
     /// Its leases. A file of dnsmasq's, which guests speak to: so much of it is read.
     pub async fn leases(&self) -> Vec<dnsmasq::Lease> {
         const MOST: u64 = 1 << 20;
-        let file = self.dir.join("leases");
+        let file = self.dir.join(dnsmasq::LEASES);
         let read = move || {
             let mut text = Vec::new();
             File::open(file)?.take(MOST).read_to_end(&mut text).map(|_| text)
@@ -136,6 +181,11 @@ impl Running {
         let text = tokio::task::spawn_blocking(read).await.ok().and_then(Result::ok).unwrap_or_default();
         dnsmasq::leases(&String::from_utf8_lossy(&text))
     }
+}
+
+/// What a dom0 before this one has given to NICs.
+fn pins(dir: &Path) -> Pins {
+    Pins::read(&fs::read_to_string(dir.join(dnsmasq::NICS)).unwrap_or_default())
 }
 
 async fn set_up(
@@ -164,7 +214,7 @@ async fn set_up(
 fn arguments(network: &Network, dir: &Path) -> Vec<String> {
     // Debian's package dnsmasq makes a user for it, dnsmasq-base does not.
     let user = if let Ok(Some(_)) = User::from_name("dnsmasq") { "dnsmasq" } else { "nobody" };
-    dnsmasq::arguments(network, &dir.join("leases"), user)
+    dnsmasq::arguments(network, dir, user)
 }
 
 /// The dnsmasq that a dom0 before this one has started, if it lives and does what this one would have it do.
@@ -189,6 +239,10 @@ async fn start_dnsmasq(
 ) -> Result<Process, NetworkError> {
     let program = programs::find("dnsmasq", "dnsmasq-base")?;
     let args = arguments(network, dir);
+    let nics = dir.join(dnsmasq::NICS);
+    if !nics.exists() {
+        fs::write(nics, "").map_err(|error| network.io("write the network's state", error))?;
+    }
     let whom = format!("network {}", network.name);
     let helper = HelperProgram { whom: &whom, program: &program, args: &args, gives: None, domain: None };
     let process = supervisor.start_helper(helper).await?;
@@ -205,6 +259,7 @@ struct Dnsmasq {
     faults: Rc<Faults>,
     tell: Rc<dyn Fn(Change)>,
     rebind: Rc<Notify>,
+    reread: Rc<Notify>,
 }
 
 impl Dnsmasq {
@@ -237,9 +292,18 @@ impl KeptAlive for Dnsmasq {
     }
 
     async fn serve(&mut self, process: Process) -> Option<String> {
+        let reads = async {
+            // Before it knows the signal it would end by it.
+            sleep(KNOWS_SIGNALS).await;
+            loop {
+                self.reread.notified().await;
+                process.signal(Signal::SIGHUP);
+            }
+        };
         let ends = async {
             tokio::select! {
                 how = process.ended() => how,
+                () = reads => "ended".into(),
                 () = self.rebind.notified() => {
                     process.kill();
                     process.ended().await;

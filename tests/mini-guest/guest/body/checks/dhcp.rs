@@ -53,7 +53,10 @@ fn offer(net: &mut Net) -> Result<([u8; 4], [u8; 4]), Failed> {
                 && reply[ETHERNET + IP + 2..ETHERNET + IP + 4] == [0, 68]
                 && reply[at] == 2
                 && reply[at + 4..at + 8] == NUMBER;
-            if let (true, Some(router)) = (ours, option(&reply[at + BOOTP..len], 3)) {
+            if !ours {
+                continue;
+            }
+            if let Some(router) = option(&reply[at + BOOTP..len], 3) {
                 let mut own = [0; 4];
                 own.copy_from_slice(&reply[at + 16..at + 20]);
                 return Ok((own, router));
