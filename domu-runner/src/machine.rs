@@ -1,8 +1,10 @@
 //! One machine: built from the start message, served until dom0 ends the process.
 //!
 //! ```text
-//! Receiving ─▶ built ─▶ sealed ─▶ loaded (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped: waits for its end
+//! Receiving ─▶ made ─▶ sealed ─▶ backends greeted ─▶ loaded (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped
 //! ```
+//!
+//! A byte of a kernel image, of an initrd or of a backend is looked at behind the seal only.
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
@@ -44,8 +46,12 @@ use crate::vm::Vm;
 /// How long the end of a machine waits for vCPUs that are busy, and for its last console output to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long each vCPU may take to do what it is asked; one that waits for its backend takes longer.
+/// How long each vCPU may take to do what it is asked.
 const VCPU_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long all of them may take to park: none waits for a backend for long ([`virtio::COURTESY`]), but a host may have
+/// few CPUs for many of them.
+const LONGEST_EXIT: Duration = Duration::from_secs(10);
 
 /// A machine whose guest can run.
 pub struct Machine {
@@ -103,9 +109,9 @@ impl Machine {
         let lost = move |device: &DeviceId| reporter.send(&RunnerEvent::DeviceLost(device.clone()));
         let watcher = Watcher::start(PATIENCE, lost)?;
         let mut devices = Vec::new();
-        for (device, socket) in start.devices.iter().zip(sockets) {
+        for device in &start.devices {
             let (description, function) =
-                Transport::new(&device.spec, socket, &ram, fd.clone(), irq.clone(), &watcher)?;
+                Transport::new(&device.spec, &ram, fd.clone(), irq.clone(), &watcher)?;
             devices.push((device.spec.id.clone(), function.clone()));
             pci.add(device.spec.slot, description, function)?;
         }
@@ -113,7 +119,6 @@ impl Machine {
         ports.insert(PCI_CONFIG_PORT, 8, Arc::new(pci::ConfigPorts::new(pci.clone(), stop.clone())))?;
         memory.insert(ECAM, ECAM_SIZE, Arc::new(pci::Ecam(pci.clone())))?;
         memory.insert(PCI_WINDOW, PCI_WINDOW_SIZE, Arc::new(pci::Window(pci)))?;
-        timeline.built.set();
         let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
         let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop.clone())?);
         serial.start()?;
@@ -127,6 +132,10 @@ impl Machine {
         threads::start("end".into(), move || end.wait(&reasons))?;
         sandbox::seal(&[sandbox::COMMON, RULES, virtio::CALLS].concat())?;
 
+        for ((_, device), socket) in devices.iter().zip(sockets) {
+            device.connect(socket)?;
+        }
+        timeline.built.set();
         let entry = boot::load(&ram, &kernel, initrd.as_ref(), &start.cmdline, start.vcpus)?;
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
@@ -162,8 +171,7 @@ impl Machine {
             }
             _ if stopped.is_some() => return Err("the machine has stopped".into()),
             RunnerRequest::Resume => self.vcpus.resume(),
-            // A vCPU that waits for its backend is let go after the watcher's patience.
-            RunnerRequest::Pause => self.vcpus.pause(2 * PATIENCE),
+            RunnerRequest::Pause => self.vcpus.pause(LONGEST_EXIT),
             RunnerRequest::Detach(devices) => {
                 let mut drained = true;
                 for device in &devices {
@@ -201,11 +209,11 @@ impl Machine {
     fn dump(&self, file: OwnedFd, live: bool, hold: bool) -> Result<(), String> {
         let ours = !live && !self.vcpus.paused();
         if ours {
-            self.vcpus.pause(2 * PATIENCE);
+            self.vcpus.pause(LONGEST_EXIT);
         }
         let registers = |vcpu| -> Result<Registers, String> {
             let read = self.vcpus.ask(vcpu, Registers::read, VCPU_TIMEOUT);
-            let read = read.ok_or_else(|| format!("vCPU {vcpu} waits for its backend"))?;
+            let read = read.ok_or_else(|| format!("vCPU {vcpu} does not park"))?;
             read.map_err(|error| format!("KVM does not tell the registers of vCPU {vcpu}: {error}"))
         };
         let registers = (0..self.vcpus.count()).map(registers).collect::<Result<Vec<_>, _>>();
@@ -234,8 +242,7 @@ impl Machine {
         };
         for vcpu in wanted {
             let nmi = self.vcpus.ask(vcpu, VcpuFd::nmi, VCPU_TIMEOUT);
-            let nmi =
-                nmi.ok_or_else(|| format!("vCPU {vcpu} waits for its backend: it gets its NMI then"))?;
+            let nmi = nmi.ok_or_else(|| format!("vCPU {vcpu} is slow: it gets its NMI later"))?;
             nmi.map_err(|error| format!("KVM cannot give vCPU {vcpu} an NMI: {error}"))?;
         }
         Ok(())

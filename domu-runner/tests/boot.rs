@@ -19,8 +19,8 @@ use domus_startup::{Link, LinkError};
 use kernel::Then;
 use shared_abi::DomId;
 use shared_abi::control::{
-    FromChild, Identity, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StartPart,
-    StopReason,
+    Device, DeviceConfig, DeviceFeatures, DeviceSpec, FdIndex, FromChild, Identity, RunnerEvent, RunnerReply,
+    RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason,
 };
 use tempfile::TempDir;
 
@@ -42,6 +42,20 @@ fn uid() -> u32 {
     if nix::unistd::geteuid().is_root() { 65_534 } else { nix::unistd::geteuid().as_raw() }
 }
 
+fn device(socket: FdIndex) -> Device {
+    let spec = DeviceSpec {
+        id: "d0".parse().unwrap(),
+        slot: None,
+        virtio_type: 2,
+        pci_class: 0x01_8000,
+        queues: 1,
+        queue_size: 256,
+        config: DeviceConfig::FromBackend(60),
+        features: DeviceFeatures::default(),
+    };
+    Device { spec, socket }
+}
+
 fn open_kvm() -> OwnedFd {
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     kvm.expect("these tests need a usable /dev/kvm").into()
@@ -49,6 +63,13 @@ fn open_kvm() -> OwnedFd {
 
 impl Runner {
     fn start(kernel: &[u8], vcpus: u8, memory: u64) -> (Self, Answer) {
+        let runner = Self::launch(kernel, vcpus, memory, None);
+        let answer = runner.receive();
+        (runner, answer)
+    }
+
+    /// Starts it and does not wait. With a frontend's socket there is a device.
+    fn launch(kernel: &[u8], vcpus: u8, memory: u64, backend: Option<UnixStream>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut program = Command::new(env!("CARGO_BIN_EXE_domu-runner"));
         let path = folder.path().join("runner.sock");
@@ -68,12 +89,10 @@ impl Runner {
             initrd: None,
             cmdline: String::new(),
             serial: Some(fds.add(guest)),
-            devices: Vec::new(),
+            devices: backend.into_iter().map(|socket| device(fds.add(socket))).collect(),
         };
         control::send(&link, &RunnerRequest::Start(Box::new(start)), fds).unwrap();
-        let runner = Self { process, link, serial, folder };
-        let answer = runner.receive();
-        (runner, answer)
+        Self { process, link, serial, folder }
     }
 
     fn ready(kernel: &[u8], vcpus: u8) -> Self {
@@ -202,6 +221,31 @@ fn a_runner_holds_nothing_but_its_guest() {
     };
     // Guest RAM is shared memory; the rest is the runner's own.
     assert!(kib("Pss_Anon:") < 4096, "{rollup}");
+}
+
+#[test]
+fn a_backend_is_spoken_to_behind_the_seal() {
+    let (mut backend, frontend) = UnixStream::pair().unwrap();
+    backend.set_read_timeout(Some(LONGEST)).unwrap();
+    let runner = Runner::launch(&kernel::elf("x", Then::Spin), 1, 64 << 20, Some(frontend));
+    let mut header = [0; 12];
+    backend.read_exact(&mut header).unwrap();
+    assert_eq!(header[0], 1, "GET_FEATURES");
+    assert_eq!(
+        (runner.proc_status("Seccomp"), runner.proc_status("CapEff")),
+        ("2".into(), "0000000000000000".into())
+    );
+    // Nonsense is all that it gets.
+    backend.write_all(&[0xff; 64]).unwrap();
+    loop {
+        match runner.receive() {
+            Answer::Event(RunnerEvent::DeviceLost(_)) => {}
+            Answer::Reply(RunnerReply::Refused { what: StartPart::Other, why }) => {
+                break assert!(why.contains("GET_FEATURES"), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -92,6 +92,8 @@ pub struct Vring {
     pub size: u16,
     /// Where it is in this process.
     pub rings: Rings,
+    /// Guest physical address of its used ring.
+    pub used: u64,
     /// The index to go on with, in the available ring.
     pub base: u16,
 }
@@ -230,7 +232,7 @@ impl Backend {
                 exchange("SET_INFLIGHT_FD", frontend.set_inflight_fd(what, memory.as_raw_fd()))?;
             }
         }
-        for &Vring { index, size, rings, base } in &session.vrings {
+        for &Vring { index, size, rings, base, .. } in &session.vrings {
             let addresses = VringConfigData {
                 queue_max_size: size,
                 queue_size: size,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0 ─▶ ACKNOWLEDGE ─▶ DRIVER ─▶ FEATURES_OK ─▶ DRIVER_OK      any ─ write 0 ─▶ 0
-//!                               (if acceptable)   │ Start        │ Reset
+//!                               (if acceptable)   │ Start        │ Reset: reads NEEDS_RESET until it is finished
 //!                                                 └ needs FEATURES_OK and no NEEDS_RESET
 //! ```
 //!
@@ -47,7 +47,8 @@ pub enum Action {
     Vectors,
     /// DRIVER_OK was set: let the backend run the enabled queues.
     Start,
-    /// The device was reset: stop the backend. The registers are as new already.
+    /// The driver resets the device: stop the backend, then [finish](Common::finish_reset). Until then the registers
+    /// read as new but for the status, and are not written.
     Reset,
 }
 
@@ -116,6 +117,8 @@ pub struct Common {
     status: u8,
     queue_select: u16,
     queues: Vec<Queue>,
+    /// A reset is under way.
+    resetting: bool,
 }
 
 impl Common {
@@ -133,7 +136,18 @@ impl Common {
             status: 0,
             queue_select: 0,
             queues: vec![Queue::new(queue_size); usize::from(queues)],
+            resetting: false,
         }
+    }
+
+    /// The features are these, before a driver has looked at them.
+    pub fn offer(&mut self, features: u64) {
+        self.offered = features;
+    }
+
+    /// The reset is over: the status reads 0 (§2.1.2).
+    pub fn finish_reset(&mut self) {
+        (self.resetting, self.status) = (false, 0);
     }
 
     /// The queues.
@@ -195,6 +209,10 @@ impl Common {
 
     /// Writes one field. `ram` is where rings may be.
     pub fn write(&mut self, offset: usize, data: &[u8], ram: &[RamRegion]) -> Action {
+        // A driver waits (§4.1.4.3.2).
+        if self.resetting {
+            return Action::None;
+        }
         if let Ok(value) = data.try_into().map(u64::from_le_bytes) {
             // A driver should use halves (§4.1.3.1); the whole is no different.
             if matches!(offset, 32 | 40 | 48) {
@@ -269,6 +287,7 @@ impl Common {
     fn set_status(&mut self, value: u8) -> Action {
         if value == 0 {
             *self = Self::new(self.offered, self.queues.len() as u16, self.queue_size, self.vectors);
+            (self.resetting, self.status) = (true, status::NEEDS_RESET);
             return Action::Reset;
         }
         // A driver must not clear bits (§2.1.1): it cannot.
@@ -361,6 +380,13 @@ mod tests {
         assert_eq!((queue.enabled, queue.vector, queue.rings(&RAM)), (true, 1, Some(rings)));
         assert_eq!(write(&mut device, 20, &[15]), Action::None, "it runs already");
         assert_eq!(write(&mut device, 20, &[0]), Action::Reset);
+        // Until it is over the driver sees that, and can do nothing.
+        for status in [0, 1, 15] {
+            assert_eq!(write(&mut device, 20, &[status]), Action::None);
+            assert_eq!(peek(&device, 20), [status::NEEDS_RESET]);
+        }
+        enable(&mut device, 1, 1 << 32, 0x2000, 0x3000);
+        device.finish_reset();
         assert_eq!(device, self::device());
     }
 
@@ -403,7 +429,8 @@ mod tests {
             assert_eq!(peek(&device, 28), [0u8, 0], "{desc:#x} {driver:#x} {used:#x}");
             assert_eq!(write(&mut device, 20, &[15]), Action::None);
             assert_eq!(peek(&device, 20), [11 | status::NEEDS_RESET]);
-            write(&mut device, 20, &[0]);
+            assert_eq!(write(&mut device, 20, &[0]), Action::Reset);
+            device.finish_reset();
             assert_eq!(peek(&device, 20), [0]);
         }
     }
@@ -454,7 +481,10 @@ mod tests {
                         prop_assert!(device.accepted & !FEATURES == 0 && device.accepted & VERSION_1 != 0);
                         prop_assert_eq!(before & (status::DRIVER_OK | status::NEEDS_RESET), 0);
                     }
-                    Action::Reset => prop_assert_eq!(&device, &self::device()),
+                    Action::Reset => {
+                        device.finish_reset();
+                        prop_assert_eq!(&device, &self::device());
+                    }
                     _ => prop_assert_eq!(device.status & before, before, "bits were cleared"),
                 }
                 for queue in device.queues().iter().filter(|queue| queue.enabled) {

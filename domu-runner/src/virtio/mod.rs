@@ -18,6 +18,9 @@
 //!   serving ──hang-up──▶ lost ───────────────┐
 //!      │  ──Detach (drained first)──▶ detached ──Attach: features, memory, log, rings from their used index──▶ serving
 //! ```
+//!
+//! A reset ends when the backend has stopped its rings. Of one that is lost before it has, that is not known: then the
+//! reset ends when the next one is attached.
 
 pub mod backend;
 pub mod common;
@@ -26,7 +29,7 @@ pub mod watch;
 
 use domus_startup::sandbox::Allow;
 
-pub use transport::{Transport, TransportError};
+pub use transport::{COURTESY, Transport, TransportError};
 pub use watch::{PATIENCE, Watcher};
 
 /// System calls that PCI and virtio make while the guest runs, beyond `sandbox::COMMON` and the ioctls

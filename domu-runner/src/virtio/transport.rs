@@ -8,15 +8,19 @@
 //! The queues' doorbells are ioeventfds wherever the BAR decodes; a write that reaches this process all the same (by
 //! way of the access window, or while the BAR moves) writes the eventfd. There is no INTx, so the ISR status reads 0.
 //!
-//! Locks: vhost-user exchanges happen under `state`, by the vCPU that wrote the register, and are bounded;
-//! doorbells need no lock, MSI-X only that of the interrupts. Order: PCI slot, `state`, `interrupts`.
+//! What a driver's register asks of the backend is done by the device's own thread ([`Wish`]), so that no vCPU waits for
+//! a backend longer than [`COURTESY`]: a reset is under way until the status reads 0. It ends when nobody writes to the
+//! driver's memory any more. If the backend is lost, that is known when another one is attached: dom0 attaches none
+//! before the kernel has finished the last operation of the one before.
+//!
+//! Locks, in this order: PCI slot, `link`, `registers`, `interrupts`. A vCPU takes `registers` and never `link`.
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use domus_startup::lock;
+use domus_startup::{lock, threads};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use shared_abi::DeviceId;
 use shared_abi::control::{DeviceConfig, DeviceFeatures, DeviceSpec};
@@ -47,6 +51,9 @@ const PENDING: u32 = 0x5000;
 const ROOM: u64 = 0x1000;
 /// `notify_off_multiplier`.
 const DOORBELL: u32 = 4;
+
+/// How long a vCPU waits for what it asks of the backend: it is there nearly always, and quick.
+pub const COURTESY: Duration = Duration::from_millis(50);
 
 /// Red Hat's vendor id, as virtio 1.3 §4.1.2 wants it; the device id is 0x1040 plus the type.
 const VENDOR: u16 = 0x1af4;
@@ -84,6 +91,14 @@ pub enum TransportError {
         /// Why.
         source: MsixError,
     },
+    /// Its thread cannot be started.
+    #[error("device {device}: cannot start its thread")]
+    Thread {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Its doorbells cannot be made.
     #[error("device {device}: cannot make an eventfd for a queue")]
     EventFd {
@@ -115,34 +130,62 @@ pub struct Transport {
     /// Where the doorbells are ioeventfds.
     doorbells: Mutex<Option<u64>>,
     interrupts: Mutex<Interrupts>,
-    state: Mutex<State>,
+    registers: Mutex<Registers>,
+    /// There is a wish, or one has been done.
+    changed: Condvar,
+    link: Mutex<Link>,
 }
 
-struct State {
+/// What the driver sees, and what it has asked for.
+struct Registers {
     common: Common,
     config: Vec<u8>,
-    server: Server,
-    /// What the backend runs, or would if it were there. From DRIVER_OK to the reset.
-    session: Option<Session>,
+    wish: Wish,
+    /// The device's thread is doing what was wished.
+    busy: bool,
 }
 
-/// Who serves the device.
-struct Server {
+/// What the backend is to be told. At most one of each: a driver that asks for more has not waited.
+#[derive(Default)]
+struct Wish {
+    /// A write to its configuration space.
+    write: Option<(u32, Vec<u8>)>,
+    /// DRIVER_OK.
+    start: Option<Session>,
+    /// The reset that the registers wait for.
+    reset: bool,
+}
+
+impl Wish {
+    fn is_none(&self) -> bool {
+        self.write.is_none() && self.start.is_none() && !self.reset
+    }
+}
+
+/// Who serves the device, and what.
+struct Link {
     /// None while the device stands still.
     backend: Option<Backend>,
     /// Since when it has none.
     since: Instant,
+    /// What the backend runs, or would if it were there. From DRIVER_OK to the reset.
+    session: Option<Session>,
+    /// The backend has been told of rings, and has not said that it has stopped them.
+    served: bool,
+    /// One that was lost may still write to the guest's memory.
+    remains: bool,
+    /// A reset waits for the end of that.
+    waits: bool,
 }
 
 impl Transport {
-    /// Takes up the connection to the backend and makes the PCI function that is to be given to
-    /// [`Root::add`](crate::pci::Root::add). Makes eventfds, so before the sandbox is sealed.
+    /// Makes the PCI function that is to be given to [`Root::add`](crate::pci::Root::add), without a backend. Makes
+    /// eventfds and a thread, so before the sandbox is sealed.
     ///
     /// # Errors
     /// [`TransportError`].
     pub fn new(
         device: &DeviceSpec,
-        socket: OwnedFd,
         ram: &GuestRam,
         vm: Arc<VmFd>,
         router: Arc<IrqRouter>,
@@ -150,11 +193,9 @@ impl Transport {
     ) -> Result<(Description, Arc<Self>), TransportError> {
         check(device)?;
         let id = &device.id;
-        let failed = |source| TransportError::Backend { device: id.clone(), source };
-        let mut backend = Backend::connect(id, socket, device.queues, watcher).map_err(failed)?;
-        let config = match &device.config {
-            DeviceConfig::Given(config) => config.clone(),
-            DeviceConfig::FromBackend(size) => backend.read_config(*size).map_err(failed)?,
+        let (config, config_size) = match &device.config {
+            DeviceConfig::Given(config) => (config.clone(), None),
+            DeviceConfig::FromBackend(size) => (vec![0; (*size).into()], Some(*size)),
         };
         let vectors = device.queues + 1;
         // A source for each queue, and the last for the configuration.
@@ -164,19 +205,20 @@ impl Transport {
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
             .collect::<Result<_, _>>()
             .map_err(|source| TransportError::EventFd { device: id.clone(), source })?;
-        let DeviceFeatures { own, withheld } = device.features;
-        let features = (backend.features() & !withheld | own) & PASSED_FEATURES;
         let description = describe(device, config.len() as u32);
-        let state = State {
-            common: Common::new(features, device.queues, device.queue_size, vectors),
-            config,
-            server: Server { backend: Some(backend), since: Instant::now() },
-            session: None,
-        };
         let event = |source| TransportError::EventFd { device: id.clone(), source };
         let mut calls = interrupts.events();
         let config_changed = calls.pop().ok_or_else(|| event(std::io::ErrorKind::NotFound.into()))?;
-        let transport = Self {
+        let common = Common::new(0, device.queues, device.queue_size, vectors);
+        let link = Link {
+            backend: None,
+            since: Instant::now(),
+            session: None,
+            served: false,
+            remains: false,
+            waits: false,
+        };
+        let transport = Arc::new(Self {
             device: id.clone(),
             vm,
             regions: ram.regions(),
@@ -186,101 +228,222 @@ impl Transport {
             config_changed,
             watcher: watcher.clone(),
             first_driver: Mark::default(),
-            config_size: match device.config {
-                DeviceConfig::Given(_) => None,
-                DeviceConfig::FromBackend(size) => Some(size),
-            },
+            config_size,
             features: device.features,
             doorbells: Mutex::new(None),
             interrupts: Mutex::new(interrupts),
-            state: Mutex::new(state),
-        };
-        Ok((description, Arc::new(transport)))
+            registers: Mutex::new(Registers { common, config, wish: Wish::default(), busy: false }),
+            changed: Condvar::new(),
+            link: Mutex::new(link),
+        });
+        let own = transport.clone();
+        threads::start(format!("dev {id}"), move || own.serve())
+            .map_err(|source| TransportError::Thread { device: id.clone(), source })?;
+        Ok((description, transport))
+    }
+
+    /// Takes up the connection to its first backend, which decides what the guest is offered. Before the guest runs,
+    /// and behind the seal: a backend may be anybody's.
+    ///
+    /// # Errors
+    /// [`TransportError::Backend`].
+    pub fn connect(&self, socket: OwnedFd) -> Result<(), TransportError> {
+        let failed = |source| TransportError::Backend { device: self.device.clone(), source };
+        let mut backend =
+            Backend::connect(&self.device, socket, self.kicks.len() as u16, &self.watcher).map_err(failed)?;
+        let config = self.config_size.map(|size| backend.read_config(size)).transpose().map_err(failed)?;
+        let DeviceFeatures { own, withheld } = self.features;
+        let features = (backend.features() & !withheld | own) & PASSED_FEATURES;
+        lock(&self.link).backend = Some(backend);
+        let mut registers = lock(&self.registers);
+        registers.common.offer(features);
+        registers.config = config.unwrap_or_else(|| std::mem::take(&mut registers.config));
+        Ok(())
     }
 
     fn write_common(&self, offset: usize, data: &[u8]) {
-        let mut state = lock(&self.state);
-        match state.common.write(offset, data, &self.regions) {
+        let mut registers = lock(&self.registers);
+        match registers.common.write(offset, data, &self.regions) {
             Action::None => {}
             Action::Vectors => {
-                let queues = state.common.queues().iter().map(|queue| queue.vector);
-                lock(&self.interrupts).bind(queues.chain([state.common.config_vector()]));
+                let queues = registers.common.queues().iter().map(|queue| queue.vector);
+                lock(&self.interrupts).bind(queues.chain([registers.common.config_vector()]));
             }
-            Action::Start => self.start(&mut state),
-            Action::Reset => self.reset(&mut state),
+            Action::Start => {
+                let session = self.session(&registers.common);
+                registers.wish.start = Some(session);
+                self.wait(registers);
+            }
+            Action::Reset => {
+                lock(&self.interrupts).bind(std::iter::repeat_n(NO_VECTOR, self.kicks.len() + 1));
+                // What has not been begun is not done.
+                registers.wish = Wish { reset: true, ..Wish::default() };
+                self.wait(registers);
+            }
         }
     }
 
-    fn start(&self, state: &mut State) {
-        let queues = state.common.queues().iter().enumerate().filter(|(_, queue)| queue.enabled);
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let mut registers = lock(&self.registers);
+        let within = offset.checked_add(data.len()).is_some_and(|end| end <= registers.config.len());
+        // Only the backend's own may be written.
+        if self.config_size.is_some() && within && registers.wish.is_none() {
+            registers.wish.write = Some((offset as u32, data.to_vec()));
+            self.wait(registers);
+        }
+    }
+
+    /// Has the device's thread do what is wished, and waits for it a moment.
+    fn wait(&self, registers: MutexGuard<'_, Registers>) {
+        self.changed.notify_all();
+        let undone = |registers: &mut Registers| registers.busy || !registers.wish.is_none();
+        let waited = self.changed.wait_timeout_while(registers, COURTESY, undone);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What the driver has set up, for a backend.
+    fn session(&self, common: &Common) -> Session {
+        let queues = common.queues().iter().enumerate().filter(|(_, queue)| queue.enabled);
         // They were checked when they were enabled, so none is left out.
         let vring = |(index, queue): (usize, &common::Queue)| {
             // A driver starts both indices at 0 (virtio 1.3 §2.7).
-            queue.rings(&self.regions).map(|rings| Vring { index, size: queue.size, rings, base: 0 })
+            let rings = queue.rings(&self.regions)?;
+            Some(Vring { index, size: queue.size, rings, used: queue.device, base: 0 })
         };
-        let vrings = queues.filter_map(vring).collect();
-        let mut session =
-            Session { features: state.common.features() & !self.features.own, vrings, log: None };
+        let features = common.features() & !self.features.own;
+        Session { features, vrings: queues.filter_map(vring).collect(), log: None }
+    }
+
+    /// Does what is wished, for ever.
+    fn serve(&self) {
+        loop {
+            let Wish { write, start, reset } = {
+                let mut registers = lock(&self.registers);
+                while registers.wish.is_none() {
+                    let woken = self.changed.wait(registers);
+                    registers = woken.unwrap_or_else(PoisonError::into_inner);
+                }
+                registers.busy = true;
+                std::mem::take(&mut registers.wish)
+            };
+            let mut link = lock(&self.link);
+            if let (Some((offset, data)), Some(size)) = (write, self.config_size) {
+                let config = self.ask(&mut link, |backend| {
+                    backend.write_config(offset, &data)?;
+                    backend.read_config(size)
+                });
+                if let Some(config) = config {
+                    lock(&self.registers).config = config;
+                }
+            }
+            if let Some(session) = start {
+                self.start(&mut link, session);
+            }
+            let is_over = reset && self.stop(&mut link);
+            link.waits |= reset && !is_over;
+            let mut registers = lock(&self.registers);
+            drop(link);
+            if is_over {
+                self.finish_reset(&mut registers);
+            }
+            registers.busy = false;
+            self.changed.notify_all();
+        }
+    }
+
+    fn start(&self, link: &mut Link, mut session: Session) {
+        // Whatever becomes of it: the backend may have begun.
+        link.served = link.backend.is_some();
         // Here and not when the device is reset: then the backend may not have been there to be told. And only here:
         // a backend that takes another's place goes on with what the driver has set.
-        self.ask(&mut state.server, |backend| {
+        self.ask(link, |backend| {
             backend.forget_driver()?;
             backend.start(&mut session, &self.ram, &self.kicks, &self.calls)
         });
         self.first_driver.set();
-        state.session = Some(session);
+        link.session = Some(session);
+    }
+
+    /// Ends the session. True if nobody writes to the guest's memory any more.
+    fn stop(&self, link: &mut Link) -> bool {
+        if let Some(session) = link.session.take()
+            && self.ask(link, |backend| backend.stop(&session)).is_some()
+        {
+            link.served = false;
+        }
+        !link.served && !link.remains
+    }
+
+    /// The next driver finds the device as new.
+    fn finish_reset(&self, registers: &mut Registers) {
+        // What was meant for the driver before is nothing to the next.
+        lock(&self.interrupts).drain();
+        for kick in &self.kicks {
+            let _ = kick.read();
+        }
+        registers.common.finish_reset();
     }
 
     /// Lets the backend finish what it has in flight, and hangs up on it: the device stands still. True if the backend
     /// has said that it has finished.
     pub fn detach(&self) -> bool {
-        let mut state = lock(&self.state);
-        let State { server, session, .. } = &mut *state;
+        let mut link = lock(&self.link);
         let now = Instant::now();
-        if let Some(session) = session {
-            self.ask(server, |backend| backend.stop(session));
+        if let Some(session) = link.session.take() {
+            if self.ask(&mut link, |backend| backend.stop(&session)).is_some() {
+                link.served = false;
+            }
+            link.session = Some(session);
         }
-        let Some(backend) = server.backend.take() else { return false };
+        let Some(backend) = link.backend.take() else { return false };
         backend.let_go();
-        server.since = now;
+        link.since = now;
         true
     }
 
     /// Gives the device another backend, which goes on where the one before it stopped or died; returns how long the
-    /// device has stood still.
+    /// device has stood still. Nothing of the one before is at work any more.
     ///
     /// # Errors
     /// [`TransportError::Backend`]; the device stands still.
     pub fn attach(&self, socket: OwnedFd) -> Result<Duration, TransportError> {
         let failed = |source| TransportError::Backend { device: self.device.clone(), source };
-        let mut state = lock(&self.state);
-        let State { common, config, server, session } = &mut *state;
-        if let Some(old) = server.backend.take() {
-            server.since = old.lost_at().unwrap_or_else(Instant::now);
+        let mut link = lock(&self.link);
+        if let Some(old) = link.backend.take() {
+            link.since = old.lost_at().unwrap_or_else(Instant::now);
             old.let_go();
+        }
+        (link.served, link.remains) = (false, false);
+        if std::mem::take(&mut link.waits) {
+            self.finish_reset(&mut lock(&self.registers));
         }
         let mut backend =
             Backend::connect(&self.device, socket, self.kicks.len() as u16, &self.watcher).map_err(failed)?;
-        let missing = common.needed() & !(backend.features() | self.features.own);
+        let missing = lock(&self.registers).common.needed() & !(backend.features() | self.features.own);
         if missing != 0 {
             return Err(failed(BackendError::FewerFeatures(missing)));
         }
         let new = self.config_size.map(|size| backend.read_config(size)).transpose().map_err(failed)?;
+        let Link { session, served, .. } = &mut *link;
         if let Some(session) = session {
             for vring in &mut session.vrings {
                 // The index that the last backend has shown: nothing behind it was given back.
-                let queue = &common.queues()[vring.index];
-                let used: Result<u16, _> = self.ram.memory.read_obj(GuestAddress(queue.device + 2));
+                let used: Result<u16, _> = self.ram.memory.read_obj(GuestAddress(vring.used + 2));
                 vring.base = used.map_or(0, u16::from_le);
             }
-            backend.start(session, &self.ram, &self.kicks, &self.calls).map_err(failed)?;
+            *served = true;
+            backend.start(session, &self.ram, &self.kicks, &self.calls).map_err(|error| {
+                // It is hung up on, and may have begun.
+                link.remains = true;
+                failed(error)
+            })?;
             // The last call of the one before may be lost with it. One too many is harmless.
             self.calls.iter().for_each(|call| _ = call.write(1));
         }
-        server.backend = Some(backend);
-        let still = server.since.elapsed();
+        link.backend = Some(backend);
+        let still = link.since.elapsed();
         if let Some(new) = new {
-            self.take_config(common, config, new);
+            self.take_config(&mut lock(&self.registers), new);
         }
         Ok(still)
     }
@@ -292,64 +455,36 @@ impl Transport {
 
     /// True if the device has no backend, as far as that can be said without waiting for one.
     pub fn stands_still(&self) -> bool {
-        let Ok(state) = self.state.try_lock() else { return false };
-        state.server.backend.as_ref().is_none_or(|backend| backend.lost_at().is_some())
+        let Ok(link) = self.link.try_lock() else { return false };
+        link.backend.as_ref().is_none_or(|backend| backend.lost_at().is_some())
     }
 
     /// Asks the backend for the configuration space again.
     pub fn read_config(&self) {
-        let mut state = lock(&self.state);
-        let State { common, config, server, .. } = &mut *state;
+        let mut link = lock(&self.link);
         let Some(size) = self.config_size else { return };
-        if let Some(new) = self.ask(server, |backend| backend.read_config(size)) {
-            self.take_config(common, config, new);
+        if let Some(new) = self.ask(&mut link, |backend| backend.read_config(size)) {
+            self.take_config(&mut lock(&self.registers), new);
         }
     }
 
     /// Takes what the backend says of the configuration space, and tells the guest if it is something else.
-    fn take_config(&self, common: &mut Common, config: &mut Vec<u8>, new: Vec<u8>) {
-        if *config != new {
-            *config = new;
-            common.config_changed();
+    fn take_config(&self, registers: &mut Registers, new: Vec<u8>) {
+        if registers.config != new {
+            registers.config = new;
+            registers.common.config_changed();
             // A counter that is full has its interrupt pending already.
             let _ = self.config_changed.write(1);
-        }
-    }
-
-    fn reset(&self, state: &mut State) {
-        if let Some(session) = state.session.take() {
-            self.ask(&mut state.server, |backend| backend.stop(&session));
-        }
-        let mut interrupts = lock(&self.interrupts);
-        interrupts.bind(std::iter::repeat_n(NO_VECTOR, self.kicks.len() + 1));
-        // What was meant for the driver before is nothing to the next.
-        interrupts.drain();
-        for kick in &self.kicks {
-            let _ = kick.read();
-        }
-    }
-
-    fn write_config(&self, offset: usize, data: &[u8]) {
-        let mut state = lock(&self.state);
-        let within = offset.checked_add(data.len()).is_some_and(|end| end <= state.config.len());
-        // Only the backend's own may be written.
-        let (Some(size), true) = (self.config_size, within) else { return };
-        let config = self.ask(&mut state.server, |backend| {
-            backend.write_config(offset as u32, data)?;
-            backend.read_config(size)
-        });
-        if let Some(config) = config {
-            state.config = config;
         }
     }
 
     /// Asks the backend, if it is still there. One that fails is given up; the watcher reports it.
     fn ask<T>(
         &self,
-        server: &mut Server,
+        link: &mut Link,
         request: impl FnOnce(&mut Backend) -> Result<T, BackendError>,
     ) -> Option<T> {
-        match request(server.backend.as_mut()?) {
+        match request(link.backend.as_mut()?) {
             Ok(answer) => Some(answer),
             Err(error) => {
                 // Once for a connection, so no guest can flood the log with it.
@@ -358,8 +493,8 @@ impl Transport {
                     "domu-runner: device {} stands still: {error}{source}",
                     self.device
                 ));
-                server.backend = None;
-                server.since = Instant::now();
+                (link.backend, link.since) = (None, Instant::now());
+                link.remains |= std::mem::take(&mut link.served);
                 None
             }
         }
@@ -385,10 +520,10 @@ impl Function for Transport {
         data.fill(0);
         let within = (offset % ROOM) as usize;
         match (offset - offset % ROOM) as u32 {
-            COMMON => lock(&self.state).common.read(within, data),
+            COMMON => lock(&self.registers).common.read(within, data),
             DEVICE => {
-                let state = lock(&self.state);
-                for (byte, &value) in data.iter_mut().zip(state.config.iter().skip(within)) {
+                let registers = lock(&self.registers);
+                for (byte, &value) in data.iter_mut().zip(registers.config.iter().skip(within)) {
                     *byte = value;
                 }
             }

@@ -99,6 +99,38 @@ fn a_backend_that_hangs_keeps_no_domain_from_being_destroyed_and_a_policy_pauses
 }
 
 #[test]
+fn a_guest_that_resets_a_device_of_a_backend_that_hangs_is_paused_at_once_and_goes_on_later() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let devices = format!(
+        r#", "disks": [ {} ], "on_backend_hang": {{ "restart_after": 8 }}"#,
+        host.disk("root", 64, "")
+    );
+    host.ok(&["create", &host.guest("web1", SHELL, &devices)]);
+    let mut console = common::Console::attach(&host, "web1");
+    console.wait("mini: ready");
+    // The device runs, and the next check begins with its reset.
+    console.send("blk-id");
+    console.wait("mini: ok blk-id");
+    let block = host.block_pid("web1", 0);
+    common::signal(u32::try_from(block).unwrap(), Signal::SIGSTOP);
+    console.send("blk-id");
+    console.wait("mini: begin blk-id");
+    std::thread::sleep(Duration::from_millis(200));
+    let asked = Instant::now();
+    host.ok(&["pause", "web1"]);
+    host.ok(&["unpause", "web1"]);
+    assert!(asked.elapsed() < Duration::from_secs(6), "it took {:?}", asked.elapsed());
+    assert!(!console.has("mini: ok blk-id"));
+    host.until("another one takes its place", || host.domain("web1").unwrap()["restarts"] == 1);
+    console.wait("mini: ready");
+    console.send("clock");
+    console.wait("mini: ok clock");
+    host.ok(&["destroy", "web1"]);
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
 fn a_client_that_floods_dom0_with_calls_holds_up_no_other() {
     use std::io::{Read, Write};
     let host = Host::with_service(false);
