@@ -11,6 +11,7 @@
 //! | `bounded` | a stream that refuses a call without end |
 //! | `domains`, `disks`, `nets`, `cpus` | the interface's types made of dom0's own |
 //! | `machine`, `events` | requests to a runner; a stream of events |
+//! | `reach` | what processes could reach |
 //! | `limits` | limits of disks and NICs, by name |
 //! | `statistics` | the counters of all domains |
 //! | `errors` | the interface's errors from dom0's own |
@@ -25,6 +26,7 @@ mod limits;
 mod machine;
 mod nets;
 mod peer;
+mod reach;
 mod server;
 mod service;
 mod statistics;

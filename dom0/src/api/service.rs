@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use domus_api::{
-    ApiError, Console, Created, Defined, DiskCounters, DiskInfo, DiskList, DomainInfo, DomainStatistics,
-    Domains, DropInfo, Dumped, Ended, EventInfo, GuestsStopped, HostInfo, LeaseInfo, LeaseList, Limit,
-    MAX_CONFIG, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList, OneDomain, OpInfo, PhaseInfo,
-    Resized, Sched, Statistics, Timeline, TrafficInfo, TroubleInfo, Troubles, Upgraded, VcpuInfo, VcpuList,
-    VcpuPlace,
+    ApiError, Console, Created, Defined, DescriptorInfo, DiskCounters, DiskInfo, DiskList, DomainInfo,
+    DomainStatistics, Domains, DropInfo, Dumped, Ended, EventInfo, GuestsStopped, HostInfo, LeaseInfo,
+    LeaseList, Limit, MAX_CONFIG, NetworkInfo, NetworkList, NicCounters, NicInfo, NicList, OneDomain, OpInfo,
+    PhaseInfo, ReachInfo, Reaches, Resized, Sched, SharedMemoryInfo, Statistics, Timeline, TrafficInfo,
+    TroubleInfo, Troubles, Upgraded, VcpuInfo, VcpuList, VcpuPlace,
 };
 use futures_util::FutureExt;
 use shared_abi::ids::IdError;
@@ -20,12 +20,13 @@ use crate::api::domains::{describe, domain_0, list, troubles};
 use crate::api::events::{self, Answers};
 use crate::api::peer::Peer;
 use crate::api::statistics::Samples;
-use crate::api::{cpus, disks, limits, machine, nets};
+use crate::api::{cpus, disks, limits, machine, nets, reach};
 use crate::device::net::report::NicChange;
 use crate::domain::error::{Attempted, StartError, explain};
 use crate::domain::lifecycle::Event;
 use crate::domain::{Domain, check};
-use crate::host::memory;
+use crate::host::reach::Reach;
+use crate::host::{memory, slow};
 use crate::service::autostart::{self, Stopped};
 use crate::service::{AskError, Dom0, replace};
 use crate::value::place::ConfigError;
@@ -119,7 +120,7 @@ fn network(name: &str) -> Result<NetworkName, ApiError> {
     interface = "org.domus.Dom0",
     types = [
         DomainInfo, DiskInfo, DiskCounters, OpInfo, Limit, TroubleInfo, NicInfo, NicCounters, TrafficInfo, DropInfo,
-        NetworkInfo, LeaseInfo, DomainStatistics, VcpuInfo, VcpuPlace, PhaseInfo
+        NetworkInfo, LeaseInfo, DomainStatistics, ReachInfo, DescriptorInfo, SharedMemoryInfo, VcpuInfo, VcpuPlace, PhaseInfo
     ],
     vendor = "Domus",
     product = "dom0",
@@ -472,6 +473,30 @@ impl Session {
             core_scheduling,
             troubles: troubles(&view, self.dom0.networks()),
         })
+    }
+
+    async fn reach(&self, name: String) -> Result<Reaches, ApiError> {
+        self.may_change("seeing what a domain's processes could reach")?;
+        let processes = self
+            .asked(
+                self.dom0
+                    .question(&name, |domain| async move { Ok(domain.machine().processes()) }.boxed_local()),
+            )
+            .await?;
+        let mut reaches = Vec::new();
+        for (program, pid) in processes {
+            // Its memory map may be locked for as long as storage has it wait.
+            let found = slow::with(Path::new(&format!("/proc/{pid}")), move |_| Reach::of(pid)).await;
+            let found = found.map_err(|slow| slow.to_string()).and_then(|found| {
+                found.map_err(|error| format!("cannot look at {program} (pid {pid}): {error}"))
+            });
+            reaches.push(reach::describe(
+                program,
+                pid,
+                found.map_err(|message| ApiError::Refused { message })?,
+            ));
+        }
+        Ok(Reaches { processes: reaches })
     }
 
     async fn guests_stop(&self, grace: u32) -> Result<GuestsStopped, ApiError> {

@@ -17,6 +17,7 @@ pub mod orphans;
 pub mod pidfd;
 pub mod proc;
 pub mod programs;
+pub mod reach;
 pub mod resolve;
 pub mod run_dir;
 pub mod slow;

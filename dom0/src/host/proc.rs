@@ -33,6 +33,12 @@ impl ProcessId {
         Some(Self { pid, started: started(pid)? })
     }
 
+    /// What its program is called, or nothing if it has ended.
+    pub fn name(&self) -> String {
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+        name.trim_end().into()
+    }
+
     /// It lives. One that has ended and waits for its parent does not.
     pub fn lives(&self) -> bool {
         self.pid > 1 && started(self.pid) == Some(self.started)

@@ -4,8 +4,8 @@ use futures_util::Stream;
 
 use crate::{
     ApiError, Console, Created, Defined, DiskList, Domains, Dumped, Ended, EventInfo, GuestsStopped,
-    HostInfo, LeaseList, Limit, NetworkList, NicList, OneDomain, Resized, Sched, Statistics, Timeline,
-    Troubles, Upgraded, VcpuList,
+    HostInfo, LeaseList, Limit, NetworkList, NicList, OneDomain, Reaches, Resized, Sched, Statistics,
+    Timeline, Troubles, Upgraded, VcpuList,
 };
 
 /// What a client calls. One connection makes one call at a time.
@@ -144,6 +144,8 @@ pub trait Dom0Client {
     async fn network_leases(&mut self, network: &str) -> zlink::Result<Result<LeaseList, ApiError>>;
     /// What is amiss with a domain, why, and what to do.
     async fn why(&mut self, name: &str) -> zlink::Result<Result<Troubles, ApiError>>;
+    /// What each process of a domain could reach if it were taken over.
+    async fn reach(&mut self, name: &str) -> zlink::Result<Result<Reaches, ApiError>>;
     /// Shuts all guests down, in the order opposite to the one they start in; what still runs after so many seconds is
     /// destroyed.
     async fn guests_stop(&mut self, grace: u32) -> zlink::Result<Result<GuestsStopped, ApiError>>;

@@ -1,5 +1,5 @@
-//! Anything but a guest's own runner is killed, at random, alone and in pairs, while three guests verify what they
-//! read, write and echo. At the end nothing was lost, doubled or left behind.
+//! Anything but a guest's own runner is killed or stopped (SIGSTOP), at random, alone and in pairs, while three guests
+//! verify what they read, write and echo. At the end nothing was lost, doubled or left behind.
 //!
 //! `DOMUS_CHAOS_SECONDS` says for how long (default 60), `DOMUS_CHAOS_SEED` which kills (default: the time of day;
 //! printed).
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 use common::{Console, Host, signal};
 use nix::sys::signal::Signal;
 
-/// The guests go on for so long after the last kill: what was broken then comes up.
-const AFTERWARDS: Duration = Duration::from_secs(12);
+/// The guests go on for so long after the last kill: what was broken then comes up, and what was stopped is noticed.
+const AFTERWARDS: Duration = Duration::from_secs(20);
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -84,25 +84,44 @@ struct Chaos {
 impl Chaos {
     /// Kills a victim, if it is there just now.
     fn kill(&mut self, victim: Victim) {
-        let pid = match victim {
-            Victim::Dom0 => Some(self.host.service().id()),
-            Victim::Of(guest, role) => ["sock", "next.sock"]
-                .iter()
-                .find_map(|suffix| self.host.pid_of(guest, &format!("{role}.{suffix}"))),
-            Victim::Switch => self.host.pid_of_switch("lan"),
-        };
-        let Some(pid) = pid else { return };
+        let Some(pid) = self.pid(victim) else { return };
         signal(pid, Signal::SIGKILL);
         if matches!(victim, Victim::Dom0) {
             // Its end is seen by the service manager of this round, or there is none after the last one.
             self.host.service().wait().unwrap();
         }
+        self.count("", victim);
+    }
+
+    /// Stops a victim, if it is there just now. It stays stopped until somebody notices that it does not answer; dom0,
+    /// whom its service manager watches, for a moment.
+    fn stop(&mut self, victim: Victim) {
+        let Some(pid) = self.pid(victim) else { return };
+        signal(pid, Signal::SIGSTOP);
+        if matches!(victim, Victim::Dom0) {
+            std::thread::sleep(Duration::from_millis(self.chance.u64(..1000)));
+            signal(pid, Signal::SIGCONT);
+        }
+        self.count("stopped ", victim);
+    }
+
+    fn pid(&mut self, victim: Victim) -> Option<u32> {
+        match victim {
+            Victim::Dom0 => Some(self.host.service().id()),
+            Victim::Of(guest, role) => ["sock", "next.sock"]
+                .iter()
+                .find_map(|suffix| self.host.pid_of(guest, &format!("{role}.{suffix}"))),
+            Victim::Switch => self.host.pid_of_switch("lan"),
+        }
+    }
+
+    fn count(&mut self, how: &str, victim: Victim) {
         let name = match victim {
-            Victim::Dom0 => "dom0".to_owned(),
-            Victim::Of(_, role) => (*role).to_owned(),
-            Victim::Switch => "switch".to_owned(),
+            Victim::Dom0 => "dom0",
+            Victim::Of(_, role) => role,
+            Victim::Switch => "switch",
         };
-        *self.kills.entry(name).or_default() += 1;
+        *self.kills.entry(format!("{how}{name}")).or_default() += 1;
     }
 
     /// Starts a command and kills it within some milliseconds, or not at all.
@@ -132,7 +151,11 @@ impl Chaos {
         std::thread::sleep(Duration::from_millis(50 + self.chance.u64(..900)));
         match self.chance.u64(..10) {
             0..=2 => self.client(),
-            3..=6 => {
+            3 => {
+                let victim = VICTIMS[self.chance.usize(..VICTIMS.len())];
+                self.stop(victim);
+            }
+            4..=6 => {
                 let victim = VICTIMS[self.chance.usize(..VICTIMS.len())];
                 self.kill(victim);
             }
@@ -166,12 +189,12 @@ fn whatever_is_killed_no_guest_loses_anything_and_nothing_is_left() {
     let ms = (Duration::from_secs(seconds) + AFTERWARDS).as_millis();
     let endure = format!("console=ttyS0 mini.test=blk-endure mini.ms={ms} mini.end=poweroff");
     let ping = format!(
-        "console=ttyS0 mini.ip=10.77.0.2 mini.peer=10.77.0.1 mini.test=net-ping mini.ms={ms} mini.end=poweroff"
+        "console=ttyS0 mini.ip=10.77.0.2 mini.peer=10.77.0.1 mini.tries=15 mini.test=net-ping mini.ms={ms} mini.end=poweroff"
     );
     host.ok(&["disk", "create", "image.qcow2", "64MiB", "--format", "qcow2"]);
     let nets = |mac: u8| {
         format!(
-            r#""nets": [ {{ "id": "eth0", "bridge": "br0", "mac": "02:00:00:00:00:{mac:02x}" }}, {{ "id": "eth1", "switch": "lan" }} ], "on_poweroff": "preserve", "on_crash": "preserve""#
+            r#""nets": [ {{ "id": "eth0", "bridge": "br0", "mac": "02:00:00:00:00:{mac:02x}" }}, {{ "id": "eth1", "switch": "lan" }} ], "on_poweroff": "preserve", "on_crash": "preserve", "on_backend_hang": {{ "restart_after": 5 }}"#
         )
     };
     let qcow2 = r#"{ "id": "root", "path": "image.qcow2", "format": "qcow2" }"#;

@@ -122,7 +122,7 @@ fn cargo(args: &[&str]) -> Result<()> {
 
 /// The tests that make a virtual machine, as nextest filters them.
 const NEEDS_KVM: &str = "binary(/^mini_guest/) \
-    | (package(domus) & binary(/^(adoption|chaos|cpus|disks|events|faults|lifecycle|machine|observe|recovery|refusals|rename|services|shapes|stuck|terminal|toolstack|update)$/)) \
+    | (package(domus) & binary(/^(adoption|chaos|cpus|disks|events|faults|lifecycle|machine|observe|reach|recovery|refusals|rename|services|shapes|stuck|terminal|toolstack|update)$/)) \
     | (package(domu-runner) & (binary(boot) | test(/^(vm|virtio::transport|pci::msix)::/)))";
 
 /// Unit and integration tests. Those that launch Domus find its programs in `programs`.

@@ -6,8 +6,8 @@
 //!   Handshake ─▶ Connected ──hung up, protocol broken──▶ Waiting ──error_after──▶ Failing (requests fail at once) ┘
 //! ```
 //!
-//! A request stays in flight until a server has answered it, and is sent again where that has not come: whoever waits for
-//! it has not been answered, so nothing that depends on it was begun. What depends on it later waits at the
+//! A request stays in flight until a server has answered it, and is sent again where that has not come: whoever waits
+//! for it has not been answered, so nothing that depends on it was begun. What depends on it later waits at the
 //! [`fence`](super::fence).
 
 use std::cell::RefCell;
@@ -46,7 +46,8 @@ pub struct Remote {
     pub writable: bool,
     /// How long requests wait for a server; none for ever.
     pub error_after: Option<Duration>,
-    /// For so long after a loss a server may still be about what it was sent: [`fence::PATIENCE`](super::fence::PATIENCE).
+    /// For so long after a loss a server may still be about what it was sent:
+    /// [`fence::PATIENCE`](super::fence::PATIENCE).
     pub fence: Duration,
 }
 

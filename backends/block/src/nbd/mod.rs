@@ -8,8 +8,8 @@
 //! Not spoken: TLS, structured replies, several connections. The server is not trusted: the client checks lengths,
 //! cookies and sizes, and disconnects from a server that breaks a rule. Promised: a request is answered once, after a
 //! server has reported it done. Without a connection a request waits, and after a reconnect the client sends all
-//! unanswered requests again in their order; a newer write to sectors of one that the server may still be about waits for
-//! ten seconds after the loss.
+//! unanswered requests again in their order; a newer write to sectors of one that the server may still be about waits
+//! for ten seconds after the loss.
 //!
 //! | module | does |
 //! |---|---|

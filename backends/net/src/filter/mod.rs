@@ -21,7 +21,8 @@
 //!
 //! The latter are advertisements, redirects and multicast queries of ICMP, ICMPv6 and IGMP, and DHCP replies. With
 //! `addresses` only ARP, IPv4 and IPv6 pass: RARP and the like carry no address that could be compared. A guest that
-//! may be a router and have any address is not looked at beyond Ethernet and ARP. The filter does not look into tunnels.
+//! may be a router and have any address is not looked at beyond Ethernet and ARP. The filter does not look into
+//! tunnels.
 //!
 //! Besides the listed addresses a guest has the link-local address made of its MAC address (RFC 4291 appendix A). It
 //! may send from no address at all while it has none yet: IPv4 as a DHCP client and in ARP probes, IPv6 in duplicate

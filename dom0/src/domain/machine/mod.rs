@@ -252,6 +252,14 @@ impl Machine {
         self.runner.as_ref().map(|runner| runner.process.pid().as_raw())
     }
 
+    /// Its processes, those of its devices' helpers among them, with their programs' names.
+    pub fn processes(&self) -> Vec<(String, i32)> {
+        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.process.pid()));
+        let backends = self.backends.iter().map(|backend| (backend.role, backend.process.pid()));
+        let own = runner.chain(backends).map(|(role, pid)| (role.program().into(), pid.as_raw()));
+        own.chain(self.devices.records().processes().map(|helper| (helper.name(), helper.pid))).collect()
+    }
+
     /// What it has to tell.
     pub fn notices(&mut self) -> Vec<Notice> {
         mem::take(&mut self.notices)

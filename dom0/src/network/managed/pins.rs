@@ -1,5 +1,5 @@
-//! Which addresses of a network are whose: the host's own, those that its definition gives to guests, and those that dom0
-//! gives to NICs before their guests ask. Pure.
+//! Which addresses of a network are whose: the host's own, those that its definition gives to guests, and those that
+//! dom0 gives to NICs before their guests ask. Pure.
 //!
 //! dnsmasq is told of each NIC by MAC address, so that it lends what the NIC's filter lets pass. A NIC gets
 //!

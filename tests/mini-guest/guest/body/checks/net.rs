@@ -21,6 +21,7 @@ pub fn ping(machine: &Machine) -> Outcome {
     let mut net = Net::open()?;
     let peer_mac = resolve(&mut net, own, peer)?;
     let end = line.number("mini.ms").map(clock::deadline);
+    let tries = line.number("mini.tries").unwrap_or(3);
     let (begin, mut lost, mut worst, mut round) = (sys::tsc(), 0, 0, 0);
     while end.map_or(round < machine.rounds(50), |end| sys::tsc() < end) {
         let len = (round as usize * 37 % 1400) + 8;
@@ -28,7 +29,7 @@ pub fn ping(machine: &Machine) -> Outcome {
         let total = echo(&mut frame, (net.mac, own), (peer_mac, peer), round as u16, len);
         let sent = sys::tsc();
         let mut answered = false;
-        for _ in 0..3 {
+        for _ in 0..tries {
             net.send(&frame[..total])?;
             if wait_echo(&mut net, &frame[..total], 2000)? {
                 answered = true;
