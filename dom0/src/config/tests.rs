@@ -147,6 +147,7 @@ fn a_refusal_names_file_path_value_and_what_would_do() {
         ),
         (nets(r#"{"id":"n","link":"on"}"#), &["nets[0].link: ", "on", "up", "down"]),
         (nets(r#"{"id":"n","vhost_user_socket":"s","spoof":true}"#), &["nets[0].spoof: ", "leave it out"]),
+        (nets(r#"{"id":"n","bridge":"v*"}"#), &["nets[0].bridge: ", "v*", "without / : % *"]),
         (nets(r#"{"id":"n","isolated":true}"#), &["nets[0].isolated: ", "bridge or a network", "user"]),
         (nets(r#"{"id":"n","vhost_user_socket":"s","router":true}"#), &["nets[0].router: ", "leave it out"]),
         (

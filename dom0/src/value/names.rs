@@ -101,14 +101,15 @@ pub fn quoted(value: &str) -> String {
 }
 
 /// The kernel's rule (dev_valid_name): IFNAMSIZ with its NUL, no slash, colon or white space, no dots. Nor a quotation
-/// mark: such a name is written into a packet filter.
+/// mark, and no asterisk: such a name is written into a packet filter and told to dnsmasq, for which `v*` is every
+/// interface that begins with a v.
 pub fn is_interface(text: &str) -> bool {
     (1..=15).contains(&text.len())
         && text != "."
         && text != ".."
         && text
             .bytes()
-            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%' | b'"' | b'\\' | b','))
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%' | b'"' | b'\\' | b',' | b'*'))
 }
 
 /// The name of a domain.

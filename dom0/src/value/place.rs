@@ -112,7 +112,9 @@ impl Context<'_> {
         } else {
             Err(self.refuse(
                 at,
-                format!("{text:?} is no interface name: 1 to 15 printable characters without / : %"),
+                format!(
+                    "{text:?} is no interface name: 1 to 15 printable characters without / : % * , \\ and \""
+                ),
             ))
         }
     }

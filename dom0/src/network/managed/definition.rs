@@ -202,7 +202,9 @@ fn check(file: &Path, text: NetworkFile) -> Result<Network, ConfigError> {
     let name: NetworkName = text.name.parse().map_err(|error| ConfigError::new(file, "name", error))?;
     let bridge = text.bridge.unwrap_or_else(|| name.to_string());
     if !is_interface(&bridge) {
-        let problem = format!("{bridge:?} is no interface name: 1 to 15 printable characters without / : %");
+        let problem = format!(
+            "{bridge:?} is no interface name: 1 to 15 printable characters without / : % * , \\ and \""
+        );
         return Err(refuse("bridge", problem));
     }
     let count = text.addresses.len();
@@ -377,6 +379,7 @@ mod tests {
             (r#""addresses": ["10.5.0.1"]"#, &["addresses[0]: "]),
             (r#""addresses": ["10.5.0.1/24", "10.5.0.9/16"]"#, &["addresses[1]: ", "addresses[0]"]),
             (r#""addresses": ["10.5.0.1/24"], "bridge": "a/b""#, &["bridge: ", "a/b"]),
+            (r#""addresses": ["10.5.0.1/24"], "bridge": "v*""#, &["bridge: ", "v*", "without / : % *"]),
             (
                 r#""addresses": ["10.5.0.1/24"], "dhcp": {"from":"10.5.0.9","to":"10.5.0.2"}"#,
                 &["dhcp: ", "10.5.0.9"],
