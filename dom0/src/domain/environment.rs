@@ -43,7 +43,8 @@ impl Environment {
             Change::Fault(text) => told.tell(None, Kind::NetworkFault, Some(text)),
             Change::Mended(text) => told.tell(None, Kind::NetworkMended, Some(text)),
         });
-        let means = Means { supervisor: supervisor.clone(), monitor: monitor.clone(), tell };
+        let means =
+            Means { supervisor: supervisor.clone(), run: run.clone(), monitor: monitor.clone(), tell };
         Self {
             run: run.clone(),
             config_dir: config_dir.into(),

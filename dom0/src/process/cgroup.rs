@@ -102,22 +102,14 @@ impl Cgroups {
 
     /// The domain's cgroup, made where it is missing. One that is there may be from another dom0 and another config.
     pub fn group(&self, domain: &DomainName, memory: u64, vcpus: u8) -> Option<OwnedFd> {
-        let path = self.path(domain);
-        let made = || -> io::Result<()> {
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            fs::write(path.join("memory.max"), memory_limit(memory).to_string())?;
-            fs::write(path.join("pids.max"), task_limit(vcpus).to_string())
-        };
-        if let Err(error) = made() {
-            crate::log::stderr::line(format_args!(
-                "{domain} runs without limits: {}: {error}",
-                path.display()
-            ));
-        }
-        File::open(&path).ok().map(OwnedFd::from)
+        limited(&self.path(domain), memory_limit(memory), task_limit(vcpus), domain.as_str())
+    }
+
+    /// The cgroup of a helper of none of the domains, made where it is missing. A space in its name becomes a `-`.
+    pub fn helper(&self, whom: &str, memory: u64, tasks: u32) -> Option<OwnedFd> {
+        // No domain's cgroup begins so.
+        let path = self.base.join(format!("helper-{}", whom.replace([' ', '/'], "-")));
+        limited(&path, memory, tasks, whom)
     }
 
     /// Changes a domain's weight and cap of CPU time, as
@@ -157,9 +149,29 @@ impl Cgroups {
     }
 }
 
+/// A cgroup with these limits, made where it is missing.
+fn limited(path: &Path, memory: u64, tasks: u32, whom: &str) -> Option<OwnedFd> {
+    let made = || -> io::Result<()> {
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        fs::write(path.join("memory.max"), memory.to_string())?;
+        fs::write(path.join("pids.max"), tasks.to_string())
+    };
+    if let Err(error) = made() {
+        crate::log::stderr::line(format_args!("{whom} runs without limits: {}: {error}", path.display()));
+    }
+    File::open(path).ok().map(OwnedFd::from)
+}
+
 impl Drop for Cgroups {
     fn drop(&mut self) {
         // As it was found; what of it fails is in use by another dom0.
+        let groups = fs::read_dir(&self.base).into_iter().flatten().flatten();
+        for helper in groups.filter(|group| group.file_name().as_encoded_bytes().starts_with(b"helper-")) {
+            let _ = fs::remove_dir(helper.path());
+        }
         for controller in CONTROLLERS.into_iter().chain(["cpu"]) {
             let _ = fs::write(self.base.join("cgroup.subtree_control"), format!("-{controller}"));
         }

@@ -10,7 +10,8 @@ use nix::unistd::{AccessFlags, access};
 use shared_abi::{DomainName, Role};
 
 use crate::process::cgroup::Cgroups;
-use crate::process::spawn::{Surroundings, spawn};
+use crate::process::confinement::Confinement;
+use crate::process::spawn::{Becomes, Surroundings, spawn};
 use crate::process::{
     Adopting, HelperProgram, Launch, Limits, Process, SettingCpuLimits, Starting, Supervisor,
     SupervisorError, output,
@@ -81,6 +82,7 @@ impl Direct {
             dies_with_parent: self.dies_with_parent,
             alone: true,
             gives: None,
+            becomes: None,
         };
         let args: [&[u8]; 2] = [b"--control", launch.control.as_os_str().as_bytes()];
         started(
@@ -124,13 +126,17 @@ fn started(
 
 impl Direct {
     fn start_helper_now(&self, helper: HelperProgram<'_>) -> Result<Process, SupervisorError> {
-        let group =
-            self.cgroups.as_ref().zip(helper.domain).and_then(|(cgroups, domain)| cgroups.there(domain));
+        let Confinement { uid, memory, tasks, .. } = helper.confinement;
+        let group = self.cgroups.as_ref().and_then(|cgroups| match helper.domain {
+            Some(domain) => cgroups.there(domain),
+            None => cgroups.helper(helper.whom, memory, tasks),
+        });
         let around = Surroundings {
             cgroup: group.as_ref().map(AsFd::as_fd),
             dies_with_parent: self.dies_with_parent,
             alone: false,
             gives: helper.gives,
+            becomes: uid.map(|uid| Becomes { uid, capabilities: helper.confinement.capability_bits() }),
         };
         let name = helper.program.file_name().unwrap_or_default().to_string_lossy();
         let args: Vec<&[u8]> = helper.args.iter().map(|arg| arg.as_bytes()).collect();

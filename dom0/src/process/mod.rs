@@ -4,6 +4,7 @@
 //! systemd start them. A child must not depend on it either: it gets only the path of its control socket.
 
 mod cgroup;
+pub mod confinement;
 mod direct;
 pub mod identity;
 pub(crate) mod keep_alive;
@@ -33,6 +34,7 @@ use uuid::Uuid;
 
 use crate::host::proc::ProcessId;
 use crate::host::{pidfd, watch};
+use crate::process::confinement::Confinement;
 
 pub use direct::Direct;
 pub use systemd::{ENVIRONMENTS, Systemd, is_at_hand};
@@ -101,6 +103,8 @@ pub struct HelperProgram<'a> {
     pub gives: Option<BorrowedFd<'a>>,
     /// The domain whose limits are its own, if it serves one alone.
     pub domain: Option<&'a DomainName>,
+    /// What it may do.
+    pub confinement: Confinement<'a>,
 }
 
 /// What [`Supervisor::start`] returns.

@@ -26,6 +26,17 @@ pub struct Surroundings<'a> {
     pub alone: bool,
     /// It has this as standard input, in place of `/dev/null`.
     pub gives: Option<BorrowedFd<'a>>,
+    /// It becomes somebody else before it is executed, and can become nobody else after that.
+    pub becomes: Option<Becomes>,
+}
+
+/// Whom a program runs as.
+#[derive(Debug, Clone, Copy)]
+pub struct Becomes {
+    /// User and group; no other groups.
+    pub uid: u32,
+    /// The capabilities that it keeps, as bits.
+    pub capabilities: u64,
 }
 
 /// Starts `program` with `args` after its own path, an empty environment, `/dev/null` as standard input, `says` as
@@ -53,6 +64,7 @@ pub fn spawn(
         input: around.gives.map_or(null.as_raw_fd(), |fd| fd.as_raw_fd()),
         says: says.as_raw_fd(),
         parent: if around.dies_with_parent { nix::unistd::getpid().as_raw() } else { 0 },
+        becomes: around.becomes,
     };
     if !around.alone {
         return clone(&child, 0, around.cgroup);
@@ -72,7 +84,25 @@ struct Child<'a> {
     says: RawFd,
     /// Its parent's pid if it is to die with it, or 0.
     parent: libc::pid_t,
+    becomes: Option<Becomes>,
 }
+
+/// `struct __user_cap_header_struct` and `struct __user_cap_data_struct` of capset(2), version 3.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// More than any kernel has.
+const CAPABILITIES: u32 = 64;
 
 fn clone(
     child: &Child<'_>,
@@ -135,6 +165,7 @@ impl Child<'_> {
                 exit();
             }
         }
+        be_as_expendable_as_any();
         for (from, to) in [(self.input, 0), (self.says, 1), (self.says, 2)] {
             if from == to {
                 // SAFETY: takes no pointer. What is in its place already must stay open.
@@ -146,12 +177,74 @@ impl Child<'_> {
         }
         // SAFETY: takes no pointer; marks what this process inherited, to be closed by the execve below.
         unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        if let Some(becomes) = self.becomes
+            && !becomes.become_it()
+        {
+            exit();
+        }
         // SAFETY: path is a C string, both arrays end in a null pointer and hold C strings that the parent's copy of
         // this memory keeps alive.
         unsafe {
             libc::syscall(libc::SYS_execve, self.path.as_ptr(), self.argv.as_ptr(), environment.as_ptr())
         };
         exit()
+    }
+}
+
+/// dom0 is the last that the kernel kills when there is no memory left; its children have no right to that. Makes
+/// system calls only; where it fails the process stays as it is.
+fn be_as_expendable_as_any() {
+    // SAFETY: the path is a C string that lives for ever.
+    let file = unsafe {
+        libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/proc/self/oom_score_adj".as_ptr(), libc::O_RDWR)
+    };
+    if file < 0 {
+        return;
+    }
+    let mut sign = 0_u8;
+    // SAFETY: reads at most one byte into the one that lives here.
+    let read = unsafe { libc::syscall(libc::SYS_read, file, ptr::from_mut(&mut sign), 1_usize) };
+    if read == 1 && sign == b'-' {
+        // SAFETY: writes one byte of a text that lives for ever.
+        unsafe { libc::syscall(libc::SYS_write, file, c"0".as_ptr(), 1_usize) };
+    }
+    // SAFETY: takes no pointer; the descriptor is this function's own.
+    unsafe { libc::syscall(libc::SYS_close, file) };
+}
+
+impl Becomes {
+    /// Becomes it. Makes system calls only; false if one has failed.
+    fn become_it(&self) -> bool {
+        let prctl = |option: libc::c_int, a: u64, b: u64| {
+            // SAFETY: none of the options used here takes a pointer.
+            unsafe { libc::syscall(libc::SYS_prctl, option, a, b, 0, 0) == 0 }
+        };
+        let keeps = |capability: u32| self.capabilities & 1 << capability != 0;
+        for capability in (0..CAPABILITIES).filter(|capability| !keeps(*capability)) {
+            // One that this kernel does not have cannot be dropped.
+            prctl(libc::PR_CAPBSET_DROP, capability.into(), 0);
+        }
+        let groups: *const libc::gid_t = ptr::null();
+        let uid = self.uid;
+        // SAFETY: no groups are read.
+        let no_groups = unsafe { libc::syscall(libc::SYS_setgroups, 0_usize, groups) == 0 };
+        // SAFETY: takes no pointer.
+        let group = || unsafe { libc::syscall(libc::SYS_setresgid, uid, uid, uid) == 0 };
+        // SAFETY: takes no pointer.
+        let user = || unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0 };
+        let became = prctl(libc::PR_SET_KEEPCAPS, 1, 0) && no_groups && group() && user();
+        let header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
+        let data = [self.capabilities as u32, (self.capabilities >> 32) as u32].map(|bits| CapabilityData {
+            effective: bits,
+            permitted: bits,
+            inheritable: bits,
+        });
+        // SAFETY: the header says version 3, for which the kernel reads two data; all of them live here.
+        let set = unsafe { libc::syscall(libc::SYS_capset, ptr::from_ref(&header), data.as_ptr()) == 0 };
+        let mut raised = (0..CAPABILITIES).filter(|capability| keeps(*capability)).map(|capability| {
+            prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability.into())
+        });
+        became && set && raised.all(|raised| raised) && prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0)
     }
 }
 

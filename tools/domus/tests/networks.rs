@@ -276,6 +276,61 @@ fn a_guest_has_the_address_that_its_network_lends_it_and_can_be_nobody_else() {
     host.ok(&["network-stop", "lan"]);
 }
 
+/// A line of a process's status.
+fn status(pid: u32, key: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}:")));
+    line.unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn what_serves_a_network_has_a_user_of_its_own_three_capabilities_and_no_protection_of_dom0s() {
+    let mut host = Host::with_service(true);
+    let dom0 = host.service().id();
+    // As its unit has it, where the test may do that.
+    let _ = fs::write(format!("/proc/{dom0}/oom_score_adj"), "-900");
+    let score = |pid: u32| -> i32 {
+        fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
+    };
+    for (name, address) in [("lan", "10.5.0.1/24"), ("other", "10.6.0.1/24")] {
+        define(&host, name, &format!(r#""addresses": ["{address}"]"#));
+        host.ok(&["network-start", name]);
+    }
+    // passt wants a way out.
+    let _outside = Beside::new(&host, "wan");
+    host.ip(&["addr", "add", "192.0.2.1/24", "dev", "wan"]);
+    host.ip(&["route", "add", "default", "via", "192.0.2.2"]);
+    let nics = r#", "nets": [ { "id": "eth0", "user": true } ]"#;
+    host.ok(&["create", &host.guest("web1", SHELL, nics)]);
+    let processes: Vec<_> = ["runner", "net", "console"]
+        .into_iter()
+        .map(|role| host.pid_of("web1", &format!("{role}.sock")).unwrap())
+        .collect();
+    let [lan, other] = ["lan", "other"].map(|name| dnsmasq(&host, name));
+    for pid in processes.iter().chain([&lan, &other]) {
+        assert_eq!(score(*pid), score(dom0).max(0));
+    }
+    for pid in [lan, other] {
+        // CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW.
+        for set in ["CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&status(pid, set), 16).unwrap(), 0x3400, "{set}");
+        }
+        assert_eq!(status(pid, "NoNewPrivs"), "1");
+        assert!(status(pid, "Uid").parse::<u32>().unwrap() > 1000);
+    }
+    assert_ne!(status(lan, "Uid"), status(other, "Uid"));
+    let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let passt = fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
+        let here = fs::read_link(process.path().join("ns/net")).is_ok_and(|there| there == own);
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        process.file_name().to_str()?.parse::<u32>().ok().filter(|_| here && name.starts_with("passt"))
+    });
+    let passt = passt.unwrap();
+    assert_eq!(status(passt, "Uid"), status(processes[1], "Uid"), "the domain's user");
+    assert_eq!(score(passt), score(dom0).max(0));
+    host.ok(&["destroy", "web1"]);
+}
+
 #[test]
 fn a_packet_filter_that_does_not_load_is_given_up_in_time_and_holds_no_other_network() {
     use nix::mount::{MsFlags, mount};

@@ -70,7 +70,8 @@ impl Attachment {
             NicLink::Macvtap(lower) => Self::tap(tap::macvtap(place, domid, n, net, lower, links).await?),
             NicLink::User(forwards) => {
                 let refuse = |error: PasstError| place.under("user").refuse(chain(&error));
-                let started = passt::start(&*from.supervisor, &owner.started_as, &net.id, net.mtu, forwards);
+                let started =
+                    passt::start(&*from.supervisor, (&owner.started_as, domid), &net.id, net.mtu, forwards);
                 let (passt, socket) = started.await.map_err(refuse)?;
                 // Without ports nothing is likely to be in its way, and nobody is made to wait.
                 if !forwards.is_empty()

@@ -302,7 +302,9 @@ impl Nics {
             _ => None,
         });
         let Some((mtu, forwards)) = user.flatten() else { return Ok(None) };
-        Ok(Some(passt::start(&*from.supervisor, &owner.started_as, nic, mtu, &forwards).await?))
+        Ok(Some(
+            passt::start(&*from.supervisor, (&owner.started_as, owner.domid), nic, mtu, &forwards).await?,
+        ))
     }
 
     /// The passt of a NIC, to be ended, whose socket is of no use any more.

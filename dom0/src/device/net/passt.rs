@@ -1,16 +1,18 @@
 //! passt, the network of a NIC that needs no rights on the host: a process of its own for each such NIC.
 //!
 //! It speaks for the guest as any program of its user's would: connections that the guest makes are sockets of this
-//! process. dom0 gives it one end of a socket pair and nothing else; when the other end is closed it ends by itself. As
-//! root it becomes `nobody`. The guest does not reach what listens on the host's loopback addresses alone.
+//! process. dom0 gives it one end of a socket pair and nothing else; when the other end is closed it ends by itself. It
+//! runs as the domain's own user. The guest does not reach what listens on the host's loopback addresses alone.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use shared_abi::{DeviceId, DomainName};
+use shared_abi::{DeviceId, DomId, DomainName};
 
 use crate::device::net::forward::{Forward, Transport};
 use crate::host::programs::{self, NotInstalled};
+use crate::process::confinement::Confinement;
+use crate::process::identity;
 use crate::process::{HelperProgram, Process, Supervisor, SupervisorError};
 
 /// Within this time a passt that cannot serve ends.
@@ -47,7 +49,7 @@ pub fn check() -> Result<(), NotInstalled> {
 /// [`PasstError`]. A port that is taken shows later: passt says so, and hangs up.
 pub async fn start(
     supervisor: &dyn Supervisor,
-    domain: &DomainName,
+    (domain, domid): (&DomainName, DomId),
     nic: &DeviceId,
     mtu: u16,
     forwards: &[Forward],
@@ -62,6 +64,21 @@ pub async fn start(
         args: &args,
         gives: Some(theirs.as_fd()),
         domain: Some(domain),
+        // It makes namespaces of its own, and drops what it has there.
+        confinement: Confinement {
+            uid: identity::helper_uid(domid),
+            capabilities: &[],
+            families: &["AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX"],
+            namespaces: (libc::CLONE_NEWUSER
+                | libc::CLONE_NEWNS
+                | libc::CLONE_NEWIPC
+                | libc::CLONE_NEWUTS
+                | libc::CLONE_NEWPID) as u64,
+            calls: &["@mount", "seccomp"],
+            writes: None,
+            memory: 256 << 20,
+            tasks: 16,
+        },
     };
     Ok((supervisor.start_helper(helper).await?, ours))
 }

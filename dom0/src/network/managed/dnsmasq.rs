@@ -18,8 +18,8 @@ pub const LEASES: &str = "leases";
 pub const NICS: &str = "nics";
 
 /// Its arguments. It reads no config of the host's; names it does not know it asks the host's resolvers for, unless the
-/// network is isolated. `user` is whom it becomes.
-pub fn arguments(network: &Network, dir: &Path, user: &str) -> Vec<String> {
+/// network is isolated.
+pub fn arguments(network: &Network, dir: &Path) -> Vec<String> {
     let mut args: Vec<String> = [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -39,7 +39,6 @@ pub fn arguments(network: &Network, dir: &Path, user: &str) -> Vec<String> {
     .map(str::to_owned)
     .to_vec();
     args.push(format!("--interface={}", network.bridge));
-    args.push(format!("--user={user}"));
     args.push(format!("--dhcp-leasefile={}", dir.join(LEASES).display()));
     args.push(format!("--dhcp-hostsfile={}", dir.join(NICS).display()));
     args.push(format!("--dhcp-lease-max={MAX_LEASES}"));
@@ -116,7 +115,7 @@ mod tests {
 
     fn of(text: &str) -> String {
         let network = crate::network::managed::definition::parse(Path::new("x"), text).unwrap();
-        arguments(&network, Path::new("/run"), "nobody").join(" ")
+        arguments(&network, Path::new("/run")).join(" ")
     }
 
     #[test]

@@ -9,21 +9,23 @@
 //! others change of it is put back ([`keeper`](super::keeper)).
 
 use std::cell::RefCell;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use domus_startup::control::chain;
 use nix::sys::signal::Signal;
-use nix::unistd::User;
+use shared_abi::DomId;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::host::links::Links;
 use crate::host::monitor::Monitor;
+use crate::host::run_dir::RunDir;
 use crate::host::{proc, programs};
 use crate::network::managed::definition::Network;
 use crate::network::managed::dnsmasq;
@@ -31,6 +33,8 @@ use crate::network::managed::error::NetworkError;
 use crate::network::managed::keeper::{Change, Fault, Faults, Keeper, SAID, Wish};
 use crate::network::managed::made::{self, Made};
 use crate::network::managed::pins::{self, Addresses, Asks, Pins};
+use crate::process::confinement::{CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, Confinement};
+use crate::process::identity;
 use crate::process::keep_alive::{KeptAlive, keep_alive};
 use crate::process::{HelperProgram, Process, Supervisor};
 
@@ -60,6 +64,8 @@ pub struct Running {
 pub struct Means {
     /// Starts their processes.
     pub supervisor: Rc<dyn Supervisor>,
+    /// Numbers them, among domains, for a user of each.
+    pub run: RunDir,
     /// Hears of changes.
     pub monitor: Monitor,
     /// Tells others what happens to them.
@@ -73,14 +79,18 @@ impl Running {
     /// [`NetworkError`]; what was made is removed.
     pub async fn start(network: Rc<Network>, dir: PathBuf, means: Means) -> Result<Self, NetworkError> {
         let links = Links::open().map_err(|error| network.io("open rtnetlink", error))?;
-        let (made, process) = match set_up(&network, &dir, &links, &means.supervisor).await {
+        let number = means
+            .run
+            .next_domid()
+            .map_err(|error| network.io("have a user of its own", io::Error::other(error)))?;
+        let (made, process) = match set_up(&network, &dir, number, &links, &means.supervisor).await {
             Ok(set_up) => set_up,
             Err(error) => {
                 remove(&network, &dir, &links).await;
                 return Err(error);
             }
         };
-        let Means { supervisor, monitor, tell } = means;
+        let Means { supervisor, monitor, tell, .. } = means;
         let (faults, rebind) = (Rc::<Faults>::default(), Rc::<Notify>::default());
         let (pins, reread) = (pins(&dir), Rc::<Notify>::default());
         let (wishes, wished) = mpsc::unbounded_channel();
@@ -94,6 +104,7 @@ impl Running {
         let mut kept = Dnsmasq {
             network: network.clone(),
             dir: dir.clone(),
+            number,
             supervisor,
             faults: faults.clone(),
             tell,
@@ -152,7 +163,9 @@ impl Running {
             return Ok(());
         }
         let aside = self.dir.join(".nics");
-        let written = fs::write(&aside, text).and_then(|()| fs::rename(&aside, &file));
+        let readable = || fs::set_permissions(&aside, Permissions::from_mode(0o644));
+        let written =
+            fs::write(&aside, text).and_then(|()| readable()).and_then(|()| fs::rename(&aside, &file));
         written.map_err(|error| self.network.io("write the network's state", error))?;
         self.reread.notify_one();
         Ok(())
@@ -191,6 +204,7 @@ fn pins(dir: &Path) -> Pins {
 async fn set_up(
     network: &Network,
     dir: &Path,
+    number: DomId,
     links: &Links,
     supervisor: &Rc<dyn Supervisor>,
 ) -> Result<(Made, Process), NetworkError> {
@@ -204,17 +218,11 @@ async fn set_up(
     if let Some(process) = left {
         return Ok((made, process));
     }
-    let process = start_dnsmasq(network, dir, supervisor).await?;
+    let process = start_dnsmasq(network, dir, number, supervisor).await?;
     match timeout(START, process.ended()).await {
         Err(_) => Ok((made, process)),
         Ok(how) => Err(NetworkError::Dnsmasq(network.name.clone(), how)),
     }
-}
-
-fn arguments(network: &Network, dir: &Path) -> Vec<String> {
-    // Debian's package dnsmasq makes a user for it, dnsmasq-base does not.
-    let user = if let Ok(Some(_)) = User::from_name("dnsmasq") { "dnsmasq" } else { "nobody" };
-    dnsmasq::arguments(network, dir, user)
 }
 
 /// The dnsmasq that a dom0 before this one has started, if it lives and does what this one would have it do.
@@ -223,7 +231,7 @@ async fn left(network: &Network, dir: &Path, supervisor: &Rc<dyn Supervisor>) ->
     let mut process = Process::found(known)?;
     let cmdline = fs::read(format!("/proc/{}/cmdline", known.pid)).unwrap_or_default();
     let has = cmdline.split(|byte| *byte == 0).skip(1).filter(|word| !word.is_empty());
-    if !has.eq(arguments(network, dir).iter().map(String::as_bytes)) {
+    if !has.eq(dnsmasq::arguments(network, dir).iter().map(String::as_bytes)) {
         // It is ended by its record, and not by being dropped here.
         process.leave();
         return None;
@@ -232,19 +240,46 @@ async fn left(network: &Network, dir: &Path, supervisor: &Rc<dyn Supervisor>) ->
     Some(process)
 }
 
+/// Makes the files that dnsmasq reads and writes, whatever the umask: what it has lent is its own, whoever had it
+/// before.
+fn files_for(uid: Option<u32>, dir: &Path) -> io::Result<()> {
+    let networks = dir.parent().into_iter();
+    for directory in networks.chain([dir]) {
+        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    }
+    let open = |name| OpenOptions::new().append(true).create(true).open(dir.join(name));
+    open(dnsmasq::NICS)?.set_permissions(Permissions::from_mode(0o644))?;
+    let leases = open(dnsmasq::LEASES)?;
+    leases.set_permissions(Permissions::from_mode(0o644))?;
+    fchown(&leases, uid, uid)
+}
+
 async fn start_dnsmasq(
     network: &Network,
     dir: &Path,
+    number: DomId,
     supervisor: &Rc<dyn Supervisor>,
 ) -> Result<Process, NetworkError> {
     let program = programs::find("dnsmasq", "dnsmasq-base")?;
-    let args = arguments(network, dir);
-    let nics = dir.join(dnsmasq::NICS);
-    if !nics.exists() {
-        fs::write(nics, "").map_err(|error| network.io("write the network's state", error))?;
-    }
+    let args = dnsmasq::arguments(network, dir);
+    let uid = identity::helper_uid(number);
+    files_for(uid, dir).map_err(|error| network.io("write the network's state", error))?;
     let whom = format!("network {}", network.name);
-    let helper = HelperProgram { whom: &whom, program: &program, args: &args, gives: None, domain: None };
+    let confinement = Confinement {
+        uid,
+        // Ports 53, 67 and 547; an entry in the kernel's table of neighbours for a guest that has no address yet; a
+        // ping before an address is lent.
+        capabilities: &[CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW],
+        families: &["AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX"],
+        namespaces: 0,
+        calls: &[],
+        writes: Some(dir),
+        memory: 64 << 20,
+        // It forks for each name that it is asked for over TCP.
+        tasks: 64,
+    };
+    let helper =
+        HelperProgram { whom: &whom, program: &program, args: &args, gives: None, domain: None, confinement };
     let process = supervisor.start_helper(helper).await?;
     let written = proc::write(&dir.join("dnsmasq.json"), process.pid());
     written.map_err(|error| network.io("write the network's state", error))?;
@@ -255,6 +290,7 @@ async fn start_dnsmasq(
 struct Dnsmasq {
     network: Rc<Network>,
     dir: PathBuf,
+    number: DomId,
     supervisor: Rc<dyn Supervisor>,
     faults: Rc<Faults>,
     tell: Rc<dyn Fn(Change)>,
@@ -279,7 +315,7 @@ impl KeptAlive for Dnsmasq {
     const SAID: u32 = SAID;
 
     async fn start(&mut self) -> Result<Process, NetworkError> {
-        start_dnsmasq(&self.network, &self.dir, &self.supervisor).await
+        start_dnsmasq(&self.network, &self.dir, self.number, &self.supervisor).await
     }
 
     fn not_started(&mut self, error: NetworkError, is_said: bool) {

@@ -28,6 +28,7 @@ use zbus::Variant;
 
 use crate::host::pidfd::open_pidfd;
 use crate::process::cgroup::{memory_limit, task_limit};
+use crate::process::confinement::Confinement;
 use crate::process::systemd::bus::{Bus, Failure};
 use crate::process::systemd::machined::Machines;
 use crate::process::systemd::release::{Release, Releases};
@@ -202,10 +203,10 @@ impl Systemd {
                 ("CollectMode", Variant::from("inactive-or-failed")),
                 ("AddRef", Variant::from(true)),
                 ("ExecStart", Variant::from(vec![(path, argv.clone(), false)])),
-                ("ProtectHome", Variant::from("yes")),
                 // As the templates have it: at the host's shutdown guests need it until they are off.
                 ("Before", Variant::from(vec!["domus-guests.service"])),
             ];
+            properties.extend(confined(&helper)?);
             if let Some(gives) = helper.gives {
                 properties.push(("StandardInputFileDescriptor", Variant::from(zbus::Fd::from(gives))));
             }
@@ -233,6 +234,74 @@ impl Systemd {
         let slice = names::slice(domain.as_str());
         self.bus.manager("SetUnitProperties", &(&*slice, true, properties)).await.map(drop)
     }
+}
+
+/// System calls that no helper makes.
+const FORBIDDEN: [&str; 9] = [
+    "@clock",
+    "@cpu-emulation",
+    "@debug",
+    "@module",
+    "@obsolete",
+    "@raw-io",
+    "@reboot",
+    "@resources",
+    "@swap",
+];
+
+/// What holds a helper: the same as in the templates, but for what it needs.
+fn confined<'a>(helper: &HelperProgram<'a>) -> Result<Properties<'a>, Failure> {
+    let Confinement { uid, families, namespaces, calls, writes, memory, tasks, .. } = helper.confinement;
+    let capabilities = helper.confinement.capability_bits();
+    let texts = |texts: Vec<&'a str>| Variant::from(texts);
+    let mut allowed = vec!["@system-service"];
+    allowed.extend(calls);
+    let mut properties: Properties<'a> = vec![
+        ("CapabilityBoundingSet", Variant::from(capabilities)),
+        ("AmbientCapabilities", Variant::from(capabilities)),
+        ("NoNewPrivileges", Variant::from(true)),
+        ("RestrictNamespaces", Variant::from(namespaces)),
+        ("RestrictAddressFamilies", Variant::from((true, families.to_vec()))),
+        ("SystemCallArchitectures", texts(vec!["native"])),
+        ("SystemCallErrorNumber", Variant::from(libc::EPERM)),
+        ("SystemCallFilter", Variant::from((true, allowed))),
+        ("SystemCallFilter", Variant::from((false, FORBIDDEN.to_vec()))),
+        ("MemoryMax", Variant::from(memory)),
+        ("TasksMax", Variant::from(u64::from(tasks))),
+        ("OOMScoreAdjust", Variant::from(0_i32)),
+        // What it says is about what guests do: the journal is not theirs to fill.
+        ("LogRateLimitIntervalUSec", Variant::from(3_600_000_000_u64)),
+        ("LogRateLimitBurst", Variant::from(64_u32)),
+        ("ProtectSystem", Variant::from("strict")),
+        ("ProtectHome", Variant::from("yes")),
+        ("ProtectProc", Variant::from("invisible")),
+        ("UMask", Variant::from(0o077_u32)),
+        ("KeyringMode", Variant::from("private")),
+        ("DevicePolicy", Variant::from("closed")),
+    ];
+    let switches = [
+        "ProtectClock",
+        "ProtectHostname",
+        "ProtectControlGroups",
+        "ProtectKernelLogs",
+        "ProtectKernelModules",
+        "ProtectKernelTunables",
+        "PrivateDevices",
+        "PrivateTmp",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+    ];
+    properties.extend(switches.map(|switch| (switch, Variant::from(true))));
+    if let Some(uid) = uid {
+        properties.push(("User", Variant::from(uid.to_string())));
+        properties.push(("Group", Variant::from(uid.to_string())));
+    }
+    if let Some(writes) = writes {
+        properties.push(("ReadWritePaths", texts(vec![utf8(writes)?])));
+    }
+    Ok(properties)
 }
 
 /// The file that a unit reads when it is started. Dropping it removes it, with the directories that are empty then.
