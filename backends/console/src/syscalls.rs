@@ -1,6 +1,6 @@
 //! The system calls of a sealed stand-alone console, beyond those of every process.
 
-use domus_startup::sandbox::Allow;
+use domus_startup::sandbox::{Allow, SHARED_MEMORY};
 
 /// To be added to [`COMMON`](domus_startup::sandbox::COMMON): what the crate `vhost-user-backend` calls.
 pub const CALLS: &[Allow] = &[
@@ -8,7 +8,9 @@ pub const CALLS: &[Allow] = &[
     Allow::Call(libc::SYS_epoll_wait),
     Allow::Call(libc::SYS_epoll_pwait),
     Allow::Call(libc::SYS_epoll_ctl),
-    // A memory region is mapped: is its file long enough? With an empty root there is no other file to look at.
+    // A memory region is mapped.
+    SHARED_MEMORY,
+    // Is its file long enough? With an empty root there is no other file to look at.
     Allow::Call(libc::SYS_fstat),
     Allow::Call(libc::SYS_statx),
     Allow::Call(libc::SYS_lseek),

@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn a_switch_can_make_no_memory_file_for_another_switch_to_trip_over() {
         let makes = |line: &Allow| match *line {
-            Allow::Call(call) | Allow::WithoutBits(call, ..) => {
+            Allow::Call(call) | Allow::Bits(call, _) => {
                 [libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_fcntl].contains(&call)
             }
             Allow::Argument(call, _, value) => {

@@ -2,11 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use domus_startup::sandbox::{Allow, COMMON, enter, limit_files, seal};
+use domus_startup::sandbox::{Allow, COMMON, NARROWING, enter, landlock_version, limit_files, narrow, seal};
 
 /// Set in the child: what it should do once it is in the sandbox.
 const ACT: &str = "DOMUS_SANDBOX_ACT";
@@ -39,7 +39,14 @@ fn inside() {
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
             enter(uid).unwrap();
             assert_eq!(nix::sys::prctl::get_pdeathsig(), Ok(Some(nix::sys::signal::Signal::SIGKILL)));
-            seal(&[COMMON, &[Allow::Call(libc::SYS_lseek), Allow::Call(libc::SYS_statx)]].concat()).unwrap();
+            if act == "look-around" {
+                // Without Landlock the root is there, and empty.
+                let expected = landlock_version().map(|_| libc::EACCES);
+                assert_eq!(std::fs::read_dir("/").err().and_then(|error| error.raw_os_error()), expected);
+                std::process::exit(0);
+            }
+            let own = [Allow::Call(libc::SYS_lseek), Allow::Call(libc::SYS_statx)];
+            seal(&[COMMON, NARROWING, &own].concat()).unwrap();
             match act.as_str() {
                 "status" => print!("{}", std::io::read_to_string(status).unwrap()),
                 "open" => drop(std::fs::File::open("/")),
@@ -49,6 +56,22 @@ fn inside() {
                     assert_eq!(more, Err(Some(libc::EFBIG)));
                 }
                 "exec" => drop(Command::new("/bin/true").status()),
+                "map-huge" => drop(map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB)),
+                "map-shared" => drop(map(libc::MAP_SHARED | libc::MAP_ANONYMOUS)),
+                "map" => assert!(map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).is_ok()),
+                "narrowed" => {
+                    long.rewind().unwrap();
+                    narrow(COMMON).unwrap();
+                    long.write_all(&[1]).unwrap();
+                }
+                "narrowed-seek" => {
+                    narrow(COMMON).unwrap();
+                    long.rewind().unwrap();
+                }
+                "widened" => {
+                    narrow(COMMON).unwrap();
+                    let _ = narrow(&[COMMON, &own].concat());
+                }
                 other => panic!("{other}"),
             }
             std::process::exit(0);
@@ -66,6 +89,37 @@ fn inside() {
 fn fork() -> i32 {
     // SAFETY: the child uses only this thread, and the allocator, which glibc keeps usable across fork.
     unsafe { libc::fork() }
+}
+
+#[expect(unsafe_code, reason = "the test maps memory in ways that no safe code does")]
+fn map(flags: i32) -> Result<(), std::io::Error> {
+    // SAFETY: a mapping at no address of ours touches nothing that there is, and stays.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, flags, -1, 0) };
+    if at == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[test]
+fn a_process_in_the_empty_room_cannot_even_look_around() {
+    let output = child("look-around");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn memory_is_mapped_for_oneself_and_in_small_pages_alone() {
+    assert!(child("map").status.success());
+    for act in ["map-huge", "map-shared"] {
+        let status = child(act).status;
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{act}: {status:?}");
+    }
+}
+
+#[test]
+fn a_thread_that_has_narrowed_itself_can_do_less_and_never_more() {
+    assert!(child("narrowed").status.success());
+    for act in ["narrowed-seek", "widened"] {
+        let status = child(act).status;
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{act}: {status:?}");
+    }
 }
 
 #[test]

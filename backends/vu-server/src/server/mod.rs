@@ -19,7 +19,7 @@ use domus_startup::{lock, memfd};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandlerMut};
 
 use domus_startup::control::chain;
-use domus_startup::sandbox::Allow;
+use domus_startup::sandbox::{Allow, SHARED_MEMORY};
 
 use crate::device::Device;
 use crate::eventfd::LOOK;
@@ -32,7 +32,8 @@ pub use vring::VringError;
 
 /// The system calls of a control thread and of its queues beyond `sandbox::COMMON`.
 pub const CALLS: &[Allow] = &[
-    // A memory region is mapped: is its file long enough?
+    // A memory region is mapped, and a log: is its file long enough?
+    SHARED_MEMORY,
     Allow::Call(libc::SYS_lseek),
     // The connection is cloned, and a ring's eventfds are.
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),

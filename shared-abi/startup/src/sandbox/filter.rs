@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter_all_threads,
+    TargetArch, apply_filter, apply_filter_all_threads,
 };
 
 use super::SandboxError;
@@ -18,16 +18,40 @@ pub enum Allow {
     Ioctl(&'static [u64]),
     /// The call, with this value in the low 32 bits of the argument with this index (0 is the first).
     Argument(libc::c_long, u8, u32),
-    /// The call, with none of these bits set in the argument with this index.
-    WithoutBits(libc::c_long, u8, u64),
+    /// The call, with these arguments: of each the index, a mask, and what the bits of the mask have to be.
+    Bits(libc::c_long, &'static [(u8, u64, u64)]),
 }
+
+/// Bits of `mmap`'s flags that say what is mapped: private or shared, a file or nothing, in pages of which size.
+const KIND: u64 = (0xf | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB) as u64;
+/// Nothing executable is ever mapped.
+const NO_CODE: (u8, u64, u64) = (2, libc::PROT_EXEC as u64, 0);
+
+/// To map memory of nobody else's, in pages of the usual size.
+pub const PRIVATE_MEMORY: Allow =
+    Allow::Bits(libc::SYS_mmap, &[NO_CODE, (3, KIND, (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64)]);
+
+/// To map a file that is shared with another process.
+pub const SHARED_MEMORY: Allow = Allow::Bits(libc::SYS_mmap, &[NO_CODE, (3, KIND, libc::MAP_SHARED as u64)]);
+
+/// To let an allocation grow where it is, or move it: to nowhere in particular.
+pub const GROWING_MEMORY: Allow = Allow::Argument(libc::SYS_mremap, 3, libc::MREMAP_MAYMOVE as u32);
+
+/// What a thread of a sealed process needs to [`narrow`] itself; it is on no list that it narrows itself to.
+pub const NARROWING: &[Allow] = &[
+    Allow::Argument(libc::SYS_prctl, 0, libc::PR_SET_NO_NEW_PRIVS as u32),
+    Allow::Argument(libc::SYS_seccomp, 0, libc::SECCOMP_SET_MODE_FILTER),
+];
 
 /// What every process needs that has threads, an allocator and a control socket. No call here opens or makes
 /// anything but anonymous memory and the next controller's connection.
 pub const COMMON: &[Allow] = &[
     // The control socket and the stream sockets given.
     Allow::Call(libc::SYS_accept4),
-    Allow::Call(libc::SYS_getsockopt),
+    Allow::Bits(
+        libc::SYS_getsockopt,
+        &[(1, 0xffff_ffff, libc::SOL_SOCKET as u64), (2, 0xffff_ffff, libc::SO_PEERCRED as u64)],
+    ),
     Allow::Call(libc::SYS_recvmsg),
     Allow::Call(libc::SYS_sendmsg),
     Allow::Call(libc::SYS_recvfrom),
@@ -42,13 +66,13 @@ pub const COMMON: &[Allow] = &[
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_GETFD as u32),
     Allow::Call(libc::SYS_poll),
     Allow::Call(libc::SYS_ppoll),
-    // The allocator. Nothing executable is ever mapped.
+    // The allocator, and the stack of a thread that ends.
     Allow::Call(libc::SYS_brk),
-    Allow::Call(libc::SYS_madvise),
-    Allow::Call(libc::SYS_mremap),
+    Allow::Argument(libc::SYS_madvise, 2, libc::MADV_DONTNEED as u32),
+    GROWING_MEMORY,
     Allow::Call(libc::SYS_munmap),
-    Allow::WithoutBits(libc::SYS_mmap, 2, libc::PROT_EXEC as u64),
-    Allow::WithoutBits(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64),
+    PRIVATE_MEMORY,
+    Allow::Bits(libc::SYS_mprotect, &[NO_CODE]),
     // Threads and locks.
     Allow::Call(libc::SYS_futex),
     Allow::Call(libc::SYS_gettid),
@@ -78,6 +102,15 @@ pub fn seal(list: &[Allow]) -> Result<(), SandboxError> {
         .map_err(|error| SandboxError::Filter(error.to_string()))
 }
 
+/// Allows the calling thread the calls listed and no others, for ever, of those that its process may make; any other
+/// kills the process. The process is sealed with [`NARROWING`] on its list.
+///
+/// # Errors
+/// [`SandboxError::Filter`]; the thread must not go on.
+pub fn narrow(list: &[Allow]) -> Result<(), SandboxError> {
+    apply_filter(&program(list)?).map_err(|error| SandboxError::Filter(error.to_string()))
+}
+
 fn program(list: &[Allow]) -> Result<BpfProgram, SandboxError> {
     let refused = |error: seccompiler::BackendError| SandboxError::Filter(error.to_string());
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
@@ -98,9 +131,12 @@ fn program(list: &[Allow]) -> Result<BpfProgram, SandboxError> {
                     rule(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into()).map_err(refused)?;
                 rules.entry(call).or_default().push(rule);
             }
-            Allow::WithoutBits(call, index, bits) => {
-                let rule =
-                    rule(index, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bits), 0).map_err(refused)?;
+            Allow::Bits(call, arguments) => {
+                let condition = |&(index, mask, value): &(u8, u64, u64)| {
+                    SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), value)
+                };
+                let conditions = arguments.iter().map(condition).collect::<Result<Vec<_>, _>>();
+                let rule = conditions.and_then(SeccompRule::new).map_err(refused)?;
                 rules.entry(call).or_default().push(rule);
             }
         }

@@ -6,6 +6,7 @@
 //! | taken away | by |
 //! |---|---|
 //! | the file system | own mount namespace whose root is an empty, read-only tmpfs |
+//! | the same again, TCP, others' processes | Landlock, where the kernel has it |
 //! | the network | own network namespace without an interface |
 //! | System V IPC, host name, cgroup paths | own namespaces |
 //! | the user | the domain's own uid and gid, no supplementary group |
@@ -18,6 +19,7 @@
 mod caps;
 mod file_size;
 mod filter;
+mod landlock;
 
 use std::io;
 
@@ -29,7 +31,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, chdir, getegid, geteuid, pivot_root, setgroups, setresgid, setresuid};
 
 pub use file_size::limit_files;
-pub use filter::{Allow, COMMON, seal};
+pub use filter::{Allow, COMMON, GROWING_MEMORY, NARROWING, PRIVATE_MEMORY, SHARED_MEMORY, narrow, seal};
+pub use landlock::version as landlock_version;
 
 /// Most descriptors a sealed process may have open: what it was given, and what its peers send it.
 const MAX_OPEN: u64 = 1024;
@@ -111,6 +114,7 @@ pub fn enter(uid: u32) -> Result<(), SandboxError> {
     }
     step("drop all capabilities", caps::drop_all())?;
     step("set no_new_privs", set_no_new_privs())?;
+    step("deny itself every path", landlock::deny_all())?;
     step("forbid tracing and core dumps", set_dumpable(false))?;
     // The kernel forgets it when the ids change: who is to die with its starter still is.
     step("keep dying with the parent", set_pdeathsig(dies_with))
