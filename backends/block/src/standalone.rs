@@ -235,7 +235,7 @@ pub fn run(args: &Standalone) -> Result<(), StandaloneError> {
         sandbox::limit_files(longest.max(MAX_LOGS))?;
     }
     args.common.enter_sandbox()?;
-    let server = prepared.start()?;
+    let server = prepared.start()?.with_any_memory();
     sandbox::seal(&calls())?;
     if let Some(opening) = opening {
         opening.begin();

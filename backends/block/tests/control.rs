@@ -385,3 +385,20 @@ fn a_ring_with_held_requests_and_no_log_stops_and_they_fail() {
     assert!(failed > 0);
     assert_eq!((said.held, said.write.errors), (0, failed));
 }
+
+#[test]
+fn a_runners_memory_that_could_become_shorter_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_program, link) = controlled(dir.path());
+    let mut fds = Outgoing::default();
+    let (disk, stream) = disk(&mut fds, "d", writable(&image(dir.path(), 1 << 20)), false, 1);
+    assert_eq!(send(&link, vec![disk], fds), FromChild::Reply(BackendReply::Ready));
+    let driver = Driver::negotiated_unsealed(stream, 1, 0);
+    // Whether the frontend is told depends on what was negotiated; it is hung up on.
+    let _ = driver.frontend.set_mem_table(&driver.regions());
+    let why = match link.receive::<Answer>().unwrap().0 {
+        FromChild::Event(BackendEvent::DeviceFailed { why, .. }) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(why.contains("F_SEAL_SHRINK"), "{why}");
+}

@@ -60,6 +60,7 @@ impl Standalone {
                 std::process::exit(1);
             })
         })?;
+        let server = server.with_any_memory();
         sandbox::seal(&[COMMON, server::CALLS, CALLS].concat())?;
         nic.recall().context("cannot set up the tap")?;
         match frontend {

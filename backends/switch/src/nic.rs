@@ -116,10 +116,6 @@ impl Device for Nic {
         OFFERED
     }
 
-    fn sealed_memory(&self) -> bool {
-        true
-    }
-
     fn signals(&self) -> Signals {
         self.signals.clone()
     }

@@ -10,9 +10,6 @@ const OWN: &[Allow] = &[
     Allow::Call(libc::SYS_epoll_ctl),
     // A port is plugged in: the way to tell the data thread about its rings.
     Allow::Call(libc::SYS_eventfd2),
-    // A frontend shares memory: could it become shorter, or be missing?
-    Allow::Argument(libc::SYS_fcntl, 1, libc::F_GET_SEALS as u32),
-    Allow::Call(libc::SYS_fstatfs),
     // A port is unplugged: its frontend is hung up on.
     Allow::Call(libc::SYS_shutdown),
 ];

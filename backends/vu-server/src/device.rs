@@ -39,13 +39,6 @@ pub trait Device: Send + 'static {
         false
     }
 
-    /// Refuse memory that could go away: whose file could become shorter (`F_SEAL_SHRINK`), or that is not in tmpfs, as
-    /// huge pages are missing when their pool is empty. To touch it would kill this process; one that serves several
-    /// guests must not give one of them that power.
-    fn sealed_memory(&self) -> bool {
-        false
-    }
-
     /// How the eventfds of its frontends are signalled. A process that serves several domains must not wait for one.
     fn signals(&self) -> Signals {
         Signals::Write

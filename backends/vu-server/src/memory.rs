@@ -2,7 +2,7 @@
 //!
 //! Refused: a region beyond its file's end, of no bytes, that wraps around, overlaps another, or is one too many.
 //! Promised: no address of a guest or a frontend leads outside a mapping. A file that its owner shortens afterwards
-//! ends this process by `SIGBUS`, which harms that owner's domain alone.
+//! ends this process by `SIGBUS`: the server refuses those that can be shortened, but where it serves other VMMs.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};

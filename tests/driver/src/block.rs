@@ -100,10 +100,17 @@ impl Driver {
 
     /// Features, and no memory yet.
     pub fn negotiated(stream: UnixStream, queues: u16, features: u64) -> Self {
+        Self::negotiated_in(Memory::sealed(MEMORY).expect("memory for a guest"), stream, queues, features)
+    }
+
+    /// The same of a guest whose file could become shorter, as other VMMs have it.
+    pub fn negotiated_unsealed(stream: UnixStream, queues: u16, features: u64) -> Self {
+        Self::negotiated_in(Memory::unsealed(MEMORY).expect("memory for a guest"), stream, queues, features)
+    }
+
+    fn negotiated_in(memory: Memory, stream: UnixStream, queues: u16, features: u64) -> Self {
         let features = features | F_VERSION_1;
         let frontend = negotiate(stream, queues, features);
-        // Disks are served out of any memory.
-        let memory = Memory::unsealed(MEMORY).expect("memory for a guest");
         let ring =
             |queue: u64| Ring::new(&memory, Layout::at(0x1_0000 * queue, SIZE), features & F_EVENT_IDX != 0);
         let rings: Vec<_> = (0..queues.into()).map(|queue| ring(queue).expect("a ring")).collect();

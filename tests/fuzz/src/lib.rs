@@ -137,7 +137,7 @@ fn guards() -> impl Iterator<Item = u64> {
 impl Guest {
     /// With this many rings, which are empty.
     pub fn new(queues: u64) -> Self {
-        let memory = Memory::unsealed(MEMORY + 3 * GUARD).expect("memory for a guest");
+        let memory = Memory::sealed(MEMORY + 3 * GUARD).expect("memory for a guest");
         guards().for_each(|at| memory.write_bytes(&GUARDED, at));
         let ring = |queue| {
             let descriptors = Self::at(queue * RING);

@@ -35,6 +35,9 @@ pub const CALLS: &[Allow] = &[
     // A memory region is mapped, and a log: is its file long enough?
     SHARED_MEMORY,
     Allow::Call(libc::SYS_lseek),
+    // Could the file become shorter, or its pages be missing?
+    Allow::Argument(libc::SYS_fcntl, 1, libc::F_GET_SEALS as u32),
+    Allow::Call(libc::SYS_fstatfs),
     // The connection is cloned, and a ring's eventfds are.
     Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32),
     // A ring's eventfd: is it one? It takes paths, too, but with an empty root there is no other file to look at.
@@ -80,6 +83,15 @@ impl<D: Device> Server<D> {
         assert!((1..=256).contains(&queues.len()), "a device has 1 to 256 queues");
         let workers = queues.clone();
         Self { state: Arc::new(Mutex::new(State::new(name.into(), device, queues))), workers }
+    }
+
+    /// Takes memory in whatever files a frontend has, as other VMMs share theirs. A frontend can end the process by
+    /// `SIGBUS` then. Without this, memory is refused that could go away: whose file could become shorter
+    /// (`F_SEAL_SHRINK`), or that is not in tmpfs, as huge pages are missing when their pool is empty.
+    #[must_use]
+    pub fn with_any_memory(self) -> Self {
+        lock(&self.state).take_any_memory();
+        self
     }
 
     /// Serves one frontend until it hangs up. Afterwards no ring runs, no memory is mapped, and the device

@@ -47,6 +47,7 @@ pub struct State<D: Device> {
     memory: Arc<MemoryTable>,
     inflight: Option<Inflight>,
     vrings: Vec<Vring<D::Command>>,
+    any_memory: bool,
 }
 
 /// A refusal that names the act and the value.
@@ -79,7 +80,13 @@ fn refuse_eventfd(index: u8, what: &str, why: &EventfdError) -> Error {
 impl<D: Device> State<D> {
     pub fn new(name: Arc<str>, device: D, queues: Vec<Port<D::Command>>) -> Self {
         let vrings = (0..).zip(queues).map(|(index, worker)| Vring::new(index, worker)).collect();
-        Self { name, device, features: 0, memory: Arc::default(), inflight: None, vrings }
+        let memory = Arc::default();
+        Self { name, device, features: 0, memory, inflight: None, vrings, any_memory: false }
+    }
+
+    /// Memory may be in any file.
+    pub fn take_any_memory(&mut self) {
+        self.any_memory = true;
     }
 
     /// Whether the frontend has acknowledged `VHOST_USER_F_PROTOCOL_FEATURES`.
@@ -154,13 +161,13 @@ impl<D: Device> State<D> {
         self.change_all(|state| state.memory = Arc::new(memory))
     }
 
-    /// Refuses a region that the device has no room for, or, if it minds, whose memory could go away.
+    /// Refuses a region that the device has no room for, or whose memory could go away.
     fn check_region(&self, memory: &MemoryTable, file: &File) -> Result<()> {
         let most = self.device.max_regions();
         if memory.regions() >= most {
             return Err(refuse(format!("more than {most} memory regions")));
         }
-        if self.device.sealed_memory() { check_stays(file).map_err(refuse) } else { Ok(()) }
+        if self.any_memory { Ok(()) } else { check_stays(file).map_err(refuse) }
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
