@@ -35,12 +35,12 @@ use crate::layout::{
 use crate::memory::GuestRam;
 use crate::pci;
 use crate::power::{self, I8042, I8042_PORTS, PowerRegisters, REGISTERS};
-use crate::rules::RULES;
+use crate::rules::{self, Gate};
 use crate::serial::Serial;
 use crate::stop::Stop;
 use crate::timeline::Timeline;
 use crate::vcpu::{Buses, Vcpus};
-use crate::virtio::{self, PATIENCE, Transport, Watcher};
+use crate::virtio::{PATIENCE, Transport, Watcher};
 use crate::vm::Vm;
 
 /// How long the end of a machine waits for vCPUs that are busy, and for its last console output to be read.
@@ -107,11 +107,12 @@ impl Machine {
         let mut pci = pci::Root::default();
         let reporter = events.clone();
         let lost = move |device: &DeviceId| reporter.send(&RunnerEvent::DeviceLost(device.clone()));
-        let watcher = Watcher::start(PATIENCE, lost)?;
+        let gate = Gate::closed();
+        let watcher = Watcher::start(PATIENCE, &gate, lost)?;
         let mut devices = Vec::new();
         for device in &start.devices {
             let (description, function) =
-                Transport::new(&device.spec, &ram, fd.clone(), irq.clone(), &watcher)?;
+                Transport::new(&device.spec, &ram, fd.clone(), irq.clone(), &watcher, &gate)?;
             devices.push((device.spec.id.clone(), function.clone()));
             pci.add(device.spec.slot, description, function)?;
         }
@@ -120,8 +121,8 @@ impl Machine {
         memory.insert(ECAM, ECAM_SIZE, Arc::new(pci::Ecam(pci.clone())))?;
         memory.insert(PCI_WINDOW, PCI_WINDOW_SIZE, Arc::new(pci::Window(pci)))?;
         let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
-        let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop.clone())?);
-        serial.start()?;
+        let threads = Arc::new(Vcpus::spawn(start.vcpus, buses, stop.clone(), &gate)?);
+        serial.start(&gate)?;
         let stopped = Arc::new(Mutex::new(None));
         let end = End {
             vcpus: threads.clone(),
@@ -129,8 +130,10 @@ impl Machine {
             events: events.clone(),
             stopped: stopped.clone(),
         };
-        threads::start("end".into(), move || end.wait(&reasons))?;
-        sandbox::seal(&[sandbox::COMMON, RULES, virtio::CALLS].concat())?;
+        let ticket = gate.ticket(rules::END);
+        threads::start("end".into(), move || ticket.run(|| end.wait(&reasons)))?;
+        sandbox::seal(&rules::process())?;
+        gate.open();
 
         for ((_, device), socket) in devices.iter().zip(sockets) {
             device.connect(socket)?;
@@ -139,6 +142,7 @@ impl Machine {
         let entry = boot::load(&ram, &kernel, initrd.as_ref(), &start.cmdline, start.vcpus)?;
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
+        sandbox::narrow(&rules::CONTROL.concat())?;
         threads.give(vcpus);
         timeline.loaded.set();
         Ok(Self { ram, vcpus: threads, power, serial, devices, stop, stopped, timeline })

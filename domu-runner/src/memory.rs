@@ -1,15 +1,16 @@
 //! Guest memory: one sealed memfd, mapped once, shared with the backends.
 //!
 //! RAM below 3 GiB comes first in the file, the rest follows at 4 GiB of the guest. The seals keep anybody who
-//! holds the descriptor from shrinking it under a reader (`SIGBUS`) or growing it.
+//! holds the descriptor from shrinking it under a reader (`SIGBUS`) or growing it, and from executing it.
+#![expect(unsafe_code, reason = "to give the kernel advice about a mapping has no safe binding")]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use domus_startup::memfd;
+use nix::errno::Errno;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::layout::{HOLE_END, HOLE_START};
@@ -51,19 +52,28 @@ impl GuestRam {
     /// [`MemoryError`].
     pub fn new(size: u64) -> Result<Self, MemoryError> {
         let fail = |act, source| MemoryError { act, size, source };
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let fd = memfd_create(c"guest-ram", flags).map_err(|e| fail("make a memfd for", e.into()))?;
-        let file = File::from(fd);
-        file.set_len(size).map_err(|e| fail("size a memfd for", e))?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| fail("seal", e.into()))?;
+        let file = memfd::sealed("guest-ram", size).map_err(|e| fail("make a sealed memfd for", e))?;
         let file = Arc::new(file);
         let ranges = pieces(size).map(|(gpa, offset, length)| {
             (GuestAddress(gpa), length as usize, Some(FileOffset::from_arc(file.clone(), offset)))
         });
         let memory = GuestMemoryMmap::from_ranges_with_files(ranges.collect::<Vec<_>>())
             .map_err(|e| fail("map", io::Error::other(e)))?;
-        Ok(Self { memory, file })
+        let ram = Self { memory, file };
+        ram.leave_out_of_cores().map_err(|e| fail("keep out of cores", e))?;
+        Ok(ram)
+    }
+
+    /// A core of this process has nothing of its guest in it. One of the machine is made without the kernel's help.
+    fn leave_out_of_cores(&self) -> io::Result<()> {
+        for region in self.memory.iter() {
+            let map = region.get_mmap();
+            let start = map.as_ptr().cast::<libc::c_void>();
+            // SAFETY: the range is exactly this mapping, and the advice changes nothing of what is in it.
+            let advised = unsafe { libc::madvise(start, region.len() as usize, libc::MADV_DONTDUMP) };
+            Errno::result(advised)?;
+        }
+        Ok(())
     }
 
     /// The pieces, in the order of their addresses.

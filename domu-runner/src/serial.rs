@@ -20,6 +20,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::rules::{Gate, SERIAL};
 use crate::timeline::Mark;
 use crate::uart::Uart;
 
@@ -71,9 +72,9 @@ impl Serial {
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub fn start(self: &Arc<Self>) -> io::Result<()> {
-        let serial = self.clone();
-        threads::start("serial".into(), move || serial.pump()).map(drop)
+    pub fn start(self: &Arc<Self>, gate: &Gate) -> io::Result<()> {
+        let (serial, ticket) = (self.clone(), gate.ticket(SERIAL));
+        threads::start("serial".into(), move || ticket.run(|| serial.pump())).map(drop)
     }
 
     /// Goes on with another end.
@@ -247,7 +248,7 @@ mod tests {
         let (mut host, guest) = UnixStream::pair().unwrap();
         let serial =
             Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
-        serial.start().unwrap();
+        serial.start(&Gate::none()).unwrap();
         for byte in b"hello" {
             serial.write(0, &[*byte]);
         }
@@ -274,7 +275,7 @@ mod tests {
         let (mut host, guest) = UnixStream::pair().unwrap();
         let serial =
             Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
-        serial.start().unwrap();
+        serial.start(&Gate::none()).unwrap();
         host.write_all(&[b'x'; 1000]).unwrap();
         let wait = |done: &dyn Fn() -> bool| {
             let start = Instant::now();
@@ -294,7 +295,7 @@ mod tests {
         let (first, guest) = UnixStream::pair().unwrap();
         let serial =
             Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
-        serial.start().unwrap();
+        serial.start(&Gate::none()).unwrap();
         drop(first);
         for byte in b"nobody hears" {
             serial.write(0, &[*byte]);
@@ -318,7 +319,7 @@ mod tests {
         let (_host, guest) = UnixStream::pair().unwrap();
         let serial =
             Arc::new(Serial::new(Some(guest.into()), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap());
-        serial.start().unwrap();
+        serial.start(&Gate::none()).unwrap();
         for _ in 0..4 * BUFFER {
             serial.write(0, b"x");
         }

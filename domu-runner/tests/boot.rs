@@ -4,6 +4,7 @@
 
 mod kernel;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -135,6 +136,8 @@ impl Runner {
             }
         };
         assert_eq!(self.status().stopped, Some(reason.clone()));
+        // It stays, whatever its threads do last.
+        std::thread::sleep(Duration::from_millis(50));
         assert!(self.process.ended().unwrap().is_none());
         self.process.kill().unwrap();
         let mut printed = Vec::new();
@@ -221,6 +224,38 @@ fn a_runner_holds_nothing_but_its_guest() {
     };
     // Guest RAM is shared memory; the rest is the runner's own.
     assert!(kib("Pss_Anon:") < 4096, "{rollup}");
+}
+
+#[test]
+fn every_thread_of_a_runner_has_a_filter_of_its_own_beside_the_processs() {
+    let runner = Runner::ready(&kernel::elf("x", Then::Spin), 2);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", runner.process.pid())).unwrap();
+    let mut filters = BTreeMap::new();
+    for task in tasks.map(|task| task.unwrap().path()) {
+        let name = std::fs::read_to_string(task.join("comm")).unwrap();
+        let status = std::fs::read_to_string(task.join("status")).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:")).unwrap();
+        filters.insert(name.trim().to_owned(), count.trim().to_owned());
+    }
+    let names = ["backend-watch", "domu-runner", "end", "serial", "vcpu0", "vcpu1"];
+    assert_eq!(filters, names.map(|name| (name.to_owned(), "2".to_owned())).into());
+}
+
+#[test]
+fn a_guests_memory_is_in_no_core_of_its_runner_and_is_not_executable() {
+    let runner = Runner::ready(&kernel::elf("x", Then::Spin), 1);
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", runner.process.pid())).unwrap();
+    let ram = smaps.split_once("/memfd:guest-ram").unwrap().1;
+    let flags = ram.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+    assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", runner.process.pid())).unwrap();
+    let is_ram = |path: &PathBuf| {
+        std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:guest-ram"))
+    };
+    let file = File::open(fds.map(|fd| fd.unwrap().path()).find(is_ram).unwrap()).unwrap();
+    let seals = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GET_SEALS).unwrap();
+    // F_SEAL_EXEC, and those of the size, where the kernel has the first.
+    assert!([0x27, 0x7].contains(&(seals & 0x27)), "{seals:#x}");
 }
 
 #[test]

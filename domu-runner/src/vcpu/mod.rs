@@ -28,6 +28,7 @@ use shared_abi::control::{StopReason, VcpuCounters};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
+use crate::rules::{Gate, VCPU};
 use crate::stop::Stop;
 use domus_startup::time::monotonic;
 use exit::{PortAccess, internal_error, locked_the_bus, was_stuck};
@@ -94,7 +95,7 @@ impl Vcpus {
     ///
     /// # Errors
     /// If the system has no thread or no signal left.
-    pub fn spawn(count: u8, buses: Buses, stop: Stop) -> io::Result<Self> {
+    pub fn spawn(count: u8, buses: Buses, stop: Stop, gate: &Gate) -> io::Result<Self> {
         register_signal_handler(kick_signal(), kicked)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -111,10 +112,10 @@ impl Vcpus {
             stop,
         });
         // By a thread that ends: its cookie is for those that it starts, and not for the rest of this process.
-        let own = shared.clone();
+        let (own, gate) = (shared.clone(), gate.clone());
         let spawner = std::thread::spawn(move || {
             let core_scheduling = core_scheduling::own_cookie();
-            let threads = (0..count).map(|index| own.spawn(index)).collect::<io::Result<_>>()?;
+            let threads = (0..count).map(|index| own.spawn(index, &gate)).collect::<io::Result<_>>()?;
             Ok((core_scheduling, threads))
         });
         let spawned: io::Result<_> =
@@ -221,10 +222,11 @@ impl Shared {
         self.leave.iter().for_each(|leave| leave.store(true, Ordering::Release));
     }
 
-    fn spawn(self: &Arc<Self>, index: u8) -> io::Result<Thread> {
+    fn spawn(self: &Arc<Self>, index: u8, gate: &Gate) -> io::Result<Thread> {
         let (sender, receiver) = channel();
-        let shared = self.clone();
-        let handle = threads::start(format!("vcpu{index}"), move || shared.thread(index.into(), receiver))?;
+        let (shared, ticket) = (self.clone(), gate.ticket(&[VCPU]));
+        let work = move || shared.thread(index.into(), receiver);
+        let handle = threads::start(format!("vcpu{index}"), move || ticket.run(work))?;
         Ok(Thread { handle, vcpu: Mutex::new(Some(sender)) })
     }
 

@@ -27,13 +27,5 @@ pub mod common;
 pub mod transport;
 pub mod watch;
 
-use domus_startup::sandbox::Allow;
-
 pub use transport::{COURTESY, Transport, TransportError};
 pub use watch::{PATIENCE, Watcher};
-
-/// System calls that PCI and virtio make while the guest runs, beyond `sandbox::COMMON` and the ioctls
-/// `KVM_SET_GSI_ROUTING`, `KVM_IRQFD` and `KVM_IOEVENTFD`: `shutdown` ends a backend's connection, `fcntl` duplicates a
-/// new one's socket for the watcher.
-pub const CALLS: &[Allow] =
-    &[Allow::Call(libc::SYS_shutdown), Allow::Argument(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u32)];

@@ -36,6 +36,7 @@ use crate::memory::{GuestRam, RamRegion};
 use crate::pci::config::{Config, Identity};
 use crate::pci::msix::{self, Interrupts, MsixError, NO_VECTOR};
 use crate::pci::{Description, Function};
+use crate::rules::{self, Gate};
 use crate::timeline::Mark;
 
 /// Bytes of the BAR.
@@ -190,6 +191,7 @@ impl Transport {
         vm: Arc<VmFd>,
         router: Arc<IrqRouter>,
         watcher: &Arc<Watcher>,
+        gate: &Gate,
     ) -> Result<(Description, Arc<Self>), TransportError> {
         check(device)?;
         let id = &device.id;
@@ -236,8 +238,8 @@ impl Transport {
             changed: Condvar::new(),
             link: Mutex::new(link),
         });
-        let own = transport.clone();
-        threads::start(format!("dev {id}"), move || own.serve())
+        let (own, ticket) = (transport.clone(), gate.ticket(rules::DEVICE));
+        threads::start(format!("dev {id}"), move || ticket.run(|| own.serve()))
             .map_err(|source| TransportError::Thread { device: id.clone(), source })?;
         Ok((description, transport))
     }

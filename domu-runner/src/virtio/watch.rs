@@ -19,6 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use shared_abi::DeviceId;
 
+use crate::rules::{Gate, WATCH};
+
 /// How long a backend may take for one start, stop or configuration access. Stopping waits for its I/O.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,11 +49,16 @@ impl Watcher {
     ///
     /// # Errors
     /// If there is no eventfd or no thread to be had.
-    pub fn start(patience: Duration, lost: impl Fn(&DeviceId) + Send + 'static) -> io::Result<Arc<Self>> {
+    pub fn start(
+        patience: Duration,
+        gate: &Gate,
+        lost: impl Fn(&DeviceId) + Send + 'static,
+    ) -> io::Result<Arc<Self>> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let watcher = Arc::new(Self { wake, watched: Mutex::default(), patience });
         let own = watcher.clone();
-        threads::start("backend-watch".into(), move || own.run(lost))?;
+        let ticket = gate.ticket(WATCH);
+        threads::start("backend-watch".into(), move || ticket.run(|| own.run(lost)))?;
         Ok(watcher)
     }
 

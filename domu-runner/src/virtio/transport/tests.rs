@@ -127,8 +127,10 @@ impl Machine {
         let ram = GuestRam::new(16 << 20).unwrap();
         let router = Arc::new(IrqRouter::new(vm.clone()).unwrap());
         let (sender, lost) = channel();
-        let watcher = Watcher::start(patience, move |device| sender.send(device.clone()).unwrap()).unwrap();
-        let (description, transport) = Transport::new(device, &ram, vm, router, &watcher)?;
+        let watcher =
+            Watcher::start(patience, &Gate::none(), move |device| sender.send(device.clone()).unwrap())
+                .unwrap();
+        let (description, transport) = Transport::new(device, &ram, vm, router, &watcher, &Gate::none())?;
         transport.connect(socket.into())?;
         let mut root = Root::default();
         root.add(None, description, transport.clone()).unwrap();
