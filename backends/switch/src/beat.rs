@@ -6,12 +6,13 @@
 //!                               └── no turn since the last look, and no rest: it stands still
 //! ```
 //!
-//! So a switch that rests has two threads that sleep, and one that works pays for a look now and then.
+//! So a switch that rests has two threads that sleep, and one that works pays for a look now and then. The crate
+//! `tests/loom` runs this file in every order of its steps.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::Thread;
+use std::sync::PoisonError;
 use std::time::Duration;
+
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Thread, current, park, sleep};
 
 /// What the two threads tell each other.
 #[derive(Debug)]
@@ -22,13 +23,13 @@ pub struct Beat {
     rests: AtomicBool,
     /// The watcher looks at it.
     watched: AtomicBool,
-    watcher: OnceLock<Thread>,
+    watcher: Mutex<Option<Thread>>,
 }
 
 impl Default for Beat {
     fn default() -> Self {
         let (rests, watched) = (AtomicBool::new(true), AtomicBool::new(false));
-        Self { turns: AtomicU64::new(0), rests, watched, watcher: OnceLock::new() }
+        Self { turns: AtomicU64::new(0), rests, watched, watcher: Mutex::new(None) }
     }
 }
 
@@ -52,7 +53,7 @@ impl Beat {
         self.rests.store(false, Ordering::SeqCst);
         if !self.watched.load(Ordering::SeqCst) {
             self.watched.store(true, Ordering::SeqCst);
-            if let Some(watcher) = self.watcher.get() {
+            if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
                 watcher.unpark();
             }
         }
@@ -60,14 +61,13 @@ impl Beat {
 
     /// Is the watcher: returns when `stopped` has been called, because a turn took at least `patience`.
     pub fn watch(&self, patience: Duration, stopped: impl FnOnce()) {
-        // Another watcher is none: this is called once.
-        let _ = self.watcher.set(std::thread::current());
+        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(current());
         loop {
             while !self.watched.load(Ordering::SeqCst) {
-                std::thread::park();
+                park();
             }
             let before = self.turns.load(Ordering::Relaxed);
-            std::thread::sleep(patience);
+            sleep(patience);
             if self.rests.load(Ordering::SeqCst) {
                 self.watched.store(false, Ordering::SeqCst);
                 // It may have begun to work between the two, and seen that it is watched.

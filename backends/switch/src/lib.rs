@@ -36,7 +36,7 @@
 //! | [`connection`] | the threads that frontends talk to |
 //! | [`nic`] | the device behind a connection, and what its threads share |
 //! | [`forward`] | the data thread: who gets a frame, and the copy |
-//! | [`beat`] | whether the data thread moves |
+//! | [`beat`], [`sync`] | whether the data thread moves |
 
 pub mod beat;
 pub mod connection;
@@ -44,6 +44,7 @@ pub mod control;
 pub mod forward;
 pub mod nic;
 pub mod start;
+pub mod sync;
 pub mod syscalls;
 
 /// Most ports of one switch.

@@ -37,6 +37,7 @@
 pub mod aio;
 pub mod device;
 pub mod eventfd;
+mod mailbox;
 pub mod memory;
 pub mod poll_time;
 pub mod queue;
@@ -44,6 +45,7 @@ pub mod rate;
 pub mod say;
 pub mod server;
 pub mod standalone;
+mod sync;
 pub mod worker;
 
 pub use device::Device;

@@ -13,10 +13,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
+use crate::mailbox::{Inbox, Outbox, mailbox};
 use crate::queue::Queue;
 
 /// A command to a worker. `T` is the device class's own command ([`Device::Command`](crate::Device::Command)).
@@ -69,21 +68,17 @@ pub struct WorkerGone;
 
 /// The control thread's end. Clones lead to the same worker.
 #[derive(Debug)]
-pub struct Port<T> {
-    commands: Sender<WorkerCommand<T>>,
-    wake: Arc<EventFd>,
-}
+pub struct Port<T>(Outbox<WorkerCommand<T>>);
 
 impl<T> Clone for Port<T> {
     fn clone(&self) -> Self {
-        Self { commands: self.commands.clone(), wake: self.wake.clone() }
+        Self(self.0.clone())
     }
 }
 
 impl<T> Port<T> {
     fn send(&self, command: WorkerCommand<T>) -> Result<(), WorkerGone> {
-        self.commands.send(command).map_err(|_| WorkerGone)?;
-        self.wake.write(1).map(drop).map_err(|_| WorkerGone)
+        if self.0.send(command) { Ok(()) } else { Err(WorkerGone) }
     }
 
     /// Hands a queue over.
@@ -141,24 +136,19 @@ impl<T> Port<T> {
 
 /// The worker's end.
 #[derive(Debug)]
-pub struct Commands<T> {
-    commands: Receiver<WorkerCommand<T>>,
-    wake: Arc<EventFd>,
-}
+pub struct Commands<T>(Inbox<WorkerCommand<T>>);
 
 impl<T> Commands<T> {
     /// The next command, without waiting. Take commands until there is none.
     pub fn take(&self) -> Option<WorkerCommand<T>> {
-        // The counter first: a command sent after the channel was found empty makes it readable again.
-        let _ = self.wake.read();
-        self.commands.try_recv().ok()
+        self.0.take()
     }
 }
 
 impl<T> AsFd for Commands<T> {
     /// Readable when there may be commands.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.0.wake().as_fd()
     }
 }
 
@@ -167,14 +157,15 @@ impl<T> AsFd for Commands<T> {
 /// # Errors
 /// No eventfd could be made.
 pub fn commands<T>() -> io::Result<(Port<T>, Commands<T>)> {
-    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-    let (sender, receiver) = channel();
-    Ok((Port { commands: sender, wake: wake.clone() }, Commands { commands: receiver, wake }))
+    let (outbox, inbox) = mailbox()?;
+    Ok((Port(outbox), Commands(inbox)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
+
+    use nix::sys::eventfd::EventFd;
 
     use super::*;
 

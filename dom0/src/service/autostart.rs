@@ -25,6 +25,9 @@ use crate::value::place::ConfigError;
 /// Says that guests have been started since the host was.
 const MARKER: &str = "autostarted";
 
+/// The guests behind one that takes longer to start do not wait for it any longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Most configs that are looked at.
 const MAX_CONFIGS: usize = 4096;
 
@@ -49,11 +52,19 @@ pub async fn start(dom0: Rc<Dom0>) {
         if dom0.find(plan.name.as_str()).is_ok() {
             continue;
         }
-        match dom0.keep(config).await {
-            Ok(domid) => {
+        // One that is not waited for any longer is still being started.
+        match timeout(PATIENCE, dom0.keep(config)).await {
+            Ok(Ok(domid)) => {
                 crate::log::stderr::line(format_args!("{}: started with the host (ID {domid})", plan.name))
             }
-            Err(error) => {
+            Err(_) => {
+                let (name, seconds) = (&plan.name, PATIENCE.as_secs());
+                crate::log::stderr::line(format_args!(
+                    "autostart: {name}: has not started within {seconds} s: the next one is started meanwhile"
+                ));
+                continue;
+            }
+            Ok(Err(error)) => {
                 let why = explain(&plan, &error);
                 crate::log::stderr::line(format_args!("autostart: {why}: it is tried until it starts"));
                 continue;

@@ -291,23 +291,6 @@ fn only_root_and_the_group_reach_the_socket() {
     assert_eq!(domains, 0o700);
 }
 
-/// A directory with the real programs, one of them replaced by a script.
-fn programs_but(host: &Host, replaced: &str, script: &str) -> String {
-    let dir = host.path("libexec");
-    let _ = std::fs::remove_dir_all(&dir);
-    std::fs::create_dir(&dir).unwrap();
-    for program in ["domu-runner", "domus-block", "domus-net", "domus-console"] {
-        std::os::unix::fs::symlink(common::programs().join(program), dir.join(program)).unwrap();
-    }
-    std::fs::remove_file(dir.join(replaced)).unwrap();
-    if !script.is_empty() {
-        std::fs::write(dir.join(replaced), script).unwrap();
-        std::fs::set_permissions(dir.join(replaced), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
-    }
-    dir.display().to_string()
-}
-
 #[test]
 fn a_process_that_does_not_come_up_is_named_and_everything_made_so_far_is_removed() {
     let host = Host::new(true);
@@ -324,7 +307,7 @@ fn a_process_that_does_not_come_up_is_named_and_everything_made_so_far_is_remove
             ("#!/bin/sh\nkill -9 $$; sleep 1; exit 9\n", "exited with status"),
             ("\u{0}", "could not be executed"),
         ] {
-            let libexec = programs_but(&host, program, script);
+            let libexec = host.programs_but(program, script);
             let line = host.refused(&["run", "--libexec-dir", &libexec, &file]);
             assert!(
                 line.starts_with("web1.json: ") && line.contains(program) && line.contains(says),
@@ -341,7 +324,7 @@ fn a_build_that_hangs_can_be_given_up() {
     host.touch_run_dir();
     let file = host.guest("web1", "console=ttyS0", r#", "nets": [ { "id": "n", "bridge": "br0" } ]"#);
     let before = host.traces();
-    let libexec = programs_but(&host, "domus-net", "#!/bin/sh\nexec sleep 1000\n");
+    let libexec = host.programs_but("domus-net", "#!/bin/sh\nexec sleep 1000\n");
     let mut run =
         host.command(&["run", "--libexec-dir", &libexec, &file]).stderr(Stdio::null()).spawn().unwrap();
     host.until("its tap is made", || host.traces().links.contains("vif"));

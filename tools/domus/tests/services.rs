@@ -85,6 +85,25 @@ fn an_upgrade_of_dom0_puts_the_installed_program_in_its_place_and_guests_do_not_
 }
 
 #[test]
+fn a_guest_that_hangs_while_it_starts_does_not_hold_up_those_behind_it() {
+    let mut host = Host::new(true);
+    let domains = host.path("etc/domains");
+    fs::create_dir_all(&domains).unwrap();
+    let nic = r#", "nets": [ { "id": "n", "bridge": "br0" } ], "autostart": { "order": 1 }"#;
+    for (name, more) in [("late", r#", "autostart": true"#), ("early", nic)] {
+        let file = host.guest(name, SHELL, more);
+        fs::copy(host.path(&file), domains.join(file)).unwrap();
+    }
+    fs::copy(host.path("mini.elf"), domains.join("mini.elf")).unwrap();
+    let libexec = host.programs_but("domus-net", "#!/bin/sh\nexec sleep 1000\n");
+    host.start_service_with(&["--libexec-dir", &libexec]);
+    let state = |name: &str| Some(host.domain(name)?["state"].as_str()?.to_owned());
+    host.until("the one behind it runs", || state("late").as_deref() == Some("running"));
+    assert_eq!(state("early").as_deref(), Some("building"));
+    host.ok(&["destroy", "early"]);
+}
+
+#[test]
 fn guests_start_with_the_host_in_order_and_once_and_stop_with_it() {
     let mut host = Host::new(true);
     let domains = host.path("etc/domains");

@@ -171,26 +171,27 @@ fn a_client_that_floods_dom0_with_calls_holds_up_no_other() {
 }
 
 #[test]
-fn a_console_and_a_switch_that_live_and_do_not_answer_are_replaced() {
+fn a_console_a_net_backend_and_a_switch_that_live_and_do_not_answer_are_replaced() {
     let host = Host::with_service(true);
     let before = host.traces();
     let devices =
-        r#", "nets": [ { "id": "eth0", "switch": "lan" } ], "on_backend_hang": { "restart_after": 6 }"#;
+        r#", "nets": [ { "id": "eth0", "switch": "lan" }, { "id": "eth1", "bridge": "br0" } ], "on_backend_hang": { "restart_after": 6 }"#;
     host.ok(&["create", &host.guest("web1", SHELL, devices)]);
     let switch = || {
         let text =
             std::fs::read_to_string(host.run_dir().join("switches/lan/switch.json")).unwrap_or_default();
         serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|state| state["pid"].as_u64())
     };
-    let (console, old_switch) = (host.pid_of("web1", "console.sock").unwrap(), switch().unwrap());
-    common::signal(console, Signal::SIGSTOP);
+    let backends = ["console.sock", "net.sock"].map(|socket| (socket, host.pid_of("web1", socket).unwrap()));
+    let old_switch = switch().unwrap();
+    backends.iter().for_each(|(_, pid)| common::signal(*pid, Signal::SIGSTOP));
     common::signal(u32::try_from(old_switch).unwrap(), Signal::SIGSTOP);
     host.until("the console is named", || {
         why(&host, "web1").contains("domus-console: does not answer (since ")
     });
-    host.until("another console is there", || {
-        host.pid_of("web1", "console.sock").is_some_and(|pid| pid != console)
-    });
+    for (socket, old) in backends {
+        host.until("another one is there", || host.pid_of("web1", socket).is_some_and(|pid| pid != old));
+    }
     host.until("another switch is there", || switch().is_some_and(|pid| pid != old_switch));
     host.until("nothing is amiss", || why(&host, "web1").contains("nothing is amiss"));
     let mut terminal = common::Console::attach(&host, "web1");

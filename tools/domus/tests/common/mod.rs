@@ -157,6 +157,22 @@ impl Host {
         self.dom0.as_mut().unwrap()
     }
 
+    /// A folder with the programs, but for one that is `script` instead, or missing without one.
+    pub fn programs_but(&self, replaced: &str, script: &str) -> String {
+        let dir = self.path("libexec");
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        for program in ["domu-runner", "domus-block", "domus-net", "domus-console"] {
+            std::os::unix::fs::symlink(programs().join(program), dir.join(program)).unwrap();
+        }
+        fs::remove_file(dir.join(replaced)).unwrap();
+        if !script.is_empty() {
+            fs::write(dir.join(replaced), script).unwrap();
+            fs::set_permissions(dir.join(replaced), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        dir.display().to_string()
+    }
+
     /// Ends the service, and its domains with it.
     pub fn stop_service(&mut self) {
         self.end_service(nix::sys::signal::SIGINT);
