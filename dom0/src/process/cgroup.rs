@@ -30,6 +30,9 @@ pub fn task_limit(vcpus: u8) -> u32 {
     512 + 8 * u32::from(vcpus)
 }
 
+/// The most threads of a process that serves several domains: a switch has one for each of its 64 ports, and a few.
+pub const SHARED_TASKS: u32 = 256;
+
 /// The period of a CPU cap in microseconds.
 const PERIOD: u64 = 100_000;
 
@@ -102,11 +105,13 @@ impl Cgroups {
 
     /// The domain's cgroup, made where it is missing. One that is there may be from another dom0 and another config.
     pub fn group(&self, domain: &DomainName, memory: u64, vcpus: u8) -> Option<OwnedFd> {
-        limited(&self.path(domain), memory_limit(memory), task_limit(vcpus), domain.as_str())
+        limited(&self.path(domain), Some(memory_limit(memory)), task_limit(vcpus), domain.as_str())
     }
 
-    /// The cgroup of a helper of none of the domains, made where it is missing. A space in its name becomes a `-`.
-    pub fn helper(&self, whom: &str, memory: u64, tasks: u32) -> Option<OwnedFd> {
+    /// The cgroup of a process of none of the domains, made where it is missing. A space in its name becomes a `-`.
+    /// Without a limit of memory for what maps guests' memory: what it is the first to touch of that is counted as its
+    /// own.
+    pub fn helper(&self, whom: &str, memory: Option<u64>, tasks: u32) -> Option<OwnedFd> {
         // No domain's cgroup begins so.
         let path = self.base.join(format!("helper-{}", whom.replace([' ', '/'], "-")));
         limited(&path, memory, tasks, whom)
@@ -150,13 +155,15 @@ impl Cgroups {
 }
 
 /// A cgroup with these limits, made where it is missing.
-fn limited(path: &Path, memory: u64, tasks: u32, whom: &str) -> Option<OwnedFd> {
+fn limited(path: &Path, memory: Option<u64>, tasks: u32, whom: &str) -> Option<OwnedFd> {
     let made = || -> io::Result<()> {
         match fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        fs::write(path.join("memory.max"), memory.to_string())?;
+        if let Some(memory) = memory {
+            fs::write(path.join("memory.max"), memory.to_string())?;
+        }
         fs::write(path.join("pids.max"), tasks.to_string())
     };
     if let Err(error) = made() {
@@ -183,6 +190,18 @@ impl Drop for Cgroups {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_serves_no_domain_alone_has_limits_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = std::mem::ManuallyDrop::new(Cgroups { base: dir.path().into() });
+        assert!(cgroups.helper("network lan", Some(64 << 20), 64).is_some());
+        assert!(cgroups.helper("switch fast", None, 256).is_some());
+        let limit = |group: &str, file: &str| fs::read_to_string(dir.path().join(group).join(file)).ok();
+        assert_eq!(limit("helper-network-lan", "memory.max").unwrap(), (64 << 20).to_string());
+        assert_eq!(limit("helper-switch-fast", "pids.max").unwrap(), "256");
+        assert_eq!(limit("helper-switch-fast", "memory.max"), None);
+    }
 
     #[test]
     fn a_cgroup_that_is_there_gets_the_limits_of_the_domain_that_is_made_now() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use shared_abi::{DomainName, Role};
 
-use crate::process::cgroup::Cgroups;
+use crate::process::cgroup::{Cgroups, SHARED_TASKS};
 use crate::process::confinement::Confinement;
 use crate::process::spawn::{Becomes, Surroundings, spawn};
 use crate::process::{
@@ -74,9 +74,10 @@ impl Direct {
             Some(program) => program.into(),
             None => self.program(launch.role)?,
         };
-        let limits = self.cgroups.as_ref().zip(launch.limits);
-        let group = limits
-            .and_then(|(cgroups, Limits { domain, memory, vcpus, .. })| cgroups.group(domain, memory, vcpus));
+        let group = self.cgroups.as_ref().and_then(|cgroups| match launch.limits {
+            Some(Limits { domain, memory, vcpus, .. }) => cgroups.group(domain, memory, vcpus),
+            None => cgroups.helper(launch.whom, None, SHARED_TASKS),
+        });
         let around = Surroundings {
             cgroup: group.as_ref().map(AsFd::as_fd),
             dies_with_parent: self.dies_with_parent,
@@ -129,7 +130,7 @@ impl Direct {
         let Confinement { uid, memory, tasks, .. } = helper.confinement;
         let group = self.cgroups.as_ref().and_then(|cgroups| match helper.domain {
             Some(domain) => cgroups.there(domain),
-            None => cgroups.helper(helper.whom, memory, tasks),
+            None => cgroups.helper(helper.whom, Some(memory), tasks),
         });
         let around = Surroundings {
             cgroup: group.as_ref().map(AsFd::as_fd),

@@ -318,7 +318,7 @@ fn the_processes_of_a_domain_are_shut_in() {
     host.ok(&["create", &host.guest("web1", SHELL, &devices)]);
     let record = std::fs::read_to_string(host.run_dir().join("domains/web1/state.json")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
-    let uid = (1_900_000_000 + host.domain("web1").unwrap()["id"].as_u64().unwrap()).to_string();
+    let uid = (2_010_000_000 + host.domain("web1").unwrap()["id"].as_u64().unwrap()).to_string();
     let processes = record["processes"].as_array().unwrap();
     assert_eq!(processes.len(), 4);
     for process in processes {
