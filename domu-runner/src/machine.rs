@@ -49,8 +49,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long each vCPU may take to do what it is asked.
 const VCPU_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long all of them may take to park: none waits for a backend for long ([`virtio::COURTESY`]), but a host may have
-/// few CPUs for many of them.
+/// How long all of them may take to park: none waits for a backend longer than
+/// [`COURTESY`](crate::virtio::transport::COURTESY), but a host may have few CPUs for many of them.
 const LONGEST_EXIT: Duration = Duration::from_secs(10);
 
 /// A machine whose guest can run.

@@ -27,5 +27,5 @@ pub mod common;
 pub mod transport;
 pub mod watch;
 
-pub use transport::{COURTESY, Transport, TransportError};
+pub use transport::{Transport, TransportError};
 pub use watch::{PATIENCE, Watcher};

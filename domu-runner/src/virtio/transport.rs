@@ -8,7 +8,7 @@
 //! The queues' doorbells are ioeventfds wherever the BAR decodes; a write that reaches this process all the same (by
 //! way of the access window, or while the BAR moves) writes the eventfd. There is no INTx, so the ISR status reads 0.
 //!
-//! What a driver's register asks of the backend is done by the device's own thread ([`Wish`]), so that no vCPU waits
+//! What a driver's register asks of the backend is done by the device's own thread (`Wish`), so that no vCPU waits
 //! for a backend longer than [`COURTESY`]: a reset is under way until the status reads 0. It ends when nobody writes to
 //! the driver's memory any more. If the backend is lost, that is known when another one is attached: dom0 attaches none
 //! before the kernel has finished the last operation of the one before.
