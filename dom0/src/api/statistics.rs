@@ -77,6 +77,7 @@ async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
             false => Default::default(),
         };
         let vcpus = view.runner.map(usage::vcpu_times).unwrap_or_default();
+        let faults = view.networks.iter().map(|network| dom0.networks().faults(network).len()).sum::<usize>();
         DomainStatistics {
             resident_bytes: view.runner.map_or(0, usage::resident),
             vcpus: vcpus
@@ -86,7 +87,7 @@ async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
             disks: disks.into_iter().map(Into::into).collect(),
             nics: nics.into_iter().map(Into::into).collect(),
             bus_locks: view.vcpu_counters.map(|counters| counters.bus_locks),
-            troubles: view.troubles.len() as u64,
+            troubles: (view.troubles.len() + faults) as u64,
             domain: describe(&view),
         }
     });

@@ -36,6 +36,7 @@ pub fn run(package: &Path, images: &Images, folder: &Path) -> Tally {
     });
     let Some(lab) = lab else { return tally };
     tally.run("units", || units(&lab));
+    tally.run("network-unit", || network(&lab));
     if let Err(error) = lab.clean() {
         println!("cannot clean up: {error:#}");
     }
@@ -156,6 +157,32 @@ fn units(lab: &Lab) -> Result<()> {
     let left: Vec<_> = fs::read_dir("/run/domus/units")?.flatten().map(|entry| entry.path()).collect();
     ensure!(left.is_empty(), "{left:?} are left");
     Ok(())
+}
+
+/// What serves a managed network is held by its unit.
+fn network(lab: &Lab) -> Result<()> {
+    const UNIT: &str = "domus-dnsmasq@network-lan.service";
+    let file = lab.folder().join("lan.network.json");
+    fs::write(&file, r#"{ "name": "lan", "addresses": [ "10.79.1.1/24" ] }"#)?;
+    lab.domus(&["network-define", &file.display().to_string()])?;
+    lab.domus(&["network-start", "lan"])?;
+    for (property, wanted) in [
+        ("ActiveState", "active"),
+        ("CapabilityBoundingSet", "cap_net_bind_service cap_net_admin cap_net_raw"),
+        ("NoNewPrivileges", "yes"),
+        ("ProtectSystem", "strict"),
+        ("MemoryMax", "67108864"),
+        ("TasksMax", "64"),
+    ] {
+        let found = show(UNIT, property)?;
+        ensure!(found == wanted, "{property} of {UNIT} is {found}");
+    }
+    let before = pid(UNIT)?;
+    let status = fs::read_to_string(format!("/proc/{before}/status"))?;
+    ensure!(!status.contains("Uid:\t0\t"), "{UNIT} runs as root");
+    killed(UNIT, UNIT).context("dnsmasq is killed")?;
+    lab.domus(&["network-stop", "lan"])?;
+    lab.domus(&["network-undefine", "lan"]).map(drop)
 }
 
 /// Kills a unit's process and waits for another one as `next`.

@@ -276,6 +276,32 @@ fn a_guest_has_the_address_that_its_network_lends_it_and_can_be_nobody_else() {
     host.ok(&["network-stop", "lan"]);
 }
 
+#[test]
+fn what_is_taken_away_again_and_again_is_put_back_ever_more_slowly_and_told_a_few_times() {
+    let host = Host::with_service(false);
+    define(&host, "lan", r#""addresses": ["10.5.0.1/24"]"#);
+    host.ok(&["network-start", "lan"]);
+    let lan = table("lan");
+    // How often there is another table.
+    let mut made = 0;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        made += u32::from(!table("lan").is_empty());
+        nft("flush ruleset");
+    }
+    assert!((3..40).contains(&made), "made {made} times");
+    host.until("it is back", || table("lan") == lan);
+    host.until("all is well", || shown(&host, "lan")["state"] == "running");
+    nft("flush ruleset");
+    host.until("it is back once more", || table("lan") == lan);
+    let mut client = host.command(&["events", "--since-start"]).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    client.kill().unwrap();
+    let said = String::from_utf8(client.wait_with_output().unwrap().stdout).unwrap();
+    let faults = said.lines().filter(|line| line.contains("network-fault")).count();
+    assert!((1..=6).contains(&faults), "{said}");
+}
+
 /// A line of a process's status.
 fn status(pid: u32, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

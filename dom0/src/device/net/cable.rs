@@ -64,17 +64,19 @@ impl Cable {
         monitor.watch([self.tap.clone(), self.needs.1.clone()], None)
     }
 
-    /// Whether it is as it was made.
+    /// Whether it is as it was made. `is_open`: the tap has an end here.
     ///
     /// # Errors
     /// It cannot be looked at.
-    pub async fn look(&mut self, mtu: u16, links: &Links) -> std::io::Result<Option<Amiss>> {
+    pub async fn look(&mut self, mtu: u16, is_open: bool, links: &Links) -> std::io::Result<Option<Amiss>> {
         let tap = &self.tap;
         let Some(link) = links.find(tap).await? else {
             return Ok(Some(Amiss::Tap(format!("the tap {tap} was removed"))));
         };
-        // The one that its process has open has its other end, whether the guest uses it or not.
-        if *self.index.get_or_insert(link.index) != link.index || (link.kind == Kind::Tun && !link.carrier) {
+        // The one that is open here has its other end, whoever uses it. Where a dom0 before this one has opened it, that
+        // is its backend's, whose own end says more.
+        let is_dead = is_open && link.kind == Kind::Tun && !link.carrier;
+        if *self.index.get_or_insert(link.index) != link.index || is_dead {
             return Ok(Some(Amiss::Tap(format!("the tap {tap} was removed, and is another one now"))));
         }
         let Some((_, bridge)) = &self.bridge else { return Ok(None) };

@@ -225,9 +225,11 @@ impl Nics {
 
     /// Looks at what a NIC's wire is made of.
     async fn look(&self, nic: &DeviceId, links: &Links) -> io::Result<Option<Amiss>> {
-        let found = self.with(nic, |open| Some((open.cable.as_ref()?.0.clone(), open.nic.mtu))).flatten();
-        let Some((mut cable, mtu)) = found else { return Ok(None) };
-        let amiss = cable.look(mtu, links).await?;
+        let found = self.with(nic, |open| {
+            Some((open.cable.as_ref()?.0.clone(), open.nic.mtu, !open.wire.is_closed_tap()))
+        });
+        let Some((mut cable, mtu, is_open)) = found.flatten() else { return Ok(None) };
+        let amiss = cable.look(mtu, is_open, links).await?;
         self.with(nic, |open| {
             if let Some((known, _)) = &mut open.cable {
                 *known = cable;
