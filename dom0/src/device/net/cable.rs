@@ -73,8 +73,8 @@ impl Cable {
         let Some(link) = links.find(tap).await? else {
             return Ok(Some(Amiss::Tap(format!("the tap {tap} was removed"))));
         };
-        // The one that is open here has its other end, whoever uses it. Where a dom0 before this one has opened it, that
-        // is its backend's, whose own end says more.
+        // The one that is open here has its other end, whoever uses it. Where a dom0 before this one has opened it,
+        // that is its backend's, whose own end says more.
         let is_dead = is_open && link.kind == Kind::Tun && !link.carrier;
         if *self.index.get_or_insert(link.index) != link.index || is_dead {
             return Ok(Some(Amiss::Tap(format!("the tap {tap} was removed, and is another one now"))));
