@@ -41,6 +41,8 @@ pub fn spoofing(lab: &Lab) -> Result<()> {
     let own = spec.address();
     let mut config = spec.config(lab)?;
     config["nets"][0]["addresses"] = serde_json::json!([own.to_string()]);
+    // So that what is behind a tag is judged, too.
+    config["nets"][0]["tagged"] = true.into();
     let file = lab.folder().join("mallory.json");
     fs::write(&file, serde_json::to_string(&config)?)?;
     let mallory = Domain::create_from(lab, spec, &file)?;
