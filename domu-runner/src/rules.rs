@@ -14,7 +14,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use domus_startup::lock;
-use domus_startup::sandbox::{self, Allow, COMMON, GROWING_MEMORY, PRIVATE_MEMORY};
+use domus_startup::sandbox::{self, Allow, COMMON, GROWING_MEMORY, PEER, PRIVATE_MEMORY};
 
 /// `ioctl` request numbers, as linux/kvm.h makes them: direction, size, `KVMIO` (0xae), number.
 const fn kvm(direction: u64, size: usize, number: u64) -> u64 {
@@ -125,9 +125,22 @@ const CLOSING: &[Allow] =
 
 /// The first thread, when the kernel is loaded.
 pub const CONTROL: &[&[Allow]] = &[
-    COMMON,
+    PLAIN,
+    CLOSING,
     &[
+        // dom0, and the next one.
+        Allow::Call(libc::SYS_accept4),
+        PEER,
+        Allow::Call(libc::SYS_sendmsg),
+        Allow::Call(libc::SYS_recvmsg),
+        Allow::Call(libc::SYS_recvfrom),
+        Allow::Call(libc::SYS_clock_nanosleep),
+        // vCPUs are paused; the process aborts, or exits.
         SIGNALS,
+        Allow::Call(libc::SYS_rt_sigprocmask),
+        Allow::Call(libc::SYS_getpid),
+        Allow::Call(libc::SYS_gettid),
+        Allow::Call(libc::SYS_exit_group),
         Allow::Ioctl(&[IRQ_LINE]),
         // A core is written with holes where the guest's memory has them, whose file is read for it.
         Allow::Call(libc::SYS_lseek),
@@ -144,7 +157,8 @@ pub fn process() -> Vec<Allow> {
     let mut threads = [DEVICE, WATCH, SERIAL, END, CONTROL].concat().concat();
     // Sealing allows those that are meant.
     threads.retain(|line| *line != SIGNALS);
-    [VCPU, &once, sandbox::NARROWING, &threads].concat()
+    // What threads do that load a kernel and are not narrow yet is in the common list.
+    [COMMON, VCPU, &once, sandbox::NARROWING, &threads].concat()
 }
 
 /// Holds threads back until the process is sealed, and lets each through with its own calls. Cheap to clone.

@@ -34,6 +34,12 @@ pub const PRIVATE_MEMORY: Allow =
 /// To map a file that is shared with another process.
 pub const SHARED_MEMORY: Allow = Allow::Bits(libc::SYS_mmap, &[NO_CODE, (3, KIND, libc::MAP_SHARED as u64)]);
 
+/// To ask a socket who is at its other end.
+pub const PEER: Allow = Allow::Bits(
+    libc::SYS_getsockopt,
+    &[(1, 0xffff_ffff, libc::SOL_SOCKET as u64), (2, 0xffff_ffff, libc::SO_PEERCRED as u64)],
+);
+
 /// To let an allocation grow where it is, or move it: to nowhere in particular.
 pub const GROWING_MEMORY: Allow = Allow::Argument(libc::SYS_mremap, 3, libc::MREMAP_MAYMOVE as u32);
 
@@ -48,10 +54,7 @@ pub const NARROWING: &[Allow] = &[
 pub const COMMON: &[Allow] = &[
     // The control socket and the stream sockets given.
     Allow::Call(libc::SYS_accept4),
-    Allow::Bits(
-        libc::SYS_getsockopt,
-        &[(1, 0xffff_ffff, libc::SOL_SOCKET as u64), (2, 0xffff_ffff, libc::SO_PEERCRED as u64)],
-    ),
+    PEER,
     Allow::Call(libc::SYS_recvmsg),
     Allow::Call(libc::SYS_sendmsg),
     Allow::Call(libc::SYS_recvfrom),

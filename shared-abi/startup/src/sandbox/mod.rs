@@ -31,7 +31,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, chdir, getegid, geteuid, pivot_root, setgroups, setresgid, setresuid};
 
 pub use file_size::limit_files;
-pub use filter::{Allow, COMMON, GROWING_MEMORY, NARROWING, PRIVATE_MEMORY, SHARED_MEMORY, narrow, seal};
+pub use filter::{
+    Allow, COMMON, GROWING_MEMORY, NARROWING, PEER, PRIVATE_MEMORY, SHARED_MEMORY, narrow, seal,
+};
 pub use landlock::version as landlock_version;
 
 /// Most descriptors a sealed process may have open: what it was given, and what its peers send it.
