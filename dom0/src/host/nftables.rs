@@ -18,6 +18,7 @@ const GET_TABLE: u16 = SUBSYSTEM | 1;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const NEW_GENERATION: u16 = SUBSYSTEM | 15;
+const GET_GENERATION: u16 = SUBSYSTEM | 16;
 
 /// `struct nfgenmsg` of family `NFPROTO_INET`: family, version, and a number that changes with every change of any
 /// table.
@@ -25,6 +26,9 @@ const GENERIC: [u8; 4] = [1, 0, 0, 0];
 
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE` and their like are all the first.
 const TABLE: u16 = 1;
+
+/// `NFTA_GEN_ID`.
+const GENERATION: u16 = 1;
 
 /// Messages that end an answer.
 const DONE: u16 = libc::NLMSG_DONE as u16;
@@ -40,6 +44,26 @@ pub fn changed(message: Message<'_>) -> Option<&[u8]> {
         return None;
     }
     attribute(attributes, TABLE)?.strip_suffix(&[0])
+}
+
+/// The number of changes that there have been, of all tables: one that was loaded as a whole counts as one.
+///
+/// # Errors
+/// What the kernel said.
+pub async fn generation() -> io::Result<u32> {
+    let ask = async {
+        let mut netlink = Netlink::open(SockProtocol::NetlinkNetFilter, 0)?;
+        netlink.ask(&request(GET_GENERATION, 0, &[0; 4], None))?;
+        let Heard::Messages(messages) = netlink.hear().await? else {
+            return Err(io::Error::other("the kernel's answer is too long"));
+        };
+        let mut told = messages.filter(|message| message.kind == NEW_GENERATION).filter_map(|message| {
+            let (_, attributes) = message.payload.split_first_chunk::<4>()?;
+            attribute(attributes, GENERATION)?.try_into().ok().map(u32::from_be_bytes)
+        });
+        told.next().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    };
+    timeout(ANSWER, ask).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Everything in a table of family inet, as the kernel tells it: the same bytes for as long as nobody changes it, since

@@ -232,7 +232,7 @@ fn the_api_describes_itself_and_its_errors_are_typed() {
         assert!(idl.contains(part), "{part} is not in\n{idl}");
     }
     let interface = zlink::idl::Interface::try_from(idl).unwrap();
-    assert_eq!((interface.methods().count(), interface.errors().count()), (38, 5));
+    assert_eq!((interface.methods().count(), interface.errors().count()), (39, 5));
     let error = host.call(r#"{"method":"org.domus.Dom0.Pause","parameters":{"name":"web9"}}"#);
     assert_eq!(error["error"], "org.domus.Dom0.NoSuchDomain");
     let error = host.call(r#"{"method":"org.domus.Dom0.Frob"}"#);

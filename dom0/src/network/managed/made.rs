@@ -21,6 +21,9 @@ use crate::process::run::run;
 /// Within this time nft has loaded a table.
 const NFT: Duration = Duration::from_secs(10);
 
+/// Attempts to load a table while others change tables.
+const LOADS: u32 = 5;
+
 /// The MTU of a bridge without ports. With ports it is the least of theirs.
 const MTU: u32 = 1500;
 
@@ -165,9 +168,24 @@ pub async fn make(network: &Network, links: &Links) -> Result<Made, NetworkError
     }
     forward_packets(network)?;
     let filter = |error| network.io("load the packet filter", error);
-    load(&nft, &rules::rules(network)).await.map_err(filter)?;
-    let rules = nftables::contents(&rules::table_name(&network.name)).await.map_err(filter)?;
+    let rules = load_table(&nft, network).await.map_err(filter)?;
     Ok(Made { bridge: index, rules })
+}
+
+/// Loads the table, and says what is in it then. What somebody else puts there in between must not be taken for ours:
+/// it is loaded once more if anything has been changed beside it.
+async fn load_table(nft: &Path, network: &Network) -> io::Result<Vec<u8>> {
+    let table = rules::table_name(&network.name);
+    let mut attempts = 0;
+    loop {
+        let before = nftables::generation().await?;
+        load(nft, &rules::rules(network)).await?;
+        let contents = nftables::contents(&table).await?;
+        attempts += 1;
+        if nftables::generation().await?.wrapping_sub(before) == 1 || attempts == LOADS {
+            return Ok(contents);
+        }
+    }
 }
 
 /// Removes what there is of it. What fails is said: nobody waits for more.
