@@ -1,5 +1,7 @@
 //! The watcher of a switch's data thread sees every standstill, whenever it begins: it never sleeps through one.
 
+#![allow(clippy::unwrap_used, reason = "only tests")]
+
 use std::time::Duration;
 
 use domus_models::beat::Beat;

@@ -174,8 +174,7 @@ fn a_client_that_floods_dom0_with_calls_holds_up_no_other() {
 fn a_console_a_net_backend_and_a_switch_that_live_and_do_not_answer_are_replaced() {
     let host = Host::with_service(true);
     let before = host.traces();
-    let devices =
-        r#", "nets": [ { "id": "eth0", "switch": "lan" }, { "id": "eth1", "bridge": "br0" } ], "on_backend_hang": { "restart_after": 6 }"#;
+    let devices = r#", "nets": [ { "id": "eth0", "switch": "lan" }, { "id": "eth1", "bridge": "br0" } ], "on_backend_hang": { "restart_after": 6 }"#;
     host.ok(&["create", &host.guest("web1", SHELL, devices)]);
     let switch = || {
         let text =
