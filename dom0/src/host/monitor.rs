@@ -41,7 +41,8 @@ pub struct Monitor(Rc<Shared>);
 struct Shared {
     links: RefCell<BTreeMap<u32, Link>>,
     interests: RefCell<Vec<Weak<Interest>>>,
-    listens: Cell<bool>,
+    hears_links: Cell<bool>,
+    hears_tables: Cell<bool>,
 }
 
 /// Names that somebody watches.
@@ -97,8 +98,11 @@ impl Monitor {
         let mut interests = self.0.interests.borrow_mut();
         interests.retain(|interest| interest.strong_count() > 0);
         interests.push(Rc::downgrade(&interest));
-        if !self.0.listens.replace(true) {
+        if !interest.links.is_empty() && !self.0.hears_links.replace(true) {
             tokio::task::spawn_local(listen("links", self.clone(), Self::hear_links));
+        }
+        // It takes privileges that a command of a user's does not have, nor need.
+        if interest.table.is_some() && !self.0.hears_tables.replace(true) {
             tokio::task::spawn_local(listen("the packet filter", self.clone(), Self::hear_tables));
         }
         Watch(interest)
@@ -203,7 +207,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn who_watches_a_name_is_woken_for_that_and_for_nothing_else() {
         let monitor = Monitor::default();
-        monitor.0.listens.set(true);
+        monitor.0.hears_links.set(true);
+        monitor.0.hears_tables.set(true);
         let (one, other) =
             (monitor.watch(["a".into(), "b".into()], None), monitor.watch([], Some("t".into())));
         let ready = |watch: &Watch| watch.poll_changed(&mut Context::from_waker(Waker::noop())).is_ready();

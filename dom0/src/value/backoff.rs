@@ -33,7 +33,13 @@ impl EarlyDeaths {
         self.in_a_row
     }
 
-    /// The same for what nobody saw start: it has lived since the last death, and the first one for a good while.
+    /// It has begun to live, for [`Self::died_at`].
+    pub fn began(&mut self, now: Instant) {
+        self.last = Some(now);
+    }
+
+    /// The same for what not everybody saw start: it has lived since it [began](Self::began) or last died, and the
+    /// first one for a good while.
     pub fn died_at(&mut self, now: Instant) -> u32 {
         let last = self.last.replace(now);
         self.died(last.map_or(Duration::MAX, |last| now.saturating_duration_since(last)))
@@ -69,6 +75,9 @@ mod tests {
         let mut deaths = EarlyDeaths::default();
         let counts = [0, 999, 1998, 2998, 3000].map(|ms| deaths.died_at(first + Duration::from_millis(ms)));
         assert_eq!(counts, [0, 1, 2, 0, 1]);
+        // A pause before the next one is no life.
+        deaths.began(first + Duration::from_millis(9000));
+        assert_eq!(deaths.died_at(first + Duration::from_millis(9100)), 2);
     }
 
     #[test]

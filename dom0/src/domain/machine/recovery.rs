@@ -190,6 +190,7 @@ impl Machine {
         let problem = match done {
             Ok(stalled) => {
                 let stalled = stalled.as_millis();
+                self.losses.deaths(&loss).began(Instant::now().into_std());
                 self.notices.push(Notice::Restarted);
                 let back = format!("{loss}: devices stood still for {stalled} ms");
                 self.event_of(&loss, Kind::BackendBack, back);

@@ -11,7 +11,10 @@
 //! of that is bounded.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use domus_startup::control::chain;
@@ -144,7 +147,9 @@ impl Keeper {
         loop {
             let amiss = match made::amiss(&self.network, &self.made, &links).await {
                 Ok(amiss) if amiss.is_empty() => {
-                    self.is_right(is_said);
+                    if self.is_right(is_said) {
+                        deaths.began(Instant::now().into_std());
+                    }
                     return Ok(());
                 }
                 Ok(amiss) => amiss.join(", "),
@@ -155,13 +160,14 @@ impl Keeper {
                 self.is_amiss(amiss, is_said);
             }
             if !for_operator {
-                // An operator does not wait for a pause that others have brought about.
+                // What was put right and is amiss all the same has failed, too.
                 let pause = if attempts == 0 { deaths.pause() } else { backoff::pause(attempts) };
                 // Whatever is in the way may have gone.
                 let changed = async {
                     sleep(pause.min(LEAST)).await;
                     watch.changed().await;
                 };
+                // An operator does not wait for a pause that others have brought about.
                 tokio::select! {
                     () = sleep(pause) => {}
                     () = changed => {}
@@ -171,9 +177,8 @@ impl Keeper {
                     }
                 }
             }
-            let result = self.make(&links).await;
-            if let Err(error) = result {
-                attempts += 1;
+            attempts += 1;
+            if let Err(error) = self.make(&links).await {
                 if attempts == 1 && is_said {
                     crate::log::stderr::line(format_args!("{}: it is tried again", chain(&error)));
                 }
@@ -184,10 +189,17 @@ impl Keeper {
                 if let Ok(another) = Links::open() {
                     links = another;
                 }
+            } else if for_operator && attempts > 1 {
+                return Err(self.network.io("put it right", io::Error::other(self.how())));
             }
             // What has been heard of is what was done here, or is looked at now.
-            let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(watch.poll_changed(cx))).await;
+            let _ = poll_fn(|cx| Poll::Ready(watch.poll_changed(cx))).await;
         }
+    }
+
+    /// What is amiss, for people.
+    fn how(&self) -> String {
+        self.faults.made.borrow().as_ref().map_or_else(String::new, |fault| fault.how.clone())
     }
 
     async fn make(&mut self, links: &Links) -> Result<(), NetworkError> {
@@ -212,12 +224,14 @@ impl Keeper {
         *self.faults.made.borrow_mut() = Some(Fault::new(how));
     }
 
-    fn is_right(&self, is_said: bool) {
-        let Some(fault) = self.faults.made.take() else { return };
+    /// True if it was not.
+    fn is_right(&self, is_said: bool) -> bool {
+        let Some(fault) = self.faults.made.take() else { return false };
         if is_said {
             let text = format!("network {}: {}: it is put back", self.network.name, fault.how);
             crate::log::stderr::line(format_args!("{text}"));
             (self.tell)(Change::Mended(text));
         }
+        true
     }
 }
