@@ -69,7 +69,8 @@ fn values(printed: &str) -> (Value, bool) {
 #[test]
 fn every_command_prints_the_json_that_is_documented() {
     let host = Host::with_service(true);
-    host.write("lan.json", r#"{ "name": "lan", "mode": "isolated", "addresses": ["10.9.0.1/24"] }"#);
+    host.write("lan.json", r#"{ "name": "lan", "forward": "isolated", "addresses": ["10.9.0.1/24"] }"#);
+    host.ok(&["network-define", "lan.json"]);
     host.guest(
         "web1",
         "console=ttyS0 mini.test=shell mini.end=poweroff",
