@@ -302,6 +302,29 @@ fn what_is_taken_away_again_and_again_is_put_back_ever_more_slowly_and_told_a_fe
     assert!((1..=6).contains(&faults), "{said}");
 }
 
+#[test]
+fn a_dnsmasq_that_dies_again_and_again_is_a_fault_of_its_network_until_one_stays() {
+    let host = Host::with_service(true);
+    define(&host, "lan", r#""addresses": ["10.5.0.1/24"]"#);
+    host.ok(&["network-start", "lan"]);
+    host.ok(&["create", &host.guest("web1", SHELL, r#", "nets": [ { "id": "eth0", "network": "lan" } ]"#)]);
+    let mut last = 0;
+    for _ in 0..9 {
+        host.until("another dnsmasq", || ![0, last].contains(&dnsmasq(&host, "lan")));
+        last = dnsmasq(&host, "lan");
+        signal(last, Signal::SIGKILL);
+    }
+    let fault = shown(&host, "lan");
+    assert_eq!(fault["state"], "faulty");
+    assert!(fault["fault"].as_str().unwrap().contains("dnsmasq was killed by SIGKILL"), "{fault}");
+    let why = host.ok(&["why", "web1"]);
+    assert!(why.contains("network lan: dnsmasq was killed by SIGKILL"), "{why}");
+    host.until("one stays", || shown(&host, "lan")["state"] == "running");
+    events_up_to(&host, "network-mended", "lan: dnsmasq was killed by SIGKILL: another one serves");
+    assert!(host.ok(&["why", "web1"]).contains("nothing is amiss"));
+    host.ok(&["destroy", "web1"]);
+}
+
 /// A line of a process's status.
 fn status(pid: u32, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
