@@ -389,6 +389,37 @@ fn a_tap_of_somebody_elses_that_is_removed_is_named_and_taken_again_when_it_is_b
 }
 
 #[test]
+fn a_macvtap_comes_back_with_the_interface_that_it_is_on() {
+    let host = Host::with_service(true);
+    let make = || {
+        host.ip(&["link", "add", "near", "type", "veth", "peer", "name", "far"]);
+        host.ip(&["addr", "add", "10.1.0.1/24", "dev", "far"]);
+        host.ip(&["link", "set", "far", "up"]);
+        host.ip(&["link", "set", "near", "up"]);
+    };
+    make();
+    let nic = r#", "nets": [ { "id": "eth0", "macvtap": "near" } ]"#;
+    host.ok(&["create", &host.guest("web1", SHELL, nic)]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: hello");
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    host.ip(&["link", "del", "near"]);
+    soon(&host, "the loss is told", || {
+        let why = host.ok(&["why", "web1"]);
+        why.contains("the wire of eth0: the tap vif1.0 was removed")
+            && why.contains("\"near\" does not exist")
+    });
+    make();
+    host.until("all is well", || host.ok(&["why", "web1"]).contains("nothing is amiss"));
+    host.until("the macvtap is there", || host.ip(&["-o", "link", "show"]).contains("vif1.0@near"));
+    console.send("net-ping");
+    console.wait("mini: ok net-ping");
+    host.ok(&["destroy", "web1"]);
+    assert!(!host.ip(&["-o", "link", "show"]).contains("vif1.0"));
+}
+
+#[test]
 fn what_an_operator_changes_of_a_nic_outlives_its_backend() {
     let host = Host::with_service(true);
     host.ip(&["addr", "add", "10.1.0.1/24", "dev", "br0"]);
