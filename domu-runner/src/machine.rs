@@ -195,6 +195,11 @@ impl Machine {
             RunnerRequest::Serial(socket) => {
                 self.serial.attach(fds.take(socket).map_err(|error| error.to_string())?);
             }
+            RunnerRequest::Gone(devices) => {
+                for device in &devices {
+                    self.device(device)?.gone();
+                }
+            }
             RunnerRequest::ReadConfig(device) => self.device(&device)?.read_config(),
             RunnerRequest::PowerButton => self.press(power::POWER_BUTTON)?,
             RunnerRequest::SleepButton => self.press(power::SLEEP_BUTTON)?,

@@ -20,7 +20,7 @@
 //! ```
 //!
 //! A reset ends when the backend has stopped its rings. Of one that is lost before it has, that is not known: then the
-//! reset ends when the next one is attached.
+//! reset ends when dom0 says that nothing of it is at work, or attaches the next one.
 
 pub mod backend;
 pub mod common;

@@ -10,8 +10,8 @@
 //!
 //! What a driver's register asks of the backend is done by the device's own thread (`Wish`), so that no vCPU waits
 //! for a backend longer than [`COURTESY`]: a reset is under way until the status reads 0. It ends when nobody writes to
-//! the driver's memory any more. If the backend is lost, that is known when another one is attached: dom0 attaches none
-//! before the kernel has finished the last operation of the one before.
+//! the driver's memory any more. Of a backend that is lost, dom0 knows that: it says so, or attaches another one, which
+//! it does not before the kernel has finished the last operation of the one before.
 //!
 //! Locks, in this order: PCI slot, `link`, `registers`, `interrupts`. A vCPU takes `registers` and never `link`.
 
@@ -415,10 +415,7 @@ impl Transport {
             link.since = old.lost_at().unwrap_or_else(Instant::now);
             old.let_go();
         }
-        (link.served, link.remains) = (false, false);
-        if std::mem::take(&mut link.waits) {
-            self.finish_reset(&mut lock(&self.registers));
-        }
+        self.nothing_remains(&mut link);
         let mut backend =
             Backend::connect(&self.device, socket, self.kicks.len() as u16, &self.watcher).map_err(failed)?;
         let missing = lock(&self.registers).common.needed() & !(backend.features() | self.features.own);
@@ -448,6 +445,25 @@ impl Transport {
             self.take_config(&mut lock(&self.registers), new);
         }
         Ok(still)
+    }
+
+    /// Nothing of a backend that was lost is at work any more. A backend that is there has said so itself.
+    pub fn gone(&self) {
+        let mut link = lock(&self.link);
+        let lost_at = link.backend.as_ref().map(Backend::lost_at);
+        match lost_at {
+            Some(None) => return,
+            Some(Some(lost_at)) => (link.backend, link.since) = (None, lost_at),
+            None => {}
+        }
+        self.nothing_remains(&mut link);
+    }
+
+    fn nothing_remains(&self, link: &mut Link) {
+        (link.served, link.remains) = (false, false);
+        if std::mem::take(&mut link.waits) {
+            self.finish_reset(&mut lock(&self.registers));
+        }
     }
 
     /// `CLOCK_MONOTONIC` in nanoseconds when a driver first took it into use; none before it.

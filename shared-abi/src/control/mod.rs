@@ -45,7 +45,7 @@ use crate::ids::{DomId, DomainName};
 /// |---|---|
 /// | 2 | a device's PCI slot in [`DeviceSpec`], [`RunnerReply::Refused`] |
 /// | 3 | [`ConsoleRequest::Ping`], [`ConsoleRequest::Log`], [`SwitchRequest::Ping`], more in [`DiskStatistics`] |
-/// | | the CPU in [`RunnerStart`], [`StartPart::Cpu`], [`RunnerRequest::Counters`] |
+/// | | the CPU in [`RunnerStart`], [`StartPart::Cpu`], [`RunnerRequest::Counters`], [`RunnerRequest::Gone`] |
 pub const VERSION: u32 = 3;
 
 /// The oldest version that this build still speaks: an upgraded dom0 drives children that the older dom0 started.

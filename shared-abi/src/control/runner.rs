@@ -52,6 +52,9 @@ pub enum RunnerRequest {
     ReadConfig(DeviceId),
     /// Report [`VcpuCounters`].
     Counters,
+    /// These devices' backends are lost, and nothing that they had begun is at work any more: resets that wait for that
+    /// are over.
+    Gone(Vec<DeviceId>),
 }
 
 /// A device and its new backend.

@@ -53,6 +53,31 @@ fn a_disks_backend_killed_under_load_time_and_again_is_replaced_and_no_request_i
 }
 
 #[test]
+fn a_reset_ends_when_nothing_of_a_dead_backend_is_left_although_there_is_no_other_one() {
+    let host = Host::with_own_programs();
+    let program = host.path("libexec/domus-block");
+    let disks = format!(r#", "disks": [ {} ]"#, host.disk("root", 64, ""));
+    host.ok(&["create", &host.guest("web1", "console=ttyS0 mini.test=shell mini.end=poweroff", &disks)]);
+    let mut console = Console::attach(&host, "web1");
+    console.wait("mini: ready");
+    console.send("blk-id");
+    console.wait("mini: ok blk-id");
+    let pid = host.block_pid("web1", 0);
+    fs::rename(&program, host.path("aside")).unwrap();
+    signal(pid as u32, Signal::SIGKILL);
+    // It begins with a reset, for which the guest waits 10 s, and then waits for its disk.
+    console.send("blk-id");
+    console.wait("mini: begin blk-id");
+    host.until("the third attempt fails", || host.ok(&["why", "web1"]).contains("attempt 3 failed"));
+    std::thread::sleep(Duration::from_secs(11));
+    assert!(!console.has("10 s after a reset") && !console.has("mini: ok blk-id"));
+    fs::rename(host.path("aside"), &program).unwrap();
+    host.block_pid("web1", pid);
+    console.wait("mini: ok blk-id");
+    host.ok(&["destroy", "web1"]);
+}
+
+#[test]
 fn a_backend_that_cannot_be_started_is_waited_for_and_the_domain_says_why() {
     let host = Host::with_own_programs();
     let program = host.path("libexec/domus-block");

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use domus_startup::control::chain;
 use domus_startup::fds::Outgoing;
+use futures_util::FutureExt;
 use nix::errno::Errno;
 use serde::Serialize;
 use shared_abi::control::{
@@ -199,6 +200,7 @@ impl Machine {
             }
             Err(problem) => problem,
         };
+        self.remains_gone(&loss, &leftovers).await;
         if attempts == 0 {
             self.say_of(&loss, format!("{loss} {how} and cannot be had again yet: {problem}"));
         }
@@ -212,6 +214,17 @@ impl Machine {
             let problem = Some(problem);
             let again = Repair { loss, how, since, attempts, problem, settled, leftovers, attempt };
             self.losses.open.push(again);
+        }
+    }
+
+    /// Lets resets end that the guest has begun meanwhile, if nothing of a lost process is at work any more: it may be
+    /// long until there is another one.
+    async fn remains_gone(&mut self, loss: &Loss, leftovers: &Leftovers) {
+        let Loss::Process(role) = loss else { return };
+        let (Some(class), Some(runner)) = (self.devices.in_role(*role), &mut self.runner) else { return };
+        if leftovers.gone().now_or_never().is_some_and(|gone| gone.is_ok()) {
+            let own = class.specs().into_iter().map(|spec| spec.id).filter(|device| class.serves(device));
+            runner.tell_gone(own.collect()).await;
         }
     }
 

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use shared_abi::Role;
 use shared_abi::control::{RunnerEvent, RunnerReply, RunnerRequest, VcpuCounters};
+use shared_abi::{DeviceId, Role};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -42,6 +42,15 @@ impl Runner {
             RunnerReply::Counters(counters) => Some(counters),
             _ => None,
         })
+    }
+
+    /// Tells it that nothing of these devices' lost backends is at work any more. One of a release before learns that
+    /// when the next backend comes.
+    pub async fn tell_gone(&mut self, devices: Vec<DeviceId>) {
+        if self.link.as_ref().is_some_and(|link| link.version() >= 3) {
+            // One that does not answer is found out by its next sign of life.
+            let _ = self.done(&RunnerRequest::Gone(devices), "taken note of a lost backend").await;
+        }
     }
 
     /// Its answer. Does not keep an operator waiting who destroys the domain.

@@ -383,6 +383,20 @@ fn a_reset_is_not_over_before_the_remains_of_a_lost_backend_are() {
     assert_eq!(machine.status(), 0);
     machine.start(1);
     machine.exchange(0, 1, bell(0));
+    // One that is there says itself when it has stopped; of one that is lost, dom0 does.
+    machine.transport.gone();
+    machine.exchange(0, 2, bell(0));
+    let socket = echo();
+    let peer = socket.try_clone().unwrap();
+    machine.transport.attach(socket.into()).unwrap();
+    peer.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(machine.lost(MINUTE).as_deref(), Some("echo0"));
+    machine.write(20, &[0]);
+    assert_eq!(machine.status(), status::NEEDS_RESET);
+    machine.transport.gone();
+    assert_eq!(machine.status(), 0);
+    machine.transport.attach(echo().into()).unwrap();
+    machine.start(1);
     // One that has finished leaves nothing behind.
     assert!(machine.transport.detach());
     machine.write(20, &[0]);

@@ -46,11 +46,9 @@ pub async fn run(dir: Option<&Path>, args: WhyArgs) -> anyhow::Result<()> {
             trouble.since.map_or(String::new(), |since| format!(" (since {})", written(since * 1000)));
         text += &format!("\n{}: {}{since}\n  next: {}", trouble.layer, trouble.cause, trouble.next);
     }
-    text += match why.core_scheduling {
-        Some(true) => "\nits vCPUs share a core with nobody else (core scheduling is on)",
-        Some(false) => "\ncore scheduling is off: this host has no SMT, or its kernel no core scheduling",
-        None => "",
-    };
+    if why.core_scheduling == Some(true) {
+        text += "\nits vCPUs share a core with nobody else (core scheduling is on)";
+    }
     print(&text)
 }
 
