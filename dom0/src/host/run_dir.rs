@@ -93,8 +93,8 @@ pub fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, RunDirError> {
     result.map_err(|source| RunDirError::Io { path: path.into(), source })
 }
 
-/// Locks a file, and waits for that, for [`LOCK_FREED`] at most, while `is_dead` says that whoever had it is no more: a
-/// dom0 that is killed while it starts a child leaves its locks with the child until the child's exec.
+/// Locks a file, and waits for that, two seconds at most, while `is_dead` says that whoever had it is no more: a dom0
+/// that is killed while it starts a child leaves its locks with the child until the child's exec.
 ///
 /// # Errors
 /// Somebody has it.
