@@ -194,7 +194,7 @@ impl Nics {
         }
         let listed = nic.filter.addresses.as_deref();
         let wish = match listed {
-            None => None,
+            None => self.with(&nic.id, |open| open.pinned.as_ref()?.one()).flatten(),
             Some([AddressRange { address: IpAddr::V4(address), prefix: 32 }, rest @ ..])
                 if rest.iter().all(|range| range.address.is_ipv6()) =>
             {
@@ -208,6 +208,21 @@ impl Nics {
         let given = given.map_err(|error| place.refuse(chain(&error)))?;
         self.with(&nic.id, |open| open.pinned = Some(given).filter(|_| listed.is_none()));
         Ok(())
+    }
+
+    /// The same for a NIC that is served: its network may be another one than it was. True if it has other addresses
+    /// than its backend knows.
+    async fn pin_again(
+        &self,
+        owner: &Owner,
+        (n, nic): (usize, &Nic),
+        from: &Providers,
+    ) -> Result<bool, DeviceError> {
+        let before = self.with(&nic.id, |open| open.pinned.clone()).flatten();
+        self.pin(owner, (n, nic), from).await?;
+        let now = self.with(&nic.id, |open| open.pinned.clone()).flatten();
+        // Where a dom0 before this one has told the backend, it was told what was written down.
+        Ok(before.is_some() && now != before)
     }
 
     /// Watches what a NIC's wire is made of.
@@ -239,7 +254,12 @@ impl Nics {
     }
 
     /// Puts a NIC's wire right.
-    async fn mend_wire(&self, nic: &DeviceId, owner: &Owner) -> Result<Mended, DeviceError> {
+    async fn mend_wire(
+        &self,
+        nic: &DeviceId,
+        owner: &Owner,
+        from: &Providers,
+    ) -> Result<Mended, DeviceError> {
         let links = open_links()?;
         let failed = |source| DeviceError::Io { act: "look at the wire", source };
         let amiss = self.look(nic, &links).await.map_err(failed)?;
@@ -249,8 +269,10 @@ impl Nics {
         let place = owner.place(format_args!("nets[{n}]"));
         match amiss {
             Amiss::Port(_) => {
+                // Before its guest can ask for an address.
+                let has_others = self.pin_again(owner, (n, &card), from).await?;
                 cable.join(&place, &card, &links).await?;
-                Ok(Mended::Done)
+                Ok(if has_others { Mended::Restart(nic.clone()) } else { Mended::Done })
             }
             Amiss::Tap(_) => {
                 cable.can_be_made(&place, &links).await?;
@@ -539,7 +561,7 @@ impl Backend for Nics {
         async move {
             let nic = match loss {
                 Loss::Passt(nic) => nic,
-                Loss::Wire(nic) => return self.mend_wire(nic, owner).await,
+                Loss::Wire(nic) => return self.mend_wire(nic, owner, from).await,
                 _ => return reconnect(self, loss, owner, from).await,
             };
             let nothing = || DeviceError::NoHelper(loss.to_string());

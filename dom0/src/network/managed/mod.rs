@@ -347,7 +347,10 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`]: it does not run, or has no address left.
     pub async fn pin(&self, name: &NetworkName, asks: Asks<'_>) -> Result<Addresses, NetworkError> {
-        if let Some(one) = self.running(name) {
+        if self.means.is_some() {
+            // Its bridge is there before it runs.
+            let _alone = self.alone(name).await;
+            let one = self.running(name).ok_or_else(|| NetworkError::NotRunning(name.clone()))?;
             return one.pin(asks).await;
         }
         // A command gives no addresses, but knows which are others'.

@@ -4,7 +4,7 @@
 //! dnsmasq is told of each NIC by MAC address, so that it lends what the NIC's filter lets pass. A NIC gets
 //!
 //! 1. what the definition says;
-//! 2. the one address that its config lists;
+//! 2. the one address that its config lists, or that its backend was told of;
 //! 3. what it has;
 //! 4. what was lent to it before;
 //! 5. an address of the range that nobody has, the same one each time as far as that is free.
@@ -29,6 +29,16 @@ pub struct Addresses {
     pub except: Vec<AddressRange>,
 }
 
+impl Addresses {
+    /// The IPv4 address, if it is one.
+    pub fn one(&self) -> Option<Ipv4Addr> {
+        match self.own.first() {
+            Some(AddressRange { address: IpAddr::V4(address), prefix: 32 }) => Some(*address),
+            _ => None,
+        }
+    }
+}
+
 /// A NIC that asks.
 #[derive(Debug, Clone, Copy)]
 pub struct Asks<'a> {
@@ -36,7 +46,7 @@ pub struct Asks<'a> {
     pub mac: MacAddress,
     /// The domain that it is of.
     pub name: &'a str,
-    /// The one address that its config lists.
+    /// The one address that its config lists, or that its backend was told of.
     pub wish: Option<Ipv4Addr>,
 }
 

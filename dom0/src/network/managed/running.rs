@@ -110,6 +110,7 @@ impl Running {
             tell,
             rebind,
             reread: reread.clone(),
+            is_young: false,
         };
         let task = async move {
             tokio::join!(keep_alive(&mut kept, Some(process)), keeper.keep(monitor, wished));
@@ -296,6 +297,8 @@ struct Dnsmasq {
     tell: Rc<dyn Fn(Change)>,
     rebind: Rc<Notify>,
     reread: Rc<Notify>,
+    /// The one that is served next has just been started. The first has lived for [`START`].
+    is_young: bool,
 }
 
 impl Dnsmasq {
@@ -328,9 +331,12 @@ impl KeptAlive for Dnsmasq {
     }
 
     async fn serve(&mut self, process: Process) -> Option<String> {
+        let is_young = std::mem::replace(&mut self.is_young, true);
         let reads = async {
-            // Before it knows the signal it would end by it.
-            sleep(KNOWS_SIGNALS).await;
+            if is_young {
+                // Before it knows the signal it would end by it.
+                sleep(KNOWS_SIGNALS).await;
+            }
             loop {
                 self.reread.notified().await;
                 process.signal(Signal::SIGHUP);
