@@ -24,11 +24,12 @@ pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Refuses more memory than the host has beside the RAM of all other domains, in bytes.
+/// Refuses more memory than the host has, and more than it has beside the RAM of all other domains, in bytes.
 ///
 /// # Errors
 /// [`ConfigError`].
 pub fn check_sum(place: &Place<'_>, bytes: u64, promised: u64) -> Result<(), ConfigError> {
+    check(place, bytes)?;
     let has = memory().saturating_add(meminfo("SwapTotal:"));
     if has != 0 && promised != 0 && bytes.saturating_add(promised) > has {
         let [asked, promised, has] = [bytes, promised, has].map(|bytes| bytes >> 20);
