@@ -398,7 +398,7 @@ fn a_packet_filter_that_does_not_load_is_given_up_in_time_and_holds_no_other_net
     // An nft that hangs when it reads of the network "slow".
     let mut host = Host::new(false);
     let script = host.path("nft");
-    let text = "#!/bin/sh\ntext=$(cat)\ncase $text in *domus-slow*) sleep 1000;; esac\n\
+    let text = "#!/bin/sh\ntext=$(cat)\ncase $text in *domus-slow*) exec sleep 1000;; esac\n\
                 printf '%s' \"$text\" | /usr/local/sbin/nft.real -f -\n";
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
