@@ -96,7 +96,8 @@ impl Served {
         let raw = Arc::new(opened.raw);
         let engine = || RawEngine::new(raw.clone());
         let prepared = Prepared::new("fuzz", disk, queues, &[raw.as_fd()], engine).expect("rings");
-        Self { server: prepared.start().expect("threads"), image }
+        // What is in memory that only other VMMs have is looked at, too.
+        Self { server: prepared.start().expect("threads").with_any_memory(), image }
     }
 
     /// A connection, and the thread that serves it until it ends.
