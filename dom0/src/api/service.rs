@@ -455,7 +455,7 @@ impl Session {
     }
 
     async fn network_list(&self) -> Result<NetworkList, ApiError> {
-        let networks = self.dom0.networks().list();
+        let networks = self.asked(async { Ok(self.dom0.networks().list().await) }).await?;
         Ok(NetworkList { networks: networks.into_iter().map(Into::into).collect() })
     }
 

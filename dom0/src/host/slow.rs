@@ -46,7 +46,11 @@ pub async fn with<T: Send + 'static>(
     within(DEADLINE, path, work).await
 }
 
-async fn within<T: Send + 'static>(
+/// The same, with a deadline.
+///
+/// # Errors
+/// As [`with`].
+pub async fn within<T: Send + 'static>(
     deadline: Duration,
     path: &Path,
     work: impl FnOnce(&Path) -> T + Send + 'static,

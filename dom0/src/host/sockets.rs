@@ -58,7 +58,10 @@ fn foreign_now(path: &Path, connect: bool) -> Result<Option<OwnedFd>, String> {
 }
 
 /// Connects without waiting: a listener that does not accept must not hold dom0 up. The result is in blocking mode.
-fn dial(path: &Path) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// What the system said.
+pub fn dial(path: &Path) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;

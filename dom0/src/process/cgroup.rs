@@ -112,9 +112,18 @@ impl Cgroups {
     /// Without a limit of memory for what maps guests' memory: what it is the first to touch of that is counted as its
     /// own.
     pub fn helper(&self, whom: &str, memory: Option<u64>, tasks: u32) -> Option<OwnedFd> {
-        // No domain's cgroup begins so.
-        let path = self.base.join(format!("helper-{}", whom.replace([' ', '/'], "-")));
-        limited(&path, memory, tasks, whom)
+        limited(&self.helper_path(whom), memory, tasks, whom)
+    }
+
+    /// No domain's cgroup begins so.
+    fn helper_path(&self, whom: &str) -> PathBuf {
+        self.base.join(format!("helper-{}", whom.replace([' ', '/'], "-")))
+    }
+
+    /// Removes such a cgroup. False while there is a process in it.
+    pub fn remove_helper(&self, whom: &str) -> bool {
+        let removed = fs::remove_dir(self.helper_path(whom));
+        removed.is_ok() || !self.helper_path(whom).exists()
     }
 
     /// Changes a domain's weight and cap of CPU time, as
@@ -201,6 +210,9 @@ mod tests {
         assert_eq!(limit("helper-network-lan", "memory.max").unwrap(), (64 << 20).to_string());
         assert_eq!(limit("helper-switch-fast", "pids.max").unwrap(), "256");
         assert_eq!(limit("helper-switch-fast", "memory.max"), None);
+        assert!(!cgroups.remove_helper("switch fast"), "there is something in it");
+        std::fs::remove_dir_all(dir.path().join("helper-switch-fast")).unwrap();
+        assert!(cgroups.remove_helper("switch fast"));
     }
 
     #[test]

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 use shared_abi::{DomainName, Role};
+use tokio::time::{Instant, sleep};
 
 use crate::process::cgroup::{Cgroups, SHARED_TASKS};
 use crate::process::confinement::Confinement;
@@ -16,6 +18,9 @@ use crate::process::{
     Adopting, HelperProgram, Launch, Limits, Process, SettingCpuLimits, Starting, Supervisor,
     SupervisorError, output,
 };
+
+/// A process that was killed has left its cgroup within this time.
+const END: Duration = Duration::from_secs(1);
 
 /// Starts processes as children of dom0.
 #[derive(Debug)]
@@ -176,5 +181,15 @@ impl Supervisor for Direct {
         if let Some(cgroups) = &self.cgroups {
             cgroups.remove(domain);
         }
+    }
+
+    fn release_other<'a>(&'a self, whom: &'a str) -> Adopting<'a> {
+        Box::pin(async move {
+            let Some(cgroups) = &self.cgroups else { return };
+            let deadline = Instant::now() + END;
+            while !cgroups.remove_helper(whom) && Instant::now() < deadline {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
     }
 }

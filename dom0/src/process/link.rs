@@ -36,6 +36,9 @@ pub const QUESTION: Duration = Duration::from_secs(2);
 /// One that owes an answer for so long is slow.
 const LATE: Duration = Duration::from_millis(500);
 
+/// One that owes an answer for so long is asked nothing more: who wants something done is told at once.
+const HOPELESS: Duration = Duration::from_secs(5);
+
 /// Messages that a child may send within an hour without being asked. One that works sends a few.
 const MAX_UNASKED: u32 = 512;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -298,7 +301,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
     /// the domain, who is not kept waiting; `done` is what the child has to have done within `patience`.
     ///
     /// # Errors
-    /// What the child said, that it ended, that it is silent, or that the domain is being destroyed.
+    /// What the child said, that it ended, that it is or has been silent, or that the domain is being destroyed.
     pub async fn ask<R: Serialize>(
         &mut self,
         process: &Process,
@@ -308,6 +311,11 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         destroyed: &mut signal::Receiver<bool>,
     ) -> Result<A, ChildError> {
         let role = self.role;
+        if let Some(silent) =
+            self.silent_since().map(|since| since.elapsed()).filter(|silent| *silent >= HOPELESS)
+        {
+            return Err(ChildError::Silent { role, seconds: silent.as_secs(), done: "answered" });
+        }
         let exchange = async {
             let sent = self.send(request, &fds).await;
             // A lifeline among them must have no other end than the process's; an image's last may wait for storage.

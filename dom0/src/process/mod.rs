@@ -141,6 +141,11 @@ pub trait Supervisor {
 
     /// Called when every process of `domain` has ended: removes what was made for them.
     fn release(&self, domain: &DomainName);
+
+    /// The same for what serves `whom`, which is no domain: a network, a switch. Waits a moment for its end.
+    fn release_other<'a>(&'a self, _whom: &'a str) -> Adopting<'a> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Within this time what is left in a dead process's pipe is passed on; more is not worth a wait.

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config::{self, Autostart, DomainConfig};
 use crate::domain::error::{Attempted, explain};
 use crate::domain::lifecycle::{Event, State};
+use crate::host::slow;
 use crate::service::Dom0;
 use crate::value::place::ConfigError;
 
@@ -42,7 +43,7 @@ pub async fn start(dom0: Rc<Dom0>) {
             crate::log::stderr::line(format_args!("guests are started, perhaps again later: {error}"))
         }
     }
-    let (configs, problems) = read(&dom0.env().config_dir);
+    let (configs, problems) = read(&dom0.env().config_dir).await;
     for problem in problems {
         crate::log::stderr::line(format_args!("autostart: {problem}"));
     }
@@ -86,7 +87,7 @@ pub struct Stopped {
 /// Shuts all guests down in turns: first the guests without `autostart`, then the others in reverse order of their
 /// start. A guest that still runs at the end of its turn is destroyed. The turns share `grace` evenly.
 pub async fn stop(dom0: &Dom0, grace: Duration) -> Stopped {
-    let configs = in_order(read(&dom0.env().config_dir).0);
+    let configs = in_order(read(&dom0.env().config_dir).await.0);
     let ranks: BTreeMap<_, _> =
         configs.iter().map(|(config, autostart)| (config.name.clone(), autostart.order)).collect();
     let mut turns: BTreeMap<Option<u32>, Vec<String>> = BTreeMap::new();
@@ -123,26 +124,40 @@ async fn end(dom0: &Dom0, name: &str, grace: Duration) -> bool {
 }
 
 /// The configs that say `autostart`, and what is wrong with those that cannot be read.
-fn read(config_dir: &Path) -> (Vec<(DomainConfig, Autostart)>, Vec<ConfigError>) {
+async fn read(config_dir: &Path) -> (Vec<(DomainConfig, Autostart)>, Vec<ConfigError>) {
     let domains = config_dir.join("domains");
-    let entries = fs::read_dir(&domains).into_iter().flatten().flatten();
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
+    // Each may be on storage that does not answer.
+    let listed = slow::with(&domains, configs).await;
+    let paths = match listed.unwrap_or_else(|slow| Err(ConfigError::new(&domains, "", slow))) {
+        Ok(paths) => paths,
+        Err(problem) => return (found, vec![problem]),
+    };
+    for path in paths {
+        let loaded = slow::with(&path, |path| {
+            is_trusted(path, fs::Metadata::is_file).and_then(|()| config::load(path))
+        });
+        match loaded.await.unwrap_or_else(|slow| Err(ConfigError::new(&path, "", slow))) {
+            Ok(config) => found.extend(config.autostart.map(|autostart| (config, autostart))),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    (found, problems)
+}
+
+/// The files of configs in a folder.
+fn configs(domains: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let entries = fs::read_dir(domains).into_iter().flatten().flatten();
     // An editor's copy, or a file on its way (`.web1.json.swp`, `.#web1.json`), begins with a dot.
     let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     let paths = entries.map(|entry| entry.path());
     let paths = paths.filter(|path| path.extension().is_some_and(|end| end == "json") && !hidden(path));
     let mut paths: Vec<PathBuf> = paths.take(MAX_CONFIGS).collect();
     paths.sort();
-    let (mut found, mut problems) = (Vec::new(), Vec::new());
-    if let (false, Err(problem)) = (paths.is_empty(), is_trusted(&domains, fs::Metadata::is_dir)) {
-        return (found, vec![problem]);
+    if !paths.is_empty() {
+        is_trusted(domains, fs::Metadata::is_dir)?;
     }
-    for path in paths {
-        match is_trusted(&path, fs::Metadata::is_file).and_then(|()| config::load(&path)) {
-            Ok(config) => found.extend(config.autostart.map(|autostart| (config, autostart))),
-            Err(problem) => problems.push(problem),
-        }
-    }
-    (found, problems)
+    Ok(paths)
 }
 
 /// Refuses a file or folder that others than root, or whom dom0 runs as, may write to: what starts by itself runs with
@@ -178,8 +193,8 @@ fn in_order(mut configs: Vec<(DomainConfig, Autostart)>) -> Vec<(DomainConfig, A
 mod tests {
     use super::*;
 
-    #[test]
-    fn guests_start_by_number_then_name_and_a_config_that_is_wrong_is_told() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn guests_start_by_number_then_name_and_a_config_that_is_wrong_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let domains = dir.path().join("domains");
         fs::create_dir(&domains).unwrap();
@@ -195,7 +210,7 @@ mod tests {
         }
         fs::write(domains.join("notes.txt"), "no config").unwrap();
         fs::write(domains.join(".web.json"), "an editor's").unwrap();
-        let (configs, problems) = read(dir.path());
+        let (configs, problems) = read(dir.path()).await;
         let order: Vec<String> =
             in_order(configs).iter().map(|(config, _)| config.name.to_string()).collect();
         // A number that is not given is 100: there is room before and after.
@@ -204,8 +219,8 @@ mod tests {
         assert!(problems[0].to_string().contains("autostart"), "{}", problems[0]);
     }
 
-    #[test]
-    fn a_config_that_others_may_write_to_does_not_start_by_itself() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_config_that_others_may_write_to_does_not_start_by_itself() {
         let dir = tempfile::tempdir().unwrap();
         let domains = dir.path().join("domains");
         fs::create_dir(&domains).unwrap();
@@ -215,30 +230,30 @@ mod tests {
         mode(&domains, 0o755);
         let path = domains.join("web.json");
         fs::write(&path, r#"{ "name": "web", "boot": { "kernel": "k" }, "autostart": true }"#).unwrap();
-        let told = |problem: &str| {
-            let (configs, problems) = read(dir.path());
+        let told = async |problem: &str| {
+            let (configs, problems) = read(dir.path()).await;
             assert!(configs.is_empty());
             assert!(matches!(&problems[..], [one] if one.to_string().contains(problem)), "{problems:?}");
         };
         for safe in [0o644, 0o600, 0o664] {
             mode(&path, safe);
-            assert_eq!(read(dir.path()).0.len(), 1, "{safe:o}");
+            assert_eq!(read(dir.path()).await.0.len(), 1, "{safe:o}");
         }
         mode(&path, 0o646);
-        told("by everybody (mode 646), who could start anything as root: chmod o-w");
+        told("by everybody (mode 646), who could start anything as root: chmod o-w").await;
         mode(&path, 0o644);
         mode(&domains, 0o777);
-        told("by everybody (mode 777)");
+        told("by everybody (mode 777)").await;
         mode(&domains, 0o755);
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
-            told("belongs to uid 12345");
+            told("belongs to uid 12345").await;
             std::os::unix::fs::chown(&path, Some(0), Some(12345)).unwrap();
             mode(&path, 0o664);
-            told("by group 12345");
+            told("by group 12345").await;
         }
         fs::remove_file(&path).unwrap();
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        told("no regular file");
+        told("no regular file").await;
     }
 }

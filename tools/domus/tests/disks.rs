@@ -179,12 +179,14 @@ fn a_check_looks_into_images() {
     let data_file = format!("data_file={}", data.display());
     fs::File::create(host.path("base.img")).unwrap().set_len(8 << 20).unwrap();
     let base = host.path("base.img").display().to_string();
-    let cases: [(&dyn Fn(), &str); 5] = [
+    let described = format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{base}"}}}}"#);
+    let cases: [(&dyn Fn(), &str); 6] = [
         (&|| make(&["-o", &data_file]), "external file"),
         (&|| make(&["-o", "extended_l2=on"]), "extended"),
         (&|| with_bit(1), "not closed properly"),
         (&|| with_bit(2), "corrupt"),
         (&|| make(&["-b", &base, "-F", "raw"]), "base.img"),
+        (&|| make(&["-b", &described, "-F", "raw"]), "qemu-img rebase -u"),
     ];
     for serves in [false, true] {
         if serves {

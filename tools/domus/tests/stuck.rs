@@ -296,3 +296,45 @@ fn storage_that_hangs_holds_up_its_own_domain_for_a_while_and_no_other() {
     host.ok(&["destroy", "other"]);
     host.until("everything is gone", || host.traces() == before);
 }
+
+#[test]
+fn what_hangs_in_the_folder_of_definitions_or_behind_a_path_of_a_server_holds_up_nobody() {
+    let mut host = Host::new(true);
+    for folder in ["etc/networks", "etc/domains"] {
+        std::fs::create_dir_all(host.path(folder)).unwrap();
+        nix::unistd::mkfifo(&host.path(folder).join("pipe.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    host.start_service();
+    host.ok(&["create", &host.guest("other", SHELL, "")]);
+    let others = |host: &Host| {
+        for command in [&["list"][..], &["pause", "other"], &["unpause", "other"], &["why", "other"]] {
+            let asked = Instant::now();
+            host.ok(command);
+            assert!(asked.elapsed() < Duration::from_secs(1), "{command:?} took {:?}", asked.elapsed());
+        }
+    };
+    assert!(host.ok(&["network-list"]).contains("there are no networks"));
+    others(&host);
+    if !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("not run: the rest of this test makes storage that hangs, which needs /dev/fuse");
+        return;
+    }
+    let fuse = Fuse::mount(&host, 1 << 20);
+    for folder in ["etc/networks", "etc/domains"] {
+        std::os::unix::fs::symlink(&fuse.file, host.path(folder).join("hangs.json")).unwrap();
+    }
+    common::signal(fuse.daemon.id(), Signal::SIGSTOP);
+    host.leave_service();
+    host.start_service();
+    let mut list = host.command(&["network-list"]).spawn().unwrap();
+    let disk = format!(
+        r#", "disks": [ {{ "id": "d", "path": "nbd+unix:///x?socket={}/s" }} ]"#,
+        fuse.file.display()
+    );
+    let mut create = host.command(&["create", &host.guest("web1", SHELL, &disk)]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    others(&host);
+    drop(fuse);
+    assert!(!create.wait().unwrap().success());
+    list.wait().unwrap();
+}

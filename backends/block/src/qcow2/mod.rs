@@ -41,6 +41,17 @@ pub struct OpenImage {
     pub direct: bool,
 }
 
+/// What to do about a backing image that is not listed.
+fn cure(backing: &Path, format: &str) -> String {
+    // QEMU's names of what is no file: `json:{…}`, `nbd://…`.
+    let name = backing.file_name().unwrap_or_default().to_string_lossy();
+    if backing.to_string_lossy().contains("json:{") || name.contains(':') {
+        return "name a file there by qemu-img rebase -u, and list that".into();
+    }
+    let line = serde_json::json!([{ "path": backing, "format": format }]);
+    format!("add \"backing\": {line} to the disk if it may be read")
+}
+
 /// Why a chain of images cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ChainError {
@@ -53,10 +64,7 @@ pub enum ChainError {
         source: HeaderError,
     },
     /// The config does not list it.
-    #[error(
-        "{} is backed by {}, which its disk does not list: add \"backing\": [{{\"path\": \"{}\", \"format\": \"{}\"}}] to \
-         the disk if it may be read", image.display(), backing.display(), backing.display(), format
-    )]
+    #[error("{} is backed by {}, which its disk does not list: {}", image.display(), backing.display(), cure(backing, format))]
     Unlisted {
         /// The image that names it.
         image: PathBuf,

@@ -1,6 +1,7 @@
 //! What a running network is made of in the host's kernel: a bridge with addresses, forwarding, a table of the packet
 //! filter. Made, looked at, and made again where it is not as it was made.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -22,7 +23,17 @@ use crate::process::run::run;
 const NFT: Duration = Duration::from_secs(10);
 
 /// Attempts to load a table while others change tables.
-const LOADS: u32 = 5;
+const ATTEMPTS: u32 = 5;
+
+thread_local! {
+    /// Texts that this dom0 has loaded: each is one change of the packet filter.
+    static LOADED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The number of changes of the packet filter that are not this dom0's.
+async fn others_changes() -> io::Result<u32> {
+    Ok(nftables::generation().await?.wrapping_sub(LOADED.get()))
+}
 
 /// The MTU of a bridge without ports. With ports it is the least of theirs.
 const MTU: u32 = 1500;
@@ -178,11 +189,11 @@ async fn load_table(nft: &Path, network: &Network) -> io::Result<Vec<u8>> {
     let table = rules::table_name(&network.name);
     let mut attempts = 0;
     loop {
-        let before = nftables::generation().await?;
+        let before = others_changes().await?;
         load(nft, &rules::rules(network)).await?;
         let contents = nftables::contents(&table).await?;
         attempts += 1;
-        if nftables::generation().await?.wrapping_sub(before) == 1 || attempts == LOADS {
+        if others_changes().await? == before || attempts == ATTEMPTS {
             return Ok(contents);
         }
     }
@@ -206,7 +217,9 @@ pub async fn remove(network: &Network, links: &Links) {
 
 /// Gives nft a text.
 async fn load(nft: &Path, text: &str) -> io::Result<()> {
-    run(nft, &["-f", "-"], text, NFT).await
+    run(nft, &["-f", "-"], text, NFT).await?;
+    LOADED.set(LOADED.get().wrapping_add(1));
+    Ok(())
 }
 
 /// Lets the host pass packets on, and says so: it concerns more than this network, and stays so.

@@ -25,10 +25,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared_abi::{MacAddress, NetworkName};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::timeout;
 
 pub use definition::{Forward, Network, NetworkFile, parse};
 pub use dnsmasq::{Lease, leases};
@@ -37,9 +39,13 @@ pub use pins::{Addresses, Asks};
 pub use running::Means;
 
 use crate::host::links::Links;
+use crate::host::slow;
 use crate::network::managed::pins::Pins;
 use crate::network::managed::running::Running;
 use crate::value::place::ConfigError;
+
+/// The service is ready within this time, whether the networks that start by themselves are or not.
+const BEGIN: Duration = Duration::from_secs(5);
 
 pub use error::NetworkError;
 
@@ -124,21 +130,31 @@ impl Networks {
         self.defined.join(format!("{name}.json"))
     }
 
-    fn load(&self, file: &Path) -> Result<Network, NetworkError> {
-        let (text, _) = domus_api::read_config(file).map_err(ConfigError::from)?;
-        Ok(definition::parse(file, &text)?)
+    /// Reads a definition, which may lie on somebody's storage.
+    async fn load(&self, file: &Path) -> Result<Network, NetworkError> {
+        let loaded = slow::with(file, |file| {
+            // A pipe would keep whoever opens it.
+            if file.metadata().is_ok_and(|meta| !meta.is_file()) {
+                let problem = "is no regular file: name a network's definition so";
+                return Err(ConfigError::new(file, "", problem).into());
+            }
+            let (text, _) = domus_api::read_config(file).map_err(ConfigError::from)?;
+            Ok(definition::parse(file, &text)?)
+        });
+        loaded.await.map_err(|slow| ConfigError::new(file, "", slow))?
     }
 
     /// The network of this name, as it is defined.
     ///
     /// # Errors
     /// [`NetworkError::NoSuch`], or that its file is refused.
-    pub fn defined(&self, name: &NetworkName) -> Result<Network, NetworkError> {
+    pub async fn defined(&self, name: &NetworkName) -> Result<Network, NetworkError> {
         let file = self.file(name);
-        if !file.exists() {
+        let is_there = slow::with(&file, |file| file.symlink_metadata().is_ok()).await;
+        if is_there == Ok(false) {
             return Err(NetworkError::NoSuch(name.to_string()));
         }
-        self.load(&file)
+        self.load(&file).await
     }
 
     /// Defines a network, or another one in its place; one that runs goes on as it was started.
@@ -203,7 +219,7 @@ impl Networks {
         if let Some(running) = self.running(name) {
             return running.repair().await;
         }
-        let network = Rc::new(self.defined(name)?);
+        let network = Rc::new(self.defined(name).await?);
         self.room_for(&network)?;
         self.bring_up(network).await
     }
@@ -263,7 +279,7 @@ impl Networks {
     pub async fn stop(&self, name: &NetworkName, anyway: bool) -> Result<(), NetworkError> {
         let _alone = self.alone(name).await;
         let Some(one) = self.running(name) else {
-            return Err(match self.defined(name) {
+            return Err(match self.defined(name).await {
                 Err(error @ NetworkError::NoSuch(_)) => error,
                 _ => NetworkError::NotRunning(name.clone()),
             });
@@ -283,6 +299,9 @@ impl Networks {
         let name = &network.name;
         self.running.borrow_mut().insert(name.clone(), Entry::Stops(network.clone()));
         one.stop().await;
+        if let Some(means) = &self.means {
+            means.supervisor.release_other(&format!("network {name}")).await;
+        }
         self.running.borrow_mut().remove(name);
     }
 
@@ -299,19 +318,16 @@ impl Networks {
     }
 
     /// All networks that are defined or run.
-    pub fn list(&self) -> Vec<Shown> {
+    pub async fn list(&self) -> Vec<Shown> {
         let mut all: BTreeMap<NetworkName, Shown> = BTreeMap::new();
-        for entry in fs::read_dir(&self.defined).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-            if !hidden && path.extension().is_some_and(|end| end == "json") {
-                match self.load(&path) {
-                    Ok(network) => {
-                        let (name, network) = (network.name.clone(), Rc::new(network));
-                        all.insert(name, Shown { network, runs: false, faults: Vec::new() });
-                    }
-                    Err(error) => crate::log::stderr::line(format_args!("{error}")),
+        let files = slow::with(&self.defined, definitions).await.unwrap_or_default();
+        for loaded in join_all(files.iter().map(|file| self.load(file))).await {
+            match loaded {
+                Ok(network) => {
+                    let (name, network) = (network.name.clone(), Rc::new(network));
+                    all.insert(name, Shown { network, runs: false, faults: Vec::new() });
                 }
+                Err(error) => crate::log::stderr::line(format_args!("{error}")),
             }
         }
         for (name, entry) in &*self.running.borrow() {
@@ -336,7 +352,7 @@ impl Networks {
         match self.running(name) {
             Some(one) => Ok(one.leases().await),
             None => {
-                self.defined(name)?;
+                self.defined(name).await?;
                 Err(NetworkError::NotRunning(name.clone()))
             }
         }
@@ -355,7 +371,7 @@ impl Networks {
         }
         // A command gives no addresses, but knows which are others'.
         let file = self.run.join(name.as_str()).join("network.json");
-        let network = self.load(&file).map_err(|_| NetworkError::NotRunning(name.clone()))?;
+        let network = self.load(&file).await.map_err(|_| NetworkError::NotRunning(name.clone()))?;
         let fixed = network.hosts.iter().find(|host| host.mac == asks.mac);
         Ok(pins::addresses(&network, fixed.map(|host| host.ip), network.mac()?))
     }
@@ -393,7 +409,7 @@ impl Networks {
         if self.run.join(name.as_str()).join("network.json").exists() {
             return Ok(());
         }
-        match self.defined(name)? {
+        match self.defined(name).await? {
             network if network.autostart => Ok(()),
             _ => Err(NetworkError::NotRunning(name.clone())),
         }
@@ -411,11 +427,11 @@ impl Networks {
             // What a service has started is written down; one that was killed leaves it too, and the bridge with it.
             let file = self.run.join(name.as_str()).join("network.json");
             return match file.exists() {
-                true => Ok(self.load(&file)?.bridge),
+                true => Ok(self.load(&file).await?.bridge),
                 false => Err(NetworkError::NoService(name.clone())),
             };
         }
-        let network = self.defined(name)?;
+        let network = self.defined(name).await?;
         if !network.autostart {
             return Err(NetworkError::NotRunning(name.clone()));
         }
@@ -429,7 +445,7 @@ impl Networks {
         let left = fs::read_dir(&self.run).into_iter().flatten().flatten();
         join_all(left.map(|entry| async move {
             let taken = async {
-                let network = self.load(&entry.path().join("network.json"))?;
+                let network = self.load(&entry.path().join("network.json")).await?;
                 let _alone = self.alone(&network.name).await;
                 self.bring_up(Rc::new(network)).await
             };
@@ -448,7 +464,16 @@ impl Networks {
             }
         }))
         .await;
-        let wanted = self.list().into_iter().filter(|shown| shown.network.autostart && !shown.runs);
+        let networks = self.clone();
+        let started = tokio::task::spawn_local(async move { networks.start_wanted().await });
+        // A definition on storage that does not answer holds up nobody but its network.
+        let _ = timeout(BEGIN, started).await;
+    }
+
+    /// Starts those that are to be started without being asked for.
+    async fn start_wanted(self: &Rc<Self>) {
+        let all = self.list().await;
+        let wanted = all.into_iter().filter(|shown| shown.network.autostart && !shown.runs);
         join_all(wanted.map(|shown| async move {
             if let Err(error) = self.start(&shown.network.name).await {
                 crate::log::stderr::line(format_args!("{}", domus_startup::control::chain(&error)));
@@ -468,4 +493,11 @@ async fn ports(bridge: &str) -> Vec<String> {
         Ok::<_, io::Error>(ports.map(|link| link.name).collect())
     };
     look.await.unwrap_or_default()
+}
+
+/// The files of definitions in a folder. An editor's copy begins with a dot.
+fn definitions(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let shown = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    shown.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
 }

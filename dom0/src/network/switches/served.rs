@@ -79,6 +79,7 @@ impl Served {
         keep_alive(&mut self, found).await;
         proc::end(&self.dir.join("switch.json"));
         let _ = fs::remove_dir_all(&self.dir);
+        self.supervisor.release_other(&format!("switch {}", self.name)).await;
     }
 
     fn say(&self, text: &str) {
