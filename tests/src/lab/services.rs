@@ -168,7 +168,6 @@ fn network(lab: &Lab) -> Result<()> {
     lab.domus(&["network-start", "lan"])?;
     for (property, wanted) in [
         ("ActiveState", "active"),
-        ("CapabilityBoundingSet", "cap_net_bind_service cap_net_admin cap_net_raw"),
         ("NoNewPrivileges", "yes"),
         ("ProtectSystem", "strict"),
         ("MemoryMax", "67108864"),
@@ -180,6 +179,13 @@ fn network(lab: &Lab) -> Result<()> {
     let before = pid(UNIT)?;
     let status = fs::read_to_string(format!("/proc/{before}/status"))?;
     ensure!(!status.contains("Uid:\t0\t"), "{UNIT} runs as root");
+    // CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW, and no way to others.
+    for set in ["CapPrm", "CapBnd"] {
+        ensure!(
+            status.contains(&format!("{set}:\t0000000000003400")),
+            "{UNIT} has other capabilities:\n{status}"
+        );
+    }
     killed(UNIT, UNIT).context("dnsmasq is killed")?;
     lab.domus(&["network-stop", "lan"])?;
     lab.domus(&["network-undefine", "lan"]).map(drop)

@@ -18,6 +18,9 @@ use nix::sys::signal::Signal;
 /// The guests go on for so long after the last kill: what was broken then comes up, and what was stopped is noticed.
 const AFTERWARDS: Duration = Duration::from_secs(20);
 
+/// A guest is paused no longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -79,6 +82,8 @@ struct Chaos {
     chance: fastrand::Rng,
     kills: BTreeMap<String, u32>,
     clients: Vec<Child>,
+    /// Since when a guest may be paused.
+    paused: Option<Instant>,
 }
 
 impl Chaos {
@@ -127,6 +132,9 @@ impl Chaos {
     /// Starts a command and kills it within some milliseconds, or not at all.
     fn client(&mut self) {
         let command = COMMANDS[self.chance.usize(..COMMANDS.len())];
+        if command[0] == "pause" {
+            self.paused.get_or_insert_with(Instant::now);
+        }
         let mut client = self.host.command(command);
         let mut client =
             client.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -172,6 +180,12 @@ impl Chaos {
             }
         }
         self.service_manager();
+        // Its clock goes on, and a request that is not done after half a minute is lost for it.
+        if self.paused.is_some_and(|since| since.elapsed() > LONGEST_PAUSE)
+            && self.host.domus(&["unpause", "image"]).status.success()
+        {
+            self.paused = None;
+        }
         self.clients.retain_mut(|client| client.try_wait().unwrap().is_none());
     }
 }
@@ -221,8 +235,13 @@ fn whatever_is_killed_no_guest_loses_anything_and_nothing_is_left() {
     ]);
     let runners: Vec<_> = GUESTS.map(|name| host.domain(name).unwrap()["runner_pid"].clone()).into();
 
-    let mut chaos =
-        Chaos { host, chance: fastrand::Rng::with_seed(seed), kills: BTreeMap::new(), clients: Vec::new() };
+    let mut chaos = Chaos {
+        host,
+        chance: fastrand::Rng::with_seed(seed),
+        kills: BTreeMap::new(),
+        clients: Vec::new(),
+        paused: None,
+    };
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
         chaos.round();

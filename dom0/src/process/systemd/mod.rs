@@ -27,6 +27,7 @@ use shared_abi::{DomainName, Role};
 use zbus::Variant;
 
 use crate::host::pidfd::open_pidfd;
+use crate::host::programs;
 use crate::process::cgroup::{memory_limit, task_limit};
 use crate::process::confinement::Confinement;
 use crate::process::systemd::bus::{Bus, Failure};
@@ -190,8 +191,9 @@ impl Systemd {
 
     async fn start_helper_now(&self, helper: HelperProgram<'_>) -> Result<Process, Failure> {
         let program = helper.program.file_name().unwrap_or_default().to_string_lossy();
-        let path = utf8(helper.program)?;
-        let argv: Vec<&str> = std::iter::once(path).chain(helper.args.iter().map(String::as_str)).collect();
+        let own = [utf8(helper.program)?.to_owned()].into_iter().chain(helper.args.iter().cloned());
+        let argv: Vec<String> = becomes(&helper.confinement)?.into_iter().chain(own).collect();
+        let path = argv[0].clone();
         let slice = helper.domain.map_or("domus.slice".into(), |domain| names::slice(domain.as_str()));
         let mut error = String::new();
         for (_, name) in names::candidates(&format!("domus-{program}"), helper.whom) {
@@ -202,7 +204,7 @@ impl Systemd {
                 ("Type", Variant::from("exec")),
                 ("CollectMode", Variant::from("inactive-or-failed")),
                 ("AddRef", Variant::from(true)),
-                ("ExecStart", Variant::from(vec![(path, argv.clone(), false)])),
+                ("ExecStart", Variant::from(vec![(path.clone(), argv.clone(), false)])),
                 // As the templates have it: at the host's shutdown guests need it until they are off.
                 ("Before", Variant::from(vec!["domus-guests.service"])),
             ];
@@ -249,16 +251,41 @@ const FORBIDDEN: [&str; 9] = [
     "@swap",
 ];
 
+/// What `setpriv` needs to make a process another user's, which that has not any more.
+const TO_BECOME: u64 = 1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP;
+const CAP_SETGID: u64 = 6;
+const CAP_SETUID: u64 = 7;
+const CAP_SETPCAP: u64 = 8;
+
+/// The words before a program's own by which it gets its user and its capabilities. systemd's own way refuses a user
+/// whom no directory knows.
+fn becomes(confinement: &Confinement<'_>) -> Result<Vec<String>, Failure> {
+    let Some(uid) = confinement.uid else { return Ok(Vec::new()) };
+    let setpriv = programs::find("setpriv", "util-linux").map_err(|error| error.to_string())?;
+    let some = confinement.capabilities.iter().map(|number| format!(",+cap_{number}"));
+    let capabilities = format!("-all{}", some.collect::<String>());
+    Ok(vec![
+        utf8(&setpriv)?.to_owned(),
+        format!("--reuid={uid}"),
+        format!("--regid={uid}"),
+        "--clear-groups".into(),
+        format!("--inh-caps={capabilities}"),
+        format!("--ambient-caps={capabilities}"),
+        format!("--bounding-set={capabilities}"),
+        "--".into(),
+    ])
+}
+
 /// What holds a helper: the same as in the templates, but for what it needs.
 fn confined<'a>(helper: &HelperProgram<'a>) -> Result<Properties<'a>, Failure> {
     let Confinement { uid, families, namespaces, calls, writes, memory, tasks, .. } = helper.confinement;
-    let capabilities = helper.confinement.capability_bits();
+    let to_become = if uid.is_some() { TO_BECOME } else { 0 };
+    let capabilities = helper.confinement.capability_bits() | to_become;
     let texts = |texts: Vec<&'a str>| Variant::from(texts);
     let mut allowed = vec!["@system-service"];
     allowed.extend(calls);
     let mut properties: Properties<'a> = vec![
         ("CapabilityBoundingSet", Variant::from(capabilities)),
-        ("AmbientCapabilities", Variant::from(capabilities)),
         ("NoNewPrivileges", Variant::from(true)),
         ("RestrictNamespaces", Variant::from(namespaces)),
         ("RestrictAddressFamilies", Variant::from((true, families.to_vec()))),
@@ -294,10 +321,6 @@ fn confined<'a>(helper: &HelperProgram<'a>) -> Result<Properties<'a>, Failure> {
         "MemoryDenyWriteExecute",
     ];
     properties.extend(switches.map(|switch| (switch, Variant::from(true))));
-    if let Some(uid) = uid {
-        properties.push(("User", Variant::from(uid.to_string())));
-        properties.push(("Group", Variant::from(uid.to_string())));
-    }
     if let Some(writes) = writes {
         properties.push(("ReadWritePaths", texts(vec![utf8(writes)?])));
     }
