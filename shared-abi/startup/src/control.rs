@@ -211,7 +211,7 @@ impl Control {
     /// Answers the start message with a failure: one line, with its causes.
     ///
     /// Does not return when the controller has been told: it reports the failure to whoever asked, and the same line
-    /// on standard error would be a second report. Returns if there is nobody to tell.
+    /// on standard error would be a second report. Returns if there never was one.
     pub fn fail(&self, error: &(dyn std::error::Error + 'static)) {
         self.end_with::<()>(Err(chain(error)));
     }
@@ -223,7 +223,9 @@ impl Control {
     }
 
     fn end_with<A: Serialize>(&self, answer: Result<&A, String>) {
-        if self.answer(answer) {
+        let had_controller = lock(&self.current).link.is_some();
+        // One that has hung up has given this process up, and wants to hear nothing of it.
+        if self.answer(answer) || had_controller {
             std::process::exit(1);
         }
     }

@@ -48,8 +48,8 @@ fn cure(backing: &Path, format: &str) -> String {
     if backing.to_string_lossy().contains("json:{") || name.contains(':') {
         return "name a file there by qemu-img rebase -u, and list that".into();
     }
-    let line = serde_json::json!([{ "path": backing, "format": format }]);
-    format!("add \"backing\": {line} to the disk if it may be read")
+    let (path, format) = (serde_json::json!(backing), serde_json::json!(format));
+    format!("add \"backing\": [{{\"path\": {path}, \"format\": {format}}}] to the disk if it may be read")
 }
 
 /// Why a chain of images cannot be served.
