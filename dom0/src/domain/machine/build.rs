@@ -6,11 +6,14 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
 
 use domus_startup::fds::Outgoing;
 use futures_util::future::try_join_all;
 use shared_abi::control::{Device, RunnerReply, RunnerRequest, RunnerStart};
 use shared_abi::{DeviceId, Role};
+use tokio::time::timeout;
 
 use crate::config::DomainConfig;
 use crate::domain::directory;
@@ -23,6 +26,9 @@ use crate::host::{fault, files, kvm, memory};
 use crate::process::Launch;
 use crate::process::link::{ChildLink, PATIENCE, unexpected};
 use crate::value::text::one_line;
+
+/// Within this time a backend has said why its runner has failed, if it is why.
+const CAUSE: Duration = Duration::from_secs(1);
 
 /// What the guest is started from.
 struct BootFiles {
@@ -168,8 +174,22 @@ impl Machine {
             backend.connect(&control).await?;
             backend.start(start).await
         });
-        tokio::try_join!(try_join_all(backends), runner)?;
-        Ok(())
+        let (mut backends, mut runner) = (pin!(try_join_all(backends)), pin!(runner));
+        tokio::select! {
+            biased;
+            served = &mut backends => {
+                served?;
+                runner.await
+            }
+            ready = &mut runner => match ready {
+                Ok(()) => backends.await.map(drop),
+                // A backend that refuses what it is given ends, and its runner may say so first.
+                Err(error) => match timeout(CAUSE, backends).await {
+                    Ok(Err(cause)) => Err(cause),
+                    _ => Err(error),
+                },
+            },
+        }
     }
 
     /// The devices for the runner; `sockets` are those of the domain's own backends.
