@@ -483,18 +483,15 @@ impl Session {
                     .question(&name, |domain| async move { Ok(domain.machine().processes()) }.boxed_local()),
             )
             .await?;
+        let refused = |message| ApiError::Refused { message };
         let mut reaches = Vec::new();
         for (program, pid) in processes {
             // Its memory map may be locked for as long as storage has it wait.
             let found = slow::with(Path::new(&format!("/proc/{pid}")), move |_| Reach::of(pid)).await;
-            let found = found.map_err(|slow| slow.to_string()).and_then(|found| {
-                found.map_err(|error| format!("cannot look at {program} (pid {pid}): {error}"))
-            });
-            reaches.push(reach::describe(
-                program,
-                pid,
-                found.map_err(|message| ApiError::Refused { message })?,
-            ));
+            let found = found.map_err(|slow| refused(slow.to_string()))?;
+            let found =
+                found.map_err(|error| refused(format!("cannot look at {program} (pid {pid}): {error}")))?;
+            reaches.push(reach::describe(program, pid, found));
         }
         Ok(Reaches { processes: reaches })
     }

@@ -6,10 +6,8 @@
 //!     ─▶ removed
 //! ```
 
-use std::io;
 use std::rc::Rc;
 
-use nix::unistd::{AccessFlags, access};
 use shared_abi::DomId;
 use tokio::sync::watch;
 
@@ -41,8 +39,6 @@ pub async fn check(
     for class in Devices::new(&config.file, &config.devices).all() {
         class.check(&networks).await?;
     }
-    access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK)
-        .map_err(|errno| StartError::Kvm(io::Error::from(errno)))?;
     look_into(config, networks, supervisor).await
 }
 

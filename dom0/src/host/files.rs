@@ -4,7 +4,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,17 @@ pub enum Direct {
     IfPossible,
     /// No.
     No,
+}
+
+/// The JSON files in a folder that are meant, in the order of their names, `most` of them: an editor's copy, or a file
+/// on its way (`.web1.json.swp`, `.#web1.json`), begins with a dot. Waits for storage: see [`slow`].
+pub fn json_files(folder: &Path, most: usize) -> Vec<PathBuf> {
+    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let paths = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let meant = paths.filter(|path| path.extension().is_some_and(|end| end == "json") && !hidden(path));
+    let mut meant: Vec<_> = meant.take(most).collect();
+    meant.sort();
+    meant
 }
 
 /// The kind of a file that is in the way, for people.

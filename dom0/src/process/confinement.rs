@@ -27,6 +27,12 @@ pub struct Confinement<'a> {
     pub tasks: u32,
 }
 
+/// Another group, and user, and what may be had at most.
+pub const CAP_SETGID: u8 = 6;
+/// See [`CAP_SETGID`].
+pub const CAP_SETUID: u8 = 7;
+/// See [`CAP_SETGID`].
+pub const CAP_SETPCAP: u8 = 8;
 /// Ports below 1024.
 pub const CAP_NET_BIND_SERVICE: u8 = 10;
 /// The network's configuration.

@@ -36,8 +36,9 @@ pub const QUESTION: Duration = Duration::from_secs(2);
 /// One that owes an answer for so long is slow.
 const LATE: Duration = Duration::from_millis(500);
 
-/// One that owes an answer for so long is asked nothing more: who wants something done is told at once.
-const HOPELESS: Duration = Duration::from_secs(5);
+/// One that owes an answer for so long is silent: an operator is told of it, and who wants something done is told so at
+/// once.
+pub const SILENT: Duration = Duration::from_secs(5);
 
 /// Messages that a child may send within an hour without being asked. One that works sends a few.
 const MAX_UNASKED: u32 = 512;
@@ -270,6 +271,17 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         self.owed.front().map(|owed| owed.since)
     }
 
+    /// Refuses to ask it anything once it has owed an answer for so long.
+    fn expect_silent_for_less_than(&self, longest: Duration) -> Result<(), ChildError> {
+        match self.silent_since().map(|since| since.elapsed()) {
+            Some(silent) if silent >= longest => {
+                let (role, seconds) = (self.role, silent.as_secs());
+                Err(ChildError::Silent { role, seconds, done: "answered" })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The version of the messages that it was agreed on.
     pub fn version(&self) -> u32 {
         self.link.get_ref().version()
@@ -311,11 +323,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         destroyed: &mut signal::Receiver<bool>,
     ) -> Result<A, ChildError> {
         let role = self.role;
-        if let Some(silent) =
-            self.silent_since().map(|since| since.elapsed()).filter(|silent| *silent >= HOPELESS)
-        {
-            return Err(ChildError::Silent { role, seconds: silent.as_secs(), done: "answered" });
-        }
+        self.expect_silent_for_less_than(SILENT)?;
         let exchange = async {
             let sent = self.send(request, &fds).await;
             // A lifeline among them must have no other end than the process's; an image's last may wait for storage.
@@ -343,13 +351,8 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         request: &R,
         destroyed: &mut signal::Receiver<bool>,
     ) -> Result<A, ChildError> {
-        match self.silent_since().filter(|_| self.is_late()) {
-            Some(since) => {
-                let seconds = since.elapsed().as_secs();
-                Err(ChildError::Silent { role: self.role, seconds, done: "answered" })
-            }
-            None => self.ask(process, request, Vec::new(), (QUESTION, "answered"), destroyed).await,
-        }
+        self.expect_silent_for_less_than(LATE)?;
+        self.ask(process, request, Vec::new(), (QUESTION, "answered"), destroyed).await
     }
 
     fn broken(&self, source: LinkError) -> ChildError {

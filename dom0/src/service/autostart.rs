@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config::{self, Autostart, DomainConfig};
 use crate::domain::error::{Attempted, explain};
 use crate::domain::lifecycle::{Event, State};
-use crate::host::slow;
+use crate::host::{files, slow};
 use crate::service::Dom0;
 use crate::value::place::ConfigError;
 
@@ -147,13 +147,7 @@ async fn read(config_dir: &Path) -> (Vec<(DomainConfig, Autostart)>, Vec<ConfigE
 
 /// The files of configs in a folder.
 fn configs(domains: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let entries = fs::read_dir(domains).into_iter().flatten().flatten();
-    // An editor's copy, or a file on its way (`.web1.json.swp`, `.#web1.json`), begins with a dot.
-    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    let paths = entries.map(|entry| entry.path());
-    let paths = paths.filter(|path| path.extension().is_some_and(|end| end == "json") && !hidden(path));
-    let mut paths: Vec<PathBuf> = paths.take(MAX_CONFIGS).collect();
-    paths.sort();
+    let paths = files::json_files(domains, MAX_CONFIGS);
     if !paths.is_empty() {
         is_trusted(domains, fs::Metadata::is_dir)?;
     }

@@ -75,6 +75,7 @@ struct Entry {
     answer: oneshot::Sender<Answer>,
 }
 
+#[derive(Default)]
 struct State {
     /// What the server said last.
     export: Option<Export>,
@@ -104,17 +105,7 @@ impl NbdDisk {
     /// A disk that is not connected yet.
     pub fn new(reactor: &Arc<Reactor>, remote: Remote, lost: Box<dyn Fn(&str)>) -> Self {
         let (work, offered) = (Notify::new(), Notify::new());
-        let state = State {
-            export: None,
-            known: 0,
-            connection: None,
-            offer: None,
-            cookie: 0,
-            requests: BTreeMap::new(),
-            unsent: VecDeque::new(),
-            failing: false,
-            fence: Fence::new(remote.fence),
-        };
+        let state = State { fence: Fence::new(remote.fence), ..State::default() };
         Self { reactor: reactor.clone(), remote, lost, state: state.into(), work, offered }
     }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The sectors of writes that are in doubt.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Fence {
     patience: Duration,
     doubts: Vec<(Range<u64>, Instant)>,

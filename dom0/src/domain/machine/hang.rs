@@ -13,12 +13,10 @@ use tokio::time::Instant;
 use crate::config::OnHang;
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, Notice};
+use crate::process::link::SILENT;
 
 /// So often every child is asked for a sign of life.
 pub const BEAT: Duration = Duration::from_secs(3);
-
-/// A child that owes an answer for so long is told of.
-const SILENT: Duration = Duration::from_secs(5);
 
 impl Machine {
     /// Children that have owed an answer for long, and since when.

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use domus_startup::control::chain;
 use futures_util::future::join_all;
+use nix::unistd::Pid;
 use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus, StopReason, VcpuCounters};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::watch;
@@ -206,8 +207,6 @@ impl Machine {
 
     /// For a dom0 that comes later.
     pub fn record(&self) -> MachineRecord {
-        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.process.pid()));
-        let backends = self.backends.iter().map(|backend| (backend.role, backend.process.pid()));
         let known = |(role, pid)| Some(ProcessRecord { role, known: ProcessId::of(pid)? });
         MachineRecord {
             domid: self.owner.domid,
@@ -217,7 +216,7 @@ impl Machine {
             scheduling: self.scheduling.clone(),
             programs: self.programs.clone(),
             on_hang: self.on_hang,
-            processes: runner.chain(backends).filter_map(known).collect(),
+            processes: self.own_processes().filter_map(known).collect(),
             devices: self.devices.records(),
         }
     }
@@ -252,11 +251,14 @@ impl Machine {
         self.runner.as_ref().map(|runner| runner.process.pid().as_raw())
     }
 
+    fn own_processes(&self) -> impl Iterator<Item = (Role, Pid)> {
+        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.process.pid()));
+        runner.chain(self.backends.iter().map(|backend| (backend.role, backend.process.pid())))
+    }
+
     /// Its processes, those of its devices' helpers among them, with their programs' names.
     pub fn processes(&self) -> Vec<(String, i32)> {
-        let runner = self.runner.iter().map(|runner| (Role::Runner, runner.process.pid()));
-        let backends = self.backends.iter().map(|backend| (backend.role, backend.process.pid()));
-        let own = runner.chain(backends).map(|(role, pid)| (role.program().into(), pid.as_raw()));
+        let own = self.own_processes().map(|(role, pid)| (role.program().into(), pid.as_raw()));
         own.chain(self.devices.records().processes().map(|helper| (helper.name(), helper.pid))).collect()
     }
 

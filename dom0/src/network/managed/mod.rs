@@ -39,7 +39,7 @@ pub use pins::{Addresses, Asks};
 pub use running::Means;
 
 use crate::host::links::Links;
-use crate::host::slow;
+use crate::host::{files, slow};
 use crate::network::managed::pins::Pins;
 use crate::network::managed::running::Running;
 use crate::value::place::ConfigError;
@@ -320,7 +320,9 @@ impl Networks {
     /// All networks that are defined or run.
     pub async fn list(&self) -> Vec<Shown> {
         let mut all: BTreeMap<NetworkName, Shown> = BTreeMap::new();
-        let files = slow::with(&self.defined, definitions).await.unwrap_or_default();
+        let files = slow::with(&self.defined, |folder| files::json_files(folder, usize::MAX))
+            .await
+            .unwrap_or_default();
         for loaded in join_all(files.iter().map(|file| self.load(file))).await {
             match loaded {
                 Ok(network) => {
@@ -493,11 +495,4 @@ async fn ports(bridge: &str) -> Vec<String> {
         Ok::<_, io::Error>(ports.map(|link| link.name).collect())
     };
     look.await.unwrap_or_default()
-}
-
-/// The files of definitions in a folder. An editor's copy begins with a dot.
-fn definitions(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let shown = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
-    shown.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
 }

@@ -29,7 +29,7 @@ use zbus::Variant;
 use crate::host::pidfd::open_pidfd;
 use crate::host::programs;
 use crate::process::cgroup::{memory_limit, task_limit};
-use crate::process::confinement::Confinement;
+use crate::process::confinement::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, Confinement};
 use crate::process::systemd::bus::{Bus, Failure};
 use crate::process::systemd::machined::Machines;
 use crate::process::systemd::release::{Release, Releases};
@@ -253,9 +253,6 @@ const FORBIDDEN: [&str; 9] = [
 
 /// What `setpriv` needs to make a process another user's, which that has not any more.
 const TO_BECOME: u64 = 1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP;
-const CAP_SETGID: u64 = 6;
-const CAP_SETUID: u64 = 7;
-const CAP_SETPCAP: u64 = 8;
 
 /// The words before a program's own by which it gets its user and its capabilities. systemd's own way refuses a user
 /// whom no directory knows.
