@@ -161,15 +161,16 @@ fn what_a_machine_did_while_there_was_no_dom0_is_dealt_with_as_its_config_says()
     for (name, more) in [("off", ""), ("again", ""), ("killed", crash), ("gone", "")] {
         host.ok(&["create", &host.guest(name, SHELL, more)]);
     }
-    let mut consoles: Vec<_> = ["off", "again"].map(|name| Console::attach(&host, name)).into();
+    let mut consoles = ["off", "again", "killed", "gone"].map(|name| Console::attach(&host, name));
     consoles.iter_mut().for_each(|console| _ = console.wait("mini: ready"));
     let was = host.domain("again").unwrap()["id"].as_u64().unwrap();
     host.kill_service();
     consoles[0].send("end poweroff");
     consoles[1].send("end reset");
-    for console in &mut consoles {
+    for console in &mut consoles[..2] {
         console.wait("mini: end ");
     }
+    drop(consoles);
     for name in ["killed", "gone"] {
         signal(host.pid_of(name, "runner.sock").unwrap(), Signal::SIGKILL);
     }
