@@ -4,8 +4,8 @@ use domus_api::{DomainInfo, TroubleInfo};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::domain::View;
 use crate::domain::lifecycle::State;
+use crate::domain::{Handle, View};
 use crate::host::{memory, usage};
 use crate::network::managed::Networks;
 use crate::service::Dom0;
@@ -96,19 +96,18 @@ fn seconds_of(moment: Instant) -> u64 {
     (time::now_ms().saturating_sub(moment.elapsed().as_millis() as u64) + 500) / 1000
 }
 
-/// What is amiss with a domain, and with the networks that it is on.
-pub fn troubles(view: &View, networks: &Networks) -> Vec<TroubleInfo> {
+/// What is amiss with a domain, and with the networks that it is on, and what is waited for.
+pub fn troubles(handle: &Handle, networks: &Networks) -> Vec<TroubleInfo> {
+    let view = handle.view.borrow();
     let name = &view.name;
-    let mut troubles: Vec<_> = view
-        .troubles
-        .iter()
-        .map(|Trouble { layer, since, cause, next }| TroubleInfo {
-            layer: layer.clone(),
-            since: since.map(seconds_of),
-            cause: cause.clone(),
-            next: next.clone(),
-        })
-        .collect();
+    let told = |Trouble { layer, since, cause, next }: &Trouble| TroubleInfo {
+        layer: layer.clone(),
+        since: since.map(seconds_of),
+        cause: cause.clone(),
+        next: next.clone(),
+    };
+    let waits = handle.waits();
+    let mut troubles: Vec<_> = view.troubles.iter().chain(&waits).map(told).collect();
     for network in &view.networks {
         troubles.extend(networks.faults(network).iter().map(|fault| TroubleInfo {
             layer: format!("network {network}"),

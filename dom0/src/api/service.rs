@@ -286,19 +286,14 @@ impl Session {
         weight: Option<u32>,
         cap: Option<u32>,
     ) -> Result<Sched, ApiError> {
-        if weight.is_some() || cap.is_some() {
-            self.may_change("changing a domain's part of the CPUs")?;
+        if weight.is_none() && cap.is_none() {
+            return Ok(self.dom0.find(&name)?.view.borrow().scheduling.clone().into());
         }
+        self.may_change("changing a domain's part of the CPUs")?;
         cpus::check(weight, cap).map_err(|message| ApiError::Refused { message })?;
         let act = "change its part of the CPUs";
         let scheduling = self.dom0.call(&name, move |domain| {
-            async move {
-                match (weight, cap) {
-                    (None, None) => Ok(domain.machine().scheduling().clone()),
-                    _ => domain.running(act)?.set_cpu_limits(weight, cap).await,
-                }
-            }
-            .boxed_local()
+            async move { domain.running(act)?.set_cpu_limits(weight, cap).await }.boxed_local()
         });
         Ok(scheduling.await?.into())
     }
@@ -356,12 +351,10 @@ impl Session {
         if let Some(bytes) = bytes.filter(|_| shrink != Some(true)) {
             let id = disk.clone();
             // Measured now: the image may have grown since its backend looked.
-            let before = self
-                .dom0
-                .call(&name, move |domain| {
-                    async move { domain.running("resize a disk")?.resize(id, None).await }.boxed_local()
-                })
-                .await?;
+            let measured = self.dom0.question(&name, move |domain| {
+                async move { domain.running("resize a disk")?.resize(id, None).await }.boxed_local()
+            });
+            let before = self.asked(measured).await?;
             if bytes < before {
                 let message = format!(
                     "disk {disk} has {before} bytes: to {bytes} it would lose what is behind its new end; set shrink \
@@ -471,7 +464,7 @@ impl Session {
         Ok(Troubles {
             state: describe(&view).state,
             core_scheduling,
-            troubles: troubles(&view, self.dom0.networks()),
+            troubles: troubles(&handle, self.dom0.networks()),
         })
     }
 

@@ -77,6 +77,7 @@ async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
             false => Default::default(),
         };
         let vcpus = view.runner.map(usage::vcpu_times).unwrap_or_default();
+        let waits = dom0.find(view.name.as_str()).map_or(0, |handle| handle.waits().len());
         let faults = view.networks.iter().map(|network| dom0.networks().faults(network).len()).sum::<usize>();
         DomainStatistics {
             resident_bytes: view.runner.map_or(0, usage::resident),
@@ -87,7 +88,7 @@ async fn collect(dom0: &Dom0) -> Vec<DomainStatistics> {
             disks: disks.into_iter().map(Into::into).collect(),
             nics: nics.into_iter().map(Into::into).collect(),
             bus_locks: view.vcpu_counters.map(|counters| counters.bus_locks),
-            troubles: (view.troubles.len() + faults) as u64,
+            troubles: (view.troubles.len() + faults + waits) as u64,
             domain: describe(&view),
         }
     });

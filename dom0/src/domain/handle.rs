@@ -1,28 +1,38 @@
 //! How others reach a domain's task.
 
 use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use shared_abi::control::RunnerStatus;
 use shared_abi::{DomId, DomainName};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
 
 use crate::config::DomainConfig;
 use crate::device::console;
-use crate::domain::lifecycle::State;
+use crate::domain::lifecycle::{Event, State};
 use crate::domain::task::{Domain, Inbox};
-use crate::domain::verb::{Answer, Command, STATUS, Verb};
+use crate::domain::verb::{Answer, Command, STATUS, Turn, Verb};
 use crate::domain::view::View;
+use crate::host::waits::Waits;
+use crate::value::trouble::Trouble;
+
+/// A command whose turn has not come within this time is refused: what is before it waits for somebody.
+const TURN: Duration = Duration::from_secs(5);
 
 /// How to reach a domain's task, under whatever name the domain has.
 #[derive(Debug)]
 pub struct Handle {
     /// Takes wishes until the domain is gone.
-    pub wishes: mpsc::UnboundedSender<Command<Domain>>,
+    wishes: mpsc::UnboundedSender<Command<Domain>>,
     /// Takes questions until then, which are answered when there is no wish.
     questions: mpsc::UnboundedSender<Command<Domain>>,
     /// Set to true with the command to destroy the domain, which then waits for no answer of the runner's.
-    pub destroy: watch::Sender<bool>,
+    destroy: watch::Sender<bool>,
+    /// What the task waits for.
+    waits: Rc<Waits>,
     /// Closed when the domain is gone.
     pub view: watch::Receiver<View>,
 }
@@ -46,6 +56,7 @@ impl Handle {
             state: State::Building,
             memory: config.memory,
             vcpus: config.vcpus,
+            scheduling: config.scheduling.clone(),
             runner: None,
             vcpu_counters: None,
             ended: None,
@@ -54,13 +65,32 @@ impl Handle {
             networks: Vec::new(),
             troubles: Vec::new(),
         });
-        let inbox = Inbox { wishes: wished, questions: asked, destroyed };
-        (Self { wishes, questions, destroy, view: watcher }, inbox, view)
+        let waits = Rc::new(Waits::default());
+        let inbox = Inbox { wishes: wished, questions: asked, destroyed, waits: waits.clone() };
+        (Self { wishes, questions, destroy, waits, view: watcher }, inbox, view)
     }
 
     /// The domain's name of the moment.
     pub fn name(&self) -> DomainName {
         self.view.borrow().name.clone()
+    }
+
+    /// What its task has been waiting for, for long.
+    pub fn waits(&self) -> Vec<Trouble> {
+        self.waits.troubles()
+    }
+
+    /// Puts an operator's wish to the domain, and waits until it is done or refused. None if the domain is gone.
+    pub async fn ask(&self, event: Event) -> Option<Result<(), String>> {
+        let is_destroy = event == Event::Destroy;
+        let (answer, answered) = oneshot::channel();
+        let turn = Turn::default();
+        self.wishes.send(Command::Ask { event, turn: turn.clone(), answer }).ok()?;
+        if is_destroy {
+            self.destroy.send_replace(true);
+            return answered.await.ok();
+        }
+        self.in_turn(&turn, answered).await
     }
 
     /// Has the domain's task do something with its domain, and waits for what comes of it. For what ends within
@@ -70,7 +100,32 @@ impl Handle {
         &self,
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
     ) -> Option<Result<T, String>> {
-        Self::send(&self.wishes, verb).await
+        let turn = Turn::default();
+        let answered = Self::send(&self.wishes, turn.clone(), verb)?;
+        self.in_turn(&turn, answered).await
+    }
+
+    /// The answer to a command; a refusal if its turn does not come.
+    async fn in_turn<T>(
+        &self,
+        turn: &Turn,
+        mut answered: oneshot::Receiver<Result<T, String>>,
+    ) -> Option<Result<T, String>> {
+        tokio::select! {
+            answer = &mut answered => return answer.ok(),
+            () = sleep(TURN) => {}
+        }
+        if turn.has_come() {
+            return answered.await.ok();
+        }
+        let seconds = TURN.as_secs();
+        Some(Err(match self.waits.longest() {
+            Some((what, since)) => {
+                let since = since.elapsed().as_secs();
+                format!("waits for {what}, for {since} s by now: try again, or see domus why")
+            }
+            None => format!("has been busy for {seconds} s: try again, or see domus why"),
+        }))
     }
 
     /// The same for what changes nothing: it waits until nobody wants anything done.
@@ -78,19 +133,23 @@ impl Handle {
         &self,
         question: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
     ) -> Option<Result<T, String>> {
-        Self::send(&self.questions, question).await
+        let turn = Turn::default();
+        let answered = Self::send(&self.questions, turn.clone(), question)?;
+        self.in_turn(&turn, answered).await
     }
 
-    async fn send<T: 'static>(
+    fn send<T: 'static>(
         to: &mpsc::UnboundedSender<Command<Domain>>,
+        turn: Turn,
         verb: impl for<'a> FnOnce(&'a mut Domain) -> LocalBoxFuture<'a, Result<T, String>> + 'static,
-    ) -> Option<Result<T, String>> {
+    ) -> Option<oneshot::Receiver<Result<T, String>>> {
         let (answer, answered) = oneshot::channel();
         let verb = Verb(Box::new(move |domain| {
             Box::pin(async move {
                 if answer.is_closed() {
                     return Box::new(|| ()) as Answer;
                 }
+                turn.comes();
                 let result = match domain {
                     Ok(domain) => verb(domain).await,
                     Err(why) => Err(why),
@@ -100,7 +159,7 @@ impl Handle {
             })
         }));
         to.send(Command::Call(verb)).ok()?;
-        answered.await.ok()
+        Some(answered)
     }
 
     /// What the runner says of itself, if there is one that answers soon.
@@ -108,6 +167,6 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         self.questions.send(Command::Status(answer)).ok()?;
         // The task may be waiting for the answer to somebody else's wish.
-        tokio::time::timeout(STATUS * 2, answered).await.ok()?.ok()
+        timeout(STATUS * 2, answered).await.ok()?.ok()
     }
 }

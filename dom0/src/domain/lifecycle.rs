@@ -189,9 +189,17 @@ impl Life {
         Self { state, lasts: true, before: None, actions: actions.into_iter().collect() }
     }
 
-    /// Where it is.
+    /// Where it is, or is going by what it does just now.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// Where it is for those who look at it: what is being done for the next state is not done yet.
+    pub fn reached(&self) -> State {
+        match self.before {
+            Some(before) if self.state.has_machine() => before,
+            _ => self.state,
+        }
     }
 
     /// A build that fails is tried again.

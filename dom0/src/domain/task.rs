@@ -24,6 +24,7 @@ use crate::domain::record::{Record, Source};
 use crate::domain::restart::{Pace, Problem};
 use crate::domain::verb::{Command, STATUS, Verb};
 use crate::domain::view::View;
+use crate::host::waits::Waits;
 use crate::process::link::ChildError;
 use crate::value::text::one_line;
 
@@ -36,6 +37,8 @@ pub struct Inbox {
     pub questions: mpsc::UnboundedReceiver<Command<Domain>>,
     /// True when one of the wishes is to destroy the domain.
     pub destroyed: watch::Receiver<bool>,
+    /// What the task waits for.
+    pub waits: Rc<Waits>,
 }
 
 impl Inbox {
@@ -183,7 +186,12 @@ impl Domain {
     }
 
     /// Runs the domain until nothing of it is left. `forget` is called before anybody is told that it is gone.
-    pub async fn run(mut self, forget: impl FnOnce()) {
+    pub async fn run(self, forget: impl FnOnce()) {
+        let waits = self.inbox.waits.clone();
+        waits.around(self.live(forget)).await;
+    }
+
+    async fn live(mut self, forget: impl FnOnce()) {
         if let Some(record) = self.inherited.take()
             && self.adopt(*record).await.is_err()
         {
@@ -236,16 +244,16 @@ impl Domain {
 
     /// Tells the state machine; its actions are done next.
     pub(super) fn step_with(&mut self, event: &Event) {
-        let before = self.life.state();
+        let before = self.life.reached();
         // What is no wish of an operator's is never refused.
         if self.life.step(event, self.policy()).is_ok() {
             self.announce_state(before);
         }
     }
 
-    /// Tells everybody that the domain is in another state than `before`, before anything is done for that.
+    /// Tells everybody that the domain has reached another state than `before`.
     pub(super) fn announce_state(&self, before: State) {
-        let state = self.life.state();
+        let state = self.life.reached();
         self.publish();
         if std::mem::discriminant(&before) == std::mem::discriminant(&state) {
             return;
@@ -271,9 +279,10 @@ impl Domain {
                 started_as: machine.owner().started_as.clone(),
                 console: console::socket(self.dir.path()),
                 domid: machine.domid(),
-                state: self.life.state(),
+                state: self.life.reached(),
                 memory: machine.memory(),
                 vcpus: machine.vcpus(),
+                scheduling: machine.scheduling().clone(),
                 runner: machine.runner(),
                 networks: machine.networks(),
                 vcpu_counters: machine.vcpu_counters(),
@@ -304,8 +313,8 @@ impl Domain {
     }
 
     async fn command(&mut self, command: Command<Self>) {
-        let (event, answer) = match command {
-            Command::Ask { event, answer } => (event, answer),
+        let (event, turn, answer) = match command {
+            Command::Ask { event, turn, answer } => (event, turn, answer),
             Command::Call(Verb(verb)) => {
                 let answer = verb(Ok(self)).await;
                 self.apply_notices();
@@ -320,7 +329,12 @@ impl Domain {
                 return;
             }
         };
-        let before = self.life.state();
+        // Whoever has given up before its turn wants nothing any more, but for one who destroys.
+        if answer.is_closed() && event != Event::Destroy {
+            return;
+        }
+        turn.comes();
+        let before = self.life.reached();
         if let Err(refused) = self.life.step(&event, self.policy()) {
             let _ = answer.send(Err(refused.to_string()));
             return;
@@ -451,7 +465,7 @@ impl Domain {
                     Some(command) = inbox.next() => command,
                 };
                 let (event, answer) = match command {
-                    Command::Ask { event, answer } => (event, answer),
+                    Command::Ask { event, answer, .. } => (event, answer),
                     Command::Call(Verb(verb)) => {
                         let answer =
                             verb(Err("is being started just now: try again, or see domus why".into())).await;

@@ -1,6 +1,8 @@
 //! Commands to a domain's task, generic over the domain so that `task.rs` can import this file.
 
+use std::cell::Cell;
 use std::fmt;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
@@ -19,6 +21,8 @@ pub enum Command<D> {
     Ask {
         /// One of the operator's events.
         event: Event,
+        /// Told when its turn comes.
+        turn: Turn,
         /// Answered when it is done or refused; for `Destroy`, when nothing of the domain is left.
         answer: oneshot::Sender<Result<(), String>>,
     },
@@ -26,6 +30,22 @@ pub enum Command<D> {
     Call(Verb<D>),
     /// What the runner says of itself; not answered if there is none.
     Status(oneshot::Sender<RunnerStatus>),
+}
+
+/// Whether the turn of a wish has come.
+#[derive(Debug, Clone, Default)]
+pub struct Turn(Rc<Cell<bool>>);
+
+impl Turn {
+    /// It has: the wish is in hand from now on.
+    pub fn comes(&self) {
+        self.0.set(true);
+    }
+
+    /// True if it has.
+    pub fn has_come(&self) -> bool {
+        self.0.get()
+    }
 }
 
 /// What a domain's task does with its domain when its turn comes; it is given the reason where there is nothing to do

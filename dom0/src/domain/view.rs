@@ -7,6 +7,7 @@ use shared_abi::{DomId, DomainName, NetworkName};
 use uuid::Uuid;
 
 use crate::domain::lifecycle::State;
+use crate::value::cpus::Scheduling;
 use crate::value::trouble::Trouble;
 
 /// What others see of a domain.
@@ -28,6 +29,8 @@ pub struct View {
     pub memory: u64,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// Its part of the host's CPUs.
+    pub scheduling: Scheduling,
     /// The runner's process, while there is one.
     pub runner: Option<i32>,
     /// What its vCPUs did to the host, as far as the runner has told.

@@ -24,4 +24,5 @@ pub mod slow;
 pub mod sockets;
 pub mod usage;
 pub mod vcpus;
+pub mod waits;
 pub mod watch;

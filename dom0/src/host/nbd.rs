@@ -8,6 +8,7 @@ use shared_abi::nbd::{NbdServer, NbdUri};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::host::waits::waiting;
 use crate::host::{slow, sockets};
 
 /// Longer no server is waited for. The next attempt comes soon.
@@ -21,6 +22,7 @@ pub async fn dial(uri: &NbdUri) -> io::Result<OwnedFd> {
     let late = |why: String| io::Error::new(io::ErrorKind::TimedOut, why);
     match &uri.server {
         NbdServer::Tcp { host, port } => {
+            let _told = waiting(|| format!("the NBD server at {host}:{port} to take a connection"));
             let dialed = timeout(PATIENCE, tcp(host, *port)).await;
             dialed.unwrap_or_else(|_| Err(late("it does not answer".into())))
         }

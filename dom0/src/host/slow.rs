@@ -18,6 +18,8 @@ use domus_startup::lock;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::host::waits::waiting;
+
 /// Within this time storage that is of any use has answered.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -71,6 +73,7 @@ pub async fn within<T: Send + 'static>(
     if std::thread::Builder::new().name("storage".into()).spawn(run).is_err() {
         return Err(slow());
     }
+    let _told = waiting(|| format!("\"{}\" to answer", path.display()));
     match timeout(deadline, result).await {
         Ok(result) => result.map_err(|_| slow()),
         Err(_) => {
@@ -128,6 +131,7 @@ pub async fn closed(files: Vec<StorageFile>) {
         drop(done);
     };
     if std::thread::Builder::new().name("close".into()).spawn(close).is_ok() {
+        let _told = waiting(|| "its files to be closed".into());
         let _ = timeout(CLOSED, result).await;
     }
 }

@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as signal;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::host::waits::waiting;
 use crate::host::{slow, watch};
 use crate::process::Process;
 use crate::value::text::one_line;
@@ -26,9 +27,9 @@ use crate::value::text::one_line;
 /// minute where the host itself is emulated.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Within this time a process that serves answers a request. An operator who wants to destroy the domain of one that
-/// does not has to wait as long.
-pub const ANSWER: Duration = Duration::from_secs(30);
+/// Within this time a process that serves answers a request. The slowest is a runner that pauses: it gives each device
+/// its time.
+pub const ANSWER: Duration = Duration::from_secs(15);
 
 /// Within this time it answers a question that nobody depends on.
 pub const QUESTION: Duration = Duration::from_secs(2);
@@ -146,6 +147,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
     pub async fn connect(role: Role, path: &Path, process: &Process) -> Result<Self, ChildError> {
         let deadline = Instant::now() + PATIENCE;
         let fail = |source| ChildError::Link { role, source };
+        let _told = waiting(|| format!("{} to make its control socket, and to answer there", role.program()));
         let fd = loop {
             match dial(path) {
                 Ok(fd) => break fd,
@@ -179,6 +181,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         patience: Duration,
     ) -> Result<Self, ChildError> {
         let deadline = Instant::now() + patience;
+        let _told = waiting(|| format!("{} to answer dom0's greeting", role.program()));
         for path in paths {
             let fd = loop {
                 match dial(path) {
@@ -421,6 +424,7 @@ impl<A: DeserializeOwned, E: DeserializeOwned> ChildLink<A, E> {
         let role = self.role;
         let deadline = Instant::now() + patience;
         let silent = || ChildError::Silent { role, seconds: patience.as_secs(), done };
+        let _told = waiting(|| format!("{} to have {done}", role.program()));
         let mut ended = None;
         // Theirs come first. Counted before it is waited for: who gives up waiting leaves it owed.
         let mut older = self.owed.len();

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use nix::fcntl::Flock;
 use shared_abi::{DomId, DomainName};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use crate::config::{self, DomainConfig};
 use crate::device::net::tap;
@@ -21,7 +21,7 @@ use crate::domain::environment::Environment;
 use crate::domain::error::StartError;
 use crate::domain::lifecycle::{Event, Life, State};
 use crate::domain::record::{Record, Source};
-use crate::domain::{Command, Domain, Handle, View};
+use crate::domain::{Domain, Handle, View};
 use crate::host::links::Links;
 use crate::host::run_dir::{RunDir, RunDirError};
 use crate::host::{memory, orphans};
@@ -295,21 +295,11 @@ impl Dom0 {
             }
             other => other?,
         };
-        let destroy = event == Event::Destroy;
-        let gone = || AskError::NoSuchDomain(handle.name().to_string());
-        let (answer, answered) = oneshot::channel();
-        if handle.wishes.send(Command::Ask { event, answer }).is_err() {
-            return if destroy { Ok(()) } else { Err(gone()) };
-        }
-        if destroy {
-            handle.destroy.send_replace(true);
-        }
-        match answered.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(why)) => Err(AskError::Refused { name: handle.name(), why }),
+        let is_destroy = event == Event::Destroy;
+        match handle.ask(event).await {
             // It went away by itself meanwhile.
-            Err(_) if destroy => Ok(()),
-            Err(_) => Err(gone()),
+            None if is_destroy => Ok(()),
+            done => told(&handle, done),
         }
     }
 

@@ -41,6 +41,14 @@ pub enum BackendError {
         /// What happened.
         source: vhost::Error,
     },
+    /// It was hung up on, since it took too long.
+    #[error("the vhost-user backend has not answered {request} within {seconds} s: see what it waits for")]
+    Silent {
+        /// The message's name in the vhost-user specification.
+        request: &'static str,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// Not a modern device.
     #[error("the vhost-user backend does not offer VIRTIO_F_VERSION_1: it is too old for this machine")]
     Legacy,
@@ -109,8 +117,15 @@ pub struct Backend {
 }
 
 /// Names the request that failed.
-fn exchange<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, BackendError> {
-    result.map_err(|source| BackendError::Exchange { request, source })
+fn exchange<T>(
+    watched: &Watched,
+    request: &'static str,
+    result: vhost::Result<T>,
+) -> Result<T, BackendError> {
+    result.map_err(|source| match watched.overdue() {
+        Some(patience) => BackendError::Silent { request, seconds: patience.as_secs() },
+        None => BackendError::Exchange { request, source },
+    })
 }
 
 impl Backend {
@@ -137,26 +152,26 @@ impl Backend {
 
     fn negotiate(&mut self, queues: u16) -> Result<(), BackendError> {
         let frontend = &mut self.frontend;
-        self.features = exchange("GET_FEATURES", frontend.get_features())?;
+        self.features = exchange(&self.watched, "GET_FEATURES", frontend.get_features())?;
         if self.features & VERSION_1 == 0 {
             return Err(BackendError::Legacy);
         }
         if self.features & PROTOCOL_FEATURES != 0 {
-            let offered = exchange("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
+            let offered = exchange(&self.watched, "GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
             let known = VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
                 | VhostUserProtocolFeatures::RESET_DEVICE
                 | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
             self.protocol = offered & known;
-            exchange("SET_PROTOCOL_FEATURES", frontend.set_protocol_features(self.protocol))?;
+            exchange(&self.watched, "SET_PROTOCOL_FEATURES", frontend.set_protocol_features(self.protocol))?;
         }
         if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
-        exchange("SET_OWNER", frontend.set_owner())?;
+        exchange(&self.watched, "SET_OWNER", frontend.set_owner())?;
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
-            let has = exchange("GET_QUEUE_NUM", frontend.get_queue_num())?;
+            let has = exchange(&self.watched, "GET_QUEUE_NUM", frontend.get_queue_num())?;
             if has < queues.into() {
                 return Err(BackendError::TooFewQueues { has, wanted: queues });
             }
@@ -183,7 +198,7 @@ impl Backend {
         let _call = self.watched.call();
         let room = vec![0; size.into()];
         let reply = self.frontend.get_config(0, size.into(), VhostUserConfigFlags::empty(), &room);
-        exchange("GET_CONFIG", reply).map(|(_, config)| config)
+        exchange(&self.watched, "GET_CONFIG", reply).map(|(_, config)| config)
     }
 
     /// Writes to the configuration space. A backend that refuses the write is no error.
@@ -194,7 +209,7 @@ impl Backend {
         let _call = self.watched.call();
         match self.frontend.set_config(offset, VhostUserConfigFlags::empty(), data) {
             Err(vhost::Error::VhostUserProtocol(vhost_user::Error::BackendInternalError)) => Ok(()),
-            result => exchange("SET_CONFIG", result),
+            result => exchange(&self.watched, "SET_CONFIG", result),
         }
     }
 
@@ -214,22 +229,24 @@ impl Backend {
         let _call = watched.call();
         let frontend = &mut self.frontend;
         exchange(
+            &watched,
             "SET_FEATURES",
             frontend.set_features(session.features | self.features & PROTOCOL_FEATURES),
         )?;
         if !self.knows_memory {
-            exchange("SET_MEM_TABLE", frontend.set_mem_table(&memory_table(ram)))?;
+            exchange(&watched, "SET_MEM_TABLE", frontend.set_mem_table(&memory_table(ram)))?;
             self.knows_memory = true;
         }
         if self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) && !session.vrings.is_empty() {
             if session.log.is_none() {
                 let size = session.vrings.iter().map(|vring| vring.size).max().unwrap_or(0);
                 let wanted = VhostUserInflight::new(0, 0, self.queues, size);
-                let (what, memory) = exchange("GET_INFLIGHT_FD", frontend.get_inflight_fd(&wanted))?;
+                let (what, memory) =
+                    exchange(&watched, "GET_INFLIGHT_FD", frontend.get_inflight_fd(&wanted))?;
                 session.log = Some(InflightLog { what, memory });
             }
             if let Some(InflightLog { what, memory }) = &session.log {
-                exchange("SET_INFLIGHT_FD", frontend.set_inflight_fd(what, memory.as_raw_fd()))?;
+                exchange(&watched, "SET_INFLIGHT_FD", frontend.set_inflight_fd(what, memory.as_raw_fd()))?;
             }
         }
         for &Vring { index, size, rings, base, .. } in &session.vrings {
@@ -242,12 +259,12 @@ impl Backend {
                 avail_ring_addr: rings.avail,
                 log_addr: None,
             };
-            exchange("SET_VRING_NUM", frontend.set_vring_num(index, size))?;
-            exchange("SET_VRING_BASE", frontend.set_vring_base(index, base))?;
-            exchange("SET_VRING_ADDR", frontend.set_vring_addr(index, &addresses))?;
-            exchange("SET_VRING_CALL", frontend.set_vring_call(index, &calls[index]))?;
+            exchange(&watched, "SET_VRING_NUM", frontend.set_vring_num(index, size))?;
+            exchange(&watched, "SET_VRING_BASE", frontend.set_vring_base(index, base))?;
+            exchange(&watched, "SET_VRING_ADDR", frontend.set_vring_addr(index, &addresses))?;
+            exchange(&watched, "SET_VRING_CALL", frontend.set_vring_call(index, &calls[index]))?;
             // Starts the ring.
-            exchange("SET_VRING_KICK", frontend.set_vring_kick(index, &kicks[index]))?;
+            exchange(&watched, "SET_VRING_KICK", frontend.set_vring_kick(index, &kicks[index]))?;
         }
         self.enable(session, true)
     }
@@ -261,7 +278,7 @@ impl Backend {
             return Ok(());
         }
         let _call = self.watched.call();
-        exchange("RESET_DEVICE", self.frontend.reset_device())
+        exchange(&self.watched, "RESET_DEVICE", self.frontend.reset_device())
     }
 
     /// Stops the rings. When it returns the backend touches no ring and no buffer of the guest.
@@ -273,7 +290,7 @@ impl Backend {
         let _call = watched.call();
         self.enable(session, false)?;
         for vring in &session.vrings {
-            exchange("GET_VRING_BASE", self.frontend.get_vring_base(vring.index))?;
+            exchange(&watched, "GET_VRING_BASE", self.frontend.get_vring_base(vring.index))?;
         }
         Ok(())
     }
@@ -291,7 +308,7 @@ impl Backend {
     /// Without protocol features rings are always enabled.
     fn enable(&mut self, session: &Session, on: bool) -> Result<(), BackendError> {
         for vring in session.vrings.iter().filter(|_| self.features & PROTOCOL_FEATURES != 0) {
-            exchange("SET_VRING_ENABLE", self.frontend.set_vring_enable(vring.index, on))?;
+            exchange(&self.watched, "SET_VRING_ENABLE", self.frontend.set_vring_enable(vring.index, on))?;
         }
         Ok(())
     }

@@ -38,6 +38,7 @@ pub struct Watched {
     deadline: Mutex<Option<Instant>>,
     ended: OnceLock<Instant>,
     let_go: AtomicBool,
+    is_overdue: AtomicBool,
     watcher: Arc<Watcher>,
 }
 
@@ -74,6 +75,7 @@ impl Watcher {
             deadline: Mutex::new(None),
             ended: OnceLock::new(),
             let_go: AtomicBool::new(false),
+            is_overdue: AtomicBool::new(false),
             watcher: self.clone(),
         });
         lock(&self.watched).push(watched.clone());
@@ -106,6 +108,7 @@ impl Watcher {
                         lost(&one.device);
                     }
                 } else if lock(&one.deadline).is_some_and(|deadline| deadline <= now) {
+                    one.is_overdue.store(true, Ordering::Relaxed);
                     one.hang_up();
                 }
             }
@@ -140,6 +143,11 @@ impl Watched {
     pub fn let_go(&self) {
         self.let_go.store(true, Ordering::Relaxed);
         self.hang_up();
+    }
+
+    /// How long it was waited for a call, if the connection was ended since that took too long.
+    pub fn overdue(&self) -> Option<Duration> {
+        self.is_overdue.load(Ordering::Relaxed).then_some(self.watcher.patience)
     }
 
     /// When the connection's end was noticed, if it has ended.

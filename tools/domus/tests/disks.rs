@@ -308,6 +308,42 @@ fn a_limit_is_obeyed_from_the_moment_it_is_set_and_by_the_next_backend_too() {
 }
 
 #[test]
+fn an_image_that_was_cut_off_in_its_data_is_refused_before_a_guest_reads_zeros() {
+    let host = Host::with_service(true);
+    std::fs::write(host.path("a.img"), vec![7; 4 << 20]).unwrap();
+    for (name, options) in
+        [("whole", &[][..]), ("packed", &["-c"]), ("metadata", &["-o", "preallocation=metadata"])]
+    {
+        let (raw, image) = (host.path("a.img"), host.path(&format!("{name}.qcow2")));
+        let paths = [raw.to_str().unwrap(), image.to_str().unwrap()];
+        tool("qemu-img", &[&["convert", "-q", "-f", "raw", "-O", "qcow2"], options, &paths].concat());
+        let (disk, over) = (format!(r#""path": "{}""#, paths[1]), host.path(&format!("{name}-over.qcow2")));
+        let over = over.to_str().unwrap();
+        host.ok(&["disk", "create", over, "--backing", paths[1]]);
+        let backed = format!(r#""path": "{over}", "backing": [ {{ {disk}, "format": "qcow2" }} ]"#);
+        let config = |disk: &str| {
+            host.guest(
+                "web1",
+                "console=ttyS0",
+                &format!(r#", "disks": [ {{ "id": "d", "format": "qcow2", {disk} }} ]"#),
+            )
+        };
+        for disk in [&disk, &backed] {
+            host.ok(&["check", &config(disk)]);
+        }
+        let file = std::fs::File::options().write(true).open(&image).unwrap();
+        let len = file.metadata().unwrap().len();
+        file.set_len(len * 3 / 4).unwrap();
+        for disk in [&disk, &backed] {
+            for verb in ["check", "create"] {
+                let refused = host.refused(&[verb, &config(disk)]);
+                assert!(refused.contains("cut off") && refused.contains(paths[1]), "{name}: {refused}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_qcow2_disk_on_a_base_survives_its_killed_backends_and_its_image_is_sound() {
     let host = Host::with_service(true);
     let (base, image) = (host.path("base.raw"), host.path("web1.qcow2"));

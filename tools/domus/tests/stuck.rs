@@ -32,6 +32,49 @@ fn a_runner_that_does_not_answer_is_destroyed_at_once_and_does_not_keep_the_serv
     assert_eq!(host.traces(), before);
 }
 
+#[test]
+fn what_is_not_done_yet_is_not_shown_as_done_and_holds_up_no_other_wish_for_long() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    host.ok(&["create", &host.guest("a", SHELL, "")]);
+    let runner = u32::try_from(host.domain("a").unwrap()["runner_pid"].as_u64().unwrap()).unwrap();
+    common::signal(runner, Signal::SIGSTOP);
+    let mut pause = host.command(&["pause", "a"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    // The runner has not paused anything yet.
+    assert_eq!(host.domain("a").unwrap()["state"], "running");
+    let asked = Instant::now();
+    host.ok(&["sched-list", "a"]);
+    let refused = host.refused(&["unpause", "a"]);
+    assert!(asked.elapsed() < Duration::from_secs(8), "it took {:?}", asked.elapsed());
+    assert!(refused.contains("domu-runner") && refused.contains("domus why"), "{refused}");
+    assert!(why(&host, "a").contains("waits for domu-runner to have"), "{}", why(&host, "a"));
+    common::signal(runner, Signal::SIGCONT);
+    assert!(pause.wait().unwrap().success());
+    assert_eq!(host.domain("a").unwrap()["state"], "paused");
+    host.ok(&["destroy", "a"]);
+    assert_eq!(host.traces(), before);
+}
+
+#[test]
+fn a_build_that_waits_for_a_backend_of_others_is_told_and_can_be_given_up() {
+    let host = Host::with_service(true);
+    let before = host.traces();
+    let socket = host.path("silent.sock");
+    // It takes connections, by its backlog, and says nothing.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let disk = format!(r#", "disks": [ {{ "id": "d", "vhost_user_socket": "{}" }} ]"#, socket.display());
+    let mut create = host.command(&["create", &host.guest("a", SHELL, &disk)]).spawn().unwrap();
+    host.until("it is told", || {
+        host.domain("a").is_some() && why(&host, "a").contains("waits for domu-runner to have become ready")
+    });
+    let asked = Instant::now();
+    host.ok(&["destroy", "a"]);
+    assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
+    assert!(!create.wait().unwrap().success());
+    assert_eq!(host.traces(), before);
+}
+
 /// What `domus why` says of a domain.
 fn why(host: &Host, name: &str) -> String {
     host.ok(&["why", name])

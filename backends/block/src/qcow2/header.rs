@@ -80,6 +80,8 @@ pub struct Facts {
     pub snapshots: u32,
     /// Where the refcount table is, and how many bytes it has.
     pub refcount_table: (u64, u64),
+    /// Bits of a reference count: 1 to 64.
+    pub refcount_bits: u32,
 }
 
 fn be32(bytes: &[u8; LEN], at: usize) -> u32 {
@@ -127,6 +129,7 @@ pub fn check(bytes: &[u8; LEN]) -> Result<Facts, HeaderError> {
             bytes: be64(bytes, 24),
             snapshots: be32(bytes, 60),
             refcount_table: (be64(bytes, 48), refcount_table),
+            refcount_bits: if version == 2 { 16 } else { 1 << be32(bytes, 96).min(6) },
         }),
         features if features & CORRUPT != 0 => Err(HeaderError::Corrupt),
         features if features & DIRTY != 0 => Err(HeaderError::Dirty),
@@ -169,8 +172,14 @@ mod tests {
 
     #[test]
     fn each_rule_broken_once_has_its_refusal() {
-        let facts =
-            Facts { version: 3, cluster: 1 << 16, bytes: 1 << 16, snapshots: 0, refcount_table: (0, 0) };
+        let facts = Facts {
+            version: 3,
+            cluster: 1 << 16,
+            bytes: 1 << 16,
+            snapshots: 0,
+            refcount_table: (0, 0),
+            refcount_bits: 1,
+        };
         assert_eq!(check(&header()), Ok(facts));
         for (at, byte, refusal) in [
             (3, 0, HeaderError::Magic),

@@ -9,6 +9,7 @@
 mod disk;
 pub mod header;
 pub mod ring_file;
+mod tables;
 
 use std::fs::File;
 use std::io;
@@ -16,6 +17,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::LocalBoxFuture;
+use imago::Storage;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::storage::ext::StorageExt;
@@ -27,8 +29,13 @@ use disk::WriteBack;
 
 use header::HeaderError;
 use ring_file::RingFile;
+use tables::TablesError;
 
 use crate::async_io::reactor::Reactor;
+
+/// Most bytes of tables that are read before an image is served, if its end looks wrong: those of 2 TiB in clusters of
+/// the usual size.
+const MOST_TABLES: u64 = 256 << 20;
 
 /// An image that was opened by somebody else.
 #[derive(Debug)]
@@ -88,6 +95,14 @@ pub enum ChainError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Not all of it is there.
+    #[error("{}", path.display())]
+    Tables {
+        /// Which.
+        path: PathBuf,
+        /// What is missing.
+        source: TablesError,
     },
     /// Smaller than a sector.
     #[error("{} has {bytes} bytes, which are less than a sector", path.display())]
@@ -227,7 +242,7 @@ pub struct Facts {
     pub backing_format: Option<String>,
 }
 
-/// Looks at an image, and not at what is behind it.
+/// Looks at an image and whether all of it is there, and not at what is behind it.
 ///
 /// # Errors
 /// [`ChainError`].
@@ -235,6 +250,8 @@ pub async fn look(reactor: &Arc<Reactor>, image: OpenImage) -> Result<Facts, Cha
     let path = image.path.clone();
     let file = RingFile::new(reactor.clone(), image.file, &path, image.direct);
     let header = check(&file, &path, false).await?;
+    let cut_off = |source| ChainError::Tables { path: path.clone(), source };
+    tables::check(&file, &header, u64::MAX).await.map_err(cut_off)?;
     let refused = |source| ChainError::Image { path, source };
     let image = Qcow2::<RingFile>::open_image(file, false).await.map_err(refused)?;
     let backing = image.implicit_backing_file().cloned();
@@ -247,7 +264,12 @@ async fn check(file: &RingFile, path: &Path, writable: bool) -> Result<header::F
     let refused = |source| ChainError::Header { path: path.into(), source };
     let mut first = [0; header::LEN];
     file.read(&mut first[..], 0).await.map_err(unread)?;
+    let cut_off = |source| ChainError::Tables { path: path.into(), source };
+    tables::check_header(&first, file.size().map_err(unread)?).map_err(cut_off)?;
     let facts = header::check(&first).map_err(refused)?;
+    if tables::may_be_cut_off(file, &facts).await.map_err(cut_off)? {
+        tables::check(file, &facts, MOST_TABLES).await.map_err(cut_off)?;
+    }
     if writable {
         let (offset, len) = facts.refcount_table;
         let mut table = vec![0; len as usize];

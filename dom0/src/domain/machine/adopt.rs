@@ -19,7 +19,7 @@ use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::runner::Runner;
 use crate::domain::record::ProcessRecord;
 use crate::process::Process;
-use crate::process::link::{ANSWER, ChildError, ChildLink, unexpected};
+use crate::process::link::{ChildError, ChildLink, unexpected};
 
 /// How something is lost that died while there was no dom0.
 pub const MEANWHILE: &str = "ended while dom0 was away";
@@ -114,7 +114,7 @@ impl Machine {
         };
         let asked = async {
             link.send(&RunnerRequest::Status, &[]).await?;
-            link.answer(&process, ANSWER, "said how it is").await
+            link.answer(&process, PATIENCE, "said how it is").await
         };
         match asked.await {
             Ok(RunnerReply::Status(status)) => {

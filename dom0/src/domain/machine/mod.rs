@@ -53,6 +53,7 @@ use crate::domain::machine::vcpu_load::VcpuLoad;
 use crate::domain::record::{MachineRecord, ProcessRecord};
 use crate::host::proc::ProcessId;
 use crate::host::slow;
+use crate::host::waits::waiting;
 use crate::process::link::{ANSWER, ChildError};
 use crate::process::{Limits, Process};
 use crate::value::cpus::Scheduling;
@@ -385,6 +386,7 @@ impl Machine {
         let backends = self.backends.drain(..).map(|backend| backend.into_parts().0);
         let processes: Vec<Process> = runner.into_iter().chain(backends).collect();
         processes.iter().for_each(Process::kill);
+        let _told = waiting(|| "its processes, which were killed, to end".into());
         if timeout(END, join_all(processes.into_iter().map(Process::reap))).await.is_err() {
             // A thread of its own goes on waiting for each.
             self.say("a process was killed and does not end: see what its storage waits for".into());

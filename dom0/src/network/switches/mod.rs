@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::host::run_dir::RunDir;
+use crate::host::waits::waiting;
 use crate::host::{orphans, proc};
 use crate::network::switches::served::{Ask, PATIENCE, Served};
 use crate::process::Supervisor;
@@ -150,6 +151,7 @@ impl Switches {
         if !sent {
             return Err(format!("switch {name} is not there just now: see domus why"));
         }
+        let _told = waiting(|| format!("switch {name} to answer"));
         match timeout(PATIENCE * 2, answered).await {
             Ok(Ok(answer)) => answer.map_err(|why| format!("switch {name}: {why}")),
             _ => Err(format!("switch {name} does not answer: it is being started, or stands still")),

@@ -5,13 +5,12 @@
 //! snapshots are the exception: `qemu-img` works on them ([`qemu`]). The format of an image that is there is what the
 //! command line says, else what the image's own bytes tell, and never what its name does. Refused: an image that a
 //! domain or another program has locked, one of a format that Domus does not read unless it is said to be raw, and a
-//! qcow2 image that is shorter than its tables say ([`tables`]). Promised: a file that is made is there when it is
-//! complete, or not at all.
+//! qcow2 image that is shorter than its tables say (`domus_block::qcow2::look`). Promised: a file that is made is there
+//! when it is complete, or not at all.
 
 mod files;
 mod qemu;
 pub mod sealed;
-mod tables;
 
 use std::path::{Path, PathBuf};
 
