@@ -80,13 +80,15 @@ fn main() -> ExitCode {
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, serve(args))
     });
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             dom0::log::stderr::line(format_args!("dom0: {error:#}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    log::flush();
+    code
 }
 
 /// Allows as many descriptors as the system does: each domain needs about a dozen, and the usual 1024 is for `select`.
@@ -132,7 +134,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let server = Server::bind(&dom0)?;
     let metrics = args.metrics.map(|at| Metrics::bind(at, args.metrics_public)).transpose()?;
     dom0.networks().begin().await;
-    dom0.adopt();
+    dom0.adopt().await;
     dom0.networks().settle();
     tokio::task::spawn_local(dom0::service::autostart::start(dom0.clone()));
     let version = Some(env!("CARGO_PKG_VERSION").into());
@@ -158,9 +160,11 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     if leave {
         dom0.quiet(QUIET).await;
         dom0::log::stderr::line(format_args!("dom0 stops: {running} domain(s) run on, for the next dom0"));
+        log::flush();
         if succeed {
             let error = dom0::service::replace::succeed();
             dom0::log::stderr::line(format_args!("dom0 cannot start the installed program: {error}"));
+            log::flush();
         }
         // Without a destructor: those end processes.
         std::process::exit(i32::from(succeed));

@@ -14,7 +14,7 @@ use nix::sys::socket::{MsgFlags, SockFlag, accept4, recv, sendmsg};
 use shared_abi::console::{Frame, Refusal, ServerFrame};
 
 use crate::console::{ClientId, Console};
-use crate::log::{Log, NextLog};
+use crate::log::Logger;
 
 /// Bytes read from one socket at a time: nobody keeps the others waiting for long.
 const READ: usize = 16 * 1024;
@@ -28,8 +28,7 @@ pub struct Server {
     /// `None` when nobody can be accepted any more.
     listener: Option<OwnedFd>,
     clients: BTreeMap<ClientId, Socket>,
-    log: Option<Log>,
-    next_log: NextLog,
+    log: Option<Logger>,
 }
 
 #[derive(Debug)]
@@ -49,14 +48,9 @@ enum Source {
 impl Server {
     /// A console between `serial`, a connected stream socket, and whoever connects to `listener`, a
     /// listening stream socket in non-blocking mode.
-    pub fn new(console: Console, serial: OwnedFd, listener: OwnedFd, log: Option<Log>) -> Self {
-        let (clients, next_log) = Default::default();
-        Self { console, serial: Some(serial), listener: Some(listener), clients, log, next_log }
-    }
-
-    /// Where another log is handed in.
-    pub fn next_log(&self) -> NextLog {
-        self.next_log.clone()
+    pub fn new(console: Console, serial: OwnedFd, listener: OwnedFd, log: Option<Logger>) -> Self {
+        let clients = BTreeMap::new();
+        Self { console, serial: Some(serial), listener: Some(listener), clients, log }
     }
 
     /// Serves for ever.
@@ -126,8 +120,7 @@ impl Server {
             Ok(count) if count > 0 => {
                 let bytes = &buffer[..count];
                 self.console.guest_printed(bytes);
-                self.log = self.next_log.take().or(self.log.take());
-                if let Some(log) = &mut self.log {
+                if let Some(log) = &self.log {
                     log.append(bytes);
                 }
             }

@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use shared_abi::control::{BackendReply, ConsoleRequest};
 
 use crate::console::Console;
-use crate::log::{Log, MAX_FILE, NextLog};
+use crate::log::{Log, Logger, MAX_FILE};
 use crate::server::Server;
 
 /// Least and most bytes of history.
@@ -46,8 +46,8 @@ pub enum StartError {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// The thread that serves.
-    #[error("cannot start the console's thread")]
+    /// A thread.
+    #[error("cannot start a thread of the console")]
     Thread(#[source] io::Error),
 }
 
@@ -59,20 +59,23 @@ pub fn run(control: &Path) -> Result<(), StartError> {
     domus_startup::serve(control, bring_up, handle)
 }
 
-fn handle(next_log: &mut NextLog, request: ConsoleRequest, mut fds: Fds) -> Result<BackendReply, String> {
+fn handle(logger: &mut Logger, request: ConsoleRequest, mut fds: Fds) -> Result<BackendReply, String> {
     match request {
         ConsoleRequest::Start(_) => return Err("the console is started already".into()),
-        ConsoleRequest::Ping => {}
+        ConsoleRequest::Ping => {
+            fds.finish().map_err(|error| error.to_string())?;
+            return Ok(BackendReply::Console { trouble: logger.trouble(), unwritten: logger.unwritten() });
+        }
         ConsoleRequest::Log { file, length } => {
             let file = fds.take(file).map_err(|error| error.to_string())?;
-            next_log.hand(Log::with_length(file.into(), length));
+            logger.hand(Log::with_length(file.into(), length));
         }
     }
     fds.finish().map_err(|error| error.to_string())?;
     Ok(BackendReply::Done)
 }
 
-fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<NextLog, StartError> {
+fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<Logger, StartError> {
     let ConsoleRequest::Start(start) = request else { return Err(StartError::NotStarted) };
     let history = size(start.history)?;
     let serial = fds.take(start.serial)?;
@@ -81,16 +84,18 @@ fn bring_up(_: &Control, request: ConsoleRequest, mut fds: Fds) -> Result<NextLo
     fds.finish()?;
     let log =
         log.map(Log::new).transpose().map_err(|source| StartError::Prepare { what: "log file", source })?;
-    let server = Server::new(Console::new(history), serial, listener, log);
-    let next_log = server.next_log();
     // The only file that it is given is the log: a process that is its guest's cannot fill a disk.
     sandbox::limit_files(MAX_FILE)?;
     sandbox::enter(start.identity.uid)?;
-    let gate = spawn(server)?;
+    let logger = Logger::start().map_err(StartError::Thread)?;
+    if let Some(log) = log {
+        logger.hand(log);
+    }
+    let gate = spawn(Server::new(Console::new(history), serial, listener, Some(logger.clone())))?;
     // poll, accept4, recvfrom, sendmsg and write are all in COMMON: a console needs nothing of its own.
     sandbox::seal(COMMON)?;
     drop(gate);
-    Ok(next_log)
+    Ok(logger)
 }
 
 /// The history's size, checked.

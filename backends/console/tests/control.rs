@@ -89,6 +89,15 @@ fn a_console_attached_late_sees_the_boot_and_one_client_answers() {
     reader.input(b"ls\n");
     console.guest.read_exact(&mut typed[..3]).unwrap();
     assert_eq!(&typed[..3], b"ls\n");
+    // It is written by a thread of its own.
+    let written = || {
+        control::send(&console.link, &ConsoleRequest::Ping, Outgoing::default()).unwrap();
+        console.link.receive::<Answer>().unwrap().0
+    };
+    let done = Answer::Reply(BackendReply::Console { trouble: None, unwritten: 0 });
+    while written() != done {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     assert_eq!(std::fs::read(log.path()).unwrap(), b"Linux version 6\n");
     // The log's limit, and its last line.
     let longest = longest_file(console.process.pid()).unwrap();

@@ -428,7 +428,7 @@ impl Session {
 
     async fn network_define(&self, definition: String, file: String) -> Result<Defined, ApiError> {
         self.may_change("defining a network")?;
-        let name = self.dom0.networks().define(Path::new(&file), &definition)?;
+        let name = self.dom0.networks().define(Path::new(&file), &definition).await?;
         Ok(Defined { name: name.to_string() })
     }
 

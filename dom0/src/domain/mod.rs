@@ -29,5 +29,4 @@ pub mod view;
 
 pub use handle::Handle;
 pub use task::Domain;
-pub use verb::Command;
 pub use view::View;

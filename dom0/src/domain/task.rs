@@ -1,6 +1,6 @@
 //! One domain: a task that feeds its [state machine](crate::domain::lifecycle) and does what that says.
 //!
-//! The task owns everything of the domain. Others see its [`View`] and send it [`Command`]s; it answers each once.
+//! The task owns everything of the domain. Others see its [`View`] and send it commands; it answers each once.
 //! After each step the view and the record on disk say what is.
 
 use std::pin::pin;

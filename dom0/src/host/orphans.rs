@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::host::proc::{ProcessId, control};
 
-/// Kills the processes whose control socket is in `dir` and that are none of these. Waits for each, a second at most;
+/// Kills the processes whose control socket is in `dir` and that are none of these. Blocks for each, a second at most;
 /// returns how many there were.
 pub fn end(dir: &Path, known: &[ProcessId]) -> usize {
     let mut ended = 0;

@@ -44,7 +44,7 @@ impl ProcessId {
         self.pid > 1 && started(self.pid) == Some(self.started)
     }
 
-    /// Kills it, if it lives. Waits for its end, a second at most.
+    /// Kills it, if it lives. Blocks until its end, a second at most.
     pub fn end(&self) {
         // Held before it is looked at: what is killed is what was looked at.
         if let Ok(pidfd) = open_pidfd(Pid::from_raw(self.pid))
@@ -93,8 +93,9 @@ pub fn read(file: &Path) -> Option<ProcessId> {
 }
 
 /// Kills the process that is written down in `file`, if it lives. Waits for its end, a second at most.
-pub fn end(file: &Path) {
+pub async fn end(file: &Path) {
     if let Some(known) = read(file) {
-        known.end();
+        // Without a thread nothing is ended; whoever has asked makes another one then, or says that it cannot.
+        let _ = tokio::task::spawn_blocking(move || known.end()).await;
     }
 }

@@ -2,7 +2,8 @@
 //! long as it likes.
 //!
 //! None of them runs on dom0's only thread, which serves every domain. Each has a thread of its own and a deadline; a
-//! path whose call has not come back is refused at once until it has, so that one that hangs costs one thread.
+//! path whose call has not come back is refused at once until it has, so that one that hangs costs one thread; and so
+//! is every path of a mount of which many hang.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,6 +26,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A domain that ends waits so long for its files to be closed.
 const CLOSED: Duration = Duration::from_secs(2);
+
+/// So many calls of one mount hang at most.
+const MOST_OF_A_MOUNT: usize = 16;
 
 /// Paths with calls that were given up and have not come back, and how many.
 static STUCK: Mutex<BTreeMap<PathBuf, usize>> = Mutex::new(BTreeMap::new());
@@ -58,7 +62,11 @@ pub async fn within<T: Send + 'static>(
     work: impl FnOnce(&Path) -> T + Send + 'static,
 ) -> Result<T, Slow> {
     let slow = || Slow { path: path.to_owned() };
-    if lock(&STUCK).contains_key(path) {
+    let hangs = {
+        let stuck = lock(&STUCK);
+        stuck.contains_key(path) || (stuck.len() >= MOST_OF_A_MOUNT && too_many(&stuck, path))
+    };
+    if hangs {
         return Err(slow());
     }
     let (done, result) = oneshot::channel();
@@ -81,6 +89,22 @@ pub async fn within<T: Send + 'static>(
             Err(slow())
         }
     }
+}
+
+/// True if of the mount of `path` as many calls hang as may.
+fn too_many(stuck: &BTreeMap<PathBuf, usize>, path: &Path) -> bool {
+    // A file of the kernel's own, which waits for no storage.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = mount_of(path, &mounts);
+    let of_it = stuck.iter().filter(|(path, _)| mount_of(path, &mounts) == mount);
+    of_it.map(|(_, count)| count).sum::<usize>() >= MOST_OF_A_MOUNT
+}
+
+/// The mount point of a path by `/proc/self/mountinfo` (proc_pid_mountinfo(5)), as it is written there: whoever looked
+/// at the path itself might wait. Links are not followed.
+fn mount_of<'a>(path: &Path, mounts: &'a str) -> &'a str {
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| path.starts_with(point)).max_by_key(|point| point.len()).unwrap_or("/")
 }
 
 /// One call: whether it has come back, and whether it was given up. Both change under the lock of [`STUCK`].
@@ -200,6 +224,16 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(with(path, |path| path.to_owned()).await.unwrap(), path);
+    }
+
+    #[test]
+    fn many_calls_that_hang_on_one_mount_are_no_matter_of_another() {
+        let mounts = "22 1 0:20 / / rw - ext4 /dev/sda rw\n23 22 0:21 / /mnt/nfs rw - nfs s:/ rw\n";
+        assert_eq!(mount_of(Path::new("/mnt/nfs/a/b"), mounts), "/mnt/nfs");
+        assert_eq!(mount_of(Path::new("/mnt/nfsx"), mounts), "/");
+        let stuck: BTreeMap<_, _> = (0..16).map(|n| (format!("/proc/x{n}").into(), 1)).collect();
+        assert!(too_many(&stuck, Path::new("/proc/y")));
+        assert!(!too_many(&stuck, Path::new("/sys/y")));
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -8,15 +8,25 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use shared_abi::DomainName;
 
+use crate::log::writer::Writer;
 use crate::value::time;
 
 /// Bytes of one file.
 const MAX_LEN: u64 = 1 << 20;
 
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+static WRITER: Writer<(DomainName, String)> = Writer::new(|(domain, line), lost| {
+    let Some(folder) = folder() else { return };
+    if lost > 0 {
+        let lost = format!("{} {lost} line(s) of several domains were lost\n", time::now());
+        let _ = append(folder, &domain, &lost, MAX_LEN);
+    }
+    let _ = append(folder, &domain, &line, MAX_LEN);
+});
 
 /// From now on lines are kept in files here. The folder is made when there is something to keep.
 pub fn keep_in(folder: PathBuf) {
@@ -45,12 +55,17 @@ pub fn files(folder: &Path, domain: &DomainName) -> [PathBuf; 2] {
 
 /// Keeps a line about a domain.
 pub fn line(domain: &DomainName, text: &str) {
-    if let Some(folder) = folder() {
-        let _ = append(folder, domain, text, MAX_LEN);
+    if folder().is_some() {
+        WRITER.put((domain.clone(), format!("{} {}\n", time::now(), text.replace(['\n', '\r'], " "))));
     }
 }
 
-fn append(folder: &Path, domain: &DomainName, text: &str, full: u64) -> io::Result<()> {
+/// Waits until all lines are kept, for `patience` at most. For a process that ends.
+pub fn flush(patience: Duration) {
+    WRITER.flush(patience);
+}
+
+fn append(folder: &Path, domain: &DomainName, line: &str, full: u64) -> io::Result<()> {
     let [older, newer] = files(folder, domain);
     let mut file = match open(&newer) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -63,8 +78,7 @@ fn append(folder: &Path, domain: &DomainName, text: &str, full: u64) -> io::Resu
         fs::rename(&newer, &older)?;
         file = open(&newer)?;
     }
-    let text = text.replace(['\n', '\r'], " ");
-    file.write_all(format!("{} {text}\n", time::now()).as_bytes())
+    file.write_all(line.as_bytes())
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -77,16 +91,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_file_is_kept_once_and_a_text_is_one_line() {
+    fn a_full_file_is_kept_once() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("log/domus");
         let web1: DomainName = "web1".parse().unwrap();
         for n in 0..40 {
-            append(&folder, &web1, &format!("line {n}\nand more"), 512).unwrap();
+            append(&folder, &web1, &format!("line {n} and more\n"), 512).unwrap();
         }
         let [older, newer] = files(&folder, &web1).map(|path| fs::read_to_string(path).unwrap());
         assert!(older.len() < 600 && newer.len() < 600);
-        assert!(newer.ends_with("Z line 39 and more\n"), "{newer}");
+        assert!(newer.ends_with("\nline 39 and more\n"), "{newer}");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
     }
 

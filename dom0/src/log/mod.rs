@@ -6,9 +6,11 @@
 
 pub mod file;
 pub mod stderr;
+mod writer;
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 use nix::sys::stat::fstat;
 use shared_abi::DomainName;
@@ -25,6 +27,13 @@ pub fn line(domain: &DomainName, text: &str) {
         crate::log::file::line(domain, text);
         crate::log::stderr::line(format_args!("{domain}: {text}"));
     }
+}
+
+/// Waits until all lines are written, for a second at most. For a process that ends.
+pub fn flush() {
+    let patience = Duration::from_millis(500);
+    file::flush(patience);
+    stderr::flush(patience);
 }
 
 /// True if standard error is the stream that the journal has given this process (systemd.exec(5), `$JOURNAL_STREAM`).

@@ -35,7 +35,7 @@ pub const ANSWER: Duration = Duration::from_secs(15);
 pub const QUESTION: Duration = Duration::from_secs(2);
 
 /// One that owes an answer for so long is slow.
-const LATE: Duration = Duration::from_millis(500);
+pub const LATE: Duration = Duration::from_millis(500);
 
 /// One that owes an answer for so long is silent: an operator is told of it, and who wants something done is told so at
 /// once.

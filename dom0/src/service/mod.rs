@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::config::{self, DomainConfig};
 use crate::device::net::tap;
+use crate::domain::directory::DomainDir;
 use crate::domain::environment::Environment;
 use crate::domain::error::StartError;
 use crate::domain::lifecycle::{Event, Life, State};
@@ -148,10 +149,21 @@ impl Dom0 {
     /// Takes over the switches and domains of the service before this one, and ends the processes that it did not
     /// record. Must be called in a `LocalSet`, by the service that holds the [lock](Self::lock), before anything is
     /// created.
-    pub fn adopt(self: &Rc<Self>) {
+    pub async fn adopt(self: &Rc<Self>) {
         self.env.providers.switches.begin();
-        for name in self.env.run.names() {
-            let (dir, record) = match self.env.run.take_over(&name) {
+        // All at once: each may wait for what a dom0 before this one has left dying.
+        let looks: Vec<_> = self
+            .env
+            .run
+            .names()
+            .map(|name| {
+                let run = self.env.run.clone();
+                let own = name.clone();
+                (name, tokio::task::spawn_blocking(move || left_of(&run, &own)))
+            })
+            .collect();
+        for (name, look) in looks {
+            let (dir, record) = match look.await.unwrap_or_else(|error| Err(error.to_string())) {
                 Ok(Some(left)) => left,
                 Ok(None) => continue,
                 Err(why) => {
@@ -162,8 +174,6 @@ impl Dom0 {
                     continue;
                 }
             };
-            let known: Vec<_> = record.iter().flat_map(Record::known).collect();
-            orphans::end(dir.path(), &known);
             let Some(record) = record else { continue };
             let Source { file, directory, text } = &record.source;
             let config = match config::parse(file, directory, text) {
@@ -181,7 +191,7 @@ impl Dom0 {
             let domain = Domain::inherited((name, config), dir, self.env.clone(), inbox, view, record);
             self.begin(domain, handle);
         }
-        self.env.providers.switches.settle();
+        self.env.providers.switches.settle().await;
     }
 
     /// The RAM of all its domains in bytes; 0 where it may be more than the host's.
@@ -386,6 +396,16 @@ impl Dom0 {
         let view = handle.view.borrow();
         Ok((view.console.as_path().into(), view.domid))
     }
+}
+
+/// What a dom0 before this one has left of a domain; processes that it did not record are ended. Blocks.
+fn left_of(run: &RunDir, name: &DomainName) -> Result<Option<(DomainDir, Option<Record>)>, String> {
+    let left = run.take_over(name)?;
+    if let Some((dir, record)) = &left {
+        let known: Vec<_> = record.iter().flat_map(Record::known).collect();
+        orphans::end(dir.path(), &known);
+    }
+    Ok(left)
 }
 
 /// What a domain's task has told.

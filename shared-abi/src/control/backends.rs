@@ -11,7 +11,7 @@ use crate::ids::DeviceId;
 pub enum ConsoleRequest {
     /// Serve this console; answered with [`BackendReply::Ready`].
     Start(ConsoleStart),
-    /// Answer with [`BackendReply::Done`].
+    /// Answer with [`BackendReply::Console`].
     Ping,
     /// Append what the guest prints to another file from now on; answered with [`BackendReply::Done`].
     Log {
@@ -52,6 +52,13 @@ pub enum BackendReply {
     Disk(Box<DiskStatistics>),
     /// What a NIC has done.
     Nic(Box<NicStatistics>),
+    /// How a console is.
+    Console {
+        /// What is amiss with its log, in one line.
+        trouble: Option<String>,
+        /// Bytes of it that have not been written yet.
+        unwritten: u64,
+    },
 }
 
 /// What a backend reports unasked.

@@ -9,15 +9,21 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use domus_startup::say;
 use shared_abi::console::{ClientFrame, Decoder, Frame, Mode, Refusal, ServerFrame, encode_input};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 /// Ctrl-], as telnet and xl have it.
 const ESCAPE: u8 = 0x1d;
+
+/// A console that has not answered within this time is told of.
+const SILENT: Duration = Duration::from_secs(2);
 
 /// How an attachment ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,11 +121,19 @@ pub async fn attach(
     stream.write_all(&ClientFrame::Attach { mode }.to_bytes()).await.context("the console has hung up")?;
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 16 * 1024];
+    let mut silent = Some(Instant::now() + SILENT);
     loop {
         tokio::select! {
+            () = sleep_until(silent.unwrap_or_else(Instant::now)), if silent.is_some() => {
+                say("the console does not answer: it is shown as soon as it does; domus why says more");
+                silent = None;
+            }
             count = stream.read(&mut buffer) => {
                 let mut input = match count {
-                    Ok(count @ 1..) => &buffer[..count],
+                    Ok(count @ 1..) => {
+                        silent = None;
+                        &buffer[..count]
+                    }
                     Ok(_) | Err(_) => return Ok(End::Lost),
                 };
                 while let Some(frame) = decoder.next::<ServerFrame>(&mut input)? {

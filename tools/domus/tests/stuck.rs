@@ -228,6 +228,10 @@ fn a_console_a_net_backend_and_a_switch_that_live_and_do_not_answer_are_replaced
     let old_switch = switch().unwrap();
     backends.iter().for_each(|(_, pid)| common::signal(*pid, Signal::SIGSTOP));
     common::signal(u32::try_from(old_switch).unwrap(), Signal::SIGSTOP);
+    let mut shown = host.command(&["console", "web1", "--read-only"]);
+    let shown =
+        shown.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    host.until("the switch is named", || why(&host, "web1").contains("switch lan: does not answer (since "));
     host.until("the console is named", || {
         why(&host, "web1").contains("domus-console: does not answer (since ")
     });
@@ -236,6 +240,9 @@ fn a_console_a_net_backend_and_a_switch_that_live_and_do_not_answer_are_replaced
     }
     host.until("another switch is there", || switch().is_some_and(|pid| pid != old_switch));
     host.until("nothing is amiss", || why(&host, "web1").contains("nothing is amiss"));
+    common::signal(shown.id(), Signal::SIGTERM);
+    let said = String::from_utf8(shown.wait_with_output().unwrap().stderr).unwrap();
+    assert!(said.contains("the console does not answer"), "{said}");
     let mut terminal = common::Console::attach(&host, "web1");
     terminal.send("blk-bounds");
     terminal.wait("mini: fail");
@@ -267,15 +274,18 @@ struct Fuse {
 }
 
 impl Fuse {
-    fn mount(host: &Host, bytes: u64) -> Self {
-        let (real, file) = (host.path("real.img"), host.path("fuse.img"));
+    fn mount(host: &Host, name: &str, bytes: u64) -> Self {
+        let (real, file) = (host.path("real.img"), host.path(name));
         std::fs::File::create(&real).unwrap().set_len(bytes).unwrap();
         std::fs::write(&file, "").unwrap();
         let daemon = std::process::Command::new("qemu-storage-daemon")
             .arg("--blockdev")
             .arg(format!("driver=file,node-name=image,filename={}", real.display()))
             .arg("--export")
-            .arg(format!("type=fuse,id=export,node-name=image,mountpoint={},writable=on", file.display()))
+            .arg(format!(
+                "type=fuse,id=export,node-name=image,mountpoint={},writable=on,growable=on",
+                file.display()
+            ))
             .spawn()
             .unwrap();
         host.until("it is mounted", || std::fs::metadata(&file).is_ok_and(|meta| meta.len() == bytes));
@@ -300,7 +310,7 @@ fn storage_that_hangs_holds_up_its_own_domain_for_a_while_and_no_other() {
     }
     let host = Host::with_service(true);
     let before = host.traces();
-    let fuse = Fuse::mount(&host, 64 << 20);
+    let fuse = Fuse::mount(&host, "fuse.img", 64 << 20);
     host.ok(&["create", &host.guest("other", SHELL, "")]);
     let disk = format!(
         r#", "disks": [ {{ "id": "root", "path": "{}", "cache": "writeback" }} ]"#,
@@ -362,7 +372,7 @@ fn what_hangs_in_the_folder_of_definitions_or_behind_a_path_of_a_server_holds_up
         eprintln!("not run: the rest of this test makes storage that hangs, which needs /dev/fuse");
         return;
     }
-    let fuse = Fuse::mount(&host, 1 << 20);
+    let fuse = Fuse::mount(&host, "fuse.img", 1 << 20);
     for folder in ["etc/networks", "etc/domains"] {
         std::os::unix::fs::symlink(&fuse.file, host.path(folder).join("hangs.json")).unwrap();
     }
@@ -380,4 +390,55 @@ fn what_hangs_in_the_folder_of_definitions_or_behind_a_path_of_a_server_holds_up
     drop(fuse);
     assert!(!create.wait().unwrap().success());
     list.wait().unwrap();
+}
+
+#[test]
+fn nobody_who_does_not_read_what_dom0_says_and_no_storage_of_its_log_holds_it_up() {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    let mut host = Host::new(true);
+    // Nobody reads this end, and there is no room in it.
+    let (said, _unread) = UnixStream::pair().unwrap();
+    let mut full = said.try_clone().unwrap();
+    full.set_nonblocking(true).unwrap();
+    while full.write(&[b'\n'; 4096]).is_ok() {}
+    full.set_nonblocking(false).unwrap();
+    std::fs::create_dir(host.path("log")).unwrap();
+    let fuse = std::path::Path::new("/dev/fuse").exists().then(|| Fuse::mount(&host, "log/a.log", 4096));
+    if let Some(fuse) = &fuse {
+        common::signal(fuse.daemon.id(), Signal::SIGSTOP);
+    }
+    host.start_service_saying(std::os::fd::OwnedFd::from(said).into());
+    let asked = Instant::now();
+    for name in ["a", "b"] {
+        host.ok(&["create", &host.guest(name, SHELL, "")]);
+        host.ok(&["pause", name]);
+        host.ok(&["destroy", name]);
+    }
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+    host.stop_service();
+    drop(fuse);
+}
+
+#[test]
+fn a_console_log_whose_storage_hangs_is_told_and_holds_up_no_console() {
+    if !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("not run: this test makes storage that hangs, which needs /dev/fuse");
+        return;
+    }
+    let host = Host::with_service(true);
+    let fuse = Fuse::mount(&host, "guest.log", 4096);
+    let log = format!(r#", "console": {{ "log": "{}" }}"#, fuse.file.display());
+    host.ok(&["create", &host.guest("web1", SHELL, &log)]);
+    let mut console = common::Console::attach(&host, "web1");
+    console.wait("mini: ready");
+    common::signal(fuse.daemon.id(), Signal::SIGSTOP);
+    for _ in 0..3 {
+        console.send("clock");
+        console.wait("mini: ok clock");
+    }
+    host.until("it is told", || why(&host, "web1").contains("its log"));
+    common::signal(fuse.daemon.id(), Signal::SIGCONT);
+    host.until("all is well", || why(&host, "web1").contains("nothing is amiss"));
+    host.ok(&["destroy", "web1"]);
 }

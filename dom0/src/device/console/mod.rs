@@ -5,6 +5,7 @@
 pub mod config;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use domus_startup::fds::Outgoing;
 use futures_util::future::FutureExt;
 use shared_abi::Role;
-use shared_abi::control::{ConsoleRequest, ConsoleStart, DeviceSpec};
+use shared_abi::control::{BackendReply, ConsoleRequest, ConsoleStart, DeviceSpec};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -27,6 +28,8 @@ use crate::host::slow::StorageFile;
 use crate::host::sockets;
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
+use crate::value::text::one_line;
+use crate::value::trouble::Trouble;
 
 /// So often it is looked what the log's path leads to.
 const LOOK: Duration = Duration::from_secs(10);
@@ -53,6 +56,8 @@ pub struct Console {
     /// A look at what the log's path leads to now.
     look: RefCell<Option<Look>>,
     next_look: Cell<Option<Instant>>,
+    /// What is amiss with the log's path, and with what is written there, and since when.
+    troubles: RefCell<BTreeMap<Ill, (String, Instant)>>,
     /// The console's end of the serial line: tells when all of it has been read. None if only the console has it.
     serial: RefCell<Option<OwnedFd>>,
     /// The runner's end of it, until the runner has it.
@@ -72,6 +77,7 @@ impl Console {
             logged: Cell::default(),
             look: RefCell::default(),
             next_look: Cell::default(),
+            troubles: RefCell::default(),
             serial: RefCell::default(),
             to_runner: RefCell::default(),
             listener: RefCell::default(),
@@ -125,16 +131,41 @@ impl Console {
             if self.next_look.get().is_none_or(|at| at <= Instant::now()) {
                 self.next_look.set(Some(Instant::now() + LOOK));
                 let (file, log) = (self.file.clone(), log.clone());
-                let opened = async move { open_log(&file, &log, Mode::Use).await.ok().flatten() };
+                let opened = async move { open_log(&file, &log, Mode::Use).await };
                 *look = Some(Look(tokio::task::spawn_local(opened)));
             }
             return None;
         };
         let found = (&mut found.0).now_or_never()?;
         *look = None;
-        let Appended { file, id, length } = found.ok()??;
+        let Appended { file, id, length } = match found.ok()? {
+            Ok(found) => found?,
+            Err(error) => {
+                self.is_ill(Ill::Path, Some(format!("may not be what its path leads to: {}", error.problem)));
+                return None;
+            }
+        };
+        self.is_ill(Ill::Path, None);
         let is_another = self.logged.replace(Some(id)) != Some(id);
         is_another.then_some((file, length))
+    }
+}
+
+/// What of a log may be amiss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ill {
+    /// Its path.
+    Path,
+    /// What is written.
+    Writes,
+}
+
+impl Console {
+    /// Remembers what is amiss with the log, and since when.
+    fn is_ill(&self, part: Ill, how: Option<String>) {
+        let mut troubles = self.troubles.borrow_mut();
+        let Some(how) = how else { return drop(troubles.remove(&part)) };
+        troubles.entry(part).or_insert_with(|| (String::new(), Instant::now())).0 = how;
     }
 }
 
@@ -144,7 +175,7 @@ async fn open_log(file: &Path, log: &Path, why: Mode) -> Result<Option<Appended>
 
 /// A look that is under way. It ends with whoever wanted it.
 #[derive(Debug)]
-struct Look(JoinHandle<Option<Appended>>);
+struct Look(JoinHandle<Result<Option<Appended>, ConfigError>>);
 
 impl Drop for Look {
     fn drop(&mut self) {
@@ -181,6 +212,7 @@ impl Backend for Console {
             let log = self.open_log(Mode::Use).await.unwrap_or_else(|error| {
                 let domain = &owner.name;
                 crate::log::stderr::line(format_args!("{domain}: the console is not logged: {error}"));
+                self.is_ill(Ill::Path, Some(format!("could not be opened: {}", error.problem)));
                 None
             });
             self.logged.set(log.as_ref().map(|log| log.id));
@@ -214,6 +246,28 @@ impl Backend for Console {
             ..3 => Vec::new(),
             _ => Message::new(&ConsoleRequest::Ping).into_iter().collect(),
         }
+    }
+
+    fn beaten(&self, said: Vec<(usize, BackendReply)>) {
+        for (_, reply) in said {
+            if let BackendReply::Console { trouble, .. } = reply
+                && self.logged.get().is_some()
+            {
+                self.is_ill(Ill::Writes, trouble.map(|trouble| one_line(&trouble)));
+            }
+        }
+    }
+
+    fn troubles(&self) -> Vec<Trouble> {
+        let Some(log) = &self.log else { return Vec::new() };
+        let troubles = self.troubles.borrow();
+        let told = troubles.values().map(|(how, since)| Trouble {
+            layer: "console".into(),
+            since: Some(*since),
+            cause: format!("its log {}: {how}", log.display()),
+            next: "mend its storage: what the guest prints is kept again as soon as that can be done".into(),
+        });
+        told.collect()
     }
 
     fn tend(&self, version: u32) -> Option<(Message, Vec<OwnedFd>)> {

@@ -24,6 +24,7 @@ pub mod steering;
 pub mod tap;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -153,6 +154,11 @@ impl Nics {
     /// Keeps whether a NIC's cable is plugged in.
     pub fn keep_link(&self, nic: &DeviceId, up: bool) {
         self.with(nic, |open| open.up = up);
+    }
+
+    /// The switches that its NICs are on.
+    pub fn switches(&self) -> BTreeSet<SwitchName> {
+        self.switch_ports.borrow().iter().map(|port| port.switch.clone()).collect()
     }
 
     fn keep_switch_port(&self, switch: SwitchName, port: (DomainName, DeviceId)) {

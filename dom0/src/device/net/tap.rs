@@ -107,7 +107,7 @@ fn take(name: &str, pairs: u16, given: bool) -> io::Result<Vec<File>> {
     }
 }
 
-/// The process that has the tap, if it can be seen.
+/// The process that has the tap, if it can be seen. Blocks: it looks at every process of the host.
 fn holder(name: &str) -> Option<String> {
     let marker = format!("iff:\t{name}");
     for process in fs::read_dir("/proc").ok()?.flatten() {
@@ -154,13 +154,15 @@ pub async fn check(place: &Place<'_>, key: &str, name: &str, links: &Links) -> R
         Some(link) if wanted.is_some_and(|wanted| link.kind != wanted) => {
             Err(refuse(format!("\"{name}\" is no {key}: {cure}")))
         }
-        Some(Link { kind: Kind::Tun, carrier: true, .. }) if key == "tap" => Err(busy(place, name)),
+        Some(Link { kind: Kind::Tun, carrier: true, .. }) if key == "tap" => Err(busy(place, name).await),
         Some(link) => Ok(link.index),
     }
 }
 
-fn busy(place: &Place<'_>, name: &str) -> ConfigError {
-    let who = holder(name).unwrap_or_else(|| "another process".into());
+async fn busy(place: &Place<'_>, name: &str) -> ConfigError {
+    let own = name.to_owned();
+    let who = tokio::task::spawn_blocking(move || holder(&own)).await.ok().flatten();
+    let who = who.unwrap_or_else(|| "another process".into());
     let problem = format!("\"{name}\" is in use by {who}: name a free tap, or a bridge");
     place.under("tap").refuse(problem)
 }
@@ -245,8 +247,12 @@ pub async fn existing(
 ) -> Result<Vec<File>, ConfigError> {
     check(place, "tap", name, links).await?;
     let refuse = |key: &str, problem: String| place.under(key).refuse(problem);
-    take(name, net.pairs, net.pairs_given).map_err(|error| match error.raw_os_error() {
-        Some(libc::EBUSY) => busy(place, name),
+    let error = match take(name, net.pairs, net.pairs_given) {
+        Ok(queues) => return Ok(queues),
+        Err(error) => error,
+    };
+    Err(match error.raw_os_error() {
+        Some(libc::EBUSY) => busy(place, name).await,
         Some(libc::EINVAL) if net.pairs > 1 => {
             let problem = format!(
                 "is {}, and \"{name}\" has one queue: make it with ip tuntap add {name} mode tap multi_queue, or set it to 1",

@@ -114,6 +114,11 @@ impl BackendProcess {
         self.process.kill();
     }
 
+    /// The version of the messages that it was agreed on, once connected.
+    pub fn version(&self) -> Option<u32> {
+        self.link.as_ref().map(ChildLink::version)
+    }
+
     /// Since when it has owed an answer.
     pub fn silent_since(&self) -> Option<Instant> {
         self.link.as_ref()?.silent_since()

@@ -12,7 +12,7 @@ use crate::device::loss::Loss;
 use crate::domain::error::StartError;
 use crate::domain::machine::attempt::Repaired;
 use crate::domain::machine::backend::BackendProcess;
-use crate::domain::machine::hang::BEAT;
+use crate::domain::machine::hang::{BEAT, LATE_BEAT};
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, Notice};
 use crate::process::link::ChildError;
@@ -99,7 +99,8 @@ impl Machine {
             Happened::Overdue => self.pause_for_the_lost(),
             Happened::Unmeasured => self.measure().await,
             Happened::Beat => {
-                self.next_beat = Instant::now() + BEAT;
+                let pause = if self.is_late() { LATE_BEAT } else { BEAT };
+                self.next_beat = Instant::now() + pause;
                 self.beat().await;
             }
         }

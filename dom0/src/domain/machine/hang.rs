@@ -11,12 +11,16 @@ use shared_abi::Role;
 use tokio::time::Instant;
 
 use crate::config::OnHang;
+use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, Notice};
-use crate::process::link::SILENT;
+use crate::process::link::{LATE, SILENT};
 
 /// So often every child is asked for a sign of life.
 pub const BEAT: Duration = Duration::from_secs(3);
+
+/// So often it is looked at them while one owes an answer.
+pub const LATE_BEAT: Duration = Duration::from_secs(1);
 
 impl Machine {
     /// Children that have owed an answer for long, and since when.
@@ -25,6 +29,15 @@ impl Machine {
         let backends = self.backends.iter().map(|backend| (backend.role, backend.silent_since()));
         let silent = runner.chain(backends).filter_map(|(role, since)| Some((role, since?)));
         silent.filter(|(_, since)| since.elapsed() >= SILENT)
+    }
+
+    /// True if some child, or a switch, has not answered as soon as those that work do.
+    pub(super) fn is_late(&self) -> bool {
+        let runner = self.runner.iter().map(Runner::silent_since);
+        let backends = self.backends.iter().map(BackendProcess::silent_since);
+        let switches = self.devices.nics.switches().into_iter();
+        let switches = switches.map(|switch| self.from.switches.silent_since(&switch));
+        runner.chain(backends).chain(switches).flatten().any(|since| since.elapsed() >= LATE)
     }
 
     /// Asks every child for a sign of life, and deals with those who have given none for too long.

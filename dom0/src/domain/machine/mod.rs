@@ -34,7 +34,9 @@ use std::time::Duration;
 use domus_startup::control::chain;
 use futures_util::future::join_all;
 use nix::unistd::Pid;
-use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus, StopReason, VcpuCounters};
+use shared_abi::control::{
+    BackendReply, ConsoleRequest, RunnerReply, RunnerRequest, RunnerStatus, StopReason, VcpuCounters,
+};
 use shared_abi::{DomId, DomainName, Role};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -368,7 +370,7 @@ impl Machine {
     }
 
     /// Lets the console pass on the guest's last words: until it has read them, and a moment to send them on.
-    async fn drain_console(&self) {
+    async fn drain_console(&mut self) {
         if !self.backends.iter().any(|backend| backend.role == Role::Console && backend.link.is_some()) {
             return;
         }
@@ -379,6 +381,18 @@ impl Machine {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
+        for _ in 0..50 {
+            // One of a release before has written all that it has read.
+            let Some(console) = self.backend(Role::Console).filter(|console| console.version() >= Some(3))
+            else {
+                return;
+            };
+            match console.question(&ConsoleRequest::Ping).await {
+                Ok(BackendReply::Console { unwritten: 1.., .. }) => {}
+                _ => return,
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     async fn kill_and_reap(&mut self) {

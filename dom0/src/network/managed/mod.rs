@@ -161,21 +161,24 @@ impl Networks {
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub fn define(&self, file: &Path, text: &str) -> Result<NetworkName, NetworkError> {
+    pub async fn define(&self, file: &Path, text: &str) -> Result<NetworkName, NetworkError> {
         let network = definition::parse(file, text)?;
+        let file = self.file(&network.name);
         let io = |source| NetworkError::Io {
             network: network.name.clone(),
-            act: format!("write {}", self.file(&network.name).display()),
+            act: format!("write {}", file.display()),
             source,
         };
-        let mut dir = DirBuilder::new();
-        dir.recursive(true).mode(0o755).create(&self.defined).map_err(io)?;
-        let aside = self.defined.join(format!(".{}.json", network.name));
-        let written = fs::write(&aside, text).and_then(|()| {
+        let (text, aside) = (text.to_owned(), self.defined.join(format!(".{}.json", network.name)));
+        let written = slow::with(&file, move |file| {
+            if let Some(folder) = file.parent() {
+                DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+            }
+            fs::write(&aside, text)?;
             fs::File::open(&aside)?.sync_all()?;
-            fs::rename(&aside, self.file(&network.name))
+            fs::rename(&aside, file)
         });
-        written.map_err(io)?;
+        written.await.unwrap_or_else(|slow| Err(io::Error::other(slow))).map_err(io)?;
         Ok(network.name)
     }
 
@@ -188,7 +191,8 @@ impl Networks {
         if self.running.borrow().contains_key(name) {
             return Err(NetworkError::Runs(name.clone()));
         }
-        match fs::remove_file(self.file(name)) {
+        let removed = slow::with(&self.file(name), |file| fs::remove_file(file)).await;
+        match removed.unwrap_or_else(|slow| Err(io::Error::other(slow))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(NetworkError::NoSuch(name.to_string()))
             }

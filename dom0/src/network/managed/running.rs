@@ -213,7 +213,7 @@ async fn set_up(
     programs::find("dnsmasq", "dnsmasq-base")?;
     let left = left(network, dir, supervisor).await;
     if left.is_none() {
-        proc::end(&dir.join("dnsmasq.json"));
+        proc::end(&dir.join("dnsmasq.json")).await;
     }
     let made = made::make(network, links).await?;
     if let Some(process) = left {
@@ -381,7 +381,7 @@ impl KeptAlive for Dnsmasq {
 
 /// Removes what there is of a network.
 pub async fn remove(network: &Network, dir: &Path, links: &Links) {
-    proc::end(&dir.join("dnsmasq.json"));
+    proc::end(&dir.join("dnsmasq.json")).await;
     made::remove(network, links).await;
     let _ = fs::remove_dir_all(dir);
 }

@@ -11,7 +11,7 @@
 
 mod served;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use shared_abi::control::{BackendReply, NicRequest, SwitchRequest};
 use shared_abi::{DeviceId, DomainName, SwitchName};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::host::run_dir::RunDir;
 use crate::host::waits::waiting;
@@ -45,6 +45,7 @@ pub struct Switches {
 struct Switch {
     ports: BTreeSet<Port>,
     asks: mpsc::UnboundedSender<Ask>,
+    owes: Rc<Cell<Option<Instant>>>,
     task: JoinHandle<()>,
 }
 
@@ -72,12 +73,16 @@ impl Switches {
     }
 
     /// Ends the switches that have no NIC.
-    pub fn settle(&self) {
+    pub async fn settle(&self) {
         self.switches.borrow_mut().retain(|_, switch| !switch.ports.is_empty());
-        for dir in self.dirs() {
-            let known = proc::read(&dir.join("switch.json"));
-            orphans::end(&dir, known.as_slice());
-        }
+        let dirs: Vec<_> = self.dirs().collect();
+        let ended = tokio::task::spawn_blocking(move || {
+            for dir in dirs {
+                let known = proc::read(&dir.join("switch.json"));
+                orphans::end(&dir, known.as_slice());
+            }
+        });
+        let _ = ended.await;
     }
 
     /// The directories that there are.
@@ -91,8 +96,10 @@ impl Switches {
         self.switches.borrow_mut().entry(name.clone()).or_insert_with(|| {
             let (asks, asked) = mpsc::unbounded_channel();
             let dir = self.dir().join(name.as_str());
-            let served = Served { name: name.clone(), dir, run: self.run.clone(), supervisor, asked };
-            Switch { ports: BTreeSet::new(), asks, task: tokio::task::spawn_local(served.run()) }
+            let owes = Rc::<Cell<_>>::default();
+            let (name, run) = (name.clone(), self.run.clone());
+            let served = Served { name, dir, run, supervisor, asked, owes: owes.clone() };
+            Switch { ports: BTreeSet::new(), asks, owes, task: tokio::task::spawn_local(served.run()) }
         });
         Some(())
     }
@@ -124,6 +131,11 @@ impl Switches {
             BackendReply::Done => Ok(()),
             other => Err(format!("switch {name}: answered with {other:?}")),
         }
+    }
+
+    /// Since when a switch has owed an answer.
+    pub fn silent_since(&self, name: &SwitchName) -> Option<Instant> {
+        self.switches.borrow().get(name)?.owes.get()
     }
 
     /// Asks about a NIC that is plugged in.

@@ -4,6 +4,7 @@
 //! that wait while it cannot be started are answered with the reason. When nobody can ask any more, the process ends
 //! and its directory is removed.
 
+use std::cell::Cell;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -68,6 +69,8 @@ pub struct Served {
     pub run: RunDir,
     pub supervisor: Rc<dyn Supervisor>,
     pub asked: mpsc::UnboundedReceiver<Ask>,
+    /// Since when an answer is owed.
+    pub owes: Rc<Cell<Option<Instant>>>,
 }
 
 type SwitchLink = ChildLink<BackendReply, SwitchEvent>;
@@ -77,7 +80,7 @@ impl Served {
     pub async fn run(mut self) {
         let found = self.found().await;
         keep_alive(&mut self, found).await;
-        proc::end(&self.dir.join("switch.json"));
+        proc::end(&self.dir.join("switch.json")).await;
         let _ = fs::remove_dir_all(&self.dir);
         self.supervisor.release_other(&format!("switch {}", self.name)).await;
     }
@@ -102,15 +105,18 @@ impl Served {
 async fn exchange(
     link: &mut SwitchLink,
     process: &Process,
+    owes: &Cell<Option<Instant>>,
     request: &SwitchRequest,
     fds: Vec<OwnedFd>,
 ) -> Result<BackendReply, ChildError> {
+    owes.set(Some(Instant::now()));
     let result = async {
         link.send(request, &fds).await?;
         drop(fds);
         link.answer(process, PATIENCE, "answered").await
     };
     let result = result.await;
+    owes.set(None);
     if matches!(result, Err(ChildError::Silent { .. } | ChildError::Link { .. })) {
         process.kill();
     }
@@ -130,7 +136,7 @@ impl KeptAlive for Served {
             .create(&self.dir)
             .map_err(io("make a directory for a switch"))?;
         let (control, file) = (self.dir.join("switch.sock"), self.dir.join("switch.json"));
-        proc::end(&file);
+        proc::end(&file).await;
         let _ = fs::remove_file(&control);
         let whom = format!("switch {}", self.name);
         let launch =
@@ -170,7 +176,7 @@ impl KeptAlive for Served {
                         process.reap().await;
                         return None;
                     };
-                    let result = exchange(&mut link, &process, &request, fds).await;
+                    let result = exchange(&mut link, &process, &self.owes, &request, fds).await;
                     let _ = answer.send(result.map_err(|error| match error {
                         ChildError::Failed { why, .. } => one_line(&why),
                         error => chain(&error),
@@ -179,7 +185,7 @@ impl KeptAlive for Served {
                 () = sleep_until(next_beat), if link.version() >= 3 => {
                     next_beat = Instant::now() + BEAT;
                     if let Err(ChildError::Silent { seconds, .. }) =
-                        exchange(&mut link, &process, &SwitchRequest::Ping, Vec::new()).await
+                        exchange(&mut link, &process, &self.owes, &SwitchRequest::Ping, Vec::new()).await
                     {
                         self.say(&format!("domus-switch has not answered for {seconds} s: another one takes its place"));
                     }

@@ -125,9 +125,16 @@ impl Host {
         self.spawn_service(fault, &[])
     }
 
-    fn spawn_service(&mut self, fault: Option<u32>, args: &[&str]) -> bool {
-        let mut child = Command::new(programs().join("dom0"))
-            .envs(fault.map(|n| ("DOMUS_FAULT", n.to_string())))
+    /// Starts the service with another standard error than the one that the tests read.
+    pub fn start_service_saying(&mut self, stderr: Stdio) {
+        self.dom0 = Some(self.service_command().stderr(stderr).spawn().unwrap());
+        let socket = self.run_dir().join("dom0.sock");
+        self.until("dom0 serves", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    }
+
+    fn service_command(&self) -> Command {
+        let mut command = Command::new(programs().join("dom0"));
+        command
             .arg("--run-dir")
             .arg(self.run_dir())
             .arg("--config-dir")
@@ -137,8 +144,15 @@ impl Host {
             .arg("--log-dir")
             .arg(self.path("log"))
             .args(["--grace", "1"])
+            .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]));
+        command
+    }
+
+    fn spawn_service(&mut self, fault: Option<u32>, args: &[&str]) -> bool {
+        let mut child = self
+            .service_command()
+            .envs(fault.map(|n| ("DOMUS_FAULT", n.to_string())))
             .args(args)
-            .args(self.own_programs.iter().flat_map(|folder| ["--libexec-dir".as_ref(), folder.as_os_str()]))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
