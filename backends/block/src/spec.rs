@@ -139,8 +139,8 @@ impl DiskSpec<'_> {
 }
 
 impl Source {
-    /// How long this process may make a file of this source; none if the source may grow. `resizable`: somebody may ask
-    /// for another length of the image.
+    /// How long this process may make a file of this source; none if the source grows by itself. `resizable`: somebody
+    /// may ask for another length of the image, and does not raise the limit first.
     ///
     /// # Errors
     /// The image cannot be looked at.

@@ -145,7 +145,7 @@ fn bring_up(control: &Control, request: BlockRequest, mut fds: Fds) -> Result<Di
             unconnected.push(id.clone());
         }
         let (PreparedDisk { prepared: mut what, storage, .. }, file) =
-            prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd())?;
+            prepare(control, disk, &mut fds, domain.clone(), lifeline.as_fd(), !start.limited_files)?;
         longest = longest.zip(file).map(|(one, other)| one.max(other));
         served.push(Served::new(id.clone(), &what, storage, remote));
         openings.extend(what.opening().map(|opening| (id.clone(), opening)));
@@ -157,8 +157,9 @@ fn bring_up(control: &Control, request: BlockRequest, mut fds: Fds) -> Result<Di
     fds.finish()?;
     // The rings have it: it is closed when the kernel has finished everything they were asked to do.
     drop(lifeline);
-    // Where no image may grow: a process that is its guest's cannot fill a disk.
-    longest.map_or(Ok(()), sandbox::limit_files)?;
+    // Where no image grows by itself: a process that is its guest's cannot fill a disk. dom0 raises the limit before it
+    // asks for a longer image.
+    longest.map_or(Ok(()), sandbox::limit_files_for_now)?;
     sandbox::enter(start.identity.uid)?;
 
     // The sockets' threads are made before the seal and wait at the gate until after it.
@@ -220,6 +221,7 @@ fn prepare(
     fds: &mut Fds,
     domain: Shared,
     lifeline: BorrowedFd<'_>,
+    unlimited: bool,
 ) -> Result<(PreparedDisk, Option<u64>), StartError> {
     let BlockDisk { id, queues, cache, read_only, discard, block_size, serial, .. } = disk;
     let mut faults = Faults::new(disk.read_error, disk.write_error, id.clone(), control.events());
@@ -246,8 +248,7 @@ fn prepare(
             }
         }
     };
-    // dom0 may ask for another length.
-    let longest = source.longest(read_only, true);
+    let longest = source.longest(read_only, unlimited);
     let longest = longest.map_err(|source| StartError::Look { id: id.clone(), source })?;
     let (name, gate) = (id.as_str(), Gate::new(disk.limits, domain));
     let spec = DiskSpec { name, source, queues, cache, read_only, discard, block_size, serial, gate, faults };

@@ -6,12 +6,13 @@ mod common;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::dom0::*;
 use common::*;
 use domus_driver::block::*;
-use domus_driver::process::Running;
+use domus_driver::process::{Running, may_raise_limits};
 use domus_startup::Link;
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{
@@ -57,13 +58,26 @@ fn resize(bytes: Option<u64>) -> BlockRequest {
     BlockRequest::Resize { disk: "root".parse().unwrap(), bytes }
 }
 
+/// Lets a process make files of so many bytes, as dom0 does before it asks for them.
+fn allow(process: &Running, bytes: u64) {
+    let [pid, limit] = [format!("--pid={}", process.pid()), format!("--fsize={bytes}:")];
+    assert!(Command::new("prlimit").args([pid, limit]).status().unwrap().success());
+}
+
 #[test]
 fn a_disk_grows_and_shrinks_while_it_is_served() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path(), 1 << 20);
-    let (_process, link, mut driver) = served(dir.path(), writable(&path), |root| root.queues = 3);
+    let (process, link, mut driver) = served(dir.path(), writable(&path), |root| root.queues = 3);
     assert_eq!(driver.request(0, T_IN, 2048, &[(DATA, 512, true)]).0, S_IOERR);
     let size = |bytes| FromChild::Reply(BackendReply::Size(bytes));
+    // Not before it may: a process that is its guest's makes no image longer.
+    if may_raise_limits() {
+        assert!(why(ask(&link, &resize(Some(1 << 30))).0).contains("disk root"));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+        allow(&process, 1 << 30);
+    }
+    assert_eq!(ask(&link, &resize(Some(1 << 30))).0, size(1 << 30));
     assert_eq!(ask(&link, &resize(Some(2 << 20))).0, size(2 << 20));
     assert_eq!((capacity(&mut driver), std::fs::metadata(&path).unwrap().len()), (4096, 2 << 20));
     assert_eq!(driver.request(1, T_OUT, 4095, &[(DATA, 512, false)]).0, S_OK);

@@ -181,7 +181,11 @@ pub fn describe(pid: u32) -> String {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     match domain(pid) {
         Some(domain) => format!("domain {domain} ({}, pid {pid})", comm.trim()),
-        None => format!("{} (pid {pid})", comm.trim()),
+        None => {
+            use std::os::unix::fs::MetadataExt;
+            let user = fs::metadata(format!("/proc/{pid}")).map(|meta| format!(", user {}", meta.uid()));
+            format!("{} (pid {pid}{})", comm.trim(), user.unwrap_or_default())
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod proc;
 pub mod programs;
 pub mod reach;
 pub mod resolve;
+pub mod rlimits;
 pub mod run_dir;
 pub mod slow;
 pub mod sockets;

@@ -58,6 +58,10 @@ pub struct BlockStart {
     /// The write end of a pipe. It is closed when the kernel has finished everything this process asked it to do,
     /// which may be after the process has ended: nothing touches the guest's memory or an image any more.
     pub lifeline: FdIndex,
+    /// Raw images become no longer than they are: whoever asks for a longer one raises the limit of the process first
+    /// (`prlimit(2)`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub limited_files: bool,
 }
 
 /// One disk.

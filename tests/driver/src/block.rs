@@ -61,7 +61,7 @@ pub const STATUS: u64 = 0x10_1000;
 /// Where data may be.
 pub const DATA: u64 = 0x20_0000;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const SERVED: &str = "a frontend that keeps the rules is served";
 
 /// The driver of one disk, and its frontend.

@@ -117,6 +117,13 @@ impl Running {
     }
 }
 
+/// True if this process may raise the limits of others' processes (`CAP_SYS_RESOURCE`), as dom0 does.
+pub fn may_raise_limits() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.is_some_and(|caps| u64::from_str_radix(caps.trim(), 16).is_ok_and(|caps| caps & (1 << 24) != 0))
+}
+
 /// The length of files that this process cannot write beyond, in bytes; none if there is no limit.
 ///
 /// # Errors
@@ -124,8 +131,8 @@ impl Running {
 pub fn longest_file(pid: u32) -> Result<Option<u64>> {
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));
-    let hard = line.and_then(|line| line.split_whitespace().nth(1)).context("no limit of files")?;
-    Ok(if hard == "unlimited" { None } else { Some(hard.parse()?) })
+    let soft = line.and_then(|line| line.split_whitespace().next()).context("no limit of files")?;
+    Ok(if soft == "unlimited" { None } else { Some(soft.parse()?) })
 }
 
 impl Drop for Running {

@@ -183,7 +183,9 @@ impl Machine {
                 let lifeline = to_block.add(lifeline);
                 let limits = IoLimits::default();
                 let locks = Vec::new();
-                let start = BlockStart { identity: identity.clone(), disks, locks, limits, lifeline };
+                let limited_files = false;
+                let start =
+                    BlockStart { identity: identity.clone(), disks, locks, limits, lifeline, limited_files };
                 let start = BlockRequest::Start(Box::new(start));
                 Backend::start(programs, Role::Block.program(), folder.path(), &start, to_block)
             })

@@ -80,9 +80,21 @@ fn a_disk_that_grows_is_seen_by_the_guest_and_by_the_next_backend() {
         console.wait(&format!("capacity={sectors} id=root"));
     };
     capacity(&mut console, 131_072);
+    // The backend can make no file longer than it was given, until somebody asks for that: where dom0 may raise it.
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let caps = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    let limited = u64::from_str_radix(caps.trim(), 16).unwrap() & (1 << 24) != 0;
+    let longest = || {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", host.block_pid("web1", 0))).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max file size")).unwrap();
+        line.split_whitespace().next().unwrap().to_owned()
+    };
+    let expected = |bytes: u64| if limited { bytes.to_string() } else { "unlimited".into() };
+    assert_eq!(longest(), expected(64 << 20));
     assert_eq!(host.ok(&["block-resize", "web1", "root", "96MiB"]), "100663296 bytes\n");
     assert_eq!(fs::metadata(host.path("root.img")).unwrap().len(), 96 << 20);
     capacity(&mut console, 196_608);
+    assert_eq!(longest(), expected(96 << 20));
     let pid = host.block_pid("web1", 0);
     signal(pid as u32, Signal::SIGKILL);
     host.block_pid("web1", pid);

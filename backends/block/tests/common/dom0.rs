@@ -59,7 +59,9 @@ pub fn send_limited(
 ) -> (Answer, OwnedFd) {
     let (reader, lifeline) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     let lifeline = fds.add(lifeline);
-    let start = BlockStart { identity: identity(), disks, locks: Vec::new(), limits, lifeline };
+    let limited_files = domus_driver::process::may_raise_limits();
+    let start =
+        BlockStart { identity: identity(), disks, locks: Vec::new(), limits, lifeline, limited_files };
     control::send(link, &BlockRequest::Start(Box::new(start)), fds).unwrap();
     (link.receive().unwrap().0, reader)
 }

@@ -40,7 +40,7 @@ use crate::device::{Backend, Handover, Owner, Providers, Step, reconnect};
 use crate::host::files::Mode;
 use crate::host::locks::OpenMarker;
 use crate::host::slow::{self, StorageFile};
-use crate::host::{nbd, sockets};
+use crate::host::{nbd, rlimits, sockets};
 use crate::network::managed::Networks;
 use crate::value::place::{ConfigError, Place};
 use crate::value::trouble::Trouble;
@@ -342,6 +342,7 @@ impl Backend for Disks {
             locks,
             limits: self.limits.get(),
             lifeline: fds.add(end),
+            limited_files: rlimits::may_be_raised(),
         };
         let message = Message::new(&BlockRequest::Start(Box::new(start)))?;
         let start = Start::new(message, fds.into_vec(), sockets);

@@ -7,6 +7,7 @@ use shared_abi::{DeviceId, Role};
 use crate::device::Backend;
 use crate::device::block::report::DiskReport;
 use crate::domain::machine::Machine;
+use crate::host::rlimits;
 use crate::value::rate::LimitsFile;
 
 impl Machine {
@@ -66,14 +67,25 @@ impl Machine {
     /// One line.
     pub async fn resize(&mut self, disk: DeviceId, bytes: Option<u64>) -> Result<u64, String> {
         self.devices.disks.expect_own(&disk)?;
+        if let Some(bytes) = bytes {
+            self.allow_image_of(bytes)?;
+        }
         let request = BlockRequest::Resize { disk: disk.clone(), bytes };
         let BackendReply::Size(size) = self.ask_block(request).await? else {
             return Err("the backend does not say what size the disk has now".into());
         };
         self.devices.disks.keep_size(&disk, size);
+        self.allow_image_of(size)?;
         let told = self.tell_guest(disk).await;
         told.map_err(|error| format!("it has {size} bytes, and the guest is not told: {error}"))?;
         Ok(size)
+    }
+
+    /// Lets the backend write an image of so many bytes: it may make none longer than it was given.
+    fn allow_image_of(&mut self, bytes: u64) -> Result<(), String> {
+        let Some(backend) = self.backend(Role::Block) else { return Ok(()) };
+        rlimits::raise_file_length(backend.process.pid(), bytes)
+            .map_err(|error| format!("cannot let domus-block write an image of {bytes} bytes: {error}"))
     }
 
     /// Has the runner read a device's configuration space again, and tell the guest if it has changed.

@@ -30,7 +30,7 @@ use nix::sys::prctl::{get_pdeathsig, set_dumpable, set_no_new_privs, set_pdeaths
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, chdir, getegid, geteuid, pivot_root, setgroups, setresgid, setresuid};
 
-pub use file_size::limit_files;
+pub use file_size::{limit_files, limit_files_for_now};
 pub use filter::{
     Allow, COMMON, GROWING_MEMORY, NARROWING, PEER, PRIVATE_MEMORY, SHARED_MEMORY, narrow, seal,
 };
