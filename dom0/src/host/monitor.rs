@@ -1,10 +1,10 @@
-//! What the kernel says of network links, their addresses and the tables of the packet filter, when somebody changes
-//! them: whoever has made one keeps it true.
+//! What the kernel says of network links, their addresses, forwarding and the tables of the packet filter, when
+//! somebody changes them: whoever has made one keeps it true.
 //!
 //! ```text
-//!   rtnetlink (links, addresses) ─┐
-//!                                 ├─▶ table of links ─▶ who watches a link or table of that name looks again
-//!   nfnetlink (nftables) ─────────┘
+//!   rtnetlink (links, addresses, forwarding) ─┐
+//!                                             ├─▶ table of links ─▶ who watches a name of those looks again
+//!   nfnetlink (nftables) ─────────────────────┘
 //! ```
 //!
 //! A change is a reason to look, and no more: what was heard may be old by then, and some of it may be lost, in which
@@ -24,11 +24,19 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::time::sleep;
 
 use crate::host::links::{Kind, Link, Links, link};
-use crate::host::netlink::{Heard, Message, Netlink};
+use crate::host::netlink::{Heard, Message, Netlink, attribute};
 use crate::host::nftables;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
-const LINKS: u32 = 1 | 1 << 4 | 1 << 8;
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV4_NETCONF` and `RTNLGRP_IPV6_NETCONF`.
+const LINKS: u32 = 1 | 1 << 4 | 1 << 8 | 1 << 23 | 1 << 24;
+
+/// `RTM_NEWNETCONF`: a switch of the network stack was thrown, for one interface or for all of them.
+const NETCONF: u16 = 80;
+
+/// In it: the interface ([`ALL`] for all), and whether packets are forwarded.
+const NETCONF_IFINDEX: u16 = 1;
+const NETCONF_FORWARDING: u16 = 2;
+const ALL: i32 = -1;
 
 /// The pause after a socket has failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -132,6 +140,12 @@ impl Monitor {
     }
 
     fn link_said(&self, message: Message<'_>) {
+        if message.kind == NETCONF {
+            // Whoever has a table has a network, which may need forwarding. Each new interface tells its own, too.
+            return if tells_forwarding(message.payload) {
+                self.wake(|interest| interest.table.is_some());
+            };
+        }
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.whole) else {
             return self.wake(|interest| !interest.links.is_empty());
         };
@@ -191,6 +205,13 @@ async fn listen<F: Future<Output = io::Result<()>>>(what: &str, monitor: Monitor
         }
         sleep(PAUSE).await;
     }
+}
+
+/// True of `struct netconfmsg`, padded, with its attributes, that says whether all interfaces forward.
+fn tells_forwarding(payload: &[u8]) -> bool {
+    let attributes = payload.get(4..).unwrap_or_default();
+    let of = attribute(attributes, NETCONF_IFINDEX).and_then(<[u8]>::first_chunk);
+    of.is_some_and(|of| i32::from_ne_bytes(*of) == ALL) && attribute(attributes, NETCONF_FORWARDING).is_some()
 }
 
 /// A change of a link that concerns somebody. Whether somebody is at its other end matters of a tap alone; of a bridge
