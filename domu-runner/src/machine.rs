@@ -305,7 +305,7 @@ fn check(start: &RunnerStart) -> anyhow::Result<()> {
 }
 
 fn enter_kernel(vcpu: &mut VcpuFd, entry: boot::Entry) -> Result<(), vmm_sys_util::errno::Error> {
-    let (regs, sregs) = boot::entry_registers(entry, vcpu.get_sregs()?);
+    let (regs, sregs) = entry.registers(vcpu.get_sregs()?);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&regs)
 }

@@ -154,6 +154,12 @@ impl Runner {
 }
 
 #[test]
+fn a_kernel_without_a_pvh_note_is_started_as_linux_is() {
+    let runner = Runner::ready(&kernel::without_note(kernel::elf("long mode\n", Then::PowerOff)), 2);
+    assert_eq!(runner.run(), ("long mode\n".into(), StopReason::PowerOff));
+}
+
+#[test]
 fn the_ways_to_stop_are_told_apart() {
     for (then, expected) in [
         (Then::PowerOff, StopReason::PowerOff),
@@ -286,14 +292,14 @@ fn a_backend_is_spoken_to_behind_the_seal() {
 #[test]
 fn a_guest_that_cannot_be_started_is_refused_in_one_line() {
     let good = kernel::elf("x", Then::Spin);
-    let mut no_pvh = good.clone();
-    let note = no_pvh.len() - 20;
-    no_pvh[note + 8] = 17;
+    // Neither by PVH nor as Linux: a virtual address.
+    let mut no_entry = kernel::without_note(good.clone());
+    no_entry[28..32].fill(0xff);
     let cases: [(&[u8], u8, u64, StartPart, &str); 7] = [
         (b"", 1, 64 << 20, StartPart::Kernel, "truncated"),
         (b"GIF89a", 1, 64 << 20, StartPart::Kernel, "neither an ELF vmlinux nor an x86 bzImage"),
         (&good[..good.len() - 1], 1, 64 << 20, StartPart::Kernel, "truncated"),
-        (&no_pvh, 1, 64 << 20, StartPart::Kernel, "CONFIG_PVH"),
+        (&no_entry, 1, 64 << 20, StartPart::Kernel, "PVH entry point"),
         (&good, 0, 64 << 20, StartPart::Other, "0 vCPUs"),
         (&good, 1, 1 << 50, StartPart::Other, "this host has"),
         (&good, 1, (64 << 20) + 1, StartPart::Other, "whole MiB"),

@@ -62,6 +62,27 @@ fn acpi_clocks_timer_and_uart_are_as_promised() -> Result<()> {
 }
 
 #[test]
+fn a_kernel_without_a_pvh_note_boots_as_linux_does_and_finds_the_same_machine() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let image = image(folder.path(), "disk", 16)?;
+    let mut seen = Vec::new();
+    for (protocol, kernel) in [("Pvh", None), ("Linux", Some(mini_guest::without_pvh()))] {
+        let mut plan =
+            Plan::new("mini.test=info,acpi,clock,memory,smp,blk-pattern,blk-verify").disk(&image, 2);
+        plan.vcpus = 2;
+        if let Some(kernel) = kernel {
+            plan.kernel = kernel.into();
+        }
+        let machine = all_hold(plan)?;
+        let info: Vec<_> = machine.values().filter(|value| value.starts_with("info ")).collect();
+        ensure!(info[0].ends_with(&format!("protocol={protocol}")), "{info:?}");
+        seen.push(info[1..].iter().map(|line| line.to_string()).collect::<Vec<_>>());
+    }
+    assert_eq!(seen[0], seen[1]);
+    Ok(())
+}
+
+#[test]
 fn all_processors_come_up_and_work_at_the_same_time() -> Result<()> {
     for vcpus in [2, 4, 32, 255] {
         let mut plan = Plan::new("mini.test=smp,smp,acpi");

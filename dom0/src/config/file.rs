@@ -193,7 +193,7 @@ fn middle() -> u32 {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootFile {
-    /// An ELF `vmlinux` with a PVH note, or a distribution's `vmlinuz`: a bzImage packed with xz, lz4 or zstd.
+    /// A distribution's `vmlinuz` (a bzImage), or an ELF `vmlinux`: Linux for x86-64, or what has a PVH note.
     pub kernel: String,
     /// The initial RAM disk.
     #[serde(default)]

@@ -9,16 +9,36 @@ use lzma_rust2::XzReader;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 use super::elf::Source;
+use super::linux::SetupHeader;
 use super::{BootError, Image, MAX_KERNEL, Section};
 
-/// "HdrS" at 0x202 of the file.
-const HEADER_MAGIC: [u8; 4] = *b"HdrS";
+/// Fields of the setup header: where the payload is in the protected-mode part, and its bytes.
+const PAYLOAD_OFFSET: usize = 0x248;
+const PAYLOAD_LENGTH: usize = 0x24c;
 /// The first version with `payload_offset` and `payload_length`.
 const FIRST_VERSION: u16 = 0x0208;
 /// Most memory for a decoder's window; kernels are packed with windows up to 128 MiB.
 const MAX_WINDOW: u64 = 256 << 20;
 /// Most bytes of one block of the legacy lz4 format, unpacked.
 const LZ4_BLOCK: usize = 8 << 20;
+
+/// The setup header. `first` are the file's first bytes, for the error.
+pub fn header(image: &Image, first: [u8; 4]) -> Result<SetupHeader, BootError> {
+    const WHAT: &str = "its setup header";
+    let mut file = [0; SetupHeader::LENGTH];
+    image.check(WHAT, 0, file.len() as u64).map_err(|error| {
+        // Too short for a bzImage, and nothing says that it is one.
+        if image.size < 0x206 { BootError::NoKernel(first) } else { error }
+    })?;
+    image.read_exact(WHAT, 0, &mut file)?;
+    let header = SetupHeader::of_bzimage(file).ok_or(BootError::NoKernel(first))?;
+    let version = header.version();
+    if version < FIRST_VERSION {
+        let old = format!("of boot protocol {}.{:02}, before 2.08", version >> 8, version & 0xff);
+        return Err(BootError::Payload(old));
+    }
+    Ok(header)
+}
 
 /// A kernel that comes out of a decoder, read forwards.
 pub struct Payload<'a> {
@@ -28,31 +48,10 @@ pub struct Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    /// Finds the payload and its compression. `first` are the file's first bytes, for the error.
-    pub fn open(image: &'a Image, first: [u8; 4]) -> Result<Self, BootError> {
-        let mut header = [0; 0x250];
-        image.check("its setup header", 0, header.len() as u64).map_err(|error| {
-            // Too short for a bzImage, and nothing says that it is one.
-            if image.size < 0x206 { BootError::NoKernel(first) } else { error }
-        })?;
-        image.read_exact("its setup header", 0, &mut header)?;
-        if header[0x202..0x206] != HEADER_MAGIC {
-            return Err(BootError::NoKernel(first));
-        }
-        let word =
-            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        let version = word(0x206) as u16;
-        if version < FIRST_VERSION {
-            let old = format!("of boot protocol {}.{:02}, before 2.08", version >> 8, version & 0xff);
-            return Err(BootError::Payload(old));
-        }
-        // 0 means 4 (boot.rst, setup_sects).
-        let setup = match header[0x1f1] {
-            0 => 4,
-            sectors => u64::from(sectors),
-        };
-        let start = (setup + 1) * 512 + u64::from(word(0x248));
-        let length = u64::from(word(0x24c));
+    /// Finds the payload of the bzImage with this header, and its compression.
+    pub fn open(image: &'a Image, header: &SetupHeader) -> Result<Self, BootError> {
+        let start = (header.setup_sectors() + 1) * 512 + u64::from(header.word(PAYLOAD_OFFSET));
+        let length = u64::from(header.word(PAYLOAD_LENGTH));
         image.check("its payload", start, length)?;
         if length < 16 {
             return Err(BootError::Payload(format!("only {length} bytes long")));

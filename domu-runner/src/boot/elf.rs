@@ -1,8 +1,9 @@
-//! An ELF64 executable into guest memory, by physical addresses, and its PVH entry point.
+//! An ELF64 executable into guest memory, by physical addresses, and its entry point: PVH's if a note tells it, else
+//! that of the header, which is Linux's 64-bit one.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{BootError, Image, KERNEL_START, copy};
+use super::{BootError, Entry, Image, KERNEL_START, copy};
 
 /// The first bytes of every ELF file.
 pub const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -38,8 +39,8 @@ impl Source for Plain<'_> {
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loaded {
-    /// Physical address of the PVH entry point.
-    pub entry: u32,
+    /// Where it is entered, and how.
+    pub entry: Entry,
     /// First address after the kernel.
     pub end: u64,
 }
@@ -92,7 +93,10 @@ pub fn load(source: &mut dyn Source, memory: &GuestMemoryMmap, low: u64) -> Resu
     source.read_at(0, &mut header)?;
     let short = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     if header[..4] != MAGIC || header[4..6] != [2, 1] || short(18) != EM_X86_64 {
-        return Err(BootError::Elf("header is not that of a 64-bit x86 executable".into()));
+        let (class, machine) = (header[4], short(18));
+        return Err(BootError::Elf(format!(
+            "header is not that of a 64-bit x86 executable (class {class}, machine {machine})"
+        )));
     }
     let (offset, size, count) = (long(&header, 32), short(54), short(56));
     if usize::from(size) != PROGRAM_HEADER || count == 0 || count > MAX_HEADERS || offset < HEADER as u64 {
@@ -127,19 +131,25 @@ pub fn load(source: &mut dyn Source, memory: &GuestMemoryMmap, low: u64) -> Resu
         })?;
     }
 
+    let inside = |entry| loads.iter().any(|s| (s.address..s.address + s.memory_size).contains(&entry));
     for note in segments.iter().filter(|s| s.kind == PT_NOTE && s.file_size <= MAX_NOTES) {
         let bytes = read_note(source, memory, &loads, note)?;
         if let Some(entry) = pvh_entry(&bytes) {
-            return match loads.iter().any(|s| (s.address..s.address + s.memory_size).contains(&entry.into()))
-            {
-                true => Ok(Loaded { entry, end }),
+            return match inside(entry.into()) {
+                true => Ok(Loaded { entry: Entry::Pvh(entry), end }),
                 false => Err(BootError::Elf(format!(
                     "note puts the PVH entry at {entry:#x}, outside all segments"
                 ))),
             };
         }
     }
-    Err(BootError::NoEntry)
+    // Linux's is a physical address. That of a kernel which is not Linux is a virtual one, as a rule.
+    let entry = long(&header, 24);
+    if inside(entry) {
+        Ok(Loaded { entry: Entry::Linux(entry), end })
+    } else {
+        Err(BootError::NoEntry(entry))
+    }
 }
 
 /// The bytes of a note segment: from guest memory if it was loaded as part of another, else from the file.

@@ -2,21 +2,24 @@
 //! every byte of the files is hostile.
 //!
 //! ```text
-//! file ─▶ bzImage? ─yes─▶ payload ─▶ xz | lz4 | zstd ─▶ ELF segments ─▶ guest memory
-//!            └───no, ELF ────────────────────────────────▲       └─▶ PVH entry point
+//! file ─▶ bzImage? ─yes─▶ payload ─▶ unpacked ─▶ ELF segments ─▶ guest memory
+//!            └───no, ELF ─────────────────────────▲       └─▶ PVH entry point, or else Linux's 64-bit one
 //! ```
 //!
 //! The kernel is unpacked as a stream; a whole vmlinux is never held. Refused: whatever does not lie
-//! in the guest's RAM between 1 MiB and 3 GiB, overlaps, unpacks to more than [`MAX_KERNEL`], or has no PVH entry.
+//! in the guest's RAM between 1 MiB and 3 GiB, overlaps, unpacks to more than [`MAX_KERNEL`], or has no entry.
 
 mod bzimage;
 mod elf;
+mod linux;
+mod lowmem;
 mod pvh;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use shared_abi::control::StartPart;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -24,7 +27,8 @@ use crate::acpi::Tables;
 use crate::layout::HOLE_START;
 use crate::memory::GuestRam;
 
-pub use pvh::entry_registers;
+use linux::SetupHeader;
+use lowmem::Told;
 
 /// Most bytes that a kernel may unpack to.
 pub const MAX_KERNEL: u64 = 1 << 30;
@@ -64,9 +68,12 @@ pub enum BootError {
     /// The ELF file is not one that can be started.
     #[error("the kernel's ELF {0}: name a whole ELF vmlinux or x86 bzImage")]
     Elf(String),
-    /// No PVH entry point.
-    #[error("the kernel has no PVH entry point (note XEN_ELFNOTE_PHYS32_ENTRY): Linux needs CONFIG_PVH=y")]
-    NoEntry,
+    /// No entry point.
+    #[error(
+        "the kernel has no PVH entry point (note XEN_ELFNOTE_PHYS32_ENTRY), and its ELF entry {0:#x} lies outside all \
+         segments, as Linux's 64-bit one never does: name a Linux kernel, or one with such a note"
+    )]
+    NoEntry(u64),
     /// No room for the initrd.
     #[error(
         "an initrd of {initrd} bytes does not fit between the kernel's end ({kernel_end:#x}) and the end of low memory ({end:#x}): give the domain more memory"
@@ -112,7 +119,7 @@ impl BootError {
             | Self::Payload(_)
             | Self::Unpack { .. }
             | Self::Elf(_)
-            | Self::NoEntry => StartPart::Kernel,
+            | Self::NoEntry(_) => StartPart::Kernel,
         }
     }
 }
@@ -182,13 +189,23 @@ impl Read for Section<'_> {
     }
 }
 
-/// What the first vCPU is started with.
+/// Where the first vCPU is started: a physical address, and the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    /// Physical address of the kernel's PVH entry point.
-    pub entry: u32,
-    /// Physical address of `hvm_start_info`.
-    pub start_info: u32,
+pub enum Entry {
+    /// By PVH, in 32-bit mode.
+    Pvh(u32),
+    /// As Linux, in 64-bit mode.
+    Linux(u64),
+}
+
+impl Entry {
+    /// The registers of the first vCPU. `sregs` are those of a vCPU after reset.
+    pub fn registers(self, sregs: kvm_sregs) -> (kvm_regs, kvm_sregs) {
+        match self {
+            Self::Pvh(entry) => pvh::registers(entry, sregs),
+            Self::Linux(entry) => linux::registers(entry, sregs),
+        }
+    }
 }
 
 /// Loads everything.
@@ -206,19 +223,29 @@ pub fn load(
     let low = ram.regions().first().map_or(0, |region| region.size.min(HOLE_START));
     let mut magic = [0; 4];
     kernel.read_exact("its first word", 0, &mut magic)?;
-    let loaded = if magic == elf::MAGIC {
-        elf::load(&mut elf::Plain(kernel), memory, low)?
+    let (loaded, header) = if magic == elf::MAGIC {
+        (elf::load(&mut elf::Plain(kernel), memory, low)?, SetupHeader::of_elf())
     } else {
-        let mut payload = bzimage::Payload::open(kernel, magic)?;
+        let header = bzimage::header(kernel, magic)?;
+        let mut payload = bzimage::Payload::open(kernel, &header)?;
         let loaded = elf::load(&mut payload, memory, low)?;
         payload.finish()?;
-        loaded
+        (loaded, header)
     };
-    let module = initrd.map(|initrd| load_initrd(memory, initrd, loaded.end, low)).transpose()?;
-    let tables = Tables::new(pvh::ACPI_TABLES, vcpus);
-    write(memory, pvh::ACPI_TABLES.into(), &tables.bytes)?;
-    pvh::write_start_info(ram, module, cmdline, tables.rsdp)?;
-    Ok(Entry { entry: loaded.entry, start_info: pvh::START_INFO as u32 })
+    let initrd_end = match loaded.entry {
+        Entry::Pvh(_) => low,
+        Entry::Linux(_) => low.min(header.initrd_limit()),
+    };
+    let initrd = initrd.map(|initrd| load_initrd(memory, initrd, loaded.end, initrd_end)).transpose()?;
+    let tables = Tables::new(lowmem::ACPI_TABLES, vcpus);
+    write(memory, lowmem::ACPI_TABLES.into(), &tables.bytes)?;
+    lowmem::write_common(ram, cmdline)?;
+    let told = Told { initrd, rsdp: tables.rsdp };
+    match loaded.entry {
+        Entry::Pvh(_) => pvh::write_start_info(ram, told)?,
+        Entry::Linux(_) => linux::write_zero_page(ram, &header, told)?,
+    }
+    Ok(loaded.entry)
 }
 
 /// Puts the initrd as high as it goes, so that the kernel has room to unfold below; its address and size.

@@ -33,6 +33,9 @@ fn bzimage(payload: &[u8]) -> Vec<u8> {
     file[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
     file[0x248..0x24c].copy_from_slice(&OFFSET.to_le_bytes());
     file[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    // Up to 0x268, and the initrd below 2 GiB.
+    file[0x201] = 0x66;
+    file[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
     file.extend_from_slice(payload);
     file
 }
@@ -85,7 +88,7 @@ fn a_kernel_is_the_same_in_memory_however_it_was_packed() {
     for bytes in packed(&vmlinux).iter().chain([&vmlinux]) {
         let ram = GuestRam::new(16 << 20).unwrap();
         let entry = load(&ram, &image(bytes), None, "quiet", 1).unwrap();
-        assert_eq!(entry, Entry { entry: START, start_info: 0x6000 });
+        assert_eq!(entry, Entry::Pvh(START));
         let mut loaded = vec![0; vmlinux.len() - 176];
         ram.memory.read_slice(&mut loaded, GuestAddress(START.into())).unwrap();
         assert!(loaded == vmlinux[176..], "not the same");
@@ -110,6 +113,76 @@ fn a_kernel_is_told_of_its_memory_command_line_initrd_and_tables() {
     let usable: u64 =
         (0..entries).map(|i| map + 24 * i).filter(|at| long(at + 16) == 1).map(|at| long(at + 8)).sum();
     assert_eq!(usable, (16 << 20) - (0x10_0000 - 0x9_fc00));
+}
+
+/// What a kernel without a note finds in its zero page.
+#[test]
+fn a_kernel_without_a_note_is_told_the_same_by_linux_protocol() {
+    let vmlinux = kernel::without_note(kernel::elf("x", Then::Spin));
+    let bzimages = packed(&vmlinux);
+    for file in bzimages.iter().chain([&vmlinux]) {
+        let ram = GuestRam::new(5 << 30).unwrap();
+        let entry = load(&ram, &image(file), Some(&image(&[7; 5000])), "root=/dev/vda", 2).unwrap();
+        assert_eq!(entry, Entry::Linux(START.into()));
+        let long = |at: u64| ram.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+        let word = |at: u64| ram.memory.read_obj::<u32>(GuestAddress(at)).unwrap();
+        let byte = |at: u64| ram.memory.read_obj::<u8>(GuestAddress(at)).unwrap();
+        const ZERO_PAGE: u64 = 0x7000;
+        assert_eq!(word(ZERO_PAGE + 0x202), u32::from_le_bytes(*b"HdrS"));
+        assert_eq!((byte(ZERO_PAGE + 0x210), byte(ZERO_PAGE + 0x211)), (0xff, 1));
+        assert_eq!((byte(ZERO_PAGE + 0x1ef), long(ZERO_PAGE + 0x250)), (0, 0));
+        let mut text = [0; 14];
+        ram.memory.read_slice(&mut text, GuestAddress(word(ZERO_PAGE + 0x228).into())).unwrap();
+        assert_eq!(&text, b"root=/dev/vda\0");
+        let initrd = u64::from(word(ZERO_PAGE + 0x218));
+        // The bzImages say that it may end at 2 GiB.
+        let end = if file == &vmlinux { 3 << 30 } else { 2 << 30 };
+        assert_eq!((initrd, word(ZERO_PAGE + 0x21c)), (end - 8192, 5000));
+        assert_eq!(byte(initrd + 4999), 7);
+        assert_eq!(long(long(ZERO_PAGE + 0x70)), u64::from_le_bytes(*b"RSD PTR "));
+        let map = (0..byte(ZERO_PAGE + 0x1e8)).map(|i| ZERO_PAGE + 0x2d0 + 20 * u64::from(i));
+        let map: Vec<_> = map.map(|at| (long(at), long(at + 8), word(at + 16))).collect();
+        let usable: u64 = map.iter().filter(|range| range.2 == 1).map(|range| range.1).sum();
+        assert_eq!(usable, (5 << 30) - (0x10_0000 - 0x9_fc00));
+        assert!(map.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{map:x?}");
+    }
+}
+
+/// Walks the tables as a CPU does.
+#[test]
+fn a_kernel_without_a_note_is_entered_in_64_bit_mode_with_memory_where_it_is() {
+    let ram = GuestRam::new(16 << 20).unwrap();
+    let vmlinux = kernel::without_note(kernel::elf("x", Then::Spin));
+    let entry = load(&ram, &image(&vmlinux), None, "", 1).unwrap();
+    let (regs, sregs) = entry.registers(kvm_sregs::default());
+    assert_eq!((regs.rip, regs.rsi, regs.rflags & 1 << 9), (START.into(), 0x7000, 0));
+    let long = |at: u64| ram.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+    let frame = |entry: u64| entry & 0x000f_ffff_ffff_f000;
+    for address in [0, 0x7000, START.into(), 0x7fff_f123, 0xc000_0000, 0xffff_ffffu64] {
+        let mut table = sregs.cr3;
+        for shift in [39, 30, 21] {
+            let entry = long(table + 8 * (address >> shift & 511));
+            assert_eq!(entry & 3, 3, "{address:#x}");
+            assert_eq!(entry & 1 << 7 != 0, shift == 21, "{address:#x}");
+            table = frame(entry);
+        }
+        assert_eq!(table | address & 0x1f_ffff, address);
+    }
+    for (segment, selector, wanted) in
+        [(sregs.cs, 0x10, 0x00af_9b00_0000_ffff), (sregs.ds, 0x18, 0x00cf_9300_0000_ffff)]
+    {
+        assert_eq!(segment.selector, selector);
+        assert_eq!(long(sregs.gdt.base + u64::from(selector)), wanted);
+    }
+    assert!(sregs.gdt.limit >= 0x1f && sregs.cs.l == 1 && sregs.cs.db == 0);
+}
+
+#[test]
+fn a_kernel_that_says_nowhere_how_it_is_entered_is_refused() {
+    let mut file = kernel::without_note(kernel::elf("x", Then::Spin));
+    file[24..32].copy_from_slice(&0xffff_ffff_8100_0000u64.to_le_bytes());
+    let error = load_bytes(&file).unwrap_err().to_string();
+    assert!(error.contains("0xffffffff81000000") && error.contains("PVH"), "{error}");
 }
 
 #[test]

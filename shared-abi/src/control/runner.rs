@@ -82,7 +82,8 @@ pub struct RunnerStart {
     pub cpu: CpuSpec,
     /// RAM in bytes, a multiple of [`MEMORY_UNIT`](crate::limits::MEMORY_UNIT).
     pub memory: u64,
-    /// The kernel: an ELF `vmlinux` with a PVH note or an x86 bzImage. A regular file, opened read-only.
+    /// The kernel: an ELF `vmlinux` or an x86 bzImage, started by PVH if it has the note, else by Linux's 64-bit boot
+    /// protocol. A regular file, opened read-only.
     pub kernel: FdIndex,
     /// The initial RAM disk, as the kernel wants it.
     pub initrd: Option<FdIndex>,

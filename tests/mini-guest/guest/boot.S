@@ -2,6 +2,7 @@
 // there are few of them and the tables are built by the assembler. (AT&T syntax.)
 //
 //   PVH entry, 32 bit, paging off, EBX = hvm_start_info -> long mode -> IRETQ to ring 3, user_start(start_info, cpu)
+//   Linux's entry, 64 bit, RSI = zero page              -> the same, with the zero page as start_info
 //   INIT/SIPI, 16 bit                                   -> the same, with start_info = 0
 //
 // Operands from Rust: {main} ring-3 entry, {fault} ring-3 fault report, {counts} u32 per interrupt vector.
@@ -108,6 +109,27 @@ enter_long:                         // EBP = cpu index
     ljmpl $0x10, $long_start
 
     .code64
+    .globl linux_start
+linux_start:                        // as the ELF header has it; CS is 0x10 already, and so it is in our own table
+    cli
+    cld
+    movl %esi, boot_info
+    movb $0xff, %al
+    outb %al, $0x21
+    outb %al, $0xa1
+    xorl %ebp, %ebp
+    lgdt gdt_ptr
+    movl $0x620, %eax
+    movq %rax, %cr4
+    movl $pml4, %eax
+    movq %rax, %cr3
+    movl $0xc0000080, %ecx
+    movl $0x901, %eax
+    xorl %edx, %edx
+    wrmsr
+    movl $0x80050033, %eax
+    movq %rax, %cr0
+
 long_start:
     movl $0x18, %eax
     movl %eax, %ss

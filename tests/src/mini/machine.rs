@@ -1,5 +1,6 @@
 //! A domain without dom0: the test makes the descriptors, starts the processes and holds the other end of COM1.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -58,6 +59,8 @@ pub struct Plan {
     pub tap: Option<OwnedFd>,
     /// What the guest is told.
     pub cmdline: String,
+    /// Its kernel: the mini guest, in some form.
+    pub kernel: Cow<'static, [u8]>,
     /// Whether what the guest says is kept, and not printed too.
     pub quiet: bool,
 }
@@ -74,6 +77,7 @@ impl Plan {
             disks: Vec::new(),
             tap: None,
             cmdline,
+            kernel: mini_guest::IMAGE.into(),
             quiet: false,
         }
     }
@@ -108,7 +112,7 @@ impl Machine {
     pub fn start(programs: &Path, plan: Plan) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let kernel = folder.path().join("mini-guest");
-        std::fs::write(&kernel, mini_guest::IMAGE).context("cannot write the guest's image")?;
+        std::fs::write(&kernel, &plan.kernel).context("cannot write the guest's image")?;
         let uid = if geteuid().is_root() { 64_000 + plan.domain.1 } else { geteuid().as_raw() };
         let identity =
             Identity { domain: plan.domain.0.parse::<DomainName>()?, domid: DomId(plan.domain.1), uid };

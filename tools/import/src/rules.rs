@@ -85,7 +85,7 @@ const UNSUPPORTED: &[(&[&str], &[&str], &str)] = &[
 pub const CPU: &str =
     "the guest has the host's CPU: \"cpu\" takes x86-64-v2, -v3 or -v4, or lists of features, in its place";
 
-const FIRMWARE: &str = "there is no firmware: the kernel is started by PVH";
+const FIRMWARE: &str = "there is no firmware: the kernel is started directly";
 /// The one console.
 pub const CONSOLE: &str = "the console is always the one on ttyS0: see domus console";
 /// The number of vCPUs.

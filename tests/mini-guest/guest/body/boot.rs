@@ -1,8 +1,11 @@
-//! The PVH start info: `hvm_start_info` version 1 (Xen public/arch-x86/hvm/start_info.h) and the command line in it.
+//! What the loader says: PVH's `hvm_start_info` version 1 (Xen public/arch-x86/hvm/start_info.h), or Linux's zero page
+//! (Documentation/arch/x86/zero-page.rst).
 
 use super::sys;
 
 const MAGIC: u32 = 0x336e_c578;
+/// "HdrS", at 0x202 of a zero page.
+const LINUX_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 const TEXT: usize = 1024;
 
 /// The kernel command line, as words of `key=value`.
@@ -57,8 +60,19 @@ pub struct Range {
     pub kind: u32,
 }
 
+/// Which protocol the loader spoke.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    /// With an `hvm_start_info`.
+    Pvh,
+    /// With a zero page.
+    Linux,
+}
+
 /// What the loader said.
 pub struct Start {
+    /// How it said it.
+    pub protocol: Protocol,
     /// Kernel command line.
     pub line: CommandLine,
     /// Physical address of ACPI's RSDP.
@@ -68,26 +82,36 @@ pub struct Start {
 }
 
 impl Start {
-    /// Reads `hvm_start_info` at `addr`, or says that nothing like it is there.
+    /// Reads the `hvm_start_info` or the zero page at `addr`, or says that nothing like them is there.
     pub fn read(addr: u64) -> Result<Self, &'static str> {
-        if sys::read32(addr) != MAGIC {
-            return Err("EBX does not point to an hvm_start_info");
+        if sys::read32(addr) == MAGIC {
+            if sys::read32(addr + 4) < 1 {
+                return Err("hvm_start_info is version 0: no memory map");
+            }
+            let (text, rsdp) = (sys::read64(addr + 24), sys::read64(addr + 32));
+            let (table, count) = (sys::read64(addr + 40), sys::read32(addr + 48) as usize);
+            Ok(Self::new(Protocol::Pvh, text, rsdp, (table, count, 24)))
+        } else if sys::read32(addr + 0x202) == LINUX_MAGIC {
+            let (text, rsdp) = (sys::read32(addr + 0x228).into(), sys::read64(addr + 0x70));
+            let (table, count) = (addr + 0x2d0, sys::read8(addr + 0x1e8).into());
+            Ok(Self::new(Protocol::Linux, text, rsdp, (table, count, 20)))
+        } else {
+            Err("neither EBX points to an hvm_start_info nor RSI to a zero page")
         }
-        if sys::read32(addr + 4) < 1 {
-            return Err("hvm_start_info is version 0: no memory map");
-        }
-        let text = sys::read64(addr + 24);
+    }
+
+    /// The memory map is a table of so many entries of so many bytes.
+    fn new(protocol: Protocol, text: u64, rsdp: u64, (table, count, size): (u64, usize, u64)) -> Self {
         let bytes = (0..).map(|i| sys::read8(text + i)).take_while(|&byte| byte != 0);
         let line = CommandLine::new(bytes.take(if text == 0 { 0 } else { TEXT }));
-        let table = sys::read64(addr + 40);
-        let count = sys::read32(addr + 48) as usize;
         let mut map = [Range { start: 0, len: 0, kind: 0 }; 32];
         let ranges = count.min(map.len());
+        let long = |at| u64::from(sys::read32(at)) | u64::from(sys::read32(at + 4)) << 32;
         for (entry, i) in map.iter_mut().zip(0..ranges as u64) {
-            let at = table + i * 24;
-            *entry = Range { start: sys::read64(at), len: sys::read64(at + 8), kind: sys::read32(at + 16) };
+            let at = table + i * size;
+            *entry = Range { start: long(at), len: long(at + 8), kind: sys::read32(at + 16) };
         }
-        Ok(Self { line, rsdp: sys::read64(addr + 32), map, ranges })
+        Self { protocol, line, rsdp, map, ranges }
     }
 
     /// The memory map.

@@ -125,10 +125,12 @@ fn lose(translation: &mut Translation, setting: &Setting) {
     }
     let why = match (key.as_str(), text_of(value)) {
         ("type" | "builder", Some("hvm" | "generic")) => {
-            "the guest has no firmware and no emulated devices but a serial port: its kernel is started by PVH, and \
+            "the guest has no firmware and no emulated devices but a serial port: its kernel is started directly, and \
              needs virtio drivers"
         }
-        ("type" | "builder", _) => "the kernel is started by PVH, and needs virtio drivers in place of Xen's",
+        ("type" | "builder", _) => {
+            "the kernel is started directly, and needs virtio drivers in place of Xen's"
+        }
         (key, _) => rules::of_key(key).unwrap_or(UNKNOWN),
     };
     translation.lose(*line, &shown(setting), why);

@@ -2,8 +2,9 @@
 
 use crate::body::{Machine, Outcome, acpi::Acpi, arena, clock, ensure, irq, print, say, smp, sys};
 
-/// Prints the memory map; always holds.
+/// Prints the loader's protocol and memory map; always holds.
 pub fn info(machine: &Machine) -> Outcome {
+    say!("value info protocol={:?}", machine.start.protocol);
     for range in machine.start.map() {
         say!("value info start={:#x} len={:#x} type={}", range.start, range.len, range.kind);
     }
