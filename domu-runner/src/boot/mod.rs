@@ -10,6 +10,7 @@
 //! in the guest's RAM between 1 MiB and 3 GiB, overlaps, unpacks to more than [`MAX_KERNEL`], or has no entry.
 
 mod bzimage;
+mod codec;
 mod elf;
 mod linux;
 mod lowmem;
@@ -55,7 +56,9 @@ pub enum BootError {
         size: u64,
     },
     /// A bzImage whose payload cannot be unpacked here.
-    #[error("the bzImage's payload is {0}: Domus unpacks xz, lz4 and zstd, or takes the ELF vmlinux")]
+    #[error(
+        "the bzImage's payload is {0}: Domus unpacks gzip, bzip2, lzma, xz, lzo, lz4 and zstd, or takes the ELF vmlinux"
+    )]
     Payload(String),
     /// The payload is damaged.
     #[error("the bzImage's {codec} payload cannot be unpacked")]
