@@ -25,7 +25,7 @@ use shared_abi::control::{
 use shared_abi::limits::{MAX_CMDLINE, MAX_DEVICES, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::{self, Image};
+use crate::boot::{Boot, Entry, Image};
 use crate::bus::Bus;
 use crate::dump::{self, Registers};
 use crate::irq::{Gsi, IrqRouter};
@@ -81,6 +81,7 @@ impl Machine {
             Some(initrd) => Some(Image::new(StartPart::Initrd, fds.take(initrd)?.into())?),
             None => None,
         };
+        let boot = Boot { kernel, initrd, cmdline: start.cmdline, yields: start.cmdline_yields };
         let serial = start.serial.map(|serial| fds.take(serial)).transpose()?;
         let sockets = start.devices.iter().map(|device| fds.take(device.socket));
         let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
@@ -139,7 +140,7 @@ impl Machine {
             device.connect(socket)?;
         }
         timeline.built.set();
-        let entry = boot::load(&ram, &kernel, initrd.as_ref(), &start.cmdline, start.vcpus)?;
+        let entry = boot.load(&ram, start.vcpus)?;
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
         sandbox::narrow(&rules::CONTROL.concat())?;
@@ -304,7 +305,7 @@ fn check(start: &RunnerStart) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn enter_kernel(vcpu: &mut VcpuFd, entry: boot::Entry) -> Result<(), vmm_sys_util::errno::Error> {
+fn enter_kernel(vcpu: &mut VcpuFd, entry: Entry) -> Result<(), vmm_sys_util::errno::Error> {
     let (regs, sregs) = entry.registers(vcpu.get_sregs()?);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&regs)

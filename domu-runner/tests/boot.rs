@@ -89,6 +89,7 @@ impl Runner {
             kernel: fds.add(image),
             initrd: None,
             cmdline: String::new(),
+            cmdline_yields: false,
             serial: Some(fds.add(guest)),
             devices: backend.into_iter().map(|socket| device(fds.add(socket))).collect(),
         };

@@ -25,6 +25,9 @@ use crate::value::size::MemorySize;
 /// The namespace of the UUIDs that are made from domains' names (RFC 9562 §5.5).
 const UUID_NAMESPACE: Uuid = uuid::uuid!("3b0d8a52-6e2f-4c1b-8f64-9d2a7c5e1f30");
 
+/// What a kernel is told that nobody has anything to tell.
+const DEFAULT_CMDLINE: &str = "console=ttyS0";
+
 pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<DomainConfig, ConfigError> {
     let context = Context { file, directory };
     let name = domain_name(&text.name).map_err(|problem| context.refuse("name", problem))?;
@@ -45,7 +48,8 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
     let memory = memory(&context, text.memory)?;
     let kernel = context.path("boot.kernel", &text.boot.kernel)?;
     let initrd = text.boot.initrd.map(|path| context.path("boot.initrd", &path)).transpose()?;
-    let cmdline = text.boot.cmdline;
+    let cmdline_yields = text.boot.cmdline.is_none();
+    let cmdline = text.boot.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.into());
     if cmdline.len() > MAX_CMDLINE || cmdline.chars().any(char::is_control) {
         let length = cmdline.len();
         let problem = format!("of {length} bytes: at most {MAX_CMDLINE} without control characters would do");
@@ -114,6 +118,7 @@ pub(super) fn check(file: &Path, directory: &Path, text: DomainFile) -> Result<D
         kernel,
         initrd,
         cmdline,
+        cmdline_yields,
         devices: DeviceConfigs {
             disks,
             disk_limits: text.disk_limits.over(IoLimits::default()),

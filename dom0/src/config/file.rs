@@ -193,14 +193,16 @@ fn middle() -> u32 {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootFile {
-    /// A distribution's `vmlinuz` (a bzImage), or an ELF `vmlinux`: Linux for x86-64, or what has a PVH note.
+    /// A distribution's `vmlinuz` (a bzImage), an ELF `vmlinux`, or a unified kernel image: Linux for x86-64, or what
+    /// has a PVH note.
     pub kernel: String,
-    /// The initial RAM disk.
+    /// The initial RAM disk. If it is left out, that of a unified kernel image is used.
     #[serde(default)]
     pub initrd: Option<String>,
-    /// The kernel's command line, at most 2047 bytes.
-    #[serde(default = "default_cmdline")]
-    pub cmdline: String,
+    /// The kernel's command line, at most 2047 bytes. If it is left out, that of a unified kernel image is used if it
+    /// has one, and else `console=ttyS0`.
+    #[serde(default)]
+    pub cmdline: Option<String>,
 }
 
 /// What to do when a domain's machine has stopped.
@@ -225,10 +227,6 @@ fn one() -> u64 {
 
 fn default_memory() -> MemorySize {
     MemorySize { mib: 512 }
-}
-
-fn default_cmdline() -> String {
-    "console=ttyS0".into()
 }
 
 fn destroy() -> OnStop {

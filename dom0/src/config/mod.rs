@@ -54,6 +54,8 @@ pub struct DomainConfig {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// The config has none: one that the kernel's image has goes before.
+    pub cmdline_yields: bool,
     /// Its devices, the console among them.
     pub devices: DeviceConfigs,
     /// Its part of the host's CPUs.

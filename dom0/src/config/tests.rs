@@ -19,7 +19,7 @@ fn ten_lines_are_a_domain_and_the_rest_has_defaults() {
     .unwrap();
     assert_eq!((config.vcpus, config.memory), (1, 512 << 20));
     assert_eq!(config.kernel, Path::new("/srv/web1/vmlinuz"));
-    assert_eq!(config.cmdline, "console=ttyS0");
+    assert_eq!((config.cmdline.as_str(), config.cmdline_yields), ("console=ttyS0", true));
     assert_eq!(config.devices.disks[0].queues, 1);
     let root = config.devices.disks[0].own().unwrap();
     assert_eq!(root.data, DiskData::Raw("/srv/web1/web1.img".into()));

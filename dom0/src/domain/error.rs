@@ -77,7 +77,8 @@ pub fn explain(config: &Attempted, error: &StartError) -> String {
         StartError::Refused { what, why } => {
             let (at, path) = match (what, initrd) {
                 (StartPart::Initrd, Some(initrd)) => ("boot.initrd", initrd),
-                (StartPart::Kernel, _) => ("boot.kernel", kernel),
+                // A unified kernel image has an initrd in it.
+                (StartPart::Kernel | StartPart::Initrd, _) => ("boot.kernel", kernel),
                 (StartPart::Cpu, _) => return ConfigError::new(file, "cpu", why).to_string(),
                 _ => return ConfigError::new(file, "", text).to_string(),
             };

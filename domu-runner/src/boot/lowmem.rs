@@ -54,9 +54,9 @@ pub struct Told {
 }
 
 /// Writes what is the same for every protocol but the ACPI tables.
-pub fn write_common(ram: &GuestRam, cmdline: &str) -> Result<(), BootError> {
+pub fn write_common(ram: &GuestRam, cmdline: &[u8]) -> Result<(), BootError> {
     write(&ram.memory, RESET_VECTOR, &RESET_CODE)?;
-    write(&ram.memory, CMDLINE, &[cmdline.as_bytes(), b"\0"].concat())
+    write(&ram.memory, CMDLINE, &[cmdline, b"\0"].concat())
 }
 
 /// (address, size, kind) of what the guest may and may not use: at most five ranges.

@@ -2,8 +2,9 @@
 //! every byte of the files is hostile.
 //!
 //! ```text
-//! file ─▶ bzImage? ─yes─▶ payload ─▶ unpacked ─▶ ELF segments ─▶ guest memory
-//!            └───no, ELF ─────────────────────────▲       └─▶ PVH entry point, or else Linux's 64-bit one
+//! file ─▶ UKI? ─yes─▶ its kernel, initrd, command line
+//!          └─no──────▶ kernel ─▶ bzImage? ─yes─▶ payload ─▶ unpacked ─▶ ELF segments ─▶ guest memory
+//!                                   └─no, ELF ──────────────────────────▲  └─▶ PVH entry, or else Linux's 64-bit one
 //! ```
 //!
 //! The kernel is unpacked as a stream; a whole vmlinux is never held. Refused: whatever does not lie
@@ -15,10 +16,12 @@ mod elf;
 mod linux;
 mod lowmem;
 mod pvh;
+mod uki;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use shared_abi::control::StartPart;
@@ -30,6 +33,7 @@ use crate::memory::GuestRam;
 
 use linux::SetupHeader;
 use lowmem::Told;
+use uki::Uki;
 
 /// Most bytes that a kernel may unpack to.
 pub const MAX_KERNEL: u64 = 1 << 30;
@@ -77,6 +81,11 @@ pub enum BootError {
          segments, as Linux's 64-bit one never does: name a Linux kernel, or one with such a note"
     )]
     NoEntry(u64),
+    /// A unified kernel image that cannot be used.
+    #[error(
+        "the unified kernel image {0}: name another one, or its kernel, initrd and command line themselves"
+    )]
+    Uki(String),
     /// No room for the initrd.
     #[error(
         "an initrd of {initrd} bytes does not fit between the kernel's end ({kernel_end:#x}) and the end of low memory ({end:#x}): give the domain more memory"
@@ -122,6 +131,7 @@ impl BootError {
             | Self::Payload(_)
             | Self::Unpack { .. }
             | Self::Elf(_)
+            | Self::Uki(_)
             | Self::NoEntry(_) => StartPart::Kernel,
         }
     }
@@ -135,9 +145,12 @@ fn name(part: StartPart) -> &'static str {
     }
 }
 
-/// An open regular file and its size, taken before the sandbox is sealed.
+/// An open regular file, or a part of one, and its size, taken before the sandbox is sealed.
+#[derive(Clone)]
 pub struct Image {
-    file: File,
+    part: StartPart,
+    file: Arc<File>,
+    start: u64,
     size: u64,
 }
 
@@ -150,18 +163,24 @@ impl Image {
         let failed = |source| BootError::Image { part, source };
         let metadata = file.metadata().map_err(failed)?;
         if metadata.is_file() {
-            Ok(Self { file, size: metadata.len() })
+            Ok(Self { part, file: Arc::new(file), start: 0, size: metadata.len() })
         } else {
             Err(failed(io::Error::other("it is no regular file")))
         }
+    }
+
+    /// A part of it, which must lie within.
+    fn part(&self, what: &'static str, start: u64, size: u64) -> Result<Self, BootError> {
+        self.check(what, start, size)?;
+        Ok(Self { part: self.part, file: self.file.clone(), start: self.start + start, size })
     }
 
     /// Reads exactly `buffer.len()` bytes of `what` at `offset`.
     fn read_exact(&self, what: &'static str, offset: u64, buffer: &mut [u8]) -> Result<(), BootError> {
         self.check(what, offset, buffer.len() as u64)?;
         self.file
-            .read_exact_at(buffer, offset)
-            .map_err(|source| BootError::Read { part: StartPart::Kernel, source })
+            .read_exact_at(buffer, self.start + offset)
+            .map_err(|source| BootError::Read { part: self.part, source })
     }
 
     /// Refuses a piece that goes beyond the end of the file.
@@ -172,7 +191,7 @@ impl Image {
 
     /// A reader of the bytes from `start` to `end`.
     fn section(&self, start: u64, end: u64) -> Section<'_> {
-        Section { file: &self.file, next: start, end }
+        Section { file: &self.file, next: self.start + start, end: self.start + end }
     }
 }
 
@@ -211,44 +230,60 @@ impl Entry {
     }
 }
 
-/// Loads everything.
-///
-/// # Errors
-/// [`BootError`]; guest memory then holds parts of it.
-pub fn load(
-    ram: &GuestRam,
-    kernel: &Image,
-    initrd: Option<&Image>,
-    cmdline: &str,
-    vcpus: u8,
-) -> Result<Entry, BootError> {
-    let memory = &ram.memory;
-    let low = ram.regions().first().map_or(0, |region| region.size.min(HOLE_START));
-    let mut magic = [0; 4];
-    kernel.read_exact("its first word", 0, &mut magic)?;
-    let (loaded, header) = if magic == elf::MAGIC {
-        (elf::load(&mut elf::Plain(kernel), memory, low)?, SetupHeader::of_elf())
-    } else {
-        let header = bzimage::header(kernel, magic)?;
-        let mut payload = bzimage::Payload::open(kernel, &header)?;
-        let loaded = elf::load(&mut payload, memory, low)?;
-        payload.finish()?;
-        (loaded, header)
-    };
-    let initrd_end = match loaded.entry {
-        Entry::Pvh(_) => low,
-        Entry::Linux(_) => low.min(header.initrd_limit()),
-    };
-    let initrd = initrd.map(|initrd| load_initrd(memory, initrd, loaded.end, initrd_end)).transpose()?;
-    let tables = Tables::new(lowmem::ACPI_TABLES, vcpus);
-    write(memory, lowmem::ACPI_TABLES.into(), &tables.bytes)?;
-    lowmem::write_common(ram, cmdline)?;
-    let told = Told { initrd, rsdp: tables.rsdp };
-    match loaded.entry {
-        Entry::Pvh(_) => pvh::write_start_info(ram, told)?,
-        Entry::Linux(_) => linux::write_zero_page(ram, &header, told)?,
+/// What a guest is started from.
+pub struct Boot {
+    /// An ELF vmlinux, a bzImage, or a unified kernel image.
+    pub kernel: Image,
+    /// The initial RAM disk; with none, that of a unified kernel image.
+    pub initrd: Option<Image>,
+    /// The command line.
+    pub cmdline: String,
+    /// A unified kernel image's own command line goes before.
+    pub yields: bool,
+}
+
+impl Boot {
+    /// Loads everything.
+    ///
+    /// # Errors
+    /// [`BootError`]; guest memory then holds parts of it.
+    pub fn load(&self, ram: &GuestRam, vcpus: u8) -> Result<Entry, BootError> {
+        let uki = Uki::open(&self.kernel)?;
+        let (kernel, own_initrd, own_cmdline) = match &uki {
+            Some(uki) => (&uki.kernel, uki.initrd.as_ref(), uki.cmdline.as_deref()),
+            None => (&self.kernel, None, None),
+        };
+        let initrd = self.initrd.as_ref().or(own_initrd);
+        let cmdline = own_cmdline.filter(|_| self.yields).unwrap_or(self.cmdline.as_bytes());
+
+        let memory = &ram.memory;
+        let low = ram.regions().first().map_or(0, |region| region.size.min(HOLE_START));
+        let mut magic = [0; 4];
+        kernel.read_exact("its first word", 0, &mut magic)?;
+        let (loaded, header) = if magic == elf::MAGIC {
+            (elf::load(&mut elf::Plain(kernel), memory, low)?, SetupHeader::of_elf())
+        } else {
+            let header = bzimage::header(kernel, magic)?;
+            let mut payload = bzimage::Payload::open(kernel, &header)?;
+            let loaded = elf::load(&mut payload, memory, low)?;
+            payload.finish()?;
+            (loaded, header)
+        };
+        let initrd_end = match loaded.entry {
+            Entry::Pvh(_) => low,
+            Entry::Linux(_) => low.min(header.initrd_limit()),
+        };
+        let initrd = initrd.map(|initrd| load_initrd(memory, initrd, loaded.end, initrd_end)).transpose()?;
+        let tables = Tables::new(lowmem::ACPI_TABLES, vcpus);
+        write(memory, lowmem::ACPI_TABLES.into(), &tables.bytes)?;
+        lowmem::write_common(ram, cmdline)?;
+        let told = Told { initrd, rsdp: tables.rsdp };
+        match loaded.entry {
+            Entry::Pvh(_) => pvh::write_start_info(ram, told)?,
+            Entry::Linux(_) => linux::write_zero_page(ram, &header, told)?,
+        }
+        Ok(loaded.entry)
     }
-    Ok(loaded.entry)
 }
 
 /// Puts the initrd as high as it goes, so that the kernel has room to unfold below; its address and size.
@@ -264,7 +299,7 @@ fn load_initrd(
     };
     let mut section = initrd.section(0, initrd.size);
     copy(memory, start, initrd.size, |buffer| {
-        section.read_exact(buffer).map_err(|source| BootError::Read { part: StartPart::Initrd, source })
+        section.read_exact(buffer).map_err(|source| BootError::Read { part: initrd.part, source })
     })?;
     Ok((start, initrd.size))
 }

@@ -19,6 +19,17 @@ fn image(bytes: &[u8]) -> Image {
     Image::new(StartPart::Kernel, file).unwrap()
 }
 
+fn load(
+    ram: &GuestRam,
+    kernel: &Image,
+    initrd: Option<&Image>,
+    cmdline: &str,
+    vcpus: u8,
+) -> Result<Entry, BootError> {
+    let (kernel, initrd) = (kernel.clone(), initrd.cloned());
+    Boot { kernel, initrd, cmdline: cmdline.into(), yields: false }.load(ram, vcpus)
+}
+
 fn load_bytes(bytes: &[u8]) -> Result<Entry, BootError> {
     load(&GuestRam::new(16 << 20).unwrap(), &image(bytes), None, "quiet", 1)
 }
@@ -221,6 +232,105 @@ fn a_kernel_without_a_note_is_entered_in_64_bit_mode_with_memory_where_it_is() {
     assert!(sregs.gdt.limit >= 0x1f && sregs.cs.l == 1 && sregs.cs.db == 0);
 }
 
+/// A PE file of these sections, each padded to 512 bytes.
+fn pe(machine: u16, sections: &[(&str, &[u8])]) -> Vec<u8> {
+    const HEADERS: usize = 0x400;
+    let mut file = vec![0; HEADERS];
+    file[..2].copy_from_slice(b"MZ");
+    file[0x3c] = 0x80;
+    file[0x80..0x84].copy_from_slice(b"PE\0\0");
+    file[0x84..0x86].copy_from_slice(&machine.to_le_bytes());
+    file[0x86] = sections.len() as u8;
+    // An optional header of 16 bytes, which nobody reads.
+    file[0x94] = 16;
+    for (index, (name, content)) in sections.iter().enumerate() {
+        let header = 0x80 + 24 + 16 + 40 * index;
+        let padded = content.len().next_multiple_of(512);
+        file[header..header + name.len()].copy_from_slice(name.as_bytes());
+        for (at, word) in [(8, content.len()), (16, padded), (20, file.len())] {
+            file[header + at..header + at + 4].copy_from_slice(&(word as u32).to_le_bytes());
+        }
+        file.extend(*content);
+        file.resize(file.len() + padded - content.len(), 0);
+    }
+    file
+}
+
+/// The command line that a guest is told, and the first byte and the length of its initrd.
+fn told(boot: &Boot) -> Result<(String, Option<(u8, u64)>), BootError> {
+    let ram = GuestRam::new(16 << 20).unwrap();
+    assert_eq!(boot.load(&ram, 1)?, Entry::Pvh(START));
+    let long = |at: u64| ram.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+    let mut text = vec![0; 2048];
+    ram.memory.read_slice(&mut text, GuestAddress(long(0x6018))).unwrap();
+    let text = text.split(|byte| *byte == 0).next().unwrap();
+    let modules = (long(0x6008) >> 32 != 0).then(|| long(0x6010));
+    let initrd = modules.map(|at| (ram.memory.read_obj(GuestAddress(long(at))).unwrap(), long(at + 8)));
+    Ok((String::from_utf8(text.to_vec()).unwrap(), initrd))
+}
+
+#[test]
+fn a_unified_kernel_image_has_kernel_initrd_and_command_line_and_the_configs_go_before() {
+    let vmlinuz = bzimage(&gzip(&kernel::elf("x", Then::Spin)));
+    let own = |yields, initrd| Boot {
+        kernel: image(&pe(
+            0x8664,
+            &[
+                (".osrel", b"ID=debian"),
+                (".cmdline", b" root=/dev/vda\nquiet \0\0"),
+                (".initrd", &[7; 700]),
+                (".linux", &vmlinuz),
+            ],
+        )),
+        initrd,
+        cmdline: "console=ttyS0".into(),
+        yields,
+    };
+    assert_eq!(told(&own(true, None)).unwrap(), ("root=/dev/vda quiet".into(), Some((7, 700))));
+    let configs = own(false, Some(image(&[9; 30])));
+    assert_eq!(told(&configs).unwrap(), ("console=ttyS0".into(), Some((9, 30))));
+    let bare = pe(0x8664, &[(".linux", &vmlinuz)]);
+    let bare = Boot { kernel: image(&bare), ..own(true, None) };
+    assert_eq!(told(&bare).unwrap(), ("console=ttyS0".into(), None));
+}
+
+#[test]
+fn the_first_profile_of_a_unified_kernel_image_counts() {
+    let vmlinux = kernel::elf("x", Then::Spin);
+    let profiles = pe(
+        0x8664,
+        &[
+            (".linux", &vmlinux),
+            (".cmdline", b"base"),
+            (".initrd", &[7; 700]),
+            (".profile", b"ID=main"),
+            (".cmdline", b"main"),
+            (".profile", b"ID=rescue"),
+            (".cmdline", b"rescue"),
+            (".initrd", &[8; 800]),
+        ],
+    );
+    let boot = Boot { kernel: image(&profiles), initrd: None, cmdline: String::new(), yields: true };
+    assert_eq!(told(&boot).unwrap(), ("main".into(), Some((7, 700))));
+}
+
+#[test]
+fn a_unified_kernel_image_that_cannot_be_used_is_refused_by_name() {
+    let vmlinux = kernel::elf("x", Then::Spin);
+    let long = [b'x'; 2048];
+    let whole = pe(0x8664, &[(".cmdline", b"quiet"), (".linux", &vmlinux)]);
+    for (file, part) in [
+        (pe(0xaa64, &[(".linux", &vmlinux)]), "machine 0xaa64"),
+        (pe(0x8664, &[(".linux", &vmlinux), (".cmdline", &long)]), "2048 bytes"),
+        (whole[..whole.len() - 512].to_vec(), ".linux ends at byte"),
+        (pe(0x8664, &[(".text", &vmlinux)]), "neither an ELF vmlinux"),
+        (pe(0x8664, &[(".linux", b"")]), "its first word"),
+    ] {
+        let error = load_bytes(&file).unwrap_err().to_string();
+        assert!(error.contains(part), "{error} does not name {part}");
+    }
+}
+
 #[test]
 fn a_kernel_that_says_nowhere_how_it_is_entered_is_refused() {
     let mut file = kernel::without_note(kernel::elf("x", Then::Spin));
@@ -309,6 +419,21 @@ proptest! {
             file[at] = value;
         }
         if let Err(error) = load_bytes(&file) {
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn no_change_to_a_unified_kernel_image_is_worse_than_an_error_of_one_line(
+        changes in proptest::collection::vec((0usize..0x600, any::<u8>()), 1..8),
+    ) {
+        let vmlinux = kernel::elf("hello", Then::Spin);
+        let mut file = pe(0x8664, &[(".cmdline", b"quiet"), (".initrd", &[7; 300]), (".linux", &vmlinux)]);
+        for (at, value) in changes {
+            file[at] = value;
+        }
+        let boot = Boot { kernel: image(&file), initrd: None, cmdline: String::new(), yields: true };
+        if let Err(error) = boot.load(&GuestRam::new(16 << 20).unwrap(), 1) {
             prop_assert!(!error.to_string().contains('\n'));
         }
     }

@@ -46,7 +46,8 @@ use crate::ids::{DomId, DomainName};
 /// | 2 | a device's PCI slot in [`DeviceSpec`], [`RunnerReply::Refused`] |
 /// | 3 | [`ConsoleRequest::Ping`], [`ConsoleRequest::Log`], [`SwitchRequest::Ping`], more in [`DiskStatistics`] |
 /// | | the CPU in [`RunnerStart`], [`StartPart::Cpu`], [`RunnerRequest::Counters`], [`RunnerRequest::Gone`] |
-pub const VERSION: u32 = 3;
+/// | 4 | a command line that yields, in [`RunnerStart`] |
+pub const VERSION: u32 = 4;
 
 /// The oldest version that this build still speaks: an upgraded dom0 drives children that the older dom0 started.
 pub const OLDEST: u32 = 1;

@@ -82,13 +82,16 @@ pub struct RunnerStart {
     pub cpu: CpuSpec,
     /// RAM in bytes, a multiple of [`MEMORY_UNIT`](crate::limits::MEMORY_UNIT).
     pub memory: u64,
-    /// The kernel: an ELF `vmlinux` or an x86 bzImage, started by PVH if it has the note, else by Linux's 64-bit boot
-    /// protocol. A regular file, opened read-only.
+    /// The kernel: an ELF `vmlinux`, an x86 bzImage or a unified kernel image, started by PVH if it has the note, else
+    /// by Linux's 64-bit boot protocol. A regular file, opened read-only.
     pub kernel: FdIndex,
-    /// The initial RAM disk, as the kernel wants it.
+    /// The initial RAM disk, as the kernel wants it. With none it is that of a unified kernel image.
     pub initrd: Option<FdIndex>,
     /// The kernel's command line, at most [`MAX_CMDLINE`](crate::limits::MAX_CMDLINE) bytes, without NUL.
     pub cmdline: String,
+    /// The command line that the kernel's image itself has, as a unified kernel image may, is used in its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cmdline_yields: bool,
     /// A connected `SOCK_STREAM` socket for COM1: what the guest sends, and what it receives.
     pub serial: Option<FdIndex>,
     /// Virtio devices.

@@ -212,6 +212,7 @@ impl Machine {
             kernel: to_runner.add(File::open(&kernel)?),
             initrd: None,
             cmdline: plan.cmdline,
+            cmdline_yields: false,
             serial: Some(to_runner.add(runner_serial)),
             devices,
         }));

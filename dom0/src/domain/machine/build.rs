@@ -137,7 +137,7 @@ impl Machine {
         }
         let mut fds = Outgoing::default();
         let devices = self.connect_devices(sockets, &mut fds).await?;
-        let start = RunnerStart {
+        let mut start = RunnerStart {
             identity: self.owner.identity(),
             kvm: fds.add(boot.kvm),
             vcpus: self.vcpus,
@@ -146,6 +146,7 @@ impl Machine {
             kernel: fds.add(boot.kernel),
             initrd: boot.initrd.map(|initrd| fds.add(initrd)),
             cmdline: config.cmdline.clone(),
+            cmdline_yields: config.cmdline_yields,
             serial: serial.map(|serial| fds.add(serial)),
             devices,
         };
@@ -158,6 +159,8 @@ impl Machine {
             let connected = ChildLink::connect(Role::Runner, &control, process).await?;
             fault::point();
             let link = link.insert(connected);
+            // One of a release before knows of no other command line.
+            start.cmdline_yields &= link.version() >= 4;
             let fds = fds.into_vec();
             let sent = link.send(&RunnerRequest::Start(Box::new(start)), &fds).await;
             slow::close(fds);
