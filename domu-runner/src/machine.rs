@@ -1,7 +1,7 @@
 //! One machine: built from the start message, served until dom0 ends the process.
 //!
 //! ```text
-//! Receiving ─▶ made ─▶ sealed ─▶ backends greeted ─▶ loaded (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped
+//! Receiving ─▶ made ─▶ sealed ─▶ kernel loaded ─▶ backends greeted (vCPUs paused) ─▶ running ◀─▶ paused ─▶ stopped
 //! ```
 //!
 //! A byte of a kernel image, of an initrd or of a backend is looked at behind the seal only.
@@ -20,12 +20,13 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::sysinfo::sysinfo;
 use shared_abi::DeviceId;
 use shared_abi::control::{
-    Attachment, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason,
+    self, Attachment, RunnerEvent, RunnerReply, RunnerRequest, RunnerStart, RunnerStatus, StartPart,
+    StopReason,
 };
 use shared_abi::limits::{MAX_CMDLINE, MAX_DEVICES, MAX_VCPUS, MEMORY_UNIT, MIN_MEMORY};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::{Boot, Entry, Image};
+use crate::boot::{Boot, Entry, Image, Keep, Unpacked};
 use crate::bus::Bus;
 use crate::dump::{self, Registers};
 use crate::irq::{Gsi, IrqRouter};
@@ -81,7 +82,16 @@ impl Machine {
             Some(initrd) => Some(Image::new(StartPart::Initrd, fds.take(initrd)?.into())?),
             None => None,
         };
-        let boot = Boot { kernel, initrd, cmdline: start.cmdline, yields: start.cmdline_yields };
+        let unpacked = match start.unpacked {
+            None => Unpacked::Unknown,
+            Some(control::Unpacked::Keep(file)) => {
+                Unpacked::Keep(Keep::new(fds.take(file)?.into(), start.memory))
+            }
+            Some(control::Unpacked::Kept(file)) => {
+                Unpacked::Kept(Image::new(StartPart::Kernel, fds.take(file)?.into())?)
+            }
+        };
+        let boot = Boot { kernel, initrd, cmdline: start.cmdline, yields: start.cmdline_yields, unpacked };
         let serial = start.serial.map(|serial| fds.take(serial)).transpose()?;
         let sockets = start.devices.iter().map(|device| fds.take(device.socket));
         let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
@@ -134,18 +144,19 @@ impl Machine {
         let ticket = gate.ticket(rules::END);
         threads::start("end".into(), move || ticket.run(|| end.wait(&reasons)))?;
         sandbox::seal(&rules::process())?;
-        gate.open();
+        timeline.built.set();
 
+        // Before anything else is heard: what the kernel unpacks to may be kept for other domains.
+        let entry = boot.load(&ram, start.vcpus)?;
+        timeline.loaded.set();
+        gate.open();
         for ((_, device), socket) in devices.iter().zip(sockets) {
             device.connect(socket)?;
         }
-        timeline.built.set();
-        let entry = boot.load(&ram, start.vcpus)?;
         let first = vcpus.first_mut().context("a machine has a vCPU")?;
         enter_kernel(first, entry).context("cannot set the first vCPU's registers")?;
         sandbox::narrow(&rules::CONTROL.concat())?;
         threads.give(vcpus);
-        timeline.loaded.set();
         Ok(Self { ram, vcpus: threads, power, serial, devices, stop, stopped, timeline })
     }
 

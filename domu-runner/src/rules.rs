@@ -54,6 +54,9 @@ const ENTRY: &[u64] = &[
     kvm(WRITE, size_of::<kvm_bindings::kvm_regs>(), 0x82),
 ];
 
+/// What a kernel unpacks to is sealed when it is there.
+const SEALING: Allow = Allow::Argument(libc::SYS_fcntl, 1, libc::F_ADD_SEALS as u32);
+
 /// A vCPU's thread. A panic says its line, and then ends the process by `SIGSYS`.
 pub const VCPU: &[Allow] = &[
     Allow::Ioctl(RUNNING),
@@ -153,7 +156,7 @@ pub const CONTROL: &[&[Allow]] = &[
 
 /// What all threads may do together, and what one needs to narrow itself and to load the kernel.
 pub fn process() -> Vec<Allow> {
-    let once = [Allow::Ioctl(ENTRY)];
+    let once = [Allow::Ioctl(ENTRY), SEALING];
     let mut threads = [DEVICE, WATCH, SERIAL, END, CONTROL].concat().concat();
     // Sealing allows those that are meant.
     threads.retain(|line| *line != SIGNALS);
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn no_thread_can_set_a_vcpus_registers_once_the_kernel_is_loaded() {
+    fn no_thread_can_set_a_vcpus_registers_or_seal_a_file_once_the_kernel_is_loaded() {
         let lists = [DEVICE, WATCH, SERIAL, END, CONTROL].concat().concat();
         let lists = [VCPU, &lists].concat();
         let requests = lists.iter().filter_map(|line| match line {
@@ -286,5 +289,6 @@ mod tests {
         });
         let requests: BTreeSet<_> = requests.flatten().collect();
         assert!(ENTRY[1..].iter().all(|set| !requests.contains(set)));
+        assert!(!lists.contains(&SEALING));
     }
 }

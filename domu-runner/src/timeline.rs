@@ -26,9 +26,9 @@ impl Mark {
 pub struct Timeline {
     /// The start message is there.
     pub received: Mark,
-    /// KVM's objects and the devices are made, the backends have said what they are.
+    /// KVM's objects and the devices are made, the process is sealed.
     pub built: Mark,
-    /// The process is sealed, the kernel is in guest memory.
+    /// The kernel is in guest memory.
     pub loaded: Mark,
 }
 

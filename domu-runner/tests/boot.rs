@@ -16,12 +16,13 @@ use std::time::Duration;
 use domus_driver::control;
 use domus_driver::process::Running;
 use domus_startup::fds::Outgoing;
-use domus_startup::{Link, LinkError};
+use domus_startup::{Link, LinkError, memfd};
 use kernel::Then;
+use nix::fcntl::{FcntlArg, fcntl};
 use shared_abi::DomId;
 use shared_abi::control::{
     Device, DeviceConfig, DeviceFeatures, DeviceSpec, FdIndex, FromChild, Identity, RunnerEvent, RunnerReply,
-    RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason,
+    RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason, Unpacked,
 };
 use tempfile::TempDir;
 
@@ -71,6 +72,17 @@ impl Runner {
 
     /// Starts it and does not wait. With a frontend's socket there is a device.
     fn launch(kernel: &[u8], vcpus: u8, memory: u64, backend: Option<UnixStream>) -> Self {
+        Self::launch_with(kernel, vcpus, memory, backend, |_| None)
+    }
+
+    /// The same, with a file for what the kernel unpacks to.
+    fn launch_with(
+        kernel: &[u8],
+        vcpus: u8,
+        memory: u64,
+        backend: Option<UnixStream>,
+        unpacked: impl FnOnce(&mut Outgoing) -> Option<Unpacked>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut program = Command::new(env!("CARGO_BIN_EXE_domu-runner"));
         let path = folder.path().join("runner.sock");
@@ -90,6 +102,7 @@ impl Runner {
             initrd: None,
             cmdline: String::new(),
             cmdline_yields: false,
+            unpacked: unpacked(&mut fds),
             serial: Some(fds.add(guest)),
             devices: backend.into_iter().map(|socket| device(fds.add(socket))).collect(),
         };
@@ -288,6 +301,44 @@ fn a_backend_is_spoken_to_behind_the_seal() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A bzImage around a kernel that is packed with gzip.
+fn bzimage(vmlinux: &[u8]) -> Vec<u8> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    writer.write_all(vmlinux).unwrap();
+    let payload = writer.finish().unwrap();
+    let mut file = vec![0; 1024];
+    file[0x1f1] = 1;
+    file[0x202..0x206].copy_from_slice(b"HdrS");
+    file[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+    file[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    file.extend(payload);
+    file
+}
+
+#[test]
+fn what_a_kernel_unpacks_to_is_sealed_before_a_backend_is_heard_and_starts_the_next_guest() {
+    let vmlinuz = bzimage(&kernel::elf("packed\n", Then::PowerOff));
+    let kept = memfd::open("kernel").unwrap();
+    let seals = || fcntl(&kept, FcntlArg::F_GET_SEALS).unwrap();
+    let ours = kept.try_clone().unwrap();
+    let (backend, frontend) = UnixStream::pair().unwrap();
+    let keep = |fds: &mut Outgoing| Some(Unpacked::Keep(fds.add(ours)));
+    let runner = Runner::launch_with(&vmlinuz, 1, 64 << 20, Some(frontend), keep);
+    // The first thing that it says to a backend, which says nothing.
+    let mut first = [0];
+    (&backend).read_exact(&mut first).unwrap();
+    assert_eq!(seals() & 0xf, 0xf, "{:#x}", seals());
+    drop((backend, runner));
+
+    let ours = kept.try_clone().unwrap();
+    let keep = |fds: &mut Outgoing| Some(Unpacked::Kept(fds.add(ours)));
+    let mut broken = vmlinuz;
+    broken[1024..].fill(0);
+    let runner = Runner::launch_with(&broken, 1, 64 << 20, None, keep);
+    assert_eq!(runner.receive(), Answer::Reply(RunnerReply::Ready));
+    assert_eq!(runner.run(), ("packed\n".into(), StopReason::PowerOff));
 }
 
 #[test]

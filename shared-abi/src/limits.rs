@@ -36,6 +36,10 @@ pub const NIC_STATE_LEN: u64 = 16 * 1024;
 /// Largest ring, in descriptors. Virtio 1.3 §2.7 allows 32768; no driver asks for that.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
+/// Longest kernel that is kept unpacked, in bytes. It is counted with what the domain uses beside its RAM that is the
+/// first to start it.
+pub const MAX_UNPACKED: u64 = 128 << 20;
+
 /// Longest kernel command line in bytes, without the terminating NUL (x86 Linux: `COMMAND_LINE_SIZE` 2048).
 pub const MAX_CMDLINE: usize = 2047;
 

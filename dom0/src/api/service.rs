@@ -147,8 +147,9 @@ impl Session {
             let problem = format!("\"{}\" is the name of a domain that runs already", config.name);
             return Err(ConfigError::new(&config.file, "name", problem).into());
         }
-        let (networks, checks) = (self.dom0.networks().clone(), self.dom0.env().checks.clone());
-        match check::check(&config, networks, checks, self.dom0.promised()).await {
+        let (networks, env) = (self.dom0.networks().clone(), self.dom0.env());
+        let (checks, kernels) = (env.checks.clone(), env.providers.kernels.clone());
+        match check::check(&config, networks, checks, kernels, self.dom0.promised()).await {
             Ok(()) => Ok(()),
             Err(StartError::Config(error)) => Err(error.into()),
             Err(error) => {

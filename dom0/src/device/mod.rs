@@ -31,6 +31,7 @@ use crate::device::error::DeviceError;
 use crate::device::loss::{Loss, Mended};
 use crate::device::plan::Plan;
 use crate::device::start::{Message, Start};
+use crate::host::kernels::Kernels;
 use crate::host::monitor::Monitor;
 use crate::host::slow::StorageFile;
 use crate::network::managed::Networks;
@@ -272,6 +273,8 @@ pub struct Providers {
     pub switches: Rc<Switches>,
     /// Hears of changes of the host's links.
     pub monitor: Monitor,
+    /// What kernels unpack to.
+    pub kernels: Rc<Kernels>,
 }
 
 impl fmt::Debug for Providers {

@@ -16,6 +16,7 @@ use crate::device::classes::Devices;
 use crate::device::{Owner, Providers};
 use crate::domain::error::StartError;
 use crate::domain::machine::{Machine, check_cpu, check_scheduling};
+use crate::host::kernels::Kernels;
 use crate::host::monitor::Monitor;
 use crate::host::run_dir::RunDir;
 use crate::host::{files, memory};
@@ -24,7 +25,8 @@ use crate::network::switches::Switches;
 use crate::process::Supervisor;
 
 /// Checks what only the host can tell: files, images, bridges, taps, memory, KVM; `promised` is the RAM of all other
-/// domains, in bytes. `supervisor` starts the processes that look into the kernel and the images.
+/// domains, in bytes. `supervisor` starts the processes that look into the kernel and the images. What the kernel
+/// unpacks to is looked for in `kernels`, and kept there.
 ///
 /// # Errors
 /// The first [`StartError`] that creating the domain would meet, as far as that can be known without an effect.
@@ -32,6 +34,7 @@ pub async fn check(
     config: &DomainConfig,
     networks: Rc<Networks>,
     supervisor: Rc<dyn Supervisor>,
+    kernels: Rc<Kernels>,
     promised: u64,
 ) -> Result<(), StartError> {
     memory::check_sum(&config.place("memory"), config.memory, promised)?;
@@ -39,7 +42,7 @@ pub async fn check(
     for class in Devices::new(&config.file, &config.devices).all() {
         class.check(&networks).await?;
     }
-    look_into(config, networks, supervisor).await
+    look_into(config, networks, supervisor, kernels).await
 }
 
 /// Builds a machine as far as it can be without an effect, and removes it.
@@ -47,6 +50,7 @@ async fn look_into(
     config: &DomainConfig,
     networks: Rc<Networks>,
     supervisor: Rc<dyn Supervisor>,
+    kernels: Rc<Kernels>,
 ) -> Result<(), StartError> {
     let io = |source| StartError::Io { act: "make a directory for a check", source };
     let directory = tempfile::Builder::new().prefix("domus-check-").tempdir().map_err(io)?;
@@ -59,7 +63,8 @@ async fn look_into(
         domid: DomId(0),
         directory: directory.path().into(),
     };
-    let from = Providers { supervisor, networks, switches: Rc::new(switches), monitor: Monitor::default() };
+    let from =
+        Providers { supervisor, networks, switches: Rc::new(switches), monitor: Monitor::default(), kernels };
     let (_destroy, destroyed) = watch::channel(false);
     let mut machine = Machine::to_look_into(owner, config, from, destroyed);
     let built = machine.build(config, &|_| {}).await;

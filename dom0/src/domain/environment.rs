@@ -53,6 +53,7 @@ impl Environment {
                 monitor,
                 switches: Rc::new(Switches::new(run.clone(), Some(supervisor.clone()))),
                 supervisor: supervisor.clone(),
+                kernels: Rc::default(),
             },
             checks: supervisor,
             overcommit: false,
@@ -72,6 +73,7 @@ impl Environment {
                 monitor: Monitor::default(),
                 switches: Rc::new(Switches::new(run.clone(), None)),
                 supervisor: supervisor.clone(),
+                kernels: Rc::default(),
             },
             checks: supervisor,
             // The service's domains are not known here.

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode as Permissions;
 
+use crate::host::kernels::Which;
 use crate::host::locks::{self, Lock};
 use crate::host::resolve::Resolved;
-use crate::host::slow::{self, Slow, StorageFile};
+use crate::host::slow::{self, StorageFile};
 use crate::value::place::{ConfigError, Place};
 
 /// An image is free within this time of the end of the process that had it: the kernel lets go of what io_uring had
@@ -105,6 +106,14 @@ fn open_same(resolved: &Resolved, meta: &Metadata, flags: OFlag) -> io::Result<F
 /// # Errors
 /// [`ConfigError`] if it does not exist, is something else, is empty, or cannot be opened.
 pub async fn blob(place: &Place<'_>, path: &Path) -> Result<StorageFile, ConfigError> {
+    Ok(kernel(place, path).await?.0)
+}
+
+/// The same, and which kernel it is, if it can be told.
+///
+/// # Errors
+/// As [`blob`].
+pub async fn kernel(place: &Place<'_>, path: &Path) -> Result<(StorageFile, Option<Which>), ConfigError> {
     let opened = slow::with(path, |path| {
         let cure = "name a file that dom0 can read";
         let resolved = Resolved::new(path).map_err(|e| says(path, &e, cure))?;
@@ -115,19 +124,12 @@ pub async fn blob(place: &Place<'_>, path: &Path) -> Result<StorageFile, ConfigE
         if meta.len() == 0 {
             return Err(format!("\"{}\" is empty: {cure}", path.display()));
         }
-        open_same(&resolved, &meta, OFlag::O_RDONLY).map_err(|e| says(path, &e, cure))
+        let file = open_same(&resolved, &meta, OFlag::O_RDONLY).map_err(|e| says(path, &e, cure))?;
+        let which = Which::new(&file.metadata().map_err(|e| says(path, &e, cure))?);
+        Ok((StorageFile::from(file), which))
     });
-    answered(place, opened.await)
-}
-
-/// What was opened on another thread, or why it is refused.
-fn answered<T>(place: &Place<'_>, opened: Result<Result<File, T>, Slow>) -> Result<StorageFile, ConfigError>
-where
-    T: std::fmt::Display,
-{
-    match opened {
-        Ok(Ok(file)) => Ok(file.into()),
-        Ok(Err(problem)) => Err(place.refuse(problem)),
+    match opened.await {
+        Ok(opened) => opened.map_err(|problem| place.refuse(problem)),
         Err(slow) => Err(place.refuse(slow)),
     }
 }

@@ -19,6 +19,11 @@ fn meminfo(key: &str) -> u64 {
     kib.unwrap_or(0).saturating_mul(1024)
 }
 
+/// Less than a sixteenth of the host's RAM can be had without swapping: what can be done without is let go.
+pub fn is_short() -> bool {
+    meminfo("MemAvailable:") < memory() / 16
+}
+
 /// Number of CPUs that dom0 may use.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

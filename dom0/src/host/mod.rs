@@ -4,6 +4,7 @@
 
 pub mod fault;
 pub mod files;
+pub mod kernels;
 pub mod kvm;
 pub mod links;
 pub mod locks;

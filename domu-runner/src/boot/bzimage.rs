@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use super::codec::Codec;
 use super::elf::Source;
 use super::linux::SetupHeader;
-use super::{BootError, Image, MAX_KERNEL};
+use super::{BootError, Image, Keep, MAX_KERNEL, Unpacked};
 
 /// Fields of the setup header: where the payload is in the protected-mode part, and its bytes.
 const PAYLOAD_OFFSET: usize = 0x248;
@@ -41,11 +41,16 @@ pub struct Payload<'a> {
     position: u64,
     /// What it unpacks to, modulo 4 GiB.
     size: Option<u32>,
+    keep: Option<&'a mut Keep>,
 }
 
 impl<'a> Payload<'a> {
     /// Finds the payload of the bzImage with this header, and its compression.
-    pub fn open(image: &'a Image, header: &SetupHeader) -> Result<Self, BootError> {
+    pub fn open(
+        image: &'a Image,
+        header: &SetupHeader,
+        unpacked: &'a mut Unpacked,
+    ) -> Result<Self, BootError> {
         let start = (header.setup_sectors() + 1) * 512 + u64::from(header.word(PAYLOAD_OFFSET));
         let length = u64::from(header.word(PAYLOAD_LENGTH));
         image.check("its payload", start, length)?;
@@ -66,7 +71,8 @@ impl<'a> Payload<'a> {
         };
         let decoder = codec.decoder(image.section(start, end));
         let decoder = decoder.map_err(|source| BootError::Unpack { codec: codec.name(), source })?;
-        Ok(Self { codec, decoder, position: 0, size })
+        let keep = if let Unpacked::Keep(keep) = unpacked { Some(keep) } else { None };
+        Ok(Self { codec, decoder, position: 0, size, keep })
     }
 
     /// Reads to the end, so that the decoder checks its checksum.
@@ -79,7 +85,12 @@ impl<'a> Payload<'a> {
                     format!("it unpacks to {} bytes, and ends with {size} for their number", self.position);
                 Err(self.broken(io::Error::other(text)))
             }
-            _ => Ok(()),
+            _ => {
+                if let Some(keep) = &mut self.keep {
+                    keep.finish();
+                }
+                Ok(())
+            }
         }
     }
 
@@ -93,6 +104,9 @@ impl<'a> Payload<'a> {
         if self.position > MAX_KERNEL {
             let text = format!("it unpacks to more than {} MiB", MAX_KERNEL >> 20);
             return Err(self.broken(io::Error::other(text)));
+        }
+        if let Some(keep) = &mut self.keep {
+            keep.write(&buffer[..count]);
         }
         Ok(count)
     }

@@ -13,6 +13,7 @@
 mod bzimage;
 mod codec;
 mod elf;
+mod keep;
 mod linux;
 mod lowmem;
 mod pvh;
@@ -31,6 +32,7 @@ use crate::acpi::Tables;
 use crate::layout::HOLE_START;
 use crate::memory::GuestRam;
 
+pub use keep::Keep;
 use linux::SetupHeader;
 use lowmem::Told;
 use uki::Uki;
@@ -240,6 +242,18 @@ pub struct Boot {
     pub cmdline: String,
     /// A unified kernel image's own command line goes before.
     pub yields: bool,
+    /// What the kernel unpacks to, if it is packed.
+    pub unpacked: Unpacked,
+}
+
+/// What a packed kernel unpacks to.
+pub enum Unpacked {
+    /// Nobody has it, and nobody wants it.
+    Unknown,
+    /// Nobody has it, and it is to be kept.
+    Keep(Keep),
+    /// This.
+    Kept(Image),
 }
 
 impl Boot {
@@ -247,7 +261,7 @@ impl Boot {
     ///
     /// # Errors
     /// [`BootError`]; guest memory then holds parts of it.
-    pub fn load(&self, ram: &GuestRam, vcpus: u8) -> Result<Entry, BootError> {
+    pub fn load(mut self, ram: &GuestRam, vcpus: u8) -> Result<Entry, BootError> {
         let uki = Uki::open(&self.kernel)?;
         let (kernel, own_initrd, own_cmdline) = match &uki {
             Some(uki) => (&uki.kernel, uki.initrd.as_ref(), uki.cmdline.as_deref()),
@@ -264,9 +278,15 @@ impl Boot {
             (elf::load(&mut elf::Plain(kernel), memory, low)?, SetupHeader::of_elf())
         } else {
             let header = bzimage::header(kernel, magic)?;
-            let mut payload = bzimage::Payload::open(kernel, &header)?;
-            let loaded = elf::load(&mut payload, memory, low)?;
-            payload.finish()?;
+            let loaded = match &mut self.unpacked {
+                Unpacked::Kept(vmlinux) => elf::load(&mut elf::Plain(vmlinux), memory, low)?,
+                unpacked => {
+                    let mut payload = bzimage::Payload::open(kernel, &header, unpacked)?;
+                    let loaded = elf::load(&mut payload, memory, low)?;
+                    payload.finish()?;
+                    loaded
+                }
+            };
             (loaded, header)
         };
         let initrd_end = match loaded.entry {

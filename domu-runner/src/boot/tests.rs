@@ -2,6 +2,8 @@
 
 use std::io::{Seek, Write};
 
+use domus_startup::memfd;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use proptest::prelude::*;
 
 use super::*;
@@ -27,7 +29,8 @@ fn load(
     vcpus: u8,
 ) -> Result<Entry, BootError> {
     let (kernel, initrd) = (kernel.clone(), initrd.cloned());
-    Boot { kernel, initrd, cmdline: cmdline.into(), yields: false }.load(ram, vcpus)
+    Boot { kernel, initrd, cmdline: cmdline.into(), yields: false, unpacked: Unpacked::Unknown }
+        .load(ram, vcpus)
 }
 
 fn load_bytes(bytes: &[u8]) -> Result<Entry, BootError> {
@@ -257,7 +260,7 @@ fn pe(machine: u16, sections: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// The command line that a guest is told, and the first byte and the length of its initrd.
-fn told(boot: &Boot) -> Result<(String, Option<(u8, u64)>), BootError> {
+fn told(boot: Boot) -> Result<(String, Option<(u8, u64)>), BootError> {
     let ram = GuestRam::new(16 << 20).unwrap();
     assert_eq!(boot.load(&ram, 1)?, Entry::Pvh(START));
     let long = |at: u64| ram.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
@@ -285,13 +288,14 @@ fn a_unified_kernel_image_has_kernel_initrd_and_command_line_and_the_configs_go_
         initrd,
         cmdline: "console=ttyS0".into(),
         yields,
+        unpacked: Unpacked::Unknown,
     };
-    assert_eq!(told(&own(true, None)).unwrap(), ("root=/dev/vda quiet".into(), Some((7, 700))));
+    assert_eq!(told(own(true, None)).unwrap(), ("root=/dev/vda quiet".into(), Some((7, 700))));
     let configs = own(false, Some(image(&[9; 30])));
-    assert_eq!(told(&configs).unwrap(), ("console=ttyS0".into(), Some((9, 30))));
+    assert_eq!(told(configs).unwrap(), ("console=ttyS0".into(), Some((9, 30))));
     let bare = pe(0x8664, &[(".linux", &vmlinuz)]);
     let bare = Boot { kernel: image(&bare), ..own(true, None) };
-    assert_eq!(told(&bare).unwrap(), ("console=ttyS0".into(), None));
+    assert_eq!(told(bare).unwrap(), ("console=ttyS0".into(), None));
 }
 
 #[test]
@@ -310,8 +314,14 @@ fn the_first_profile_of_a_unified_kernel_image_counts() {
             (".initrd", &[8; 800]),
         ],
     );
-    let boot = Boot { kernel: image(&profiles), initrd: None, cmdline: String::new(), yields: true };
-    assert_eq!(told(&boot).unwrap(), ("main".into(), Some((7, 700))));
+    let boot = Boot {
+        kernel: image(&profiles),
+        initrd: None,
+        cmdline: String::new(),
+        yields: true,
+        unpacked: Unpacked::Unknown,
+    };
+    assert_eq!(told(boot).unwrap(), ("main".into(), Some((7, 700))));
 }
 
 #[test]
@@ -328,6 +338,68 @@ fn a_unified_kernel_image_that_cannot_be_used_is_refused_by_name() {
     ] {
         let error = load_bytes(&file).unwrap_err().to_string();
         assert!(error.contains(part), "{error} does not name {part}");
+    }
+}
+
+/// A start that keeps what the kernel unpacks to: its result, and the file.
+fn load_and_keep(bytes: &[u8], limit: u64) -> (Result<Entry, BootError>, File) {
+    let file = memfd::open("kernel").unwrap();
+    let unpacked = Unpacked::Keep(Keep::new(file.try_clone().unwrap(), limit));
+    let boot = Boot { kernel: image(bytes), initrd: None, cmdline: String::new(), yields: true, unpacked };
+    (boot.load(&GuestRam::new(16 << 20).unwrap(), 1), file)
+}
+
+fn seals(file: &File) -> SealFlag {
+    // Of the seals, one may have been there before: that it is never executable.
+    SealFlag::from_bits_retain(fcntl(file, FcntlArg::F_GET_SEALS).unwrap()) & SealFlag::from_bits_retain(0xf)
+}
+
+const WHOLE: SealFlag = SealFlag::from_bits_retain(0xf);
+
+#[test]
+fn what_a_kernel_unpacks_to_is_kept_and_loads_the_same_without_being_unpacked() {
+    let vmlinux = kernel::without_note(large());
+    for file in packed(&vmlinux) {
+        let (entry, mut kept) = load_and_keep(&file, u64::MAX);
+        assert_eq!(entry.unwrap(), Entry::Linux(START.into()));
+        assert_eq!(seals(&kept), WHOLE);
+        assert!(kept.write_all(b"x").is_err(), "it can be changed");
+        let mut bytes = vec![0; vmlinux.len()];
+        kept.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == vmlinux && kept.metadata().unwrap().len() == vmlinux.len() as u64);
+        // The payload is damaged, and nobody looks at it; the setup header is the bzImage's.
+        let mut file = file;
+        let middle = file.len() / 2;
+        file[middle..].fill(0x55);
+        let unpacked = Unpacked::Kept(Image::new(StartPart::Kernel, kept).unwrap());
+        let (kernel, initrd) = (image(&file), Some(image(&[7; 5000])));
+        let boot = Boot { kernel, initrd, cmdline: String::new(), yields: true, unpacked };
+        let ram = GuestRam::new(16 << 20).unwrap();
+        assert_eq!(boot.load(&ram, 1).unwrap(), Entry::Linux(START.into()));
+        assert_eq!(ram.memory.read_obj::<u32>(GuestAddress(0x7000 + 0x22c)).unwrap(), 0x7fff_ffff);
+        let mut loaded = vec![0; vmlinux.len() - 176];
+        ram.memory.read_slice(&mut loaded, GuestAddress(START.into())).unwrap();
+        assert!(loaded == vmlinux[176..], "not the same");
+    }
+}
+
+#[test]
+fn what_is_not_whole_is_never_kept_and_can_never_become_so() {
+    let vmlinux = kernel::elf("x", Then::Spin);
+    let vmlinuz = bzimage(&gzip(&vmlinux));
+    let mut damaged = vmlinuz.clone();
+    let checksum = damaged.len() - 8;
+    damaged[checksum] ^= 1;
+    for (file, limit, works) in [
+        (&vmlinux, u64::MAX, true),
+        (&vmlinuz, vmlinux.len() as u64 - 1, true),
+        (&damaged, u64::MAX, false),
+        (&b"nothing of a kernel".to_vec(), u64::MAX, false),
+    ] {
+        let (entry, kept) = load_and_keep(file, limit);
+        assert_eq!(entry.is_ok(), works);
+        assert_eq!(seals(&kept), SealFlag::F_SEAL_SEAL);
+        assert!(fcntl(&kept, FcntlArg::F_ADD_SEALS(WHOLE)).is_err());
     }
 }
 
@@ -432,7 +504,7 @@ proptest! {
         for (at, value) in changes {
             file[at] = value;
         }
-        let boot = Boot { kernel: image(&file), initrd: None, cmdline: String::new(), yields: true };
+        let boot = Boot { kernel: image(&file), initrd: None, cmdline: String::new(), yields: true, unpacked: Unpacked::Unknown };
         if let Err(error) = boot.load(&GuestRam::new(16 << 20).unwrap(), 1) {
             prop_assert!(!error.to_string().contains('\n'));
         }

@@ -32,7 +32,7 @@ pub use net::{
 };
 pub use runner::{
     Attachment, Device, DeviceConfig, DeviceFeatures, DeviceSpec, MachineTimes, RunnerEvent, RunnerReply,
-    RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason, VcpuCounters,
+    RunnerRequest, RunnerStart, RunnerStatus, StartPart, StopReason, Unpacked, VcpuCounters,
 };
 
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ use crate::ids::{DomId, DomainName};
 /// | 2 | a device's PCI slot in [`DeviceSpec`], [`RunnerReply::Refused`] |
 /// | 3 | [`ConsoleRequest::Ping`], [`ConsoleRequest::Log`], [`SwitchRequest::Ping`], more in [`DiskStatistics`] |
 /// | | the CPU in [`RunnerStart`], [`StartPart::Cpu`], [`RunnerRequest::Counters`], [`RunnerRequest::Gone`] |
-/// | 4 | a command line that yields, in [`RunnerStart`] |
+/// | 4 | a command line that yields and [`Unpacked`], in [`RunnerStart`] |
 pub const VERSION: u32 = 4;
 
 /// The oldest version that this build still speaks: an upgraded dom0 drives children that the older dom0 started.

@@ -85,6 +85,9 @@ pub struct RunnerStart {
     /// The kernel: an ELF `vmlinux`, an x86 bzImage or a unified kernel image, started by PVH if it has the note, else
     /// by Linux's 64-bit boot protocol. A regular file, opened read-only.
     pub kernel: FdIndex,
+    /// What the kernel unpacks to, or where to keep that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpacked: Option<Unpacked>,
     /// The initial RAM disk, as the kernel wants it. With none it is that of a unified kernel image.
     pub initrd: Option<FdIndex>,
     /// The kernel's command line, at most [`MAX_CMDLINE`](crate::limits::MAX_CMDLINE) bytes, without NUL.
@@ -96,6 +99,17 @@ pub struct RunnerStart {
     pub serial: Option<FdIndex>,
     /// Virtio devices.
     pub devices: Vec<Device>,
+}
+
+/// A memory file for what a packed kernel unpacks to, an ELF `vmlinux`, so that it is unpacked once for many starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Unpacked {
+    /// Another runner has written it of the same kernel, and has sealed it: it need not be unpacked again.
+    Kept(FdIndex),
+    /// An empty one. Before the runner looks at anything but the kernel and this message, it is filled and sealed
+    /// against all changes, or sealed against further seals alone: then it holds nothing of use, and never will.
+    Keep(FdIndex),
 }
 
 /// A virtio device that a vhost-user backend serves. The runner knows no more of it than this.
@@ -237,7 +251,7 @@ pub struct VcpuCounters {
 pub struct MachineTimes {
     /// The start message was there.
     pub received_ns: Option<u64>,
-    /// KVM's objects and the devices were made; every backend had said what it is.
+    /// KVM's objects and the devices were made, and the process was sealed.
     pub built_ns: Option<u64>,
     /// The kernel was unpacked into guest memory, behind the seal.
     pub loaded_ns: Option<u64>,

@@ -1,4 +1,4 @@
-//! Memory that processes share and whose size none of them can change.
+//! Memory that processes share.
 
 use std::fs::File;
 use std::io;
@@ -22,13 +22,21 @@ pub const FLAGS: [u32; 2] = {
 /// # Errors
 /// No memory, or no descriptor.
 pub fn sealed(name: &str, bytes: u64) -> io::Result<File> {
-    let [preferred, usual] = FLAGS.map(MFdFlags::from_bits_retain);
-    let file = File::from(match memfd_create(name, preferred) {
-        Err(Errno::EINVAL) => memfd_create(name, usual)?,
-        made => made?,
-    });
+    let file = open(name)?;
     file.set_len(bytes)?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file)
+}
+
+/// An empty memory file without seals, which is not executable.
+///
+/// # Errors
+/// No memory, or no descriptor.
+pub fn open(name: &str) -> io::Result<File> {
+    let [preferred, usual] = FLAGS.map(MFdFlags::from_bits_retain);
+    Ok(File::from(match memfd_create(name, preferred) {
+        Err(Errno::EINVAL) => memfd_create(name, usual)?,
+        made => made?,
+    }))
 }

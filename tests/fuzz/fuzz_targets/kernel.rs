@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::sync::LazyLock;
 
-use domu_runner::boot::{Boot, Image};
+use domu_runner::boot::{Boot, Image, Unpacked};
 use domu_runner::memory::GuestRam;
 use libfuzzer_sys::fuzz_target;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     file.write_all(bytes).expect("a memfd takes bytes");
     file.rewind().expect("a memfd seeks");
     let image = Image::new(StartPart::Kernel, file).expect("a regular file");
-    let boot = Boot { kernel: image, initrd: None, cmdline: "console=ttyS0".into(), yields: true };
+    let boot = Boot { kernel: image, initrd: None, cmdline: "console=ttyS0".into(), yields: true, unpacked: Unpacked::Unknown };
     if let Err(error) = boot.load(&RAM, 1) {
         assert!(!error.to_string().contains('\n'));
     }

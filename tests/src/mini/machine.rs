@@ -213,6 +213,7 @@ impl Machine {
             initrd: None,
             cmdline: plan.cmdline,
             cmdline_yields: false,
+            unpacked: None,
             serial: Some(to_runner.add(runner_serial)),
             devices,
         }));

@@ -4,8 +4,9 @@
 
 mod common;
 
+use std::fs;
 use std::io::{Read, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Console, Host};
@@ -108,8 +109,63 @@ fn a_start_is_told_phase_by_phase_up_to_the_first_device_in_use() {
     assert!(took <= all && all <= took + phases.len() as u64, "{told}");
     host.ok(&["destroy", "quick"]);
     let table = host.ok(&["create", "--timing", &host.guest("plain", SHELL, "")]);
-    assert!(table.contains("kernel unpacked") && table.contains("first output on COM1"), "{table}");
+    assert!(table.contains("kernel loaded") && table.contains("first output on COM1"), "{table}");
     host.ok(&["destroy", "plain"]);
+}
+
+/// The mini guest in a bzImage, packed with gzip, with 24 MiB behind it that nobody needs.
+fn packed_guest(host: &Host) {
+    let mut vmlinux = mini_guest::IMAGE.to_vec();
+    vmlinux.resize(vmlinux.len() + (24 << 20), 0);
+    fs::write(host.path("mini.vmlinux"), vmlinux).unwrap();
+    let packed = Command::new("gzip").args(["-9", "-c"]).arg(host.path("mini.vmlinux")).output().unwrap();
+    assert!(packed.status.success());
+    let mut file = vec![0; 1024];
+    file[0x1f1] = 1;
+    file[0x202..0x206].copy_from_slice(b"HdrS");
+    file[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+    file[0x24c..0x250].copy_from_slice(&(packed.stdout.len() as u32).to_le_bytes());
+    file.extend(packed.stdout);
+    fs::write(host.path("mini.vmlinuz"), file).unwrap();
+}
+
+#[test]
+fn a_kernel_is_unpacked_once_for_all_domains_and_again_when_its_file_has_changed() {
+    let mut host = Host::with_service(true);
+    let dom0 = host.service().id();
+    let kept = || {
+        let files = fs::read_dir(format!("/proc/{dom0}/fd")).unwrap();
+        let names = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+        names.filter(|name| name.to_string_lossy().starts_with("/memfd:kernel")).count()
+    };
+    // How long it took to load the kernel, in microseconds.
+    let start = |name: &str| {
+        let text = fs::read_to_string(host.path(&host.guest(name, SHELL, ""))).unwrap();
+        host.write(&format!("{name}.json"), &text.replace("mini.elf", "mini.vmlinuz"));
+        let told = host.ok(&["create", "--timing", "--json", &format!("{name}.json")]);
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let phases = told["phases"].as_array().unwrap();
+        phases.iter().find(|phase| phase["name"] == "kernel").unwrap()["took_us"].as_u64().unwrap()
+    };
+    packed_guest(&host);
+    // Changed just now: not told apart from what it is next.
+    start("fresh");
+    assert_eq!(kept(), 0);
+    std::thread::sleep(Duration::from_secs(4));
+    let unpacked = start("first");
+    assert_eq!(kept(), 1);
+    let again = start("second");
+    assert_eq!(kept(), 1);
+    assert!(again * 3 < unpacked, "{again} us, and {unpacked} us before");
+    // The same bytes, written at another time.
+    packed_guest(&host);
+    std::thread::sleep(Duration::from_secs(4));
+    start("third");
+    assert_eq!(kept(), 2);
+    for name in ["fresh", "first", "second", "third"] {
+        console(&host, name, "info\n", "mini: ok info");
+        host.ok(&["destroy", name]);
+    }
 }
 
 #[test]

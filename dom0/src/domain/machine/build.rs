@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use domus_startup::fds::Outgoing;
 use futures_util::future::try_join_all;
-use shared_abi::control::{Device, RunnerReply, RunnerRequest, RunnerStart};
+use shared_abi::control::{Device, RunnerReply, RunnerRequest, RunnerStart, Unpacked};
 use shared_abi::{DeviceId, Role};
 use tokio::time::timeout;
 
@@ -21,6 +21,7 @@ use crate::domain::error::StartError;
 use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::runner::Runner;
 use crate::domain::machine::{Machine, scheduling};
+use crate::host::kernels::{Given, Which};
 use crate::host::slow::{self, StorageFile};
 use crate::host::{fault, files, kvm, memory};
 use crate::process::Launch;
@@ -34,6 +35,7 @@ const CAUSE: Duration = Duration::from_secs(1);
 struct BootFiles {
     kvm: File,
     kernel: StorageFile,
+    which: Option<Which>,
     initrd: Option<StorageFile>,
 }
 
@@ -43,12 +45,12 @@ impl BootFiles {
         scheduling::check(config)?;
         check_cpu(config)?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(StartError::Kvm)?;
-        let kernel = files::blob(&config.place("boot.kernel"), &config.kernel).await?;
+        let (kernel, which) = files::kernel(&config.place("boot.kernel"), &config.kernel).await?;
         let initrd = match &config.initrd {
             Some(path) => Some(files::blob(&config.place("boot.initrd"), path).await?),
             None => None,
         };
-        Ok(Self { kvm, kernel, initrd })
+        Ok(Self { kvm, kernel, which, initrd })
     }
 }
 
@@ -144,6 +146,7 @@ impl Machine {
             cpu: config.cpu.clone(),
             memory: self.memory,
             kernel: fds.add(boot.kernel),
+            unpacked: None,
             initrd: boot.initrd.map(|initrd| fds.add(initrd)),
             cmdline: config.cmdline.clone(),
             cmdline_yields: config.cmdline_yields,
@@ -153,20 +156,37 @@ impl Machine {
         self.timeline.mark("devices");
         let control = self.control(Role::Runner);
         let controls: Vec<_> = self.backends.iter().map(|backend| self.control(backend.role)).collect();
+        let (which, kernels) = (boot.which, self.from.kernels.clone());
         let runner = &mut self.runner;
         let runner = async {
             let Some(Runner { process, link, .. }) = runner else { return Ok(()) };
             let connected = ChildLink::connect(Role::Runner, &control, process).await?;
             fault::point();
             let link = link.insert(connected);
-            // One of a release before knows of no other command line.
-            start.cmdline_yields &= link.version() >= 4;
+            let mut empty = None;
+            if link.version() >= 4 {
+                start.unpacked = which.and_then(|which| kernels.give(which)).map(|given| match given {
+                    Given::Kept(file) => Unpacked::Kept(fds.add(file)),
+                    Given::Keep(file, ours) => {
+                        empty = Some(ours);
+                        Unpacked::Keep(fds.add(file))
+                    }
+                });
+            } else {
+                // One of a release before knows of no other command line.
+                start.cmdline_yields = false;
+            }
             let fds = fds.into_vec();
             let sent = link.send(&RunnerRequest::Start(Box::new(start)), &fds).await;
             slow::close(fds);
             sent?;
             match link.answer(process, PATIENCE, "become ready").await? {
-                RunnerReply::Ready => Ok(()),
+                RunnerReply::Ready => {
+                    if let Some(empty) = empty {
+                        kernels.keep(empty);
+                    }
+                    Ok(())
+                }
                 RunnerReply::Refused { what, why } => Err(StartError::Refused { what, why: one_line(&why) }),
                 other => Err(StartError::from(unexpected(Role::Runner, &other))),
             }

@@ -80,7 +80,8 @@ pub async fn check(
     }
     if !check_with_service(dir, &config).await? {
         let networks = Rc::new(Networks::of_others(Path::new(CONFIG), &run));
-        let checked = domain::check::check(&config, networks, Rc::new(Direct::new(libexec, true)), 0).await;
+        let direct = Rc::new(Direct::new(libexec, true));
+        let checked = domain::check::check(&config, networks, direct, Rc::default(), 0).await;
         checked.map_err(|error| match error {
             StartError::Config(error) => anyhow!(error),
             error => anyhow!(explain(&Attempted::from(&config), &error)),
