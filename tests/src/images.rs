@@ -34,6 +34,9 @@ impl KernelId {
     }
 }
 
+/// The command line in the unified kernel image.
+pub const UKI_CMDLINE: &str = "console=ttyS0 quiet root=/dev/vda rw panic=-1 of=uki";
+
 /// One kernel's files.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +55,9 @@ pub struct Images {
     pub kernels: BTreeMap<KernelId, KernelFiles>,
     /// ext4 image with the test guests' root file system; copied before it is written to.
     pub guest: PathBuf,
+    /// The lab's kernel without its PVH note, by its compressor, and `uki`, a unified kernel image of it.
+    #[serde(default)]
+    pub repacked: BTreeMap<String, PathBuf>,
     /// ext4 image with a whole Debian, for the lab's machine and the demo's guest.
     pub debian: PathBuf,
 }
@@ -67,6 +73,9 @@ impl Images {
         for files in images.kernels.values_mut() {
             files.vmlinuz = folder.join(&files.vmlinuz);
             files.initrd = folder.join(&files.initrd);
+        }
+        for file in images.repacked.values_mut() {
+            *file = folder.join(&file);
         }
         images.guest = folder.join(&images.guest);
         images.debian = folder.join(&images.debian);

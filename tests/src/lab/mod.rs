@@ -8,6 +8,7 @@ mod commands;
 mod disks;
 mod domain;
 mod isolation;
+mod linux_boot;
 mod nets;
 mod sandbox;
 pub mod services;
@@ -71,6 +72,7 @@ impl Scenario {
 pub fn scenarios() -> Vec<Scenario> {
     let mut all = vec![Scenario::new("bad-input", bad_input::bad_input)];
     all.extend(boot::scenarios());
+    all.push(Scenario::new("linux-boot", linux_boot::linux_boot));
     all.push(Scenario::new("commands", commands::commands));
     all.push(Scenario::new("console", commands::console));
     all.push(Scenario::new("sandbox", sandbox::sandbox));

@@ -31,6 +31,17 @@ pub struct Child {
     pub pid: u32,
 }
 
+/// What the dom0s of this machine keep of kernels, for the next domains.
+fn kept_kernels_kib() -> u64 {
+    let is_dom0 = |folder: &Path| fs::read_to_string(folder.join("comm")).is_ok_and(|name| name == "dom0\n");
+    let folders = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let files = folders.filter(|folder| is_dom0(folder)).flat_map(|folder| fs::read_dir(folder.join("fd")));
+    let files = files.flatten().filter_map(|file| Some(file.ok()?.path()));
+    let kept = files
+        .filter(|file| fs::read_link(file).is_ok_and(|name| name.as_os_str() == "/memfd:kernel (deleted)"));
+    kept.filter_map(|file| Some(fs::metadata(file).ok()?.len() >> 10)).sum()
+}
+
 /// The processes on this machine that serve domains.
 pub fn children() -> Result<Vec<Child>> {
     let mut found = Vec::new();
@@ -62,8 +73,8 @@ impl Traces {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
         let shmem =
             meminfo.lines().find_map(|line| line.strip_prefix("Shmem:")).context("no Shmem in meminfo")?;
-        let shmem_kib = shmem.trim().trim_end_matches(" kB").parse()?;
-        Ok(Self { things, shmem_kib })
+        let shmem_kib: u64 = shmem.trim().trim_end_matches(" kB").parse()?;
+        Ok(Self { things, shmem_kib: shmem_kib.saturating_sub(kept_kernels_kib()) })
     }
 
     /// Waits until nothing is there that was not there in `self`.

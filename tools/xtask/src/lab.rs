@@ -46,6 +46,11 @@ pub fn lab_vm<'a>(
         vm.place(&images.guest, "images/guest.ext4")?;
         inside.guest = "guest.ext4".into();
     }
+    for (name, file) in &images.repacked {
+        let place = format!("repacked-{name}");
+        vm.place(file, &format!("images/{place}"))?;
+        inside.repacked.insert(name.clone(), place.into());
+    }
     inside.debian = "/dev/nvme1n1".into();
     inside.save(&vm.share().join("images/images.json"))?;
     Ok(vm)

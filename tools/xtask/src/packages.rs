@@ -39,7 +39,9 @@ use Need::{BlockBench, DensityBench, Guest, Images, Lab, NetBench, Qemu, TestGue
 
 /// Debian package, what of it is used, and by what besides the tests.
 const PACKAGES: &[(&str, &str, &[Need])] = &[
+    ("binutils", "objcopy makes a unified kernel image", &[TestGuest]),
     ("busybox-static", "the guests' initrd", &[Images]),
+    ("bzip2", "packs a kernel", &[TestGuest]),
     ("dnsmasq-base", "addresses and names for the networks that dom0 manages", &[Lab]),
     ("dpdk-dev", "testpmd, which NICs are tested against and the net bench compares with", &[NetBench]),
     ("e2fsprogs", "mke2fs makes disk images without mounting them", &[Images]),
@@ -49,6 +51,8 @@ const PACKAGES: &[(&str, &str, &[Need])] = &[
     ("iputils-ping", "asks the guest's NIC", &[Guest, Lab]),
     ("iperf3", "traffic of guests", &[TestGuest, Lab]),
     ("kmod", "depmod orders the guests' modules", &[Images]),
+    ("lz4", "packs a kernel", &[TestGuest]),
+    ("lzop", "packs a kernel", &[TestGuest]),
     ("mmdebstrap", "the guests' root file system", &[Images]),
     ("nbdkit", "an NBD server that disks are tested against", &[Lab]),
     ("nmap", "nping, with which a test guest pretends to be another", &[TestGuest]),
@@ -58,6 +62,7 @@ const PACKAGES: &[(&str, &str, &[Need])] = &[
     ("qemu-system-x86", "the nested lab, and the other VMM in the tests", &[Qemu]),
     ("qemu-utils", "qemu-img and qemu-nbd, which qcow2 and NBD disks are tested against", &[Lab]),
     ("socat", "with which a test guest sends any frame", &[TestGuest]),
+    ("systemd-boot-efi", "the stub of a unified kernel image", &[TestGuest]),
     ("systemd", "systemd-analyze, which judges the package's units, and systemd-socket-activate", &[]),
     (
         "util-linux",
@@ -65,6 +70,7 @@ const PACKAGES: &[(&str, &str, &[Need])] = &[
         &[Guest, Qemu, Lab, BlockBench, NetBench, DensityBench],
     ),
     ("xz-utils", "unpacks kernel modules", &[Images]),
+    ("zstd", "unpacks a kernel, and packs it", &[TestGuest]),
 ];
 
 /// Cargo subcommand, crate that holds it.

@@ -8,6 +8,7 @@ mod debian;
 mod guest_root;
 mod initrd;
 mod kernels;
+mod repacked;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -32,7 +33,12 @@ pub fn images(ids: &[KernelId]) -> Result<Images> {
         let tree = Tree::new(path)?;
         guest_root::build(&tree.0, path)
     })?;
-    Ok(Images { guest, ..images })
+    let lab = images.kernel(KernelId::LAB)?;
+    let names = [&lab.vmlinuz, &lab.initrd].map(|path| path.as_os_str().as_encoded_bytes());
+    let recipe = [repacked::SOURCE.as_bytes(), names[0], names[1]];
+    let folder =
+        cache.entry("repacked", "", &recipe, |folder| repacked::build(&lab.vmlinuz, &lab.initrd, folder))?;
+    Ok(Images { guest, repacked: repacked::files(&folder), ..images })
 }
 
 /// A kernel and Debian's root file system, without that of the test guests, whose path is empty.
@@ -63,7 +69,7 @@ fn with_debian(cache: &Cache, ids: &[KernelId]) -> Result<Images> {
         let tree = Tree::new(path)?;
         debian::build(&tree.0, path, &lab_kernel)
     })?;
-    Ok(Images { kernels, guest: PathBuf::new(), debian })
+    Ok(Images { kernels, guest: PathBuf::new(), repacked: BTreeMap::new(), debian })
 }
 
 /// The folder of finished images.
