@@ -52,6 +52,8 @@ impl Domain {
     async fn adopt_running(&mut self, found: Found, state: State) -> Result<(), Abandoned> {
         let status = match self.machine.greet(found).await {
             Ok(status) => status,
+            // The wish is in the inbox.
+            Err(_) if self.machine.is_destroyed() => return Ok(()),
             Err(error) => {
                 let why = chain(&error);
                 self.say(&format!(

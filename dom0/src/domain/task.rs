@@ -304,7 +304,8 @@ impl Domain {
         Record {
             foreground: self.env.foreground,
             next: self.pending_config.as_deref().map(Source::from),
-            created: self.waiting.created.is_none(),
+            // One that is built until it runs is so under the next dom0.
+            created: self.waiting.created.is_none() || self.life.lasts(),
             ended: view.ended.clone(),
             crashed: view.crashed,
             restarts: view.restarts,

@@ -1,14 +1,14 @@
 //! Starts guests with the host, and shuts all guests down when the host stops.
 //!
-//! dom0 starts the guests whose configs in `/etc/domus/domains` set `autostart`, once per boot of the host. A file in
-//! the run directory, which a reboot clears, records the start: a guest that an operator has destroyed is not started
-//! again when dom0 itself restarts. A guest that cannot be started, since a bridge or a mount comes later, is tried
+//! dom0 starts the guests whose configs in `/etc/domus/domains` set `autostart`, once per boot of the host. Files in
+//! the run directory, which a reboot clears, record the start of each, and that there are no more: a guest that an
+//! operator has destroyed is not started again when dom0 itself restarts, and one whose turn had not come is. A guest that cannot be started, since a bridge or a mount comes later, is tried
 //! again until it can be: `domus list` shows it, `domus why` says what is missing.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,8 +23,11 @@ use crate::host::{files, slow};
 use crate::service::Dom0;
 use crate::value::place::ConfigError;
 
-/// Says that guests have been started since the host was.
+/// Says that all guests have been started since the host was.
 const MARKER: &str = "autostarted";
+
+/// The folder of those that have been, while there are others.
+const BEGUN: &str = "autostart";
 
 /// The guests behind one that takes longer to start do not wait for it any longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,26 +38,35 @@ const MAX_CONFIGS: usize = 4096;
 /// Starts the guests that are to start with the host, one after another, and says which cannot be. Nothing is done if
 /// that has been done since the host was started.
 pub async fn start(dom0: Rc<Dom0>) {
-    let mark = fs::File::create_new(dom0.run_dir().path().join(MARKER));
-    match mark {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return,
-        Err(error) => {
-            crate::log::stderr::line(format_args!("guests are started, perhaps again later: {error}"))
-        }
+    let (marker, begun) = (dom0.run_dir().path().join(MARKER), dom0.run_dir().path().join(BEGUN));
+    if marker.exists() {
+        return;
     }
+    let mark = |made: io::Result<()>| {
+        if let Err(error) = made {
+            crate::log::stderr::line(format_args!("guests are started, perhaps again later: {error}"));
+        }
+    };
+    mark(fs::DirBuilder::new().recursive(true).mode(0o700).create(&begun));
     let (configs, problems) = read(&dom0.env().config_dir).await;
     for problem in problems {
         crate::log::stderr::line(format_args!("autostart: {problem}"));
     }
     for (config, Autostart { delay, .. }) in in_order(configs) {
         let plan = Attempted::from(&config);
-        // Somebody was quicker, or a dom0 before this one.
-        if dom0.find(plan.name.as_str()).is_ok() {
+        let mine = begun.join(plan.name.as_str());
+        if mine.exists() {
             continue;
         }
-        // One that is not waited for any longer is still being started.
-        match timeout(PATIENCE, dom0.keep(config)).await {
+        // Somebody was quicker, or a dom0 before this one.
+        if dom0.find(plan.name.as_str()).is_ok() {
+            mark(fs::write(mine, ""));
+            continue;
+        }
+        // One that is not waited for any longer is still being started, also under the next dom0.
+        let started = timeout(PATIENCE, dom0.keep(config)).await;
+        mark(fs::write(mine, ""));
+        match started {
             Ok(Ok(domid)) => {
                 crate::log::stderr::line(format_args!("{}: started with the host (ID {domid})", plan.name))
             }
@@ -73,6 +85,8 @@ pub async fn start(dom0: Rc<Dom0>) {
         }
         sleep(delay).await;
     }
+    mark(fs::write(marker, ""));
+    let _ = fs::remove_dir_all(begun);
 }
 
 /// How [`stop`] ended: names.

@@ -104,6 +104,27 @@ fn a_guest_that_hangs_while_it_starts_does_not_hold_up_those_behind_it() {
 }
 
 #[test]
+fn guests_whose_turn_has_not_come_are_started_by_the_next_dom0_and_none_twice() {
+    let mut host = Host::new(true);
+    let domains = host.path("etc/domains");
+    fs::create_dir_all(&domains).unwrap();
+    for order in 1..=3 {
+        let more = format!(r#", "autostart": {{ "order": {order}, "delay": 2 }}"#);
+        let file = host.guest(&format!("g{order}"), SHELL, &more);
+        fs::copy(host.path(&file), domains.join(file)).unwrap();
+    }
+    fs::copy(host.path("mini.elf"), domains.join("mini.elf")).unwrap();
+    host.start_service();
+    host.until("the first one runs", || host.domain("g1").is_some_and(|it| it["state"] == "running"));
+    host.ok(&["destroy", "g1"]);
+    host.kill_service();
+    host.start_service();
+    host.until("the others run", || ["g2", "g3"].iter().all(|name| host.domain(name).is_some()));
+    host.until("that is all", || host.run_dir().join("autostarted").exists());
+    assert!(host.domain("g1").is_none(), "somebody has destroyed it");
+}
+
+#[test]
 fn guests_start_with_the_host_in_order_and_once_and_stop_with_it() {
     let mut host = Host::new(true);
     let domains = host.path("etc/domains");

@@ -442,3 +442,23 @@ fn a_console_log_whose_storage_hangs_is_told_and_holds_up_no_console() {
     host.until("all is well", || why(&host, "web1").contains("nothing is amiss"));
     host.ok(&["destroy", "web1"]);
 }
+
+#[test]
+fn a_domain_whose_processes_hang_is_destroyed_at_once_by_a_dom0_that_has_just_begun() {
+    let mut host = Host::with_service(true);
+    let before = host.traces();
+    for (name, devices) in [("a", r#", "nets": [ { "id": "n", "bridge": "br0" } ]"#), ("b", "")] {
+        host.ok(&["create", &host.guest(name, SHELL, devices)]);
+    }
+    for pid in ["runner.sock", "net.sock", "console.sock"].map(|socket| host.pid_of("a", socket).unwrap()) {
+        common::signal(pid, Signal::SIGSTOP);
+    }
+    host.kill_service();
+    host.start_service();
+    let asked = Instant::now();
+    host.ok(&["pause", "b"]);
+    host.ok(&["destroy", "a"]);
+    assert!(asked.elapsed() < Duration::from_secs(8), "it took {:?}", asked.elapsed());
+    host.ok(&["destroy", "b"]);
+    host.until("everything is gone", || host.traces() == before);
+}

@@ -172,6 +172,12 @@ impl Disks {
         self.with(disk, |disk| disk.bytes = Some(bytes));
     }
 
+    /// The length of a disk's raw image in bytes, as dom0 sees it. None if it has none, or its storage does not answer.
+    pub async fn image_length(&self, disk: &DeviceId) -> Option<u64> {
+        let (path, image) = self.with(disk, |open| open.raw_image())??;
+        slow::with(&path, move |_| image.metadata().ok().map(|meta| meta.len())).await.ok()?
+    }
+
     /// From now on a disk is tried to be served again.
     pub fn serve_again(&self, disk: &DeviceId) {
         self.with(disk, |disk| disk.lost = false);

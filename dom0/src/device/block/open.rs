@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::iter;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use domus_startup::fds::Outgoing;
 use shared_abi::control::{
@@ -259,6 +259,12 @@ impl OpenDisk {
         (self.image, self.connection, self.backing) = (image, connection, backing);
         (self.files, self.cache, self.is_open) = (files, cache, true);
         Ok(())
+    }
+
+    /// Its raw image's path, and another descriptor of it.
+    pub fn raw_image(&self) -> Option<(PathBuf, File)> {
+        let DiskData::Raw(path) = &self.disk.own()?.data else { return None };
+        Some((path.clone(), self.image.as_ref()?.try_clone().ok()?))
     }
 
     /// What is opened once more for each backend, with the number of its marker.

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use domus_startup::control::chain;
+use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use shared_abi::control::{RunnerReply, RunnerRequest, RunnerStatus};
 use shared_abi::{DeviceId, Role};
@@ -24,8 +25,11 @@ use crate::process::link::{ChildError, ChildLink, unexpected};
 /// How something is lost that died while there was no dom0.
 pub const MEANWHILE: &str = "ended while dom0 was away";
 
-/// Within this time a process that lives greets a dom0 that comes back: it may be waiting for a backend.
+/// Within this time a runner that lives greets a dom0 that comes back: it may be waiting for a backend.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Within this time a backend does, which waits for nobody there.
+const BACKENDS: Duration = Duration::from_secs(10);
 
 /// Processes of a machine that live, and that nobody has greeted yet.
 #[derive(Debug)]
@@ -59,15 +63,14 @@ impl Machine {
 
     /// Greets the console, all that is left of a machine that has stopped.
     pub async fn greet_console(&mut self, Found(found): Found) {
-        for (role, process) in found.into_iter().filter(|(role, _)| *role == Role::Console) {
-            self.greet_backend(role, process).await;
-        }
+        self.greet_backends(found.into_iter().filter(|(role, _)| *role == Role::Console).collect()).await;
     }
 
     /// Greets all of them. Returns what the runner says of itself, none if it is gone.
     ///
     /// # Errors
-    /// The runner lives and cannot be talked to: nothing of the machine is harmed, and nothing can be done with it.
+    /// The runner lives and cannot be talked to: nothing of the machine is harmed, and nothing can be done with it. If
+    /// the domain [is destroyed](Self::is_destroyed) meanwhile, all of it is here to be ended.
     pub async fn greet(&mut self, Found(mut found): Found) -> Result<Option<RunnerStatus>, ChildError> {
         let runner = found.iter().position(|(role, _)| *role == Role::Runner);
         let runner = runner.map(|at| found.swap_remove(at).1);
@@ -75,6 +78,11 @@ impl Machine {
             None => None,
             Some(process) => match self.greet_runner(process).await {
                 Ok(status) => Some(status),
+                Err((runner, error)) if self.is_destroyed() => {
+                    found.push((Role::Runner, runner));
+                    self.take(Found(found));
+                    return Err(error);
+                }
                 Err((runner, error)) => {
                     runner.leave();
                     found.into_iter().for_each(|(_, process)| process.leave());
@@ -83,10 +91,13 @@ impl Machine {
                 }
             },
         };
-        for (role, process) in found {
-            self.greet_backend(role, process).await;
-        }
+        self.greet_backends(found).await;
         Ok(status)
+    }
+
+    /// An operator destroys the domain.
+    pub fn is_destroyed(&self) -> bool {
+        *self.destroyed.borrow()
     }
 
     /// Begins to have everything again that has gone meanwhile: `without_backend` is what the runner says.
@@ -108,14 +119,18 @@ impl Machine {
 
     /// Greets the runner and asks how it is; the error comes with the process, which is not to be harmed.
     async fn greet_runner(&mut self, process: Process) -> Result<RunnerStatus, (Process, ChildError)> {
-        let mut link = match self.find_link(Role::Runner, &process).await {
+        let mut link = match self.find_link(Role::Runner, &process, PATIENCE).await {
             Ok(link) => link,
             Err(error) => return Err((process, error)),
         };
-        let asked = async {
-            link.send(&RunnerRequest::Status, &[]).await?;
-            link.answer(&process, PATIENCE, "said how it is").await
-        };
+        let mut destroyed = self.destroyed.clone();
+        let asked = link.ask(
+            &process,
+            &RunnerRequest::Status,
+            Vec::new(),
+            (PATIENCE, "said how it is"),
+            &mut destroyed,
+        );
         match asked.await {
             Ok(RunnerReply::Status(status)) => {
                 let mut runner = Runner::new(process, self.destroyed.clone());
@@ -128,18 +143,27 @@ impl Machine {
         }
     }
 
-    /// Greets a backend. One that cannot be talked to ends, and another one takes its place.
-    async fn greet_backend(&mut self, role: Role, process: Process) {
-        match self.find_link(role, &process).await {
-            Ok(link) => {
-                let mut backend = BackendProcess::new(role, process, self.destroyed.clone());
-                backend.link = Some(link);
-                self.backends.push(backend);
+    /// Greets backends, all at once. One that cannot be talked to ends, and another one takes its place.
+    async fn greet_backends(&mut self, found: Vec<(Role, Process)>) {
+        let greeted = found.into_iter().map(|(role, process)| {
+            let machine = &*self;
+            async move {
+                let link = machine.find_link(role, &process, BACKENDS).await;
+                (role, process, link)
             }
-            Err(error) => {
-                self.say(chain(&error));
-                process.kill();
-                process.reap().await;
+        });
+        for (role, process, link) in join_all(greeted).await {
+            match link {
+                Ok(link) => {
+                    let mut backend = BackendProcess::new(role, process, self.destroyed.clone());
+                    backend.link = Some(link);
+                    self.backends.push(backend);
+                }
+                Err(error) => {
+                    self.say(chain(&error));
+                    process.kill();
+                    tokio::task::spawn_local(process.reap());
+                }
             }
         }
     }
@@ -148,8 +172,16 @@ impl Machine {
         &self,
         role: Role,
         process: &Process,
+        patience: Duration,
     ) -> Result<ChildLink<A, E>, ChildError> {
         let controls = directory::controls(&self.owner.directory, role);
-        ChildLink::find(role, &controls, process, PATIENCE).await
+        let mut destroyed = self.destroyed.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = destroyed.wait_for(|destroyed| *destroyed) => {
+                Err(ChildError::Failed { role, why: "the domain is being destroyed".into() })
+            }
+            found = ChildLink::find(role, &controls, process, patience) => found,
+        }
     }
 }

@@ -74,8 +74,13 @@ impl Machine {
         let BackendReply::Size(size) = self.ask_block(request).await? else {
             return Err("the backend does not say what size the disk has now".into());
         };
+        // Not what the backend says: it would allow itself what it likes.
+        if bytes.is_none()
+            && let Some(length) = self.devices.disks.image_length(&disk).await
+        {
+            self.allow_image_of(length)?;
+        }
         self.devices.disks.keep_size(&disk, size);
-        self.allow_image_of(size)?;
         let told = self.tell_guest(disk).await;
         told.map_err(|error| format!("it has {size} bytes, and the guest is not told: {error}"))?;
         Ok(size)
