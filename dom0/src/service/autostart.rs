@@ -2,8 +2,9 @@
 //!
 //! dom0 starts the guests whose configs in `/etc/domus/domains` set `autostart`, once per boot of the host. Files in
 //! the run directory, which a reboot clears, record the start of each, and that there are no more: a guest that an
-//! operator has destroyed is not started again when dom0 itself restarts, and one whose turn had not come is. A guest that cannot be started, since a bridge or a mount comes later, is tried
-//! again until it can be: `domus list` shows it, `domus why` says what is missing.
+//! operator has destroyed is not started again when dom0 itself restarts, and one whose turn had not come is. A guest
+//! that cannot be started, since a bridge or a mount comes later, is tried again until it can be: `domus list` shows
+//! it, `domus why` says what is missing.
 
 use std::collections::BTreeMap;
 use std::fs;
