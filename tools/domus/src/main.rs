@@ -40,8 +40,6 @@ fn main() -> ExitCode {
         runtime.shutdown_background();
         result
     });
-    // `domus run` is a dom0, too.
-    dom0::log::flush();
     match result {
         Ok(status) => status,
         Err(error) => {

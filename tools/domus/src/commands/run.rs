@@ -70,6 +70,13 @@ impl Signals {
 /// # Errors
 /// That it cannot be started; nothing of it is left.
 pub async fn run(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> {
+    let ended = run_to_its_end(dir, args).await;
+    // What it said comes before why it failed.
+    dom0::log::flush();
+    ended
+}
+
+async fn run_to_its_end(dir: Option<&Path>, args: RunArgs) -> anyhow::Result<ExitCode> {
     let RunArgs { file, no_console, grace, libexec_dir } = args;
     let (console, grace) = (!no_console, Duration::from_secs(grace));
     let mut signals = Signals::new()?;
