@@ -46,20 +46,18 @@ impl Budget {
     }
 }
 
-/// The budgets of the users who are connected.
+/// The budgets of users who are connected, or have been a moment ago.
 #[derive(Debug, Default)]
 pub struct Budgets(RefCell<BTreeMap<u32, Rc<Budget>>>);
 
 impl Budgets {
-    /// That of a user, who has one as long as a connection holds it.
+    /// That of a user, who has one as long as a connection holds it, and until what was spent has come again.
     pub fn of(&self, uid: u32) -> Rc<Budget> {
         let mut budgets = self.0.borrow_mut();
-        budgets.retain(|_, budget| Rc::strong_count(budget) > 1);
-        let fresh = || {
-            let now = Instant::now();
-            let full = now.checked_sub(Duration::from_secs(1) / CALLS * BURST).unwrap_or(now);
-            Rc::new(Budget(RefCell::new(full)))
-        };
+        let now = Instant::now();
+        let full = now.checked_sub(Duration::from_secs(1) / CALLS * BURST).unwrap_or(now);
+        budgets.retain(|_, budget| Rc::strong_count(budget) > 1 || *budget.0.borrow() > full);
+        let fresh = || Rc::new(Budget(RefCell::new(full)));
         budgets.entry(uid).or_insert_with(fresh).clone()
     }
 }
@@ -142,5 +140,23 @@ impl ReadHalf for BoundedRead {
         self.pending.drain(..now);
         self.granted -= now;
         Ok(ReadResult::new(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn whoever_connects_again_has_spent_what_was_spent() {
+        let budgets = Budgets::default();
+        let first = budgets.of(1000);
+        for _ in 0..BURST {
+            first.spend().await;
+        }
+        let next = *first.0.borrow();
+        drop(first);
+        assert_eq!(*budgets.of(1000).0.borrow(), next);
+        assert!(*budgets.of(1001).0.borrow() < next, "somebody else's is its own");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -10,6 +11,14 @@ use crate::host::watch;
 /// A client's socket, once more.
 #[derive(Debug)]
 pub struct Peer(Option<AsyncFd<OwnedFd>>);
+
+/// True if a client has hung up: one that has only said its last word has not.
+pub fn has_hung_up(socket: &OwnedFd) -> bool {
+    let mut sockets = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    // Does not wait.
+    let polled = poll(&mut sockets, PollTimeout::ZERO);
+    polled == Ok(1) && sockets[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+}
 
 impl Peer {
     /// Looks at a client's socket, if there is one to look at.

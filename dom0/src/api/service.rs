@@ -18,7 +18,7 @@ use shared_abi::{DeviceId, NetworkName};
 
 use crate::api::domains::{describe, domain_0, list, troubles};
 use crate::api::events::{self, Answers};
-use crate::api::peer::Peer;
+use crate::api::peer::{self, Peer};
 use crate::api::statistics::Samples;
 use crate::api::{cpus, disks, limits, machine, nets, reach};
 use crate::device::net::report::NicChange;
@@ -69,8 +69,12 @@ impl Session {
         }
     }
 
+    /// Refuses what somebody may not do, and what nobody waits for any more.
     fn may_change(&self, what: &str) -> Result<(), ApiError> {
         match self.rights {
+            Rights::Change if self.peer.as_ref().is_some_and(peer::has_hung_up) => {
+                Err(ApiError::Refused { message: "the client has hung up".into() })
+            }
             Rights::Change => Ok(()),
             Rights::Read => {
                 let message = format!("{what} is for root only: use sudo");

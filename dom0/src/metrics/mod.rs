@@ -17,18 +17,21 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::api::Samples;
 
 /// Clients at the same time; one more is hung up on.
-const MAX_CLIENTS: usize = 8;
+const MAX_CLIENTS: usize = 64;
 
 /// Longest head of a request, in bytes.
 const MAX_HEAD_LEN: usize = 8 * 1024;
 
 /// How long a client may take for everything.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to say what it wants: one that says nothing keeps a place from others.
+const HEAD: Duration = Duration::from_secs(2);
 
 /// Where metrics are to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,8 +186,10 @@ fn begin(
 async fn answer(samples: &Samples, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut head = Vec::new();
     let mut buffer = [0; 1024];
+    let deadline = Instant::now() + HEAD;
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        let count = stream.read(&mut buffer).await?;
+        let read = timeout_at(deadline, stream.read(&mut buffer)).await;
+        let count = read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         if count == 0 {
             return Ok(());
         }

@@ -33,6 +33,9 @@ const BEGUN: &str = "autostart";
 /// The guests behind one that takes longer to start do not wait for it any longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Within this time a guest is destroyed; the host's shutdown waits no longer for one.
+const DESTROYED: Duration = Duration::from_secs(20);
+
 /// Most configs that are looked at.
 const MAX_CONFIGS: usize = 4096;
 
@@ -102,7 +105,10 @@ pub struct Stopped {
 /// Shuts all guests down in turns: first the guests without `autostart`, then the others in reverse order of their
 /// start. A guest that still runs at the end of its turn is destroyed. The turns share `grace` evenly.
 pub async fn stop(dom0: &Dom0, grace: Duration) -> Stopped {
-    let configs = in_order(read(&dom0.env().config_dir).await.0);
+    let deadline = Instant::now() + grace;
+    // Without their turns they all end at once.
+    let configs = timeout(grace / 4, read(&dom0.env().config_dir)).await;
+    let configs = in_order(configs.map_or_else(|_| Vec::new(), |(configs, _)| configs));
     let ranks: BTreeMap<_, _> =
         configs.iter().map(|(config, autostart)| (config.name.clone(), autostart.order)).collect();
     let mut turns: BTreeMap<Option<u32>, Vec<String>> = BTreeMap::new();
@@ -111,7 +117,6 @@ pub async fn stop(dom0: &Dom0, grace: Duration) -> Stopped {
     }
     let strangers = turns.remove(&None);
     let turns: Vec<Vec<String>> = strangers.into_iter().chain(turns.into_values().rev()).collect();
-    let deadline = Instant::now() + grace;
     let mut stopped = Stopped::default();
     for (n, names) in turns.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -134,7 +139,7 @@ async fn end(dom0: &Dom0, name: &str, grace: Duration) -> bool {
     let ended = timeout(grace, off).await;
     let by_itself =
         matches!(&ended, Ok(Ok(view)) if matches!(view.state, State::Dead | State::Preserved { .. }));
-    let _ = dom0.ask(name, Event::Destroy).await;
+    let _ = timeout(DESTROYED, dom0.ask(name, Event::Destroy)).await;
     by_itself
 }
 

@@ -462,3 +462,24 @@ fn a_domain_whose_processes_hang_is_destroyed_at_once_by_a_dom0_that_has_just_be
     host.ok(&["destroy", "b"]);
     host.until("everything is gone", || host.traces() == before);
 }
+
+#[test]
+fn a_backend_that_hangs_is_not_upgraded_but_replaced() {
+    let host = Host::with_service(true);
+    let devices = format!(
+        r#", "disks": [ {} ], "on_backend_hang": {{ "restart_after": 600 }}"#,
+        host.disk("root", 64, "")
+    );
+    let load = "console=ttyS0 mini.test=blk-endure mini.ms=12000 mini.end=poweroff";
+    host.ok(&["create", &host.guest("web1", load, &devices)]);
+    under_load(&host, "web1");
+    common::signal(u32::try_from(host.block_pid("web1", 0)).unwrap(), Signal::SIGSTOP);
+    host.until("it is named", || why(&host, "web1").contains("domus-block: does not answer (since "));
+    let asked = Instant::now();
+    let refused = host.refused(&["backend", "upgrade", "web1", "root"]);
+    assert!(refused.contains("another one takes its place"), "{refused}");
+    assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
+    host.until("another one takes its place", || host.domain("web1").unwrap()["restarts"] == 1);
+    common::Console::attach(&host, "web1").wait("mini: ok blk-endure");
+    host.until("it switches itself off", || host.domain("web1").is_none());
+}

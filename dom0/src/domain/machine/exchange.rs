@@ -23,6 +23,7 @@ use crate::domain::machine::Machine;
 use crate::domain::machine::attempt::Served;
 use crate::domain::machine::backend::BackendProcess;
 use crate::host::fault;
+use crate::process::link::SILENT;
 
 /// Within this time a runner has let go of its devices. It waits for each backend as long as for any answer.
 const DRAIN: Duration = Duration::from_secs(120);
@@ -71,6 +72,16 @@ impl Machine {
         };
         self.devices.disks.serve_again(device);
         launcher.program = program.or(launcher.program);
+        if let Some(silent) = self.backends[served].silent_since().filter(|since| since.elapsed() >= SILENT) {
+            // It would not drain. Another one takes its place as that of one that hangs does.
+            self.programs.extend(launcher.program.map(|program| (role, program)));
+            let seconds = silent.elapsed().as_secs();
+            self.backends[served].kill_hung(seconds);
+            let program = role.program();
+            return Err(format!(
+                "{program} has not answered for {seconds} s and is killed: another one takes its place, see domus why"
+            ));
+        }
         // Nothing of the old one is touched before the new one is there.
         let failed = |error: StartError| chain(&error);
         let handover = launcher.class.handover();

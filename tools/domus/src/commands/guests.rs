@@ -1,12 +1,18 @@
 //! `domus guests-stop`: shuts all guests down before the host stops.
 
 use std::path::Path;
+use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use domus_api::{Dom0Client, GuestsStopped};
+use tokio::time::timeout;
 
 use crate::client::{answer, connect};
 use crate::output::print;
+
+/// How much longer than the guests dom0 may take: it destroys those that have not switched themselves off.
+const BEYOND: Duration = Duration::from_secs(60);
 
 /// The way that guests are stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -42,7 +48,13 @@ pub async fn stop(dir: Option<&Path>, args: GuestsStopArgs) -> anyhow::Result<()
             "guests-stop --action save: guests cannot be saved yet: set ON_SHUTDOWN=shutdown in /etc/default/domus"
         );
     }
-    let stopped = answer(connect(dir).await?.guests_stop(grace).await)?;
+    // dom0 itself keeps to `grace`; the host's shutdown must not wait for a dom0 that does not answer.
+    let patience = Duration::from_secs(grace.into()) + BEYOND;
+    let stopped = async { answer(connect(dir).await?.guests_stop(grace).await) };
+    let stopped = timeout(patience, stopped).await.unwrap_or_else(|_| {
+        let seconds = patience.as_secs();
+        Err(anyhow!("dom0 has not answered within {seconds} s: guests that still run end with the host"))
+    })?;
     if json {
         return print(&serde_json::to_string_pretty(&stopped)?);
     }
