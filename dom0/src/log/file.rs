@@ -82,8 +82,10 @@ fn append(folder: &Path, domain: &DomainName, line: &str, full: u64) -> io::Resu
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
+    // A pipe would keep the lines of all domains until somebody reads it.
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 #[cfg(test)]
@@ -102,6 +104,17 @@ mod tests {
         assert!(older.len() < 600 && newer.len() < 600);
         assert!(newer.ends_with("\nline 39 and more\n"), "{newer}");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let web1: DomainName = "web1".parse().unwrap();
+        let [_, newer] = files(dir.path(), &web1);
+        nix::unistd::mkfifo(&newer, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(append(dir.path(), &web1, "x", MAX_LEN).is_err());
+        let _reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&newer).unwrap();
+        assert!(append(dir.path(), &web1, "x", MAX_LEN).is_err());
     }
 
     #[test]
