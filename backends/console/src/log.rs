@@ -166,6 +166,8 @@ impl Logger {
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::{FcntlArg, fcntl};
+
     use super::*;
 
     #[test]
@@ -206,7 +208,10 @@ mod tests {
 
     #[test]
     fn storage_that_hangs_holds_nobody_up_and_what_has_no_room_is_counted() {
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        // There is no room in it: the first write hangs.
+        let room = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).unwrap();
+        writer.write_all(&vec![0; room as usize]).unwrap();
         let logger = Logger::start().unwrap();
         logger.hand(Log::with_length(std::os::fd::OwnedFd::from(writer).into(), 0));
         for _ in 0..100 {
