@@ -219,6 +219,7 @@ fn a_console_a_net_backend_and_a_switch_that_live_and_do_not_answer_are_replaced
     let before = host.traces();
     let devices = r#", "nets": [ { "id": "eth0", "switch": "lan" }, { "id": "eth1", "bridge": "br0" } ], "on_backend_hang": { "restart_after": 6 }"#;
     host.ok(&["create", &host.guest("web1", SHELL, devices)]);
+    common::Console::attach(&host, "web1").wait("mini: ready");
     let switch = || {
         let text =
             std::fs::read_to_string(host.run_dir().join("switches/lan/switch.json")).unwrap_or_default();

@@ -455,4 +455,18 @@ impl Drop for Console {
 
 pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal);
+    // One thread takes the signal, and the others go on until it has.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while signal == nix::sys::signal::Signal::SIGSTOP && !is_stopped(pid) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// True if each thread of a process is stopped, or has ended.
+fn is_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let states = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    states
+        .into_iter()
+        .all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z', 'X'])))
 }
