@@ -4,16 +4,21 @@
 
 use std::io;
 use std::ptr;
+use std::sync::LazyLock;
 
 use nix::unistd::Pid;
 
 /// True if this process may raise the limits of every other one (`CAP_SYS_RESOURCE`).
 pub fn may_be_raised() -> bool {
     const SYS_RESOURCE: u64 = 1 << 24;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok());
-    effective.is_some_and(|caps| caps & SYS_RESOURCE != 0)
+    // dom0 never gives up a capability.
+    static HELD: LazyLock<bool> = LazyLock::new(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let effective = effective.and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok());
+        effective.is_some_and(|caps| caps & SYS_RESOURCE != 0)
+    });
+    *HELD
 }
 
 /// Lets a process make files up to `bytes` long (`RLIMIT_FSIZE`). One that may make longer ones may go on doing so, and

@@ -76,20 +76,26 @@ pub struct Facts {
     pub cluster: u32,
     /// The size of the disk in bytes.
     pub bytes: u64,
+    /// Where the L1 table is, and how many entries it has.
+    pub l1: (u64, u32),
     /// Number of internal snapshots.
     pub snapshots: u32,
+    /// Where the list of them is.
+    pub snapshots_at: u64,
     /// Where the refcount table is, and how many bytes it has.
     pub refcount_table: (u64, u64),
     /// Bits of a reference count: 1 to 64.
     pub refcount_bits: u32,
 }
 
-fn be32(bytes: &[u8; LEN], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+/// The number at an offset; 0 behind the end.
+pub(super) fn be32(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
-fn be64(bytes: &[u8; LEN], at: usize) -> u64 {
-    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
+/// See [`be32`].
+pub(super) fn be64(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 /// Checks the first bytes of an image, zeros behind its end.
@@ -127,7 +133,9 @@ pub fn check(bytes: &[u8; LEN]) -> Result<Facts, HeaderError> {
             version,
             cluster: 1 << cluster_bits,
             bytes: be64(bytes, 24),
+            l1: (be64(bytes, 40), be32(bytes, 36)),
             snapshots: be32(bytes, 60),
+            snapshots_at: be64(bytes, 64),
             refcount_table: (be64(bytes, 48), refcount_table),
             refcount_bits: if version == 2 { 16 } else { 1 << be32(bytes, 96).min(6) },
         }),
@@ -176,7 +184,9 @@ mod tests {
             version: 3,
             cluster: 1 << 16,
             bytes: 1 << 16,
+            l1: (0, 0),
             snapshots: 0,
+            snapshots_at: 0,
             refcount_table: (0, 0),
             refcount_bits: 1,
         };

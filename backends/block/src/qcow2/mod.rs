@@ -249,7 +249,7 @@ pub struct Facts {
 pub async fn look(reactor: &Arc<Reactor>, image: OpenImage) -> Result<Facts, ChainError> {
     let path = image.path.clone();
     let file = RingFile::new(reactor.clone(), image.file, &path, image.direct);
-    let header = check(&file, &path, false).await?;
+    let header = check_header(&file, &path).await?;
     let cut_off = |source| ChainError::Tables { path: path.clone(), source };
     tables::check(&file, &header, u64::MAX).await.map_err(cut_off)?;
     let refused = |source| ChainError::Image { path, source };
@@ -258,25 +258,23 @@ pub async fn look(reactor: &Arc<Reactor>, image: OpenImage) -> Result<Facts, Cha
     Ok(Facts { header, backing, backing_format: image.implicit_backing_format().cloned() })
 }
 
-/// Looks at what imago is not trusted with.
-async fn check(file: &RingFile, path: &Path, writable: bool) -> Result<header::Facts, ChainError> {
+/// Looks at what imago is not trusted with, in an image that is to be served.
+async fn check(file: &RingFile, path: &Path, writable: bool) -> Result<(), ChainError> {
+    let facts = check_header(file, path).await?;
+    let cut_off = |source| ChainError::Tables { path: path.into(), source };
+    let refcounts = tables::screen(file, &facts, MOST_TABLES).await.map_err(cut_off)?;
+    let refused = |source| ChainError::Header { path: path.into(), source };
+    if writable { header::check_refcount_table(&refcounts).map_err(refused) } else { Ok(()) }
+}
+
+async fn check_header(file: &RingFile, path: &Path) -> Result<header::Facts, ChainError> {
     let unread = |source| ChainError::Image { path: path.into(), source };
     let refused = |source| ChainError::Header { path: path.into(), source };
     let mut first = [0; header::LEN];
     file.read(&mut first[..], 0).await.map_err(unread)?;
     let cut_off = |source| ChainError::Tables { path: path.into(), source };
     tables::check_header(&first, file.size().map_err(unread)?).map_err(cut_off)?;
-    let facts = header::check(&first).map_err(refused)?;
-    if tables::may_be_cut_off(file, &facts).await.map_err(cut_off)? {
-        tables::check(file, &facts, MOST_TABLES).await.map_err(cut_off)?;
-    }
-    if writable {
-        let (offset, len) = facts.refcount_table;
-        let mut table = vec![0; len as usize];
-        file.read(&mut table[..], offset).await.map_err(unread)?;
-        header::check_refcount_table(&table).map_err(refused)?;
-    }
-    Ok(facts)
+    header::check(&first).map_err(refused)
 }
 
 /// What an image calls the format of what is behind it.

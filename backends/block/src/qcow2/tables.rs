@@ -10,7 +10,7 @@ use std::io;
 use imago::Storage;
 use imago::storage::ext::StorageExt;
 
-use super::header::Facts;
+use super::header::{Facts, LEN, be32, be64};
 use super::ring_file::RingFile;
 
 /// What QEMU allows a snapshot's L1 table, as [`super::header`] allows the disk's.
@@ -84,7 +84,7 @@ struct Tables<'a> {
 /// [`TablesError::Header`].
 pub fn check_header(head: &[u8], len: u64) -> Result<(), TablesError> {
     // Version 2 ends earlier.
-    let wanted = if be32(head, 4) == 2 { 72 } else { super::header::LEN as u64 };
+    let wanted = if be32(head, 4) == 2 { 72 } else { LEN as u64 };
     match head.starts_with(b"QFI\xfb") && len < wanted {
         true => Err(TablesError::Header { wanted, len }),
         false => Ok(()),
@@ -96,19 +96,16 @@ pub fn check_header(head: &[u8], len: u64) -> Result<(), TablesError> {
 /// # Errors
 /// What is not all there, or cannot be read.
 pub async fn check(file: &RingFile, facts: &Facts, most: u64) -> Result<(), TablesError> {
-    let mut head = [0; 72];
-    let cluster_bits = facts.cluster.trailing_zeros();
-    let mut tables = Tables { file, len: 0, cluster_bits, seen: HashSet::new(), budget: most };
-    tables.fill("the header", 0, &mut head).await?;
-    let refcounts = tables.read("refcount table", facts.refcount_table.0, facts.refcount_table.1).await?;
+    let mut tables = Tables::new(file, facts, most);
+    let refcounts = tables.refcounts(facts).await?;
     for block in entries(&refcounts).map(|entry| entry & OFFSET).filter(|at| *at != 0) {
         tables.there("a refcount block", block, facts.cluster.into())?;
     }
-    tables.disk(be64(&head, 40), be32(&head, 36), Some(facts.bytes)).await?;
-    let mut at = be64(&head, 64);
+    tables.disk(facts.l1, Some(facts.bytes)).await?;
+    let mut at = facts.snapshots_at;
     for _ in 0..facts.snapshots {
         let snapshot = tables.read("the list of snapshots", at, 40).await?;
-        tables.disk(be64(&snapshot, 0), be32(&snapshot, 8), None).await?;
+        tables.disk((be64(&snapshot, 0), be32(&snapshot, 8)), None).await?;
         let named = u64::from(be32(&snapshot, 12) >> 16) + u64::from(be32(&snapshot, 12) & 0xffff);
         let len = 40 + u64::from(be32(&snapshot, 36)) + named;
         tables.there("the list of snapshots", at, len)?;
@@ -117,43 +114,51 @@ pub async fn check(file: &RingFile, facts: &Facts, most: u64) -> Result<(), Tabl
     Ok(())
 }
 
-/// True if the last cluster that the reference counts have in use is not all there. One whose process was killed can
-/// be so, too: what was taken last has not been written. Reads little, however large the image is.
+/// Checks an image that is to be served, and returns its refcount table. Reads little, however large the image is: all
+/// of its tables, as [`check`] does, only if the last cluster that the reference counts have in use is not all there.
+/// One whose process was killed can be so, too: what was taken last has not been written.
 ///
 /// # Errors
-/// [`TablesError::Read`].
-pub async fn may_be_cut_off(file: &RingFile, facts: &Facts) -> Result<bool, TablesError> {
-    let cluster = u64::from(facts.cluster);
-    let mut tables = Tables {
-        file,
-        len: 0,
-        cluster_bits: facts.cluster.trailing_zeros(),
-        seen: HashSet::new(),
-        budget: u64::MAX,
-    };
-    let Ok(table) = tables.read("refcount table", facts.refcount_table.0, facts.refcount_table.1).await
-    else {
-        return Ok(true);
-    };
-    let last = entries(&table).map(|entry| entry & OFFSET).enumerate().filter(|(_, at)| *at != 0).last();
-    let Some((n, at)) = last else { return Ok(false) };
-    if tables.there("a refcount block", at, cluster).is_err() {
-        return Ok(true);
+/// As [`check`].
+pub async fn screen(file: &RingFile, facts: &Facts, most: u64) -> Result<Vec<u8>, TablesError> {
+    let mut tables = Tables::new(file, facts, u64::MAX);
+    let refcounts = tables.refcounts(facts).await?;
+    if !tables.has_last(facts, &refcounts).await? {
+        check(file, facts, most).await?;
     }
-    let mut block = vec![0; facts.cluster as usize];
-    tables.fill("a refcount block", at, &mut block).await?;
-    let Some(byte) = block.iter().rposition(|byte| *byte != 0) else { return Ok(false) };
-    let bits = u64::from(facts.refcount_bits);
-    // Of counts smaller than a byte: the last one that the byte may hold.
-    let count = (byte as u64 * 8 + 7) / bits;
-    let index = (n as u64).saturating_mul(cluster * 8 / bits).saturating_add(count);
-    Ok(tables.there("a cluster", index.saturating_mul(cluster), cluster).is_err())
+    Ok(refcounts)
 }
 
-impl Tables<'_> {
+impl<'a> Tables<'a> {
+    fn new(file: &'a RingFile, facts: &Facts, budget: u64) -> Self {
+        Self { file, len: 0, cluster_bits: facts.cluster.trailing_zeros(), seen: HashSet::new(), budget }
+    }
+
+    async fn refcounts(&mut self, facts: &Facts) -> Result<Vec<u8>, TablesError> {
+        let (at, len) = facts.refcount_table;
+        self.read("refcount table", at, len).await
+    }
+
+    /// True if the last cluster in use by the reference counts is all there.
+    async fn has_last(&mut self, facts: &Facts, refcounts: &[u8]) -> Result<bool, TablesError> {
+        let cluster = u64::from(facts.cluster);
+        let blocks = entries(refcounts).map(|entry| entry & OFFSET).enumerate();
+        let Some((n, at)) = blocks.filter(|(_, at)| *at != 0).last() else { return Ok(true) };
+        if self.there("a refcount block", at, cluster).is_err() {
+            return Ok(false);
+        }
+        let block = self.read("a refcount block", at, cluster).await?;
+        let Some(byte) = block.iter().rposition(|byte| *byte != 0) else { return Ok(true) };
+        let bits = u64::from(facts.refcount_bits);
+        // Of counts smaller than a byte: the last one that the byte may hold.
+        let count = (byte as u64 * 8 + 7) / bits;
+        let index = (n as u64).saturating_mul(cluster * 8 / bits).saturating_add(count);
+        Ok(self.there("a cluster", index.saturating_mul(cluster), cluster).is_ok())
+    }
+
     /// The clusters that an L1 table leads to. Of a snapshot, whose size is not looked up, each must begin in the file.
-    async fn disk(&mut self, l1: u64, l1_entries: u32, size: Option<u64>) -> Result<(), TablesError> {
-        let len = u64::from(l1_entries) * 8;
+    async fn disk(&mut self, (l1, entries_of_l1): (u64, u32), size: Option<u64>) -> Result<(), TablesError> {
+        let len = u64::from(entries_of_l1) * 8;
         if len > MAX_L1 {
             return Err(TablesError::L1(len));
         }
@@ -200,14 +205,11 @@ impl Tables<'_> {
     /// `len` is bounded by the header's check, or by [`MAX_L1`].
     async fn read(&mut self, what: &'static str, at: u64, len: u64) -> Result<Vec<u8>, TablesError> {
         self.there(what, at, len)?;
+        self.budget = self.budget.saturating_sub(len);
         let mut bytes = vec![0; len as usize];
-        self.fill(what, at, &mut bytes).await?;
+        let read = self.file.read(&mut bytes[..], at).await;
+        read.map_err(|source| TablesError::Read { what, at, source })?;
         Ok(bytes)
-    }
-
-    async fn fill(&mut self, what: &'static str, at: u64, bytes: &mut [u8]) -> Result<(), TablesError> {
-        self.budget = self.budget.saturating_sub(bytes.len() as u64);
-        self.file.read(bytes, at).await.map_err(|source| TablesError::Read { what, at, source })
     }
 
     /// A file that somebody writes to may have grown since it was looked at.
@@ -226,12 +228,4 @@ impl Tables<'_> {
 
 fn entries(table: &[u8]) -> impl Iterator<Item = u64> {
     table.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry))
-}
-
-fn be32(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_be_bytes(*bytes))
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use domus_startup::control::chain;
-use shared_abi::Role;
+use shared_abi::{Role, SwitchName};
 use tokio::time::Instant;
 
 use crate::config::OnHang;
@@ -35,9 +35,18 @@ impl Machine {
     pub(super) fn is_late(&self) -> bool {
         let runner = self.runner.iter().map(Runner::silent_since);
         let backends = self.backends.iter().map(BackendProcess::silent_since);
+        let late = runner.chain(backends).flatten().any(|since| since.elapsed() >= LATE);
+        late || self.late_switches().next().is_some()
+    }
+
+    /// Switches that its NICs are on and that have not, and since when.
+    pub(super) fn late_switches(&self) -> impl Iterator<Item = (SwitchName, Instant)> {
         let switches = self.devices.nics.switches().into_iter();
-        let switches = switches.map(|switch| self.from.switches.silent_since(&switch));
-        runner.chain(backends).chain(switches).flatten().any(|since| since.elapsed() >= LATE)
+        let owed = switches.filter_map(|switch| {
+            let since = self.from.switches.silent_since(&switch)?;
+            Some((switch, since))
+        });
+        owed.filter(|(_, since)| since.elapsed() >= LATE)
     }
 
     /// Asks every child for a sign of life, and deals with those who have given none for too long.

@@ -35,7 +35,7 @@ use crate::domain::machine::attempt::{self, Attempt, Launcher, PausedRequest, Re
 use crate::domain::machine::backend::BackendProcess;
 use crate::domain::machine::hang::BEAT;
 use crate::domain::machine::{Machine, Notice};
-use crate::process::link::{ANSWER, ChildError, LATE, unexpected};
+use crate::process::link::{ANSWER, ChildError, unexpected};
 use crate::value::text::one_line;
 use crate::value::trouble::Trouble;
 
@@ -411,15 +411,11 @@ impl Machine {
             cause: "it was not served for so long that its requests fail now (on_backend_loss)".into(),
             next: format!("domus backend upgrade {name} {disk}: it is served again"),
         });
-        let switches = self.devices.nics.switches().into_iter();
-        let switches = switches.filter_map(|switch| {
-            let since = self.from.switches.silent_since(&switch)?;
-            (since.elapsed() >= LATE).then(|| Trouble {
-                layer: format!("switch {switch}"),
-                since: Some(since),
-                cause: "does not answer".into(),
-                next: "another process takes its place within seconds".into(),
-            })
+        let switches = self.late_switches().map(|(switch, since)| Trouble {
+            layer: format!("switch {switch}"),
+            since: Some(since),
+            cause: "does not answer".into(),
+            next: "another process takes its place within seconds".into(),
         });
         let ill = self.devices.all().into_iter().flat_map(|class| class.troubles());
         let load = self.vcpu_load.troubles(name, BEAT);
